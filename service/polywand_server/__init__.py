@@ -1,0 +1,5 @@
+"""The Polywand service: clicks in, polygons out, on NVIDIA Triton."""
+
+from importlib.metadata import version
+
+__version__ = version("polywand")

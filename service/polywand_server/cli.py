@@ -1,0 +1,187 @@
+"""The command `polywand-server`: options and environment variables to settings, and nothing else."""
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from polywand_server import __version__
+from polywand_server.config import MEBIBYTE, Limits, Settings
+from polywand_server.server import Server, StartError
+from polywand_server.triton.client import TritonTls
+
+_DEFAULTS = Settings()
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command(
+    context_settings={
+        "auto_envvar_prefix": "POLYWAND",
+        "show_default": True,
+        "max_content_width": 110,
+        "help_option_names": ["-h", "--help"],
+    }
+)
+@click.version_option(__version__)
+@click.option("--host", default=_DEFAULTS.host, show_envvar=True, help="Address to listen on; 0.0.0.0 for all.")
+@click.option(
+    "--grpc-port",
+    default=_DEFAULTS.grpc_port,
+    type=click.IntRange(0, 65535),
+    show_envvar=True,
+    help="Port of the annotation service, gRPC health and reflection. 0 takes a free one and logs it.",
+)
+@click.option(
+    "--http-port",
+    default=_DEFAULTS.http_port,
+    type=click.IntRange(0, 65535),
+    show_envvar=True,
+    help="Port of /metrics, /livez and /readyz. 0 takes a free one and logs it.",
+)
+@click.option(
+    "--model-repository",
+    default=_DEFAULTS.model_repository,
+    type=click.Path(path_type=Path),
+    show_envvar=True,
+    help="Triton model repository that the embedded Triton serves. Not read with --triton-url.",
+)
+@click.option(
+    "--triton-url",
+    show_envvar=True,
+    help="host:port of the gRPC service of a Triton elsewhere. Without it, the service starts and watches its own.",
+)
+@click.option("--triton-tls", is_flag=True, show_envvar=True, help="Speak TLS to --triton-url.")
+@click.option("--triton-tls-ca", type=_FILE, show_envvar=True, help="PEM roots to trust instead of the system's.")
+@click.option("--triton-tls-key", type=_FILE, show_envvar=True, help="PEM private key, for mutual TLS.")
+@click.option("--triton-tls-cert", type=_FILE, show_envvar=True, help="PEM certificate chain, for mutual TLS.")
+@click.option(
+    "--load-models/--no-load-models",
+    default=None,
+    show_envvar=True,
+    help="Ask Triton to load what its repository holds (needs its explicit model control). "
+    "Default: yes for the embedded one, no with --triton-url.",
+)
+@click.option(
+    "--poll-seconds",
+    default=_DEFAULTS.poll_seconds,
+    type=click.FloatRange(0.1),
+    show_envvar=True,
+    help="Between two looks at which models Triton has.",
+)
+@click.option(
+    "--infer-timeout-seconds",
+    default=_DEFAULTS.infer_timeout_seconds,
+    type=click.FloatRange(0.1),
+    show_envvar=True,
+    help="Longest wait for one inference, its place in Triton's queue included.",
+)
+@click.option(
+    "--drain-seconds",
+    default=_DEFAULTS.drain_seconds,
+    type=click.FloatRange(0),
+    show_envvar=True,
+    help="How long running requests may take to finish after SIGTERM.",
+)
+@click.option(
+    "--worker-threads",
+    default=_DEFAULTS.worker_threads,
+    type=click.IntRange(1),
+    show_envvar=True,
+    help="Threads that decode images, cut crops and trace polygons.",
+)
+@click.option(
+    "--max-image-mebibytes",
+    default=_DEFAULTS.limits.image_bytes // MEBIBYTE,
+    type=click.IntRange(1, 1000),
+    show_envvar=True,
+    help="Largest image, encoded or raw. Messages of twice that size end their stream.",
+)
+@click.option(
+    "--max-image-pixels",
+    default=_DEFAULTS.limits.image_pixels,
+    type=click.IntRange(1),
+    show_envvar=True,
+    help="Largest image in pixels, read in its header before anything is decoded.",
+)
+@click.option(
+    "--max-objects",
+    default=_DEFAULTS.limits.objects,
+    type=click.IntRange(1),
+    show_envvar=True,
+    help="Objects that one stream may work on, on one image.",
+)
+@click.option(
+    "--stream-memory-mebibytes",
+    default=_DEFAULTS.limits.stream_memory_bytes // MEBIBYTE,
+    type=click.IntRange(0),
+    show_envvar=True,
+    help="Probability maps that one stream remembers for undo and refinement.",
+)
+@click.option(
+    "--stream-inflight",
+    default=_DEFAULTS.limits.stream_inflight,
+    type=click.IntRange(1),
+    show_envvar=True,
+    help="Prompts of different objects of one stream that are in work together.",
+)
+@click.option(
+    "--frames-in-flight",
+    default=_DEFAULTS.limits.frames_in_flight,
+    type=click.IntRange(1),
+    show_envvar=True,
+    help="Frames of one DetectStream that are in work together.",
+)
+@click.option(
+    "--log-level",
+    default="info",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    show_envvar=True,
+    help="What to log to stderr.",
+)
+def main(
+    triton_tls: bool,
+    triton_tls_ca: Path | None,
+    triton_tls_key: Path | None,
+    triton_tls_cert: Path | None,
+    load_models: bool | None,
+    max_image_mebibytes: int,
+    max_image_pixels: int,
+    max_objects: int,
+    stream_memory_mebibytes: int,
+    stream_inflight: int,
+    frames_in_flight: int,
+    log_level: str,
+    **settings: object,
+) -> None:
+    """Serve semi-automatic image annotation: clicks in, polygons out.
+
+    Every option is also an environment variable. SIGTERM drains: health turns NOT_SERVING, running requests finish,
+    streams are told to reconnect, the embedded Triton is stopped.
+    """
+    if (triton_tls_key is None) != (triton_tls_cert is None):
+        raise click.UsageError("--triton-tls-key and --triton-tls-cert belong together")
+    logging.basicConfig(
+        level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    use_tls = triton_tls or triton_tls_ca is not None or triton_tls_key is not None
+    limits = Limits(
+        image_bytes=max_image_mebibytes * MEBIBYTE,
+        image_pixels=max_image_pixels,
+        objects=max_objects,
+        stream_memory_bytes=stream_memory_mebibytes * MEBIBYTE,
+        stream_inflight=stream_inflight,
+        frames_in_flight=frames_in_flight,
+    )
+    complete = Settings(
+        triton_tls=TritonTls(triton_tls_ca, triton_tls_key, triton_tls_cert) if use_tls else None,
+        load_models=settings["triton_url"] is None if load_models is None else load_models,
+        limits=limits,
+        **settings,  # type: ignore[arg-type]  # each option is named and typed as its setting
+    )
+    try:
+        asyncio.run(Server(complete).run())
+    except StartError as error:
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,58 @@
+"""All settings of the service: made once at the top, checked once, passed down."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from polywand_server.triton.client import TritonTls
+
+MEBIBYTE = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one client may ask for; beyond it a request gets an error that names the limit.
+
+    image_bytes: of one encoded or raw image.
+    image_pixels: of one image; checked in its header, before memory is spent on it.
+    objects: with a prompt in one stream at a time.
+    stream_memory_bytes: of remembered probability maps in one stream; the oldest go first.
+    stream_inflight: inferences of one stream that may be at Triton together.
+    frames_in_flight: frames of one DetectStream in work together.
+    """
+
+    image_bytes: int = 64 * MEBIBYTE
+    image_pixels: int = 100_000_000
+    objects: int = 1000
+    stream_memory_bytes: int = 64 * MEBIBYTE
+    stream_inflight: int = 4
+    frames_in_flight: int = 4
+
+    @property
+    def message_bytes(self) -> int:
+        """Largest gRPC message: leaves an image slightly over its limit room to get a reply that says so."""
+        return self.image_bytes * 2 + MEBIBYTE
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How this process runs.
+
+    triton_url: host:port of a Triton elsewhere; None starts the embedded one on model_repository.
+    load_models: ask Triton to load every model of its repository that it has not been asked for yet.
+    poll_seconds: between two looks at Triton's repository index.
+    infer_timeout_seconds: for one inference, its wait in Triton's queue included.
+    drain_seconds: for running requests to finish after SIGTERM.
+    """
+
+    host: str = "127.0.0.1"
+    grpc_port: int = 50051
+    http_port: int = 8080
+    model_repository: Path = Path("model_repository")
+    triton_url: str | None = None
+    triton_tls: TritonTls | None = None
+    load_models: bool = True
+    poll_seconds: float = 1.0
+    infer_timeout_seconds: float = 30.0
+    drain_seconds: float = 20.0
+    worker_threads: int = 4
+    limits: Limits = field(default_factory=Limits)

@@ -1,0 +1,92 @@
+"""The detectors' way: letterbox, Triton, suppression, image coordinates, the task's labels."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polywand_server.detectors.suppression import Candidates, above, suppress
+from polywand_server.errors import InvalidInputError
+from polywand_server.images import Picture
+from polywand_server.inference import Inference
+from polywand_server.regions import Region, crop, snap
+from polywand_server.registry import Detector
+from polywand_server.timing import Stopwatch
+
+DEFAULT_MAX_DETECTIONS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class DetectOptions:
+    """What to find; the fields mean what the contract's `DetectRequest` says, None is its default."""
+
+    model: str
+    version: int = 0
+    threshold: float | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    max_detections: int = DEFAULT_MAX_DETECTIONS
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """One found object; box (x0, y0, x1, y1) in image pixels (corners at integers), inside the image."""
+
+    label: str
+    model_label: str
+    score: float
+    box: tuple[float, float, float, float]
+
+
+async def detect(
+    inference: Inference, tool: Detector, picture: Picture, options: DetectOptions, watch: Stopwatch
+) -> list[Detection]:
+    """Find objects on an image, by descending score.
+
+    Raises:
+        InvalidInputError (a mapped label that the model does not have), UnavailableError, DeadlineError,
+        ModelFailedError
+    """
+    check_labels(options.labels, tool)
+    height, width = tool.config.inputs["IMAGE"].dims[:2]
+    region = letterbox(picture.width, picture.height, (height, width))
+    with watch.stage("prepare"):
+        image = await inference.compute(lambda: crop(picture, region)[None])
+    raw = await inference.infer(tool.name, tool.version, {"IMAGE": image}, ["BOXES", "SCORES"], watch)
+    with watch.stage("geometry"):
+        threshold = tool.spec.threshold if options.threshold is None else options.threshold
+        found = await inference.compute(
+            lambda: suppress(above(raw["BOXES"][0], raw["SCORES"][0], threshold), tool.spec.suppression)
+        )
+        return _name(found, region, picture, tool.spec.labels, options)
+
+
+def check_labels(labels: Mapping[str, str], tool: Detector) -> None:
+    """Refuse a mapping from a label that the model does not have."""
+    for label in labels:
+        if label not in tool.spec.labels:
+            raise InvalidInputError("labels", f"model '{tool.name}' has no label '{label}'")
+
+
+def letterbox(width: int, height: int, size: tuple[int, int]) -> Region:
+    """Choose the smallest region of the network's aspect that holds the whole image, centred."""
+    scale = max(width / size[1], height / size[0])
+    left, top = (width - size[1] * scale) / 2, (height - size[0] * scale) / 2
+    return snap(left, top, left + size[1] * scale, top + size[0] * scale, size)
+
+
+def _name(
+    found: Candidates, region: Region, picture: Picture, labels: tuple[str, ...], options: DetectOptions
+) -> list[Detection]:
+    # The network's boxes are measured from the input's corner; Region counts from the first pixel's centre.
+    corners = region.from_input(found.boxes.reshape(-1, 2).astype(np.float64) - 0.5)
+    boxes: NDArray[np.float64] = np.clip(corners, 0, (picture.width, picture.height)).reshape(-1, 4)
+    detections: list[Detection] = []
+    for box, score, number in zip(boxes, found.scores, found.classes, strict=True):
+        name = labels[number]
+        label = options.labels.get(name) if options.labels else name
+        is_inside = box[0] < box[2] and box[1] < box[3]
+        if label is not None and is_inside:
+            x0, y0, x1, y1 = (float(edge) for edge in box)
+            detections.append(Detection(label, name, float(score), (x0, y0, x1, y1)))
+    return detections[: options.max_detections]

@@ -1,0 +1,1 @@
+"""From a probability map to polygons and masks in image coordinates: outlines, simplification, rasterising."""

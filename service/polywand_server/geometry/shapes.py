@@ -1,0 +1,62 @@
+"""Shapes: a probability map and output options to what is answered to the client."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from polywand_server.geometry.outlines import outline
+from polywand_server.geometry.raster import to_rle
+from polywand_server.geometry.simplify import simplify
+from polywand_server.regions import ProbabilityMap
+
+# The default tolerance is never finer than this, in image pixels.
+SMALLEST_DEFAULT_TOLERANCE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions:
+    """How an answer is to be made; None means the default that the contract states."""
+
+    threshold: float | None = None
+    tolerance: float | None = None
+    max_points: int | None = None
+    include_mask: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The outline of one object in image pixels (corners at integers).
+
+    polygons: simplified, largest part first.
+    area: before simplification, in square pixels.
+    rle: COCO's compressed counts of the outline before simplification, if asked for.
+    tolerance: the simplification that was applied, in image pixels.
+    """
+
+    polygons: shapely.MultiPolygon
+    area: float
+    rle: str | None
+    tolerance: float
+
+
+def make_shape(
+    probabilities: ProbabilityMap,
+    threshold: float,
+    options: OutputOptions,
+    image_width: int,
+    image_height: int,
+    keep: NDArray[np.float64],
+) -> Shape:
+    """Turn a map into polygons; costs milliseconds whatever the image's size.
+
+    keep: points [N, 2] (x, y, image pixels) whose part or hole is kept however small.
+    """
+    exact = outline(probabilities, threshold, image_width, image_height, keep)
+    tolerance = options.tolerance
+    if tolerance is None:
+        tolerance = max(SMALLEST_DEFAULT_TOLERANCE, probabilities.region.pixel_size / 2)
+    simple, applied = simplify(exact, tolerance, options.max_points)
+    rle = to_rle(exact, image_width, image_height) if options.include_mask else None
+    return Shape(simple, float(exact.area), rle, applied)

@@ -1,0 +1,80 @@
+"""Simplification: fewer vertices within a tolerance or a budget, without ever crossing lines."""
+
+import math
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from polywand_server.geometry.rings import count_vertices, vertices
+
+# Where the search for a tolerance that fits a budget begins, in image pixels, if none was asked for.
+SEARCH_FROM = 0.5
+# Halvings of the search's interval (in the tolerance's logarithm); finer would not be seen.
+SEARCH_STEPS = 8
+
+
+def simplify(
+    polygons: shapely.MultiPolygon, tolerance: float, max_points: int | None
+) -> tuple[shapely.MultiPolygon, float]:
+    """Simplify by Douglas and Peucker's algorithm, keeping topology.
+
+    tolerance: image pixels that the result may run from the given outline; 0 keeps every vertex.
+    max_points: vertices over all rings at most, at least 3; None is no limit. Tolerance grows, and then the smallest
+        rings go, until that holds.
+    Returns the polygons and the tolerance that was applied.
+    """
+    simple = polygons if tolerance <= 0 else polygons.simplify(tolerance, preserve_topology=True)
+    if max_points is None or count_vertices(simple) <= max_points:
+        return _as_multi(simple), tolerance
+    # The search works on a first simplification, which has a tenth of the vertices; its tolerance adds to the result's.
+    base = max(tolerance, SEARCH_FROM)
+    simple = polygons.simplify(base, preserve_topology=True)
+    if count_vertices(simple) <= max_points:
+        return _as_multi(simple), base
+    low, high = base, max(2 * base, polygons.length)
+    fitting = simple.simplify(high, preserve_topology=True)
+    for _ in range(SEARCH_STEPS):
+        middle = math.sqrt(low * high)
+        candidate = simple.simplify(middle, preserve_topology=True)
+        if count_vertices(candidate) <= max_points:
+            fitting, high = candidate, middle
+        else:
+            low = middle
+    return _drop_smallest_rings(_as_multi(fitting), max_points), base + high
+
+
+def _as_multi(polygons: shapely.Geometry) -> shapely.MultiPolygon:
+    return polygons if isinstance(polygons, shapely.MultiPolygon) else shapely.MultiPolygon([polygons])
+
+
+def _drop_smallest_rings(polygons: shapely.MultiPolygon, max_points: int) -> shapely.MultiPolygon:
+    """Holes go with their part; the largest part stays, as a triangle if need be."""
+    if count_vertices(polygons) <= max_points:
+        return polygons
+    rings = [
+        (shapely.Polygon(ring).area, part, place, ring)
+        for part, polygon in enumerate(polygons.geoms)
+        for place, ring in enumerate((polygon.exterior, *polygon.interiors))
+    ]
+    rings.sort(key=lambda ring: -ring[0])
+    left = max_points
+    parts: dict[int, list[shapely.LinearRing]] = {}
+    for _, part, place, ring in rings:
+        count = len(ring.coords) - 1
+        is_hole_of_dropped_part = place > 0 and part not in parts
+        if count <= left and not is_hole_of_dropped_part:
+            parts.setdefault(part, []).append(ring)
+            left -= count
+    if not parts:
+        return shapely.MultiPolygon([shapely.Polygon(_fewer_vertices(rings[0][3], max_points))])
+    return shapely.MultiPolygon([shapely.Polygon(part[0], part[1:]) for part in parts.values()])
+
+
+def _fewer_vertices(ring: shapely.LinearRing, max_points: int) -> NDArray[np.float64]:
+    """Take out the vertex that changes the area least until the budget holds (Visvalingam and Whyatt 1993)."""
+    left = vertices(ring)
+    while len(left) > max_points:
+        (ax, ay), (bx, by) = (left - np.roll(left, 1, axis=0)).T, (np.roll(left, -1, axis=0) - left).T
+        left = np.delete(left, np.argmin(np.abs(ax * by - ay * bx)), axis=0)
+    return left

@@ -1,0 +1,108 @@
+"""Prompts: a snapshot of everything that is known of one object, and what an interactor still lacks in it."""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polywand_server.geometry.shapes import OutputOptions
+from polywand_server.specs import PromptSpec
+
+
+class Label(IntEnum):
+    """What a row of the `POINTS` tensor says, as in Segment Anything; 4 is ours."""
+
+    PADDING = -1
+    NEGATIVE = 0
+    POSITIVE = 1
+    BOX_TOP_LEFT = 2
+    BOX_BOTTOM_RIGHT = 3
+    EXTREME = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A point of a prompt in image pixels (corners at integers)."""
+
+    x: float
+    y: float
+    label: Label
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle in image pixels (corners at integers), x0 < x1 and y0 < y1."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The whole current prompt of one object.
+
+    points: in the order in which they were clicked.
+    """
+
+    model: str
+    version: int
+    object_id: str
+    points: tuple[Point, ...] = ()
+    box: Box | None = None
+    output: OutputOptions = field(default_factory=OutputOptions)
+
+    def count(self, label: Label) -> int:
+        """Count the points with this label."""
+        return sum(point.label == label for point in self.points)
+
+    def clicks(self) -> NDArray[np.float64]:
+        """Positive and negative points [N, 2] (x, y), image pixels."""
+        clicks = [(point.x, point.y) for point in self.points if point.label in (Label.POSITIVE, Label.NEGATIVE)]
+        return np.array(clicks, np.float64).reshape(-1, 2)
+
+    def starting_box(self) -> Box | None:
+        """The box that the object starts from: the one given, or the extreme points'."""
+        extreme = [point for point in self.points if point.label == Label.EXTREME]
+        if self.box is not None or not extreme:
+            return self.box
+        xs, ys = [point.x for point in extreme], [point.y for point in extreme]
+        return Box(min(xs), min(ys), max(xs), max(ys))
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What a prompt still lacks: numbers of points, and whether a box."""
+
+    positive: int = 0
+    negative: int = 0
+    extreme: int = 0
+    box: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.positive or self.negative or self.extreme or self.box)
+
+    def __str__(self) -> str:
+        wants = [_points(self.positive, "positive"), _points(self.negative, "negative")]
+        wants += [_points(self.extreme, "extreme"), "a box" if self.box else ""]
+        return ", ".join(want for want in wants if want)
+
+
+def _points(count: int, label: str) -> str:
+    if count == 0:
+        return ""
+    return f"one more {label} point" if count == 1 else f"{count} more {label} points"
+
+
+def missing(prompt: Prompt, spec: PromptSpec) -> Missing:
+    """Compare a prompt with what the interactor needs; an optional box stands in for positive points."""
+    boxed = prompt.box is not None and spec.box != "none"
+    positive = 0 if boxed and spec.box == "optional" else spec.min_positive_points
+    return Missing(
+        positive=max(0, positive - prompt.count(Label.POSITIVE)),
+        negative=max(0, spec.min_negative_points - prompt.count(Label.NEGATIVE)),
+        extreme=max(0, spec.extreme_points - prompt.count(Label.EXTREME)),
+        box=spec.box == "required" and prompt.box is None,
+    )

@@ -1,0 +1,51 @@
+"""Prometheus metrics. Labels only take values that the service knows beforehand or that Triton's operator chose."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from polywand_server import __version__
+from polywand_server.timing import Stopwatch
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_BYTES = tuple(2.0**power for power in range(12, 29, 2))
+_PIXELS = (1e4, 1e5, 5e5, 1e6, 2e6, 5e6, 1.2e7, 2.4e7, 5e7, 1e8)
+
+BUILD = Gauge("polywand_build_info", "Always 1; the labels say what runs.", ["version"])
+BUILD.labels(__version__).set(1)
+
+REQUESTS = Counter("polywand_grpc_requests_total", "Finished calls, streams included.", ["method", "code"])
+REQUEST_SECONDS = Histogram(
+    "polywand_grpc_request_duration_seconds", "Time from a unary call's start to its end.", ["method"], buckets=_SECONDS
+)
+ACTIVE_STREAMS = Gauge("polywand_grpc_active_streams", "Streams open now.", ["method"])
+
+PROMPTS = Counter("polywand_prompts_total", "Answered prompts by outcome.", ["model", "outcome"])
+PROMPTS_SKIPPED = Counter("polywand_prompts_skipped_total", "Prompts that a newer one made superfluous.", ["model"])
+PROMPT_SECONDS = Histogram(
+    "polywand_prompt_duration_seconds", "Time from a prompt's receipt to its answer.", ["model"], buckets=_SECONDS
+)
+FRAMES = Counter(
+    "polywand_frames_total", "Frames answered by Detect and DetectStream, by outcome.", ["model", "outcome"]
+)
+STAGE_SECONDS = Histogram(
+    "polywand_stage_duration_seconds", "Time in one stage of an answer.", ["stage", "model"], buckets=_SECONDS
+)
+
+IMAGES = Counter("polywand_images_total", "Images received, by outcome.", ["outcome"])
+IMAGE_BYTES = Histogram("polywand_image_bytes", "Bytes of a received image, encoded or raw.", buckets=_BYTES)
+IMAGE_PIXELS = Histogram("polywand_image_pixels", "Pixels of a decoded image.", buckets=_PIXELS)
+IMAGE_MEMORY = Gauge("polywand_image_memory_bytes", "Memory of decoded images that streams hold now.")
+MASK_MEMORY = Gauge("polywand_mask_memory_bytes", "Memory of probability maps that streams remember now.")
+
+INFERENCES = Counter("polywand_inferences_total", "Inferences by outcome.", ["model", "version", "outcome"])
+TRITON_UP = Gauge("polywand_triton_up", "Whether Triton answers.")
+TRITON_RESTARTS = Counter("polywand_triton_restarts_total", "Times the embedded Triton was started again.")
+MODELS_READY = Gauge("polywand_models_ready", "Tools that would serve a request now.", ["kind"])
+
+# The label value for requests whose model the registry does not know: a client must not make labels.
+UNKNOWN_MODEL = "unknown"
+
+
+def observe_stages(watch: Stopwatch, model: str) -> None:
+    """Record every stage that the stopwatch saw."""
+    for stage, seconds in watch.seconds.items():
+        STAGE_SECONDS.labels(stage, model).observe(seconds)

@@ -1,0 +1,135 @@
+"""Regions of interest: from image pixels to a network's input, and back. Nobody else does arithmetic on scales."""
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from polywand_server.images import Picture
+
+# From this reduction on, area averaging; below it, bilinear: as the networks were trained.
+AREA_AVERAGING_FROM = 1.3
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """An axis-aligned crop of an image, and the network's input that it is resized to.
+
+    left, top, width, height: in whole image pixels (corner convention: it spans left .. left + width); may reach
+        outside the image, where pixels read as black and probabilities as 0.
+    size: (height, width) of the network's input.
+    """
+
+    left: int
+    top: int
+    width: int
+    height: int
+    size: tuple[int, int]
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Input pixels per image pixel, (x, y)."""
+        return self.size[1] / self.width, self.size[0] / self.height
+
+    @property
+    def pixel_size(self) -> float:
+        """Image pixels per input pixel, the larger of both axes."""
+        return max(1 / self.scale[0], 1 / self.scale[1])
+
+    def to_input(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Map points [N, 2] (x, y) from image pixels (corners at integers) to input pixels (centres at integers)."""
+        result: NDArray[np.float64] = (points - (self.left, self.top)) * self.scale - 0.5
+        return result
+
+    def from_input(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Map points [N, 2] (x, y) from input pixels (centres at integers) to image pixels (corners at integers)."""
+        result: NDArray[np.float64] = (points + 0.5) / self.scale + (self.left, self.top)
+        return result
+
+    def inside(self, width: int, height: int) -> tuple[slice, slice]:
+        """Rows and columns of the input whose centres lie in an image of this size."""
+        low = np.ceil(self.to_input(np.zeros((1, 2))))[0]
+        high = np.ceil(self.to_input(np.array([[width, height]], np.float64)))[0]
+        rows = slice(max(0, int(low[1])), max(0, min(self.size[0], int(high[1]))))
+        columns = slice(max(0, int(low[0])), max(0, min(self.size[1], int(high[0]))))
+        return rows, columns
+
+
+def snap(left: float, top: float, right: float, bottom: float, size: tuple[int, int]) -> Region:
+    """Make the smallest region around these edges that lies on whole pixels of the pyramid level it will be read from.
+
+    The level is the coarsest that still has at least the input's resolution, so the edges move by less than a pixel of
+    the input.
+    """
+    reduction = min((right - left) / size[1], (bottom - top) / size[0])
+    step = 2 ** max(0, int(math.log2(max(reduction, 1.0))))
+    x0, y0 = math.floor(left / step) * step, math.floor(top / step) * step
+    x1, y1 = math.ceil(right / step) * step, math.ceil(bottom / step) * step
+    return Region(x0, y0, max(x1 - x0, step), max(y1 - y0, step), size)
+
+
+def crop(picture: Picture, region: Region) -> NDArray[np.uint8]:
+    """Cut a region out of an image and resize it: RGB uint8 [h, w, 3] of the region's size, black outside."""
+    level = _coarsest_level(picture, region)
+    step = 2**level
+    pixels = picture.levels[level]
+    left, top = region.left // step, region.top // step
+    width, height = region.width // step, region.height // step
+    window = _window(pixels, left, top, width, height)
+    if (height, width) == region.size:
+        return np.ascontiguousarray(window)
+    reduction = max(height / region.size[0], width / region.size[1])
+    interpolation = cv2.INTER_AREA if reduction > AREA_AVERAGING_FROM else cv2.INTER_LINEAR
+    resized: NDArray[np.uint8] = cv2.resize(window, region.size[::-1], interpolation=interpolation)
+    return resized
+
+
+def _coarsest_level(picture: Picture, region: Region) -> int:
+    """The coarsest level on whose pixels the region lies exactly, and which is not coarser than the input."""
+    reduction = min(region.width / region.size[1], region.height / region.size[0])
+    edges = math.gcd(region.left, region.top, region.width, region.height)
+    level = 0
+    while level + 1 < len(picture.levels) and 2 ** (level + 1) <= reduction and edges % 2 ** (level + 1) == 0:
+        level += 1
+    return level
+
+
+def _window(pixels: NDArray[np.uint8], left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
+    bounds_height, bounds_width = pixels.shape[:2]
+    x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + width, bounds_width), min(top + height, bounds_height)
+    if x0 >= x1 or y0 >= y1:
+        return np.zeros((height, width, 3), np.uint8)
+    inner = pixels[y0:y1, x0:x1]
+    if inner.shape[:2] == (height, width):
+        return inner
+    padded: NDArray[np.uint8] = cv2.copyMakeBorder(
+        inner, y0 - top, top + height - y1, x0 - left, left + width - x1, cv2.BORDER_CONSTANT, value=(0, 0, 0)
+    )
+    return padded
+
+
+@dataclass(frozen=True, slots=True)
+class ProbabilityMap:
+    """What a network says about one object: the probability per input pixel of a region, float32 [h, w] in 0..1."""
+
+    region: Region
+    values: NDArray[np.float32]
+
+    def resampled(self, region: Region) -> NDArray[np.float32]:
+        """Bring the map onto another region's input, float32 [h, w], bilinear; 0 where this one does not reach."""
+        if region == self.region:
+            return self.values
+        # Where the target's first and second pixel centres lie, in this map's pixels.
+        first, second = self.region.to_input(region.from_input(np.array([[0.0, 0.0], [1.0, 1.0]])))
+        step = second - first
+        warped: NDArray[np.float32] = cv2.warpAffine(
+            self.values,
+            np.array([[step[0], 0, first[0]], [0, step[1], first[1]]]),
+            region.size[::-1],
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=0,
+        )
+        return warped

@@ -1,0 +1,268 @@
+"""The registry: which tools exist, read from Triton's own repository index and model configs, and kept current."""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from polywand_server import metrics
+from polywand_server.errors import NotFoundError, PolywandError, UnavailableError, WrongStateError
+from polywand_server.loader import ModelLoader
+from polywand_server.specs import PARAMETER_KEY, DetectorSpec, InteractorSpec, ModelSpec, parse_spec
+from polywand_server.triton.client import IndexEntry, ModelConfig, TritonClient
+
+log = logging.getLogger(__name__)
+
+READY = "READY"
+# While Triton is away it is asked this often, so that recovery shows at once.
+AWAY_POLL_SECONDS = 0.25
+# How long a look at the index may take before Triton counts as away.
+POLL_TIMEOUT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ToolVersion:
+    """One version of a tool; reason says why it is not ready."""
+
+    version: int
+    ready: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """One model of Triton that Polywand can use.
+
+    spec, config: None while the model has never been loaded, so that nobody knows what it is.
+    reason: why the tool as a whole is not ready; empty when it is.
+    """
+
+    name: str
+    spec: ModelSpec | None
+    config: ModelConfig | None
+    versions: tuple[ToolVersion, ...]
+    reason: str
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be served now."""
+        return not self.reason
+
+    def version(self, wanted: int) -> int:
+        """Choose a ready version: the wanted one, or the highest for 0.
+
+        Raises:
+            NotFoundError, UnavailableError
+        """
+        if self.reason:
+            raise UnavailableError(f"model '{self.name}' is not ready: {self.reason}")
+        ready = [version.version for version in self.versions if version.ready]
+        if wanted == 0:
+            return max(ready)
+        known = {version.version: version for version in self.versions}
+        if wanted not in known:
+            listed = ", ".join(map(str, sorted(known)))
+            raise NotFoundError("version", f"model '{self.name}' has no version {wanted}; it has {listed}")
+        if not known[wanted].ready:
+            raise UnavailableError(f"version {wanted} of model '{self.name}' is not ready: {known[wanted].reason}")
+        return wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Interactor:
+    """A ready version of an interactor, as one request uses it."""
+
+    name: str
+    version: int
+    spec: InteractorSpec
+    config: ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Detector:
+    """A ready version of a detector, as one request uses it."""
+
+    name: str
+    version: int
+    spec: DetectorSpec
+    config: ModelConfig
+
+
+class Registry:
+    """Follows Triton's repository: what is loaded appears, what is unloaded goes.
+
+    loader: loads what the repository holds; None leaves that to whoever runs Triton.
+    on_change: called after every look that changed anything.
+    """
+
+    def __init__(
+        self,
+        triton: TritonClient,
+        *,
+        loader: ModelLoader | None,
+        poll_seconds: float,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._triton = triton
+        self._loader = loader
+        self._poll_seconds = poll_seconds
+        self._on_change = on_change
+        self._tools: dict[str, Tool] = {}
+        self._reread = 0
+        self.triton_up = False
+
+    @property
+    def tools(self) -> list[Tool]:
+        """All known tools, by name."""
+        return [self._tools[name] for name in sorted(self._tools)]
+
+    @property
+    def ready(self) -> bool:
+        """Whether Triton and at least one tool are ready."""
+        return self.triton_up and any(tool.ready for tool in self._tools.values())
+
+    def knows(self, name: str) -> bool:
+        """Whether a name may stand in a metric's label."""
+        return name in self._tools
+
+    def interactor(self, name: str, version: int) -> Interactor:
+        """Find a ready interactor; version 0 is the highest ready one.
+
+        Raises:
+            NotFoundError, WrongStateError (it is a detector), UnavailableError (not now)
+        """
+        tool, chosen = self._find(name, version)
+        if not isinstance(tool.spec, InteractorSpec) or tool.config is None:
+            raise WrongStateError("model", f"model '{name}' is a detector: use it with Detect, not with Interact")
+        return Interactor(name, chosen, tool.spec, tool.config)
+
+    def detector(self, name: str, version: int) -> Detector:
+        """Find a ready detector; version 0 is the highest ready one.
+
+        Raises:
+            NotFoundError, WrongStateError (it is an interactor), UnavailableError (not now)
+        """
+        tool, chosen = self._find(name, version)
+        if not isinstance(tool.spec, DetectorSpec) or tool.config is None:
+            raise WrongStateError("model", f"model '{name}' is an interactor: use it with Interact, not with Detect")
+        return Detector(name, chosen, tool.spec, tool.config)
+
+    def _find(self, name: str, version: int) -> tuple[Tool, int]:
+        tool = self._tools.get(name)
+        if tool is None:
+            if not self.triton_up:
+                raise UnavailableError("Triton is not ready yet, so no model is known")
+            known = ", ".join(sorted(self._tools)) or "none"
+            raise NotFoundError(
+                "model", f"there is no model '{name}'; there are: {known}" if name else "a model is needed"
+            )
+        return tool, tool.version(version)
+
+    async def run(self) -> None:
+        """Look at Triton until cancelled."""
+        try:
+            while True:
+                await self._look()
+                await asyncio.sleep(self._poll_seconds if self.triton_up else AWAY_POLL_SECONDS)
+        finally:
+            if self._loader:
+                await self._loader.close()
+
+    async def _look(self) -> None:
+        before = (self.triton_up, self._tools)
+        try:
+            async with asyncio.timeout(POLL_TIMEOUT_SECONDS):
+                index = await self._triton.repository_index()
+                self._tools = await self._read(index)
+            self._set_up(True)
+        except (PolywandError, TimeoutError) as error:
+            self._set_up(False, str(error) or "it did not answer in time")
+            self._tools = {
+                name: replace(
+                    tool,
+                    reason="Triton is away",
+                    versions=tuple(ToolVersion(version.version, False, "Triton is away") for version in tool.versions),
+                )
+                for name, tool in self._tools.items()
+            }
+            if self._loader:
+                self._loader.forget()
+        else:
+            if self._loader:
+                self._loader.consider(index)
+        if before != (self.triton_up, self._tools):
+            self._report_changes(before[1])
+            self._on_change()
+
+    def _set_up(self, up: bool, why_not: str = "") -> None:
+        if up != self.triton_up:
+            log.info("Triton answers") if up else log.warning("Triton is away: %s", why_not)
+        self.triton_up = up
+        metrics.TRITON_UP.set(up)
+
+    async def _read(self, index: list[IndexEntry]) -> dict[str, Tool]:
+        """Make the tools of an index, asking only for configs that are new or whose turn it is.
+
+        A reload under the same version leaves no trace in the index, so each look reads one known config again.
+        """
+        entries: defaultdict[str, list[IndexEntry]] = defaultdict(list)
+        for entry in index:
+            if (entry.state or self._why_failed(entry.name)) and not _was_unloaded(entry):
+                entries[entry.name].append(entry)
+        self._reread += 1
+        turn = sorted(entries)[self._reread % len(entries)] if entries else None
+        tools = {}
+        for name, versions in entries.items():
+            tool = await self._read_tool(name, versions, again=name == turn)
+            if tool is not None:
+                tools[name] = tool
+        return tools
+
+    async def _read_tool(self, name: str, entries: list[IndexEntry], *, again: bool) -> Tool | None:
+        versions = tuple(
+            ToolVersion(entry.version, entry.state == READY, "" if entry.state == READY else self._why_not(entry))
+            for entry in sorted(entries, key=lambda entry: entry.version or 0)
+            if entry.version is not None
+        )
+        ready = [version.version for version in versions if version.ready]
+        known = self._tools.get(name)
+        if not ready:
+            reason = "; ".join(dict.fromkeys(self._why_not(entry) for entry in entries))
+            return Tool(name, known.spec if known else None, known.config if known else None, versions, reason)
+        if known and known.spec and known.ready and not again and known.versions == versions:
+            return known
+        config = await self._triton.model_config(name, max(ready))
+        text = config.parameters.get(PARAMETER_KEY)
+        if text is None:
+            return None  # a part of another model, or somebody else's
+        try:
+            return Tool(name, parse_spec(text), config, versions, "")
+        except ValueError as error:
+            reason = f"its '{PARAMETER_KEY}' parameter is wrong: {error}"
+            return Tool(name, None, config, versions, reason)
+
+    def _why_failed(self, name: str) -> str:
+        return self._loader.why_failed(name) if self._loader else ""
+
+    def _why_not(self, entry: IndexEntry) -> str:
+        in_words = {"LOADING": "it is being loaded", "UNLOADING": "it is being unloaded"}
+        return entry.reason or self._why_failed(entry.name) or in_words.get(entry.state, f"Triton says {entry.state}")
+
+    def _report_changes(self, before: dict[str, Tool]) -> None:
+        for name in sorted(before.keys() | self._tools.keys()):
+            old, new = before.get(name), self._tools.get(name)
+            if new is None:
+                log.info("model %s was unloaded", name)
+            elif new.ready and (old is None or not old.ready or old.versions != new.versions):
+                versions = ", ".join(str(version.version) for version in new.versions if version.ready)
+                log.info("model %s is ready (version %s)", name, versions)
+            elif not new.ready and (old is None or old.reason != new.reason):
+                log.warning("model %s is not ready: %s", name, new.reason)
+        ready = [tool.spec.kind for tool in self._tools.values() if tool.ready and tool.spec]
+        for kind in ("interactor", "detector"):
+            metrics.MODELS_READY.labels(kind).set(ready.count(kind))
+
+
+def _was_unloaded(entry: IndexEntry) -> bool:
+    return entry.state == "UNAVAILABLE" and entry.reason == "unloaded"

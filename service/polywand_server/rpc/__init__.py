@@ -1,0 +1,1 @@
+"""The gRPC edge: validation, canonical status codes, metrics of calls. No pixels here."""

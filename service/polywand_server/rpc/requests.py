@@ -1,0 +1,113 @@
+"""Requests: from protobuf messages to the domain's, checked field by field."""
+
+import math
+
+from polywand.v1 import annotation_pb2 as pb
+from polywand_server.detectors.pipeline import DEFAULT_MAX_DETECTIONS, DetectOptions
+from polywand_server.errors import InvalidInputError
+from polywand_server.geometry.shapes import OutputOptions
+from polywand_server.images import EncodedImage, ImageSource, RawImage
+from polywand_server.interactors.prompt import Box, Label, Point, Prompt
+
+MAX_OBJECT_ID_BYTES = 128
+MAX_TOLERANCE = 1000
+MAX_MAX_POINTS = 100_000
+MAX_MAX_DETECTIONS = 1000
+# Before the model's own limit is known, this keeps one message from costing more than it can be worth.
+MAX_POINTS = 10_000
+
+_LABELS = {
+    pb.POINT_LABEL_POSITIVE: Label.POSITIVE,
+    pb.POINT_LABEL_NEGATIVE: Label.NEGATIVE,
+    pb.POINT_LABEL_EXTREME: Label.EXTREME,
+}
+
+
+def read_image(image: pb.Image, field: str) -> ImageSource:
+    """Read an image's source; its pixels are checked when they are decoded."""
+    source = image.WhichOneof("source")
+    if source == "encoded":
+        return EncodedImage(image.encoded, f"{field}.encoded")
+    if source == "raw":
+        raw = image.raw
+        if raw.format not in (pb.PIXEL_FORMAT_UNSPECIFIED, pb.PIXEL_FORMAT_RGB8):
+            raise InvalidInputError(f"{field}.raw.format", f"{raw.format} is not a known pixel format; RGB8 is")
+        return RawImage(raw.data, raw.width, raw.height, f"{field}.raw")
+    raise InvalidInputError(field, "an image is needed, either encoded or raw")
+
+
+def read_prompt(prompt: pb.Prompt) -> Prompt:
+    """Read a prompt; whether its points lie inside the image is checked where the image is known."""
+    if len(prompt.object_id.encode()) > MAX_OBJECT_ID_BYTES:
+        raise InvalidInputError("prompt.object_id", f"it must have at most {MAX_OBJECT_ID_BYTES} bytes")
+    if len(prompt.points) > MAX_POINTS:
+        raise InvalidInputError("prompt.points", f"{len(prompt.points)} points; at most {MAX_POINTS} are read")
+    return Prompt(
+        model=_model(prompt.model, "prompt.model"),
+        version=_version(prompt.version, "prompt.version"),
+        object_id=prompt.object_id,
+        points=tuple(_point(point, f"prompt.points[{number}]") for number, point in enumerate(prompt.points)),
+        box=_box(prompt.box, "prompt.box") if prompt.HasField("box") else None,
+        output=_output(prompt.output),
+    )
+
+
+def read_detect(request: pb.DetectRequest) -> DetectOptions:
+    """Read all of a detection's options but its image."""
+    threshold = request.threshold if request.HasField("threshold") else None
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise InvalidInputError("threshold", f"{threshold:g} is not a score; it must be from 0 to 1")
+    limit = request.max_detections if request.HasField("max_detections") else DEFAULT_MAX_DETECTIONS
+    if not 1 <= limit <= MAX_MAX_DETECTIONS:
+        raise InvalidInputError("max_detections", f"{limit} is not from 1 to {MAX_MAX_DETECTIONS}")
+    return DetectOptions(
+        model=_model(request.model, "model"),
+        version=_version(request.version, "version"),
+        threshold=threshold,
+        labels=dict(request.labels),
+        max_detections=limit,
+    )
+
+
+def _model(name: str, field: str) -> str:
+    if not name:
+        raise InvalidInputError(field, "the name of a model is needed; ListModels tells them")
+    return name
+
+
+def _version(version: int, field: str) -> int:
+    if version < 0:
+        raise InvalidInputError(field, f"{version} is no version; it must be 0 (the newest) or more")
+    return version
+
+
+def _point(point: pb.Point, field: str) -> Point:
+    if not (math.isfinite(point.x) and math.isfinite(point.y)):
+        raise InvalidInputError(field, f"({point.x}, {point.y}) is not a place; coordinates must be finite")
+    label = _LABELS.get(point.label)
+    if label is None:
+        raise InvalidInputError(f"{field}.label", "a label is needed: POSITIVE, NEGATIVE or EXTREME")
+    return Point(point.x, point.y, label)
+
+
+def _box(box: pb.Box, field: str) -> Box:
+    edges = (box.x0, box.y0, box.x1, box.y1)
+    text = ", ".join(f"{edge:g}" for edge in edges)
+    if not all(math.isfinite(edge) for edge in edges):
+        raise InvalidInputError(field, f"({text}) is not a box; coordinates must be finite")
+    if box.x0 >= box.x1 or box.y0 >= box.y1:
+        raise InvalidInputError(field, f"({text}) is empty or inverted; it must have x0 < x1 and y0 < y1")
+    return Box(*edges)
+
+
+def _output(output: pb.OutputOptions) -> OutputOptions:
+    threshold = output.threshold if output.HasField("threshold") else None
+    if threshold is not None and not 0 < threshold < 1:
+        raise InvalidInputError("prompt.output.threshold", f"{threshold:g} is not above 0 and below 1")
+    tolerance = output.tolerance if output.HasField("tolerance") else None
+    if tolerance is not None and not 0 <= tolerance <= MAX_TOLERANCE:
+        raise InvalidInputError("prompt.output.tolerance", f"{tolerance:g} is not from 0 to {MAX_TOLERANCE} pixels")
+    points = output.max_points if output.HasField("max_points") else None
+    if points is not None and not 3 <= points <= MAX_MAX_POINTS:
+        raise InvalidInputError("prompt.output.max_points", f"{points} is not from 3 to {MAX_MAX_POINTS}")
+    return OutputOptions(threshold, tolerance, points, output.include_mask)

@@ -1,0 +1,173 @@
+"""The contract's four methods."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any, NoReturn, TypeAlias, TypeVar
+
+import grpc
+import grpc.aio
+
+from polywand.v1 import annotation_pb2 as pb
+from polywand.v1 import annotation_pb2_grpc as pb_grpc
+from polywand_server import metrics
+from polywand_server.config import Limits
+from polywand_server.detectors.pipeline import detect
+from polywand_server.errors import InvalidInputError, PolywandError
+from polywand_server.inference import Inference
+from polywand_server.decoding import load_picture
+from polywand_server.registry import Registry
+from polywand_server.rpc.replies import DRAINING_TEXT, write_detections, write_model, write_reply
+from polywand_server.rpc.requests import read_detect, read_image, read_prompt
+from polywand_server.rpc.status import code_of, to_status
+from polywand_server.session import Session
+from polywand_server.timing import Stopwatch
+
+Request = TypeVar("Request")
+
+# Generic for the type checker only.
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
+    """Serves the contract. After `drain`, streams answer what they took, say goodbye and end."""
+
+    def __init__(self, registry: Registry, inference: Inference, limits: Limits) -> None:
+        self._registry = registry
+        self._inference = inference
+        self._limits = limits
+        self._draining = asyncio.Event()
+
+    def drain(self) -> None:
+        """Take no more messages from streams, and end them in order."""
+        self._draining.set()
+
+    async def ListModels(  # noqa: N802 (the contract's name)
+        self, request: pb.ListModelsRequest, context: _Context
+    ) -> pb.ListModelsResponse:
+        """List all tools."""
+        return pb.ListModelsResponse(models=[write_model(tool) for tool in self._registry.tools])
+
+    async def Detect(  # noqa: N802 (the contract's name)
+        self, request: pb.DetectRequest, context: _Context
+    ) -> pb.DetectResponse:
+        """Detect on one image."""
+        try:
+            return await self._detect(request, Stopwatch())
+        except PolywandError as error:
+            await _abort(context, error)
+
+    async def Interact(  # noqa: N802 (the contract's name)
+        self, request_iterator: AsyncIterator[pb.InteractRequest], context: _Context
+    ) -> AsyncIterator[pb.InteractResponse]:
+        """Answer one annotator's stream."""
+        async with Session(self._registry, self._inference, self._limits) as session:
+            reader = asyncio.create_task(self._read_session(request_iterator, session), name="read a stream")
+            try:
+                async for reply in session.replies():
+                    yield write_reply(reply)
+                await reader
+            finally:
+                await _cancel(reader)
+
+    async def DetectStream(  # noqa: N802 (the contract's name)
+        self, request_iterator: AsyncIterator[pb.DetectStreamRequest], context: _Context
+    ) -> AsyncIterator[pb.DetectStreamResponse]:
+        """Detect on frames as they come."""
+        frames: asyncio.Queue[asyncio.Task[pb.DetectStreamResponse] | None]
+        frames = asyncio.Queue(self._limits.frames_in_flight - 1)
+        reader = asyncio.create_task(self._read_frames(request_iterator, frames), name="read frames")
+        try:
+            while (task := await frames.get()) is not None:
+                yield await task
+            if self._draining.is_set():
+                yield pb.DetectStreamResponse(draining=pb.Draining(message=DRAINING_TEXT))
+            await reader
+        finally:
+            await _cancel(reader)
+            while not frames.empty():
+                task = frames.get_nowait()
+                if task is not None:
+                    await _cancel(task)
+
+    async def _read_session(self, requests: AsyncIterator[pb.InteractRequest], session: Session) -> None:
+        async for request in self._until_drained(requests):
+            watch = Stopwatch()
+            kind = request.WhichOneof("message")
+            try:
+                if kind == "image":
+                    await session.set_image(request.sequence, read_image(request.image, "image"), watch)
+                elif kind == "prompt":
+                    await session.submit(request.sequence, read_prompt(request.prompt), watch)
+                else:
+                    raise InvalidInputError("message", "a request needs an image or a prompt")
+            except PolywandError as error:
+                object_id = request.prompt.object_id if kind == "prompt" else ""
+                await session.refuse(request.sequence, object_id, error, watch)
+        await session.finish(draining=self._draining.is_set())
+
+    async def _read_frames(
+        self,
+        requests: AsyncIterator[pb.DetectStreamRequest],
+        frames: asyncio.Queue[asyncio.Task[pb.DetectStreamResponse] | None],
+    ) -> None:
+        async for request in self._until_drained(requests):
+            task = asyncio.create_task(self._answer_frame(request, Stopwatch()), name="answer a frame")
+            try:
+                await frames.put(task)
+            except asyncio.CancelledError:
+                await _cancel(task)
+                raise
+        await frames.put(None)
+
+    async def _answer_frame(self, frame: pb.DetectStreamRequest, watch: Stopwatch) -> pb.DetectStreamResponse:
+        try:
+            return pb.DetectStreamResponse(frame_id=frame.frame_id, response=await self._detect(frame.request, watch))
+        except PolywandError as error:
+            return pb.DetectStreamResponse(frame_id=frame.frame_id, error=to_status(error))
+
+    async def _detect(self, request: pb.DetectRequest, watch: Stopwatch) -> pb.DetectResponse:
+        model, outcome = metrics.UNKNOWN_MODEL, "error"
+        try:
+            options = read_detect(request)
+            tool = self._registry.detector(options.model, options.version)
+            model = tool.name
+            picture = await load_picture(self._inference, read_image(request.image, "image"), self._limits, watch)
+            found = await detect(self._inference, tool, picture, options, watch)
+            outcome = "ok"
+            return write_detections(found, picture, tool, watch)
+        finally:
+            metrics.FRAMES.labels(model, outcome).inc()
+            metrics.observe_stages(watch, model)
+
+    async def _until_drained(self, requests: AsyncIterator[Request]) -> AsyncIterator[Request]:
+        """Yield requests until the client has no more or the server drains."""
+        drained = asyncio.create_task(self._draining.wait(), name="wait for the drain")
+        coming: asyncio.Future[Request] | None = None
+        try:
+            while True:
+                coming = asyncio.ensure_future(anext(requests))
+                await asyncio.wait((coming, drained), return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    return
+                try:
+                    request = coming.result()
+                except StopAsyncIteration:
+                    return
+                yield request
+        finally:
+            await _cancel(drained)
+            if coming is not None:
+                await _cancel(coming)
+
+
+async def _cancel(task: asyncio.Future[Any]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError, Exception):
+        await task
+
+
+async def _abort(context: _Context, error: PolywandError) -> NoReturn:
+    # grpc.aio has no abort_with_status; this is what it would do.
+    details = (("grpc-status-details-bin", to_status(error).SerializeToString()),)
+    await context.abort(code_of(error), str(error), details)

@@ -1,0 +1,32 @@
+"""Errors as canonical gRPC statuses: one table, used for unary calls and inside streams alike."""
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from polywand_server import errors
+
+_CODES: tuple[tuple[type[errors.PolywandError], grpc.StatusCode], ...] = (
+    (errors.TooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (errors.NotFoundError, grpc.StatusCode.NOT_FOUND),
+    (errors.WrongStateError, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.InvalidInputError, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.UnavailableError, grpc.StatusCode.UNAVAILABLE),
+    (errors.DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
+)
+
+
+def code_of(error: errors.PolywandError) -> grpc.StatusCode:
+    """Choose the canonical code; what has no other is INTERNAL."""
+    return next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+
+
+def to_status(error: errors.PolywandError) -> status_pb2.Status:
+    """Make a google.rpc.Status; for a fault of the input its details name the field (google.rpc.BadRequest)."""
+    status = status_pb2.Status(code=code_of(error).value[0], message=str(error))
+    if isinstance(error, errors.InvalidInputError):
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.description)
+        detail = any_pb2.Any()
+        detail.Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+        status.details.append(detail)
+    return status

@@ -1,0 +1,183 @@
+"""The service's life: run -> start -> serve -> drain -> stop, each readable top to bottom."""
+
+import asyncio
+import logging
+import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+
+import cv2
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from polywand.v1 import annotation_pb2, annotation_pb2_grpc
+from polywand_server import __version__
+from polywand_server.config import Settings
+from polywand_server.health import Health
+from polywand_server.http import HttpServer
+from polywand_server.inference import Inference
+from polywand_server.loader import ModelLoader
+from polywand_server.registry import Registry
+from polywand_server.rpc.interceptors import CallMetrics
+from polywand_server.rpc.servicer import AnnotationServicer
+from polywand_server.triton.client import TritonClient
+from polywand_server.triton.embedded import EmbeddedTriton, EmbeddedTritonError
+
+log = logging.getLogger(__name__)
+
+SERVICE_NAME: str = annotation_pb2.DESCRIPTOR.services_by_name["AnnotationService"].full_name
+
+
+class StartError(Exception):
+    """The service cannot start; the text says what to do."""
+
+
+class Server:
+    """One Polywand service in one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain and stop.
+
+        Raises:
+            StartError
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        # OpenCV's own threads would compete with Triton's; parallelism comes from requests.
+        cv2.setNumThreads(1)
+        async with AsyncExitStack() as stack:
+            url = await self._triton_url(stack)
+            if url is not None:
+                await self._serve(stack, url)
+        log.info("stopped")
+
+    async def _triton_url(self, stack: AsyncExitStack) -> str | None:
+        """Return where Triton is, after starting our own if none was named; None when told to stop meanwhile."""
+        settings = self._settings
+        if settings.triton_url is not None:
+            return settings.triton_url
+        if not settings.model_repository.is_dir():
+            raise StartError(
+                f"there is no model repository at '{settings.model_repository}': name one with --model-repository, "
+                "or a Triton elsewhere with --triton-url"
+            )
+        triton = EmbeddedTriton(settings.model_repository)
+        stack.push_async_callback(triton.stop)
+        starting = asyncio.create_task(triton.start(), name="start Triton")
+        stopping = asyncio.create_task(self._stop.wait(), name="wait for a signal")
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not starting.done():
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return None
+        try:
+            starting.result()
+        except EmbeddedTritonError as error:
+            raise StartError(str(error)) from error
+        return triton.url
+
+    async def _serve(self, stack: AsyncExitStack, url: str) -> None:
+        settings = self._settings
+        triton = TritonClient(url, settings.triton_tls)
+        stack.push_async_callback(triton.close)
+        threads = ThreadPoolExecutor(settings.worker_threads, thread_name_prefix="pixels")
+        stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+
+        changed = asyncio.Event()
+        loader = ModelLoader(triton) if settings.load_models else None
+        registry = Registry(triton, loader=loader, poll_seconds=settings.poll_seconds, on_change=changed.set)
+        inference = Inference(triton, threads, settings.infer_timeout_seconds)
+        servicer = AnnotationServicer(registry, inference, settings.limits)
+        health = Health(
+            ("", SERVICE_NAME),
+            lambda: registry.ready,
+            lambda: "no tool is ready" if registry.triton_up else "Triton does not answer",
+        )
+
+        listener = _listen(settings.host, settings.http_port)
+        http = HttpServer(health)
+        grpc_server, grpc_port = _grpc_server(settings, servicer, health)
+        await health.publish()
+        await grpc_server.start()
+        tasks = [
+            asyncio.create_task(registry.run(), name="follow Triton's repository"),
+            asyncio.create_task(_publish_changes(health, changed), name="publish health"),
+            asyncio.create_task(http.serve_on(listener), name="serve HTTP"),
+        ]
+        log.info(
+            "Polywand %s: gRPC on %s:%d, HTTP on %s:%d, Triton at %s",
+            __version__,
+            *(settings.host, grpc_port, settings.host, listener.getsockname()[1], url),
+        )
+        stopping = asyncio.create_task(self._stop.wait(), name="wait for a signal")
+        try:
+            finished, _ = await asyncio.wait((*tasks, stopping), return_when=asyncio.FIRST_COMPLETED)
+            for task in finished - {stopping}:
+                log.critical("the task '%s' ended, which it must not: stopping", task.get_name())
+                task.result()
+        finally:
+            await self._drain(grpc_server, servicer, health)
+            http.should_exit = True
+            for task in (*tasks[:2], stopping):
+                task.cancel()
+            await asyncio.gather(*tasks, stopping, return_exceptions=True)
+
+    async def _drain(self, grpc_server: grpc.aio.Server, servicer: AnnotationServicer, health: Health) -> None:
+        """Stop accepting, tell the streams, and wait with a limit."""
+        limit = self._settings.drain_seconds
+        log.info("draining: not ready from now on; running requests have %g s to finish", limit)
+        await health.drain()
+        servicer.drain()
+        await grpc_server.stop(limit)
+        log.info("drained")
+
+
+async def _publish_changes(health: Health, changed: asyncio.Event) -> None:
+    while True:
+        await changed.wait()
+        changed.clear()
+        await health.publish()
+        log.info("ready" if health.ready else f"not ready: {health.reason}")
+
+
+def _grpc_server(settings: Settings, servicer: AnnotationServicer, health: Health) -> tuple[grpc.aio.Server, int]:
+    server = grpc.aio.server(
+        interceptors=[CallMetrics()],
+        options=[
+            ("grpc.max_receive_message_length", settings.limits.message_bytes),
+            ("grpc.max_send_message_length", -1),
+            # Two services on one port would share its clients by chance.
+            ("grpc.so_reuseport", 0),
+            # Clients may ping idle streams this often, and vanished ones are noticed.
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+        ],
+    )
+    annotation_pb2_grpc.add_AnnotationServiceServicer_to_server(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+    reflection.enable_server_reflection(
+        (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
+    )
+    try:
+        port = server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
+    except RuntimeError as error:
+        raise StartError(
+            f"cannot listen on {settings.host}:{settings.grpc_port} (is it in use?): choose another --grpc-port"
+        ) from error
+    return server, port
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        raise StartError(f"cannot listen on {host}:{port} ({error.strerror}): choose another --http-port") from error

@@ -1,0 +1,130 @@
+"""What the service must know of a model: the JSON under `polywand` in its config's parameters, checked."""
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+)
+
+PARAMETER_KEY = "polywand"
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LetterboxCrop(_Spec):
+    """The whole image, its aspect kept, centred on black."""
+
+    policy: Literal["letterbox"]
+
+
+class MarginCrop(_Spec):
+    """The box (or the extreme points' box) and a margin around it; without either the whole image.
+
+    fraction: of the box's width and height, on each side. pixels: added on each side, in image pixels.
+    longest_side: of the network's input, for models of variable size.
+    """
+
+    policy: Literal["margin"]
+    fraction: NonNegativeFloat = 0.0
+    pixels: NonNegativeInt = 0
+    longest_side: PositiveInt = 512
+
+
+class ZoomInCrop(_Spec):
+    """The whole image first, then the surroundings of the current mask (as in f-BRS and RITM).
+
+    expansion: the crop's side relative to the mask's box.
+    min_fraction: the crop's shortest side relative to the image's.
+    max_aspect: the crop's longer side relative to its shorter one.
+    click_margin: how far beyond a click the crop reaches, relative to its longer side.
+    whole_image_above: a crop of more than this share of the image's area becomes the whole image.
+    refine_first: run twice for the first answer: on the whole image, then on the crop around what that found.
+    box_margin: around a box that starts an object, relative to its width and height, on each side.
+    longest_side: of the network's input, for models of variable size.
+    """
+
+    policy: Literal["zoom_in"]
+    expansion: float = Field(1.4, ge=1)
+    min_fraction: NonNegativeFloat = 0.25
+    max_aspect: float = Field(1.7, ge=1)
+    click_margin: NonNegativeFloat = 0.06
+    whole_image_above: PositiveFloat = 0.85
+    refine_first: bool = False
+    box_margin: NonNegativeFloat = 0.18
+    longest_side: PositiveInt = 512
+
+
+class PromptSpec(_Spec):
+    """What an interactor needs before it answers.
+
+    min_positive_points: a given optional box stands in for them.
+    extreme_points: that start an object; 0 when none are read.
+    """
+
+    min_positive_points: NonNegativeInt = 1
+    min_negative_points: NonNegativeInt = 0
+    extreme_points: NonNegativeInt = 0
+    box: Literal["none", "optional", "required"] = "none"
+
+
+class Suppression(_Spec):
+    """Non-maximum suppression: the IoU from which the lower score goes, within a class and across all."""
+
+    same_class_iou: Fraction = 0.5
+    any_class_iou: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class _ModelSpec(_Spec):
+    """What every tool says of itself; the fields mean what the contract's `Model` says."""
+
+    display_name: str = Field(min_length=1)
+    help_message: str = ""
+    animated_gif: str = ""
+    license: str = ""
+    weights_source: str = ""
+    threshold: Fraction = 0.5
+
+
+class InteractorSpec(_ModelSpec):
+    """A model that turns a prompt into one object's logits."""
+
+    kind: Literal["interactor"]
+    prompt: PromptSpec = PromptSpec()
+    crop: Annotated[MarginCrop | ZoomInCrop, Field(discriminator="policy")]
+
+
+class DetectorSpec(_ModelSpec):
+    """A model that turns an image into scored boxes.
+
+    labels: by class index.
+    """
+
+    kind: Literal["detector"]
+    labels: tuple[str, ...] = Field(min_length=1)
+    suppression: Suppression = Suppression()
+    crop: LetterboxCrop = LetterboxCrop(policy="letterbox")
+
+
+ModelSpec = InteractorSpec | DetectorSpec
+
+_ADAPTER: TypeAdapter[ModelSpec] = TypeAdapter(Annotated[ModelSpec, Field(discriminator="kind")])
+
+
+def parse_spec(text: str) -> ModelSpec:
+    """Parse the parameter's JSON.
+
+    Raises:
+        ValueError: it is not JSON, or a field is wrong; the message names the field and what is expected.
+    """
+    return _ADAPTER.validate_json(text)

@@ -1,0 +1,38 @@
+"""Where the time of one answer goes: a stopwatch that travels with a request from its receipt to its reply."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+Stage = Literal["wait", "decode", "prepare", "triton", "geometry"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+class Stopwatch:
+    """Adds up the seconds spent per stage since the request was received."""
+
+    __slots__ = ("_started", "inferences", "received_unix", "seconds")
+
+    def __init__(self) -> None:
+        self.received_unix = time.time()
+        self._started = time.perf_counter()
+        self.seconds: dict[Stage, float] = {}
+        self.inferences = 0
+
+    @contextmanager
+    def stage(self, stage: Stage) -> Iterator[None]:
+        """Count the time of the block as `stage`."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin
+
+    def waited(self) -> None:
+        """Count everything since receipt that no stage has claimed as waiting."""
+        self.seconds["wait"] = self.total() - sum(self.seconds.values())
+
+    def total(self) -> float:
+        """Seconds since receipt."""
+        return time.perf_counter() - self._started

@@ -1,0 +1,227 @@
+"""Asynchronous calls to one Triton server: its repository index, model configurations, loading, inference."""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+
+from polywand_server.errors import PolywandError
+from polywand_server.triton.failures import ModelDiedError, as_polywand_error
+from polywand_server.triton.tensors import Array, decode_response, encode_request
+
+CONTROL_TIMEOUT_S = 5.0  # index, configuration
+LOAD_TIMEOUT_S = 300.0  # a large network is read, compiled and warmed up
+
+_CHANNEL_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # A restarted Triton is found again at once; gRPC's own backoff starts at 1 s and grows to 2 min.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    # Triton closes connections that ping more often than every 5 min. What matters here is the timeout: with keepalive
+    # on, gRPC makes it TCP_USER_TIMEOUT, so a request to a host that vanished fails then and not after 15 min.
+    ("grpc.keepalive_time_ms", 330_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TritonTls:
+    """PEM files for a Triton behind TLS. root_certificates None: the system's; key and chain: for mutual TLS."""
+
+    root_certificates: Path | None = None
+    private_key: Path | None = None
+    certificate_chain: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """One model version in Triton's repository.
+
+    version: None when the model has not been loaded since Triton started.
+    state: "READY", "UNAVAILABLE", "LOADING", "UNLOADING"; "" when never loaded. reason: why it is not ready.
+    """
+
+    name: str
+    version: int | None
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """An input or output. dtype: Triton's name ("UINT8", "FP32"). dims: without the batch axis; -1 is any."""
+
+    dtype: str
+    dims: tuple[int, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What Polywand reads of a model's configuration.
+
+    max_batch_size: 0 when tensors have no batch axis. parameters: the string values of `parameters`.
+    """
+
+    name: str
+    backend: str
+    max_batch_size: int
+    inputs: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
+    parameters: dict[str, str]
+
+
+class TritonClient:
+    """One channel to one Triton; make it inside the event loop that uses it, and close it.
+
+    url: what gRPC dials ("host:8001", "unix:/path").
+    Methods raise UnavailableError, DeadlineError or ModelFailedError (see `failures`), and nothing of gRPC's.
+    Cancelling the task that awaits one cancels the call, and Triton drops the request if its model has not begun.
+    """
+
+    def __init__(self, url: str, tls: TritonTls | None = None) -> None:
+        self.url = url
+        if tls is None:
+            self._channel = grpc.aio.insecure_channel(url, options=_CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.aio.secure_channel(url, _credentials(tls), options=_CHANNEL_OPTIONS)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._revivals: dict[str, asyncio.Task[None]] = {}
+
+    async def close(self) -> None:
+        """Cancel what is under way and close the channel."""
+        for task in self._revivals.values():
+            task.cancel()
+        await asyncio.gather(*self._revivals.values(), return_exceptions=True)
+        await self._channel.close(None)
+
+    async def server_live(self, timeout_s: float) -> bool:
+        """Tell whether Triton answers at all."""
+        try:
+            response = await self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=timeout_s)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(response.live)
+
+    async def server_ready(self, timeout_s: float) -> bool:
+        """Tell whether Triton takes requests (with `--strict-readiness`: whether all its models are ready)."""
+        try:
+            response = await self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=timeout_s)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(response.ready)
+
+    async def repository_index(self) -> list[IndexEntry]:
+        """List every model version in the repository, loaded or not."""
+        request = service_pb2.RepositoryIndexRequest()
+        response = await self._call(self._stub.RepositoryIndex, request, CONTROL_TIMEOUT_S, "repository index")
+        return [
+            IndexEntry(entry.name, int(entry.version) if entry.version else None, entry.state, entry.reason)
+            for entry in response.models
+        ]
+
+    async def model_config(self, name: str, version: int = 0) -> ModelConfig:
+        """Return the configuration of a loaded model. version: 0 lets Triton choose."""
+        request = service_pb2.ModelConfigRequest(name=name, version=str(version) if version else "")
+        response = await self._call(self._stub.ModelConfig, request, CONTROL_TIMEOUT_S, _called(name, version))
+        return _model_config(response.config)
+
+    async def load(self, name: str) -> None:
+        """Load a model, or load it again; returns when it is ready. ModelFailedError: Triton cannot load it."""
+        request = service_pb2.RepositoryModelLoadRequest(model_name=name)
+        await self._call(self._stub.RepositoryModelLoad, request, LOAD_TIMEOUT_S, _called(name))
+
+    async def unload(self, name: str) -> None:
+        """Take a model out of service. Requests that run are finished, after this has returned."""
+        request = service_pb2.RepositoryModelUnloadRequest(model_name=name)
+        await self._call(self._stub.RepositoryModelUnload, request, CONTROL_TIMEOUT_S, _called(name))
+
+    async def infer(
+        self,
+        model: str,
+        version: int,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        *,
+        timeout_s: float,
+        request_id: str = "",
+        priority: int = 0,
+    ) -> dict[str, Array]:
+        """Run a model once.
+
+        version: 0 lets Triton choose. inputs: by name, with the batch axis. outputs: the names wanted.
+        request_id: appears in Triton's error messages. priority: 1 is the most urgent, 0 the model's default.
+        Returns the outputs by name, as read-only arrays.
+        """
+        request = encode_request(model, version, inputs, outputs, request_id=request_id, priority=priority)
+        try:
+            response = await self._call(self._stub.ModelInfer, request, timeout_s, _called(model, version))
+        except ModelDiedError:
+            self._revive(model)
+            raise
+        return decode_response(response, outputs)
+
+    async def _call(self, method: Any, request: Any, timeout_s: float, what: str) -> Any:
+        try:
+            return await method(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise as_polywand_error(error, what=what, url=self.url) from error
+
+    def _revive(self, model: str) -> None:
+        """Load a model whose process died; Triton itself calls it READY and fails every request, a second each."""
+        if model in self._revivals:
+            return
+        task = asyncio.create_task(self._reload(model), name=f"revive {model}")
+        task.add_done_callback(lambda _: self._revivals.pop(model, None))
+        self._revivals[model] = task
+
+    async def _reload(self, model: str) -> None:
+        _log.error("the process of model '%s' died: loading it again", model)
+        try:
+            await self.unload(model)  # loading alone does nothing while the files are the same
+            await self.load(model)
+        except PolywandError as error:
+            _log.error("could not load model '%s' again: %s", model, error)
+        else:
+            _log.warning("model '%s' is back", model)
+
+
+def _called(model: str, version: int = 0) -> str:
+    return f"model '{model}' version {version}" if version else f"model '{model}'"
+
+
+def _credentials(tls: TritonTls) -> grpc.ChannelCredentials:
+    def read(path: Path | None) -> bytes | None:
+        return path.read_bytes() if path else None
+
+    return grpc.ssl_channel_credentials(
+        root_certificates=read(tls.root_certificates),
+        private_key=read(tls.private_key),
+        certificate_chain=read(tls.certificate_chain),
+    )
+
+
+def _model_config(config: Any) -> ModelConfig:
+    return ModelConfig(
+        name=config.name,
+        backend=config.backend,
+        max_batch_size=config.max_batch_size,
+        inputs={tensor.name: _tensor_spec(tensor, optional=tensor.optional) for tensor in config.input},
+        outputs={tensor.name: _tensor_spec(tensor) for tensor in config.output},
+        parameters={key: value.string_value for key, value in config.parameters.items()},
+    )
+
+
+def _tensor_spec(tensor: Any, *, optional: bool = False) -> TensorSpec:
+    dtype = model_config_pb2.DataType.Name(tensor.data_type).removeprefix("TYPE_")
+    return TensorSpec("BYTES" if dtype == "STRING" else dtype, tuple(tensor.dims), optional)

@@ -1,0 +1,231 @@
+"""NVIDIA's own tritonserver as a child of the service: started, watched, restarted, and never left behind."""
+
+import asyncio
+import logging
+import secrets
+import tempfile
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Self
+
+from polywand_server.triton.client import TritonClient
+from polywand_server.triton.launch import scratch_name
+from polywand_server.triton.process import TritonProcess
+from polywand_server.triton.wheel import EmbeddedTritonError, find_wheel, socket_url
+
+__all__ = ["EmbeddedTriton", "EmbeddedTritonError", "State"]
+
+READY_POLL_S = 0.05
+PROBE_INTERVAL_S = 2.0
+PROBE_TIMEOUT_S = 5.0
+FIRST_BACKOFF_S = 0.2
+MAX_BACKOFF_S = 10.0
+STABLE_S = 60.0  # a server that lived so long was sound: its successor starts without delay
+MAX_SOCKET_PATH_BYTES = 107  # of the kernel
+
+_log = logging.getLogger(__name__)
+
+
+class State(StrEnum):
+    """Where in its life the server is."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    STOPPING = "stopping"
+
+
+class EmbeddedTriton:
+    """A tritonserver on a model repository, kept running between `start` and `stop`.
+
+    No model is loaded at first, and none after a restart: loading is for who knows the models (`TritonClient.load`).
+
+    start_timeout_s: how long tritonserver may take to get ready.
+    hang_timeout_s: how long it may leave probes unanswered before it is killed and restarted.
+    metrics_port: serve Triton's own Prometheus metrics on this loopback port.
+    probe: tells within the given seconds whether the server answers; by default a gRPC call to it.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        *,
+        start_timeout_s: float = 60.0,
+        hang_timeout_s: float = 10.0,
+        metrics_port: int | None = None,
+        probe: Callable[[float], Awaitable[bool]] | None = None,
+    ) -> None:
+        self._repository = repository.resolve()
+        self._start_timeout_s = start_timeout_s
+        self._hang_timeout_s = hang_timeout_s
+        self._metrics_port = metrics_port
+        self._probe = probe
+        self._token = secrets.token_hex(4)
+        self._scratch = _scratch(self._token)
+        self._state = State.STOPPED
+        self._restarts = 0
+        self._process: TritonProcess | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens, for `TritonClient`; the same after every restart."""
+        return socket_url(self._scratch)
+
+    @property
+    def state(self) -> State:
+        """Where in its life the server is."""
+        return self._state
+
+    @property
+    def restarts(self) -> int:
+        """How often it had to be replaced since `start`."""
+        return self._restarts
+
+    async def start(self) -> None:
+        """Start it; returns when it takes requests.
+
+        EmbeddedTritonError: it cannot be started, with its last lines of output.
+        """
+        if self._state is not State.STOPPED:
+            raise RuntimeError(f"the embedded Triton is {self._state}")
+        self._state = State.STARTING
+        try:
+            self._process = await self._launch()
+        except BaseException:
+            self._state = State.STOPPED
+            raise
+        self._state = State.READY
+        self._watcher = asyncio.create_task(self._watch(self._process), name="triton watcher")
+        _log.info("tritonserver is ready on %s with the models of %s", self.url, self._repository)
+
+    async def stop(self, grace_s: float = 10.0) -> None:
+        """End it: requests that run may finish within grace_s. Returns when nothing of it is left."""
+        if self._watcher is None:
+            return
+        self._state = State.STOPPING
+        self._watcher.cancel()
+        await asyncio.wait([self._watcher])
+        self._watcher = None
+        if self._process is not None:
+            await self._process.stop(grace_s)
+            self._process = None
+        self._state = State.STOPPED
+        _log.info("tritonserver has stopped")
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def _launch(self) -> TritonProcess:
+        """Start one server and wait until it is ready."""
+        if not self._repository.is_dir():
+            raise EmbeddedTritonError(f"the model repository {self._repository} is not a folder")
+        process = await TritonProcess.spawn(
+            find_wheel(),
+            self._repository,
+            token=self._token,
+            scratch=self._scratch,
+            metrics_port=self._metrics_port,
+        )
+        try:
+            await self._until_ready(process)
+        except BaseException:
+            await process.kill()
+            raise
+        return process
+
+    async def _until_ready(self, process: TritonProcess) -> None:
+        exited = asyncio.create_task(process.wait())
+        ready = asyncio.create_task(self._ready())
+        try:
+            await asyncio.wait((exited, ready), timeout=self._start_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if ready.done():
+                return
+            what = exited.result() if exited.done() else f"was not ready within {self._start_timeout_s:g} s"
+        finally:
+            exited.cancel()
+            ready.cancel()
+        await process.kill()
+        raise EmbeddedTritonError(f"tritonserver {what}; its last lines:\n{process.last_lines}")
+
+    async def _ready(self) -> None:
+        client = TritonClient(self.url)
+        try:
+            while True:
+                if await client.server_ready(PROBE_TIMEOUT_S):
+                    return
+                await asyncio.sleep(READY_POLL_S)
+        finally:
+            await client.close()
+
+    async def _watch(self, process: TritonProcess) -> None:
+        """Replace every server that ends or hangs, sooner at first and then less often."""
+        clock = asyncio.get_running_loop().time
+        backoff_s = FIRST_BACKOFF_S
+        while True:
+            born = clock()
+            reason = await self._downfall(process)
+            self._state = State.RESTARTING
+            await process.kill()
+            self._process = None
+            _log.error("tritonserver %s; restarting it. Its last lines:\n%s", reason, process.last_lines)
+            if clock() - born > STABLE_S:
+                backoff_s = FIRST_BACKOFF_S
+            process, backoff_s = await self._replace(backoff_s)
+            self._process = process
+            self._restarts += 1
+            self._state = State.READY
+            _log.warning("tritonserver is ready again (restart %d)", self._restarts)
+
+    async def _replace(self, backoff_s: float) -> tuple[TritonProcess, float]:
+        """Start servers until one is ready; return it and the pause before the next one."""
+        while True:
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+            try:
+                return await self._launch(), backoff_s
+            except (EmbeddedTritonError, OSError) as error:
+                _log.error("could not restart tritonserver, next try in %.1f s: %s", backoff_s, error)
+
+    async def _downfall(self, process: TritonProcess) -> str:
+        """Wait until the server has ended or hangs; return which, in words."""
+        exited = asyncio.create_task(process.wait())
+        hung = asyncio.create_task(self._hang())
+        try:
+            done, _ = await asyncio.wait((exited, hung), return_when=asyncio.FIRST_COMPLETED)
+            return next(iter(done)).result()
+        finally:
+            exited.cancel()
+            hung.cancel()
+
+    async def _hang(self) -> str:
+        """Return when probes have gone unanswered for too long."""
+        client = TritonClient(self.url)
+        probe = self._probe or client.server_live
+        clock = asyncio.get_running_loop().time
+        answered, failures = clock(), 0
+        try:
+            # Two failures at least: one alone may mean that this process, and not Triton, stood still.
+            while clock() - answered < self._hang_timeout_s or failures < 2:
+                await asyncio.sleep(min(PROBE_INTERVAL_S, self._hang_timeout_s / 4))
+                if await probe(min(PROBE_TIMEOUT_S, self._hang_timeout_s / 2)):
+                    answered, failures = clock(), 0
+                else:
+                    failures += 1
+        finally:
+            await client.close()
+        return f"answered no probe for {clock() - answered:.1f} s and was killed"
+
+
+def _scratch(token: str) -> Path:
+    """Return a path for the server's private directory, short enough for a socket in it."""
+    path = Path(tempfile.gettempdir()) / scratch_name(token)
+    if len(socket_url(path).encode()) > MAX_SOCKET_PATH_BYTES:
+        return Path("/tmp") / scratch_name(token)
+    return path

@@ -1,0 +1,61 @@
+"""What gRPC and Triton report when a call fails, as the errors of the domain.
+
+Seen with Triton 2.51:
+
+| what happened                                | status           | text                                           |
+|----------------------------------------------|------------------|------------------------------------------------|
+| server dead, or died while it computed       | UNAVAILABLE      | "failed to connect to all addresses"           |
+| model not in the repository, or never loaded | NOT_FOUND        | "unknown model: 'm' is not found"              |
+| model unloaded, or failed to load            | NOT_FOUND        | "unknown model: 'm' has no available versions" |
+| wrong name, type, shape, batch of an input   | INVALID_ARGUMENT | says which, and what was expected              |
+| exception in a Python model                  | INTERNAL         | the exception, then "At:" and a trace          |
+| process of a Python model gone               | INTERNAL         | "Stub process 'm_0' is not healthy."           |
+| model cannot be loaded                       | INVALID_ARGUMENT | "load failed for model 'm': ..."               |
+| load of a model that does not exist          | INTERNAL         | "failed to load 'm', failed to poll"           |
+"""
+
+import re
+
+import grpc
+import grpc.aio
+
+from polywand_server.errors import DeadlineError, ModelFailedError, PolywandError, UnavailableError
+
+_AWAY = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    # Never our own cancellation: that arrives as asyncio.CancelledError. So Triton gave up on the request.
+    grpc.StatusCode.CANCELLED,
+}
+_REFUSED = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNIMPLEMENTED}
+_TRACE = "\n\nAt:\n"
+_STUB_DIED = re.compile(r"^Stub process '.+' is not healthy")
+
+
+class ModelDiedError(UnavailableError):
+    """The process of a Python model is gone; Triton fails every request to it until it is loaded again."""
+
+
+def as_polywand_error(error: grpc.aio.AioRpcError, *, what: str, url: str) -> PolywandError:
+    """Return the domain's error for a failed call.
+
+    what: the thing that failed, as the start of a sentence ("model 'grabcut'"). url: where Triton was looked for.
+    """
+    status, details = error.code(), _summary(error.details() or "")
+    if status is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineError(f"{what}: Triton at {url} did not answer in time")
+    if _STUB_DIED.match(details):
+        return ModelDiedError(f"{what}: its process died ({details})")
+    if status is grpc.StatusCode.NOT_FOUND:
+        return UnavailableError(f"{what} is not loaded in Triton at {url}: {details}")
+    if status in _AWAY:
+        return UnavailableError(f"{what}: Triton at {url} is away: {details}")
+    if status in _REFUSED:
+        return UnavailableError(f"{what}: Triton at {url} refuses ({status.name}): {details}")
+    return ModelFailedError(f"{what}: {details}")
+
+
+def _summary(details: str) -> str:
+    """Drop the Python trace: Triton logs it, and a client has no use for the server's paths."""
+    return details.partition(_TRACE)[0].strip()

@@ -1,0 +1,159 @@
+"""The process between the service and tritonserver. When the service dies, however it dies, nothing stays behind.
+
+    python -I -S launch.py TOKEN SCRATCH tritonserver ...
+
+Standard input is the lifeline: the service holds its other end and writes nothing. When it closes (the service wants an
+end at once, or was killed), tritonserver and the processes of its models are killed. SIGTERM is passed on to
+tritonserver, which then finishes its requests. At the end, whatever it was, this process removes the shared memory of
+TOKEN and the directory SCRATCH, and exits as tritonserver did, or with 128 plus the signal that ended it.
+
+A process of its own, because the kernel's parent-death signal alone is not enough: it comes when the *thread* that
+started the child ends, it reaches the child but not the child's children, and nobody is left to clean up. Should this
+process be killed, that signal ends tritonserver, the processes of its models see that and end, and the next launch on
+this machine cleans up.
+
+It imports nothing but the standard library (-I -S), so it starts in milliseconds and has little to fail on.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import re
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SHARED_MEMORY = Path("/dev/shm")
+REAP_TIMEOUT_S = 5.0
+
+_LOCK_NAME = re.compile(r"polywand-([0-9a-f]{8})\.lock")
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def scratch_name(token: str) -> str:
+    """Return the name of the directory that belongs to a token (eight hexadecimal digits)."""
+    return f"polywand-{token}"
+
+
+def region_prefix(token: str) -> str:
+    """Return what the names of a token's shared memory regions begin with."""
+    return f"polywand-{token}-"
+
+
+def hold(token: str) -> int:
+    """Lock the token, which tells other launches that it is in use, and return the lock's descriptor.
+
+    A lock, not a process id: ids are reused, and mean nothing in another container that shares this memory.
+    """
+    path = SHARED_MEMORY / f"polywand-{token}.lock"
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        os.close(descriptor)  # a sweep removed the file between opening and locking
+
+
+def sweep(scratch_root: Path) -> None:
+    """Remove what dead launches of this user left: those whose lock exists and is not held."""
+    for path in SHARED_MEMORY.glob("polywand-*.lock"):
+        match = _LOCK_NAME.fullmatch(path.name)
+        if match:
+            with contextlib.suppress(OSError):  # held, another user's, or just gone
+                _sweep_one(path, match[1], scratch_root)
+
+
+def _sweep_one(path: Path, token: str, scratch_root: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_uid == os.geteuid():
+            remove(token, scratch_root / scratch_name(token))
+    finally:
+        os.close(descriptor)
+
+
+def remove(token: str, scratch: Path) -> None:
+    """Remove a token's shared memory, scratch directory and lock file. The caller holds the lock, or knows it dead."""
+    for region in SHARED_MEMORY.glob(f"{region_prefix(token)}*"):
+        region.unlink(missing_ok=True)
+    shutil.rmtree(scratch, ignore_errors=True)
+    (SHARED_MEMORY / f"polywand-{token}.lock").unlink(missing_ok=True)
+
+
+def attend(child: subprocess.Popen[bytes], lifeline: int, wakeups: int) -> None:
+    """Return when the child has exited or the lifeline is cut; pass SIGTERM on until then.
+
+    wakeups: where the interpreter writes the numbers of signals (`signal.set_wakeup_fd`).
+    """
+    service = os.getppid()
+    with selectors.DefaultSelector() as selector:
+        selector.register(lifeline, selectors.EVENT_READ)
+        selector.register(wakeups, selectors.EVENT_READ)
+        while child.poll() is None:
+            ready = {key.fd for key, _ in selector.select(timeout=1)}
+            if wakeups in ready and signal.SIGTERM in os.read(wakeups, 64):
+                child.terminate()
+            # The parent's id too: a child that the service forked may hold the lifeline's other end open.
+            if (lifeline in ready and not os.read(lifeline, 64)) or os.getppid() != service:
+                return
+
+
+def end(child: subprocess.Popen[bytes]) -> int:
+    """Kill what is left of the child's process group, reap it, and return the child's exit status as a shell does."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(REAP_TIMEOUT_S)
+    deadline = time.monotonic() + REAP_TIMEOUT_S
+    with contextlib.suppress(ChildProcessError):
+        # The models' processes are ours now (we are the subreaper); they hold shared memory until they are gone.
+        while time.monotonic() < deadline:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(0.01)
+    if child.returncode is None:
+        return 128 + signal.SIGKILL
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def launch(token: str, scratch: Path, command: list[str]) -> int:
+    """Run the command to its end and clean up; return its exit status."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    hold(token)  # until this process ends
+    sweep(scratch.parent)
+    wakeups, notify = os.pipe()
+    os.set_blocking(notify, False)
+    signal.set_wakeup_fd(notify)
+    for number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, lambda *_: None)
+    launcher = os.getpid()
+
+    def die_with_launcher() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != launcher:
+            os._exit(128 + signal.SIGKILL)
+
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        process_group=0,
+        preexec_fn=die_with_launcher,  # safe: this process has one thread  # noqa: PLW1509
+    )
+    try:
+        attend(child, sys.stdin.fileno(), wakeups)
+    finally:
+        status = end(child)
+        remove(token, scratch)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(launch(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]))

@@ -1,0 +1,97 @@
+"""The real service as a child process, as tests and benchmarks run it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parent.parent / "model_repository"
+PORTS = re.compile(r"gRPC on ([\d.]+):(\d+), HTTP on ([\d.]+):(\d+), Triton at (\S+)")
+START_SECONDS = 90
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running service. target: of its gRPC port. http: base URL of its HTTP port. triton: as the service dials it."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    target: str
+    http: str
+    triton: str
+
+    def get(self, path: str) -> tuple[int, str]:
+        """GET from the HTTP port: status and body."""
+        try:
+            with urllib.request.urlopen(self.http + path, timeout=10) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def metric(self, sample: str) -> float:
+        """Return one sample of /metrics by its name and labels, 0 when it is not there yet."""
+        for line in self.get("/metrics")[1].splitlines():
+            name, _, value = line.rpartition(" ")
+            if name == sample:
+                return float(value)
+        return 0.0
+
+    def wait_ready(self, *models: str, seconds: float = START_SECONDS) -> None:
+        """Wait until /readyz says so and the log has told that each of the models is ready."""
+        wait_for(lambda: self.get("/readyz")[0] == 200, seconds, self)
+        for model in models:
+            wait_for(lambda model=model: f"model {model} is ready" in self.log.read_text(), seconds, self)
+
+
+def wait_for(condition, seconds: float, service: Service | None = None) -> None:
+    """Poll until the condition holds; fail with the service's last log lines."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if condition():
+                return
+        except OSError:
+            pass
+        if service is not None and service.process.poll() is not None:
+            break
+        time.sleep(0.05)
+    tail = service.log.read_text()[-4000:] if service is not None else ""
+    raise AssertionError(f"did not happen within {seconds} s\n{tail}")
+
+
+@contextmanager
+def running_service(log: Path, *options: str) -> Iterator[Service]:
+    """Run `polywand-server` on free ports until the block ends."""
+    command = [str(Path(sys.executable).parent / "polywand-server"), "--grpc-port=0", "--http-port=0"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("POLYWAND_")}
+    with log.open("wb") as stderr:
+        process = subprocess.Popen([*command, *options], stderr=stderr, env=environment)
+    try:
+        yield _started(process, log)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _started(process: subprocess.Popen[bytes], log: Path) -> Service:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        found = PORTS.search(log.read_text())
+        if found:
+            host, grpc_port, http_host, http_port, triton = found.groups()
+            return Service(process, log, f"{host}:{grpc_port}", f"http://{http_host}:{http_port}", triton)
+        time.sleep(0.05)
+    raise AssertionError(f"the service did not start:\n{log.read_text()[-4000:]}")
