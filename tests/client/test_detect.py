@@ -1,0 +1,119 @@
+"""Detection by the synchronous client on the real service."""
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import polywand
+from polywand import Client, Detections, PolywandError
+from polywand.frames import FRAMES_AHEAD
+from tests.running import Service
+
+FACE = (225, 110)
+
+
+@pytest.fixture(scope="module")
+def client(server: Service) -> Iterator[Client]:
+    with polywand.connect(server.target) as client:
+        yield client
+
+
+def polywand_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("polywand")]
+
+
+def test_a_detector_finds_the_person_on_the_photo(client: Client, astronaut: NDArray[np.uint8]) -> None:
+    found = client.detect(astronaut)
+    assert (found.width, found.height, found.model) == (512, 512, "nanodet")
+    best = found[0]
+    assert best.label == best.model_label == "person"
+    assert best.score == max(one.score for one in found) > 0.4
+    assert best.box.x0 < FACE[0] < best.box.x1
+    assert found[:1] == (best,)
+    assert len(found) == len(list(found))
+
+
+def test_labels_are_mapped_and_others_dropped(client: Client, astronaut: NDArray[np.uint8]) -> None:
+    found = client.detect(astronaut, threshold=0.1, labels={"person": "astronaut"})
+    assert {(one.label, one.model_label) for one in found} == {("astronaut", "person")}
+    with pytest.raises(polywand.InvalidRequest, match="spaceman"):
+        client.detect(astronaut, labels={"spaceman": "astronaut"})
+
+
+def test_detections_are_as_many_as_asked_for(client: Client, coffee: NDArray[np.uint8]) -> None:
+    assert len(client.detect(coffee, threshold=0.05)) > 2
+    assert len(client.detect(coffee, threshold=0.05, max_detections=2)) == 2
+
+
+def test_a_stream_answers_every_frame_in_order_and_bad_ones_with_errors(
+    client: Client, astronaut: NDArray[np.uint8], coffee: NDArray[np.uint8]
+) -> None:
+    frames: list[polywand.ImageLike] = [astronaut, b"no image", coffee, "missing.jpg", astronaut[:, :, :2], astronaut]
+    answers = list(client.detect_stream(frames))
+    assert [frame for frame, _ in answers] == [0, 1, 2, 3, 4, 5]
+    assert [type(result) for _, result in answers] == [
+        *(Detections, polywand.InvalidRequest, Detections),
+        *(polywand.InvalidRequest, polywand.InvalidRequest, Detections),
+    ]
+    first, last = answers[0][1], answers[5][1]
+    assert isinstance(first, Detections)
+    assert isinstance(last, Detections)
+    assert first.items == last.items == client.detect(astronaut).items
+    decode_error, read_error = answers[1][1], answers[3][1]
+    assert isinstance(decode_error, PolywandError)
+    assert decode_error.violations
+    assert "missing.jpg" in str(read_error)
+
+
+def test_a_stream_takes_frames_only_a_little_ahead(client: Client, astronaut: NDArray[np.uint8]) -> None:
+    taken = itertools.count()
+    small = astronaut[::8, ::8]
+    stream = client.detect_stream(small for _ in taken)
+    for expected in range(3):
+        frame, result = next(stream)
+        assert frame == expected
+        assert isinstance(result, Detections)
+    time.sleep(0.5)
+    assert 3 <= next(taken) <= 3 + FRAMES_AHEAD
+    stream.close()
+    assert not polywand_threads()
+
+
+def test_a_stream_longer_than_all_buffers_ends(client: Client, astronaut: NDArray[np.uint8]) -> None:
+    frames: list[polywand.ImageLike] = ["missing.jpg"] * 100
+    frames[50] = astronaut
+    answers = list(client.detect_stream(frames))
+    assert [frame for frame, _ in answers] == list(range(100))
+    assert isinstance(answers[50][1], Detections)
+
+
+def test_an_empty_stream_has_no_answers(client: Client) -> None:
+    assert list(client.detect_stream([])) == []
+
+
+def test_what_the_callers_frames_raise_comes_after_the_answers_before(
+    client: Client, astronaut: NDArray[np.uint8]
+) -> None:
+    def frames() -> Iterator[NDArray[np.uint8]]:
+        yield astronaut
+        raise RuntimeError("the camera is gone")
+
+    stream = client.detect_stream(frames())
+    assert isinstance(next(stream)[1], Detections)
+    with pytest.raises(RuntimeError, match="camera"):
+        next(stream)
+
+
+def test_slow_frames_are_no_reason_to_give_a_server_up(client: Client, astronaut: NDArray[np.uint8]) -> None:
+    def frames() -> Iterator[NDArray[np.uint8]]:
+        for _ in range(2):
+            time.sleep(1.2)
+            yield astronaut
+
+    with polywand.connect(client.target, timeout=1) as impatient:
+        assert [type(result) for _, result in impatient.detect_stream(frames())] == [Detections, Detections]

@@ -1,0 +1,93 @@
+"""What the clients say when the server is away, hangs, dies or drains."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import polywand
+from tests.running import Service, running_service
+
+CLICK = (225, 110)
+
+
+@pytest.fixture
+def empty_service(tmp_path: Path) -> Iterator[Service]:
+    """A service of the test's own, to be hurt; it has no models, and needs none to take images."""
+    (tmp_path / "models").mkdir()
+    with running_service(tmp_path / "log", f"--model-repository={tmp_path / 'models'}") as service:
+        yield service
+
+
+def polywand_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("polywand")]
+
+
+def test_no_server_is_told_in_a_sentence() -> None:
+    with polywand.connect("localhost:1") as client:
+        with pytest.raises(polywand.Unavailable, match=r"No Polywand server answers at localhost:1\. Is it running\?"):
+            client.models()
+        with pytest.raises(polywand.Unavailable, match="No Polywand server answers at localhost:1"):
+            client.open(np.zeros((4, 4, 3), np.uint8))
+        with pytest.raises(polywand.Unavailable, match="No Polywand server answers at localhost:1"):
+            list(client.detect_stream([np.zeros((4, 4, 3), np.uint8)]))
+    assert not polywand_threads()
+
+
+def test_the_environment_names_the_server(monkeypatch: pytest.MonkeyPatch, server: Service) -> None:
+    monkeypatch.delenv("POLYWAND_TARGET", raising=False)
+    assert polywand.connect().target == "localhost:50051"
+    monkeypatch.setenv("POLYWAND_TARGET", server.target)
+    with polywand.connect() as client:
+        assert client.models()
+
+
+def test_a_server_that_dies_fails_every_waiting_prompt(empty_service: Service, astronaut: NDArray[np.uint8]) -> None:
+    with polywand.connect(empty_service.target) as client, client.open(astronaut) as session:
+        empty_service.process.send_signal(signal.SIGSTOP)
+        with ThreadPoolExecutor(3) as threads:
+            waiting = [threads.submit(session.prompt, "x", object_id=str(n), positive=[CLICK]) for n in range(3)]
+            time.sleep(0.3)
+            assert not any(prompt.done() for prompt in waiting)
+            empty_service.process.kill()
+            for prompt in waiting:
+                assert isinstance(prompt.exception(10), polywand.Unavailable)
+        with pytest.raises(polywand.Unavailable):
+            session.prompt("x", positive=[CLICK])
+
+
+def test_a_server_that_hangs_is_given_up_after_the_timeout(
+    empty_service: Service, astronaut: NDArray[np.uint8]
+) -> None:
+    with polywand.connect(empty_service.target, timeout=0.5) as client, client.open(astronaut) as session:
+        empty_service.process.send_signal(signal.SIGSTOP)
+        try:
+            for call in (
+                lambda: session.prompt("x", positive=[CLICK]),
+                lambda: client.detect(astronaut),
+                lambda: next(client.detect_stream([astronaut])),
+                client.models,
+            ):
+                started = time.monotonic()
+                with pytest.raises(polywand.Unavailable, match="did not answer") as error:
+                    call()
+                assert error.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+                assert 0.4 < time.monotonic() - started < 3
+        finally:
+            os.kill(empty_service.process.pid, signal.SIGCONT)
+
+
+def test_a_draining_server_says_so(empty_service: Service, astronaut: NDArray[np.uint8]) -> None:
+    with polywand.connect(empty_service.target) as client, client.open(astronaut) as session:
+        empty_service.process.send_signal(signal.SIGTERM)
+        empty_service.process.wait(20)
+        with pytest.raises(polywand.Draining, match="draining"):
+            session.prompt("x", positive=[CLICK])

@@ -1,0 +1,111 @@
+"""Every format that the contract names arrives as the same picture, upright."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from polywand.v1 import annotation_pb2 as pb
+from tests.streams import InteractStream
+
+
+def file_of(image: Image.Image, kind: str, **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def opencv_file(extension: str, pixels: np.ndarray) -> bytes:
+    return cv2.imencode(extension, pixels)[1].tobytes()
+
+
+def formats(rgb: np.ndarray) -> dict[str, bytes]:
+    image = Image.fromarray(rgb)
+    wide = rgb.astype(np.uint16) * 257
+    return {
+        "JPEG": file_of(image, "JPEG", quality=95),
+        "progressive JPEG": file_of(image, "JPEG", quality=95, progressive=True),
+        "CMYK JPEG": file_of(image.convert("CMYK"), "JPEG", quality=95),
+        "JPEG with bytes after its end": file_of(image, "JPEG", quality=95) + b"trailer",
+        "PNG": file_of(image, "PNG"),
+        "palette PNG": file_of(image.quantize(256), "PNG"),
+        "RGBA PNG": file_of(image.convert("RGBA"), "PNG"),
+        "16-bit PNG": opencv_file(".png", wide[..., ::-1]),
+        "WebP": file_of(image, "WEBP", quality=95),
+        "BMP": file_of(image, "BMP"),
+        "TIFF": file_of(image, "TIFF", compression="tiff_lzw"),
+        "16-bit TIFF": opencv_file(".tiff", wide[..., ::-1]),
+    }
+
+
+FORMATS = list(formats(np.zeros((8, 8, 3), np.uint8)))
+
+
+def detect(stub, data: bytes) -> pb.DetectResponse:
+    return stub.Detect(pb.DetectRequest(model="nanodet", image=pb.Image(encoded=data)))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_is_read_in_colour(stub, astronaut, name):
+    response = detect(stub, formats(astronaut)[name])
+    assert (response.image.width, response.image.height) == (512, 512)
+    assert response.detections[0].label == "person"
+    assert response.detections[0].score == pytest.approx(0.73, abs=0.06)
+
+
+@pytest.mark.parametrize("name", ["grey JPEG", "grey PNG", "16-bit grey PNG", "16-bit grey TIFF", "1-bit PNG"])
+def test_grey_is_read_as_grey(stub, astronaut, name):
+    grey = cv2.cvtColor(astronaut, cv2.COLOR_RGB2GRAY)
+    image = Image.fromarray(grey)
+    data = {
+        "grey JPEG": file_of(image, "JPEG", quality=95),
+        "grey PNG": file_of(image, "PNG"),
+        "16-bit grey PNG": opencv_file(".png", grey.astype(np.uint16) * 257),
+        "16-bit grey TIFF": opencv_file(".tiff", grey.astype(np.uint16) * 257),
+        "1-bit PNG": file_of(image.convert("1"), "PNG"),
+    }[name]
+    response = detect(stub, data)
+    assert (response.image.width, response.image.height) == (512, 512)
+    if name != "1-bit PNG":
+        assert response.detections[0].label == "person"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_honoured(stub, coffee, kind, orientation):
+    """A file that a camera wrote turned, and the tag that says so, is the upright photo again."""
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    image = Image.fromarray(coffee)
+    turned = image.transpose(undo[orientation]) if orientation in undo else image
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    response = detect(stub, file_of(turned, kind, exif=exif))
+    upright = detect(stub, file_of(image, kind))
+    assert (response.image.width, response.image.height) == (600, 400)
+    best, wanted = response.detections[0], upright.detections[0]
+    assert best.label == wanted.label == "dining table"
+    assert best.box.y1 == pytest.approx(wanted.box.y1, abs=6)
+    assert best.box.x0 == pytest.approx(wanted.box.x0, abs=6)
+
+
+def test_transparency_is_laid_on_white(stub, astronaut):
+    rgba = np.dstack([astronaut, np.zeros((512, 512), np.uint8)])
+    assert not detect(stub, file_of(Image.fromarray(rgba, "RGBA"), "PNG")).detections
+
+
+def test_the_smallest_image_is_an_image(stub):
+    with InteractStream(stub) as stream:
+        info = stream.ask(pb.Image(raw=pb.RawImage(data=b"abc", width=1, height=1))).image
+        assert (info.width, info.height) == (1, 1)
+        reply = stream.ask(pb.Prompt(model="wand_click", points=[pb.Point(x=0.5, y=0.5, label=1)]))
+        assert reply.WhichOneof("result") == "segmentation"

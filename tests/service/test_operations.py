@@ -1,0 +1,217 @@
+"""What those who run the service rely on: health, reflection, metrics, shutdown, recovery, a Triton elsewhere."""
+
+import asyncio
+import os
+import signal
+import time
+from contextlib import closing
+
+import grpc
+import psutil
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from polywand.v1 import annotation_pb2 as pb
+from polywand.v1 import annotation_pb2_grpc
+from polywand_server.triton.embedded import EmbeddedTriton
+from tests.running import REPOSITORY, Service, running_service, wait_for
+from tests.streams import POSITIVE, InteractStream, prompt, raw_image
+
+SERVICE = "polywand.v1.AnnotationService"
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+CLICK = prompt("wand_click", (220, 130, POSITIVE))
+
+
+@pytest.fixture
+def own_service(tmp_path):
+    """A service that the test may harm."""
+    with running_service(tmp_path / "log", f"--model-repository={REPOSITORY}") as service:
+        service.wait_ready("wand_click", "nanodet", "grabcut")
+        yield service
+
+
+def tritonservers(service: Service) -> list[psutil.Process]:
+    children = psutil.Process(service.process.pid).children(recursive=True)
+    return [child for child in children if child.name() == "tritonserver"]
+
+
+@pytest.mark.parametrize("name", ["", SERVICE])
+def test_health_check_says_serving(channel, name):
+    health = health_pb2_grpc.HealthStub(channel)
+    assert health.Check(health_pb2.HealthCheckRequest(service=name)).status == SERVING
+
+
+def test_reflection_tells_the_contract(channel):
+    database = ProtoReflectionDescriptorDatabase(channel)
+    assert {SERVICE, "grpc.health.v1.Health"} <= set(database.get_services())
+    assert "polywand/v1/annotation.proto" in database.FindFileContainingSymbol(SERVICE).name
+
+
+def test_the_http_port_tells_life_and_readiness(server):
+    assert server.get("/livez") == (200, "alive\n")
+    assert server.get("/readyz") == (200, "ready\n")
+    assert server.get("/nowhere")[0] == 404
+
+
+def test_metrics_move(server, stub, astronaut):
+    def moved() -> dict[str, float]:
+        samples = (
+            'polywand_grpc_requests_total{code="OK",method="polywand.v1.AnnotationService/Detect"}',
+            'polywand_grpc_requests_total{code="NOT_FOUND",method="polywand.v1.AnnotationService/Detect"}',
+            'polywand_prompts_total{model="wand_click",outcome="segmentation"}',
+            'polywand_prompts_total{model="unknown",outcome="error"}',
+            'polywand_inferences_total{model="nanodet",outcome="ok",version="1"}',
+            'polywand_stage_duration_seconds_count{model="wand_click",stage="prepare"}',
+            'polywand_stage_duration_seconds_count{model="wand_click",stage="triton"}',
+            'polywand_stage_duration_seconds_count{model="wand_click",stage="geometry"}',
+            'polywand_stage_duration_seconds_count{model="nanodet",stage="decode"}',
+            "polywand_image_bytes_count",
+            "polywand_image_pixels_count",
+        )
+        return {sample: server.metric(sample) for sample in samples}
+
+    before = moved()
+    stub.Detect(pb.DetectRequest(model="nanodet", image=raw_image(astronaut)))
+    with pytest.raises(grpc.RpcError):
+        stub.Detect(pb.DetectRequest(model="made up by a client", image=raw_image(astronaut)))
+    with InteractStream(stub) as stream:
+        stream.ask(raw_image(astronaut))
+        stream.ask(CLICK)
+        stream.ask(prompt("made up by a client", (1, 1, POSITIVE)))
+    after = moved()
+    assert all(after[sample] > before[sample] for sample in before), {s: after[s] - before[s] for s in before}
+    assert server.metric("polywand_triton_up") == 1
+    assert server.metric('polywand_models_ready{kind="interactor"}') >= 2
+    assert server.metric('polywand_models_ready{kind="detector"}') >= 1
+    page = server.get("/metrics")[1]
+    assert "polywand_build_info{" in page
+    assert "made up by a client" not in page
+
+
+def test_sigterm_drains_and_leaves_nothing(own_service, astronaut):
+    """Health turns, the prompt in work is answered, the stream is told to reconnect, Triton is gone."""
+    family = psutil.Process(own_service.process.pid).children(recursive=True)
+    assert tritonservers(own_service)
+    with grpc.insecure_channel(own_service.target) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        assert next(watch).status == SERVING
+        with InteractStream(annotation_pb2_grpc.AnnotationServiceStub(channel)) as stream:
+            stream.ask(raw_image(astronaut))
+            stream.ask(CLICK)
+            sequence = stream.send(prompt("grabcut", (220, 130, POSITIVE)))
+            time.sleep(0.05)
+            own_service.process.send_signal(signal.SIGTERM)
+            assert next(watch).status == NOT_SERVING
+            reply = stream.receive()
+            assert reply.sequence == sequence
+            assert reply.segmentation.shape.polygons
+            assert "reconnect" in stream.receive().draining.message
+            assert stream.receive_end() == grpc.StatusCode.OK
+    assert own_service.process.wait(20) == 0
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert not alive
+
+
+def test_a_service_killed_outright_leaves_no_triton(own_service):
+    family = psutil.Process(own_service.process.pid).children(recursive=True)
+    own_service.process.kill()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive
+
+
+def test_a_killed_triton_is_unavailable_for_a_while_and_the_stream_lives_on(own_service, astronaut):
+    with grpc.insecure_channel(own_service.target) as channel:
+        stub = annotation_pb2_grpc.AnnotationServiceStub(channel)
+        with InteractStream(stub) as stream:
+            stream.ask(raw_image(astronaut))
+            first = stream.ask(CLICK)
+            (triton,) = tritonservers(own_service)
+            triton.kill()
+            reply = stream.ask(prompt("wand_click", (150, 400, POSITIVE)))
+            assert reply.error.code == grpc.StatusCode.UNAVAILABLE.value[0], reply
+            assert "riton" in reply.error.message
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.Detect(pb.DetectRequest(model="nanodet", image=raw_image(astronaut)))
+            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+            wait_for(lambda: own_service.get("/readyz")[0] == 503, 10, own_service)
+
+            def answers() -> bool:
+                return bool(stream.ask(prompt("wand_click", (150, 400, POSITIVE))).segmentation.shape.polygons)
+
+            wait_for(answers, 60, own_service)
+            wait_for(lambda: own_service.get("/readyz")[0] == 200, 10, own_service)
+            assert stream.ask(CLICK).segmentation == first.segmentation  # remembered over the outage
+            assert own_service.metric("polywand_triton_restarts_total") == 1
+
+
+@pytest.fixture
+def triton_elsewhere():
+    """A Triton that somebody else started: not the service's child."""
+    loop = asyncio.new_event_loop()
+    with closing(loop):
+        triton = EmbeddedTriton(REPOSITORY)
+        loop.run_until_complete(triton.start())
+        yield triton
+        loop.run_until_complete(triton.stop())
+
+
+def test_a_triton_elsewhere_serves_as_well(triton_elsewhere, tmp_path, astronaut):
+    options = (f"--triton-url={triton_elsewhere.url}", "--load-models")
+    with running_service(tmp_path / "log", *options) as service:
+        service.wait_ready("wand_click")
+        assert not tritonservers(service)
+        with grpc.insecure_channel(service.target) as channel:
+            with InteractStream(annotation_pb2_grpc.AnnotationServiceStub(channel)) as stream:
+                stream.ask(raw_image(astronaut))
+                assert stream.ask(CLICK).segmentation.shape.polygons
+
+
+def test_without_any_triton_the_service_is_alive_and_not_ready(tmp_path):
+    with running_service(tmp_path / "log", "--triton-url=127.0.0.1:9") as service:
+        assert service.get("/livez")[0] == 200
+        wait_for(lambda: service.get("/readyz") == (503, "not ready: Triton does not answer\n"), 10, service)
+        with grpc.insecure_channel(service.target) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            assert health.Check(health_pb2.HealthCheckRequest()).status == NOT_SERVING
+            stub = annotation_pb2_grpc.AnnotationServiceStub(channel)
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.Detect(pb.DetectRequest(model="nanodet", image=pb.Image(encoded=b"x")))
+            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--model-repository=/nowhere/at/all"], "there is no model repository at '/nowhere/at/all'"),
+        (["--triton-url=127.0.0.1:9", "--triton-tls-key=pyproject.toml"], "belong together"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence(tmp_path, options, sentence):
+    with pytest.raises(AssertionError) as caught, running_service(tmp_path / "log", *options):
+        pass
+    assert sentence in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_port_in_use_is_one_sentence(server, tmp_path):
+    port = server.target.rpartition(":")[2]
+    log = tmp_path / "log"
+    with pytest.raises(AssertionError) as caught, running_service(log, "--triton-url=x:1", f"--grpc-port={port}"):
+        pass
+    assert f"127.0.0.1:{port} (is it in use?)" in str(caught.value)
+
+
+def test_every_option_is_an_environment_variable(tmp_path):
+    os.environ["POLYWAND_MAX_IMAGE_PIXELS"] = "not a number"
+    try:
+        from click.testing import CliRunner
+
+        from polywand_server.cli import main
+
+        result = CliRunner().invoke(main, [])
+        assert result.exit_code == 2
+        assert "POLYWAND_MAX_IMAGE_PIXELS" in result.output
+        assert "POLYWAND_GRPC_PORT" in CliRunner().invoke(main, ["--help"]).output
+    finally:
+        del os.environ["POLYWAND_MAX_IMAGE_PIXELS"]

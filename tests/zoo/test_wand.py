@@ -1,0 +1,372 @@
+"""The wand: the model in the repository, the maps it draws, its checkpoints, and the command that exports them."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime as ort
+import openvino
+import pytest
+import skimage.data
+import torch
+from click.testing import CliRunner
+from google.protobuf import text_format
+from numpy.typing import NDArray
+from torch import nn
+from tritonclient.grpc import model_config_pb2
+
+from polywand_zoo.cli import main
+from polywand_zoo.wand import export as wand_export
+from polywand_zoo.wand.checkpoint import UNUSED, CheckpointError, experiment_name, load_network
+from polywand_zoo.wand.export import INPUTS, MAX_POINTS, ExportError, export, random_request, trace
+from polywand_zoo.wand.folding import fold_batch_norms
+from polywand_zoo.wand.network import DISK_RADIUS, INPUT_SIZE, WandNetwork
+from polywand_zoo.wand.prompts import MAP_NAMES, Label, PromptMaps
+
+MODEL_FOLDER = Path(__file__).parents[2] / "model_repository" / "wand_click"
+MODEL_FILE = MODEL_FOLDER / "1" / "model.onnx"
+CHECKPOINT = os.environ.get("POLYWAND_WAND_CHECKPOINT")
+
+needs_checkpoint = pytest.mark.skipif(
+    CHECKPOINT is None,
+    reason="NOT RUN: set POLYWAND_WAND_CHECKPOINT to the checkpoint that wand_click was exported from",
+)
+
+POSITIVE, NEGATIVE, EXTREME, BOX, PREVIOUS = range(len(MAP_NAMES))
+
+Points = NDArray[np.float32]
+Maps = NDArray[np.float32]
+
+
+def prompt(*rows: tuple[float, float, int]) -> Points:
+    """Return POINTS [1, 64, 3] of these rows, padded."""
+    points = np.full((1, MAX_POINTS, 3), Label.PADDING, np.float32)
+    points[0, : len(rows)] = np.array(rows, np.float32).reshape(-1, 3)
+    return points
+
+
+# The model in the repository.
+
+
+@pytest.fixture(scope="module")
+def wand() -> ort.InferenceSession:
+    return ort.InferenceSession(str(MODEL_FILE), providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module")
+def config() -> Any:
+    text = (MODEL_FOLDER / "config.pbtxt").read_text(encoding="ascii")
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+@pytest.fixture(scope="module")
+def cup() -> NDArray[np.uint8]:
+    """Return a photo of a cup of coffee [1, 384, 384, 3], RGB."""
+    return cv2.resize(skimage.data.coffee()[:, 60:460], (INPUT_SIZE, INPUT_SIZE), interpolation=cv2.INTER_AREA)[None]
+
+
+def segment(wand: ort.InferenceSession, image: NDArray[np.uint8], points: Points, previous: Maps | None = None) -> Maps:
+    """Return probabilities [B, 1, 384, 384]."""
+    if previous is None:
+        previous = np.zeros((len(image), 1, INPUT_SIZE, INPUT_SIZE), np.float32)
+    (logits,) = wand.run(None, dict(zip(INPUTS, (image, points, previous), strict=True)))
+    probabilities: Maps = 1 / (1 + np.exp(-logits))
+    return probabilities
+
+
+def test_wand_click_has_the_contract_of_an_interactor(wand: ort.InferenceSession) -> None:
+    tensors = [*wand.get_inputs(), *wand.get_outputs()]
+    assert [(tensor.name, tensor.type, tensor.shape) for tensor in tensors] == [
+        ("IMAGE", "tensor(uint8)", ["batch", 384, 384, 3]),
+        ("POINTS", "tensor(float)", ["batch", 64, 3]),
+        ("PREV_MASK", "tensor(float)", ["batch", 1, 384, 384]),
+        ("LOGITS", "tensor(float)", ["batch", 1, 384, 384]),
+    ]
+
+
+def test_the_config_describes_the_tensors_of_the_model(wand: ort.InferenceSession, config: Any) -> None:
+    types = {"tensor(uint8)": "TYPE_UINT8", "tensor(float)": "TYPE_FP32"}
+    tensors = [*wand.get_inputs(), *wand.get_outputs()]
+    described = [
+        (tensor.name, model_config_pb2.DataType.Name(tensor.data_type), ["batch", *tensor.dims])
+        for tensor in [*config.input, *config.output]
+    ]
+    assert described == [(tensor.name, types[tensor.type], tensor.shape) for tensor in tensors]
+
+
+def test_the_config_says_what_the_service_must_know(config: Any) -> None:
+    parameters = json.loads(config.parameters["polywand"].string_value)
+    assert config.backend == "onnxruntime"
+    assert config.optimization.execution_accelerators.cpu_execution_accelerator[0].name == "openvino"
+    assert parameters["kind"] == "interactor"
+    assert parameters["license"] == "Apache-2.0"
+    assert parameters["prompt"] == {
+        "min_positive_points": 1,
+        "min_negative_points": 0,
+        "extreme_points": 0,
+        "box": "optional",
+    }
+    assert parameters["crop"]["policy"] == "zoom_in"
+
+
+def test_the_model_stores_its_weights_in_half_precision_and_knows_no_batch_normalisation() -> None:
+    graph = onnx.load(MODEL_FILE).graph
+    large = [tensor for tensor in graph.initializer if np.prod(tensor.dims) > 1000]
+    assert {tensor.data_type for tensor in large} == {onnx.TensorProto.FLOAT16}
+    assert "BatchNormalization" not in {node.op_type for node in graph.node}
+    assert MODEL_FILE.stat().st_size < 9.3e6
+
+
+def test_a_click_finds_the_cup_and_a_negative_click_takes_its_saucer_away(
+    wand: ort.InferenceSession, cup: NDArray[np.uint8]
+) -> None:
+    coffee, saucer, table = (190, 125), (150, 300), (20, 20)
+    alone = segment(wand, cup, prompt((*coffee, Label.POSITIVE)))[0, 0]
+    assert alone[coffee[::-1]] > 0.5 > alone[table[::-1]]
+
+    both = segment(wand, cup, prompt((*coffee, Label.POSITIVE), (*saucer, Label.POSITIVE)))[0, 0]
+    without = segment(wand, cup, prompt((*coffee, Label.POSITIVE), (*saucer, Label.NEGATIVE)), both[None, None])[0, 0]
+    assert both[saucer[::-1]] > 0.5 > without[saucer[::-1]]
+    assert without[coffee[::-1]] > 0.5
+
+
+def test_two_requests_in_a_batch_are_answered_as_each_alone(wand: ort.InferenceSession) -> None:
+    request = random_request(seed=7)
+    together = segment(wand, *request.arrays())
+    apart = [segment(wand, *(array[item : item + 1] for array in request.arrays())) for item in range(2)]
+    np.testing.assert_allclose(together, np.concatenate(apart), atol=1e-5)
+
+
+def test_padding_rows_say_nothing(wand: ort.InferenceSession, cup: NDArray[np.uint8]) -> None:
+    clicked = prompt((190, 125, Label.POSITIVE))
+    scattered = clicked.copy()
+    scattered[0, 1:, :2] = np.random.default_rng(0).uniform(-1e6, 1e6, (MAX_POINTS - 1, 2))
+    np.testing.assert_array_equal(segment(wand, cup, clicked), segment(wand, cup, scattered))
+
+
+# The maps it draws, in every runtime that the service uses.
+
+
+class DrawnMaps(nn.Module):
+    """Prompt maps behind a convolution that changes nothing: only in front of one does OpenVINO compute in bf16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = PromptMaps(INPUT_SIZE, DISK_RADIUS)
+        self.same = nn.Conv2d(len(MAP_NAMES), len(MAP_NAMES), 1, bias=False)
+        self.same.weight.data = torch.eye(len(MAP_NAMES)).view(len(MAP_NAMES), len(MAP_NAMES), 1, 1)
+
+    def forward(self, points: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+        maps: torch.Tensor = self.same(self.maps(points, previous))
+        return maps
+
+
+@pytest.fixture(scope="module", params=["PyTorch", "ONNX Runtime", "OpenVINO f32", "OpenVINO bf16"])
+def draw(request: pytest.FixtureRequest) -> Callable[[Points], Maps]:
+    """Draw POINTS [B, 64, 3] into maps [B, 5, 384, 384] of 0 and 1, all ones for the previous mask."""
+    module = DrawnMaps().eval()
+
+    def previous(points: Points) -> Maps:
+        return np.ones((len(points), 1, INPUT_SIZE, INPUT_SIZE), np.float32)
+
+    def draw_torch(points: Points) -> Maps:
+        with torch.inference_mode():
+            maps: Maps = module(torch.from_numpy(points), torch.from_numpy(previous(points))).numpy()
+            return maps
+
+    if request.param == "PyTorch":
+        return draw_torch
+    example = prompt((1, 2, Label.POSITIVE))
+    inputs = (torch.from_numpy(example), torch.from_numpy(previous(example)))
+    model = trace(module, inputs, INPUTS[1:], "MAPS").SerializeToString()
+    if request.param == "ONNX Runtime":
+        session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+        return lambda points: session.run(None, {"POINTS": points, "PREV_MASK": previous(points)})[0]
+    precision = request.param.removeprefix("OpenVINO ")
+    compiled = openvino.Core().compile_model(
+        openvino.Core().read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": precision}
+    )
+    return lambda points: compiled([points, previous(points)])[0]
+
+
+def opencv_disks(points: Points, label: Label) -> Maps:
+    """Draw the disks of a label among POINTS [1, 64, 3] as in training: [384, 384] of 0 and 1."""
+    drawn = np.zeros((INPUT_SIZE, INPUT_SIZE), np.uint8)
+    for x, y, is_label in points[0].astype(np.float64):
+        if is_label == label:
+            cv2.circle(drawn, (int(np.floor(x + 0.5)), int(np.floor(y + 0.5))), DISK_RADIUS, 1, -1)
+    return drawn.astype(np.float32)
+
+
+def random_clicks(seed: int) -> Points:
+    """Return POINTS [1, 64, 3] of which many lie near or beyond the border, between pixels, or twice."""
+    random = np.random.default_rng(seed)
+    points = prompt()
+    points[0, :, :2] = random.uniform(-20, INPUT_SIZE + 20, (MAX_POINTS, 2))
+    points[0, 20:40, :2] = np.round(points[0, 20:40, :2] * 2) / 2  # on pixel centres and between two pixels
+    points[0, 40:50, 0] = random.choice([-7, -6.5, -0.5, 0, 383, 383.49, 383.5, 389.5, 390], 10)
+    points[0, 50:60] = points[0, 10:20]
+    points[0, :, 2] = random.choice([Label.PADDING, Label.NEGATIVE, Label.POSITIVE, Label.EXTREME], MAX_POINTS)
+    return points
+
+
+def test_disks_are_opencvs_pixel_for_pixel(draw: Callable[[Points], Maps]) -> None:
+    for seed in range(10):
+        points = random_clicks(seed)
+        maps = draw(points)[0]
+        for channel, label in ((POSITIVE, Label.POSITIVE), (NEGATIVE, Label.NEGATIVE), (EXTREME, Label.EXTREME)):
+            np.testing.assert_array_equal(maps[channel], opencv_disks(points, label))
+        assert not maps[BOX].any()
+        assert maps[PREVIOUS].all()
+
+
+@pytest.mark.parametrize("step", [1, 0.5, 0.25, 1.37])
+def test_boxes_are_filled_between_edges_rounded_as_python_rounds(draw: Callable[[Points], Maps], step: float) -> None:
+    random = np.random.default_rng(0)
+    for _ in range(10):
+        edges = np.sort(np.round(random.uniform(-10, INPUT_SIZE + 10, (2, 2)) / step) * step, axis=0) + 0.5
+        corners = (edges - 0.5).astype(np.float32)  # from pixel edges to the contract's pixel centres
+        (left, top), (right, bottom) = (
+            [min(max(round(float(value)), 0), INPUT_SIZE) for value in corner]
+            for corner in corners.astype(np.float64) + 0.5
+        )
+        expected = np.zeros((INPUT_SIZE, INPUT_SIZE), np.float32)
+        expected[top:bottom, left:right] = 1
+        rows = [(*corners[1], Label.BOX_BOTTOM_RIGHT), (9, 9, Label.POSITIVE), (*corners[0], Label.BOX_TOP_LEFT)]
+        np.testing.assert_array_equal(draw(prompt(*rows))[0, BOX], expected)
+
+
+def test_a_box_needs_both_corners(draw: Callable[[Points], Maps]) -> None:
+    for label in (Label.BOX_TOP_LEFT, Label.BOX_BOTTOM_RIGHT):
+        assert not draw(prompt((100, 100, label)))[0, :PREVIOUS].any()
+
+
+def test_items_of_a_batch_are_drawn_apart(draw: Callable[[Points], Maps]) -> None:
+    points = np.concatenate([random_clicks(seed) for seed in range(3)])
+    np.testing.assert_array_equal(draw(points), np.concatenate([draw(item[None]) for item in points]))
+
+
+# Its checkpoints and their export.
+
+
+@pytest.fixture(scope="module")
+def network() -> WandNetwork:
+    """Return an untrained network whose normalisations do something."""
+    torch.manual_seed(0)
+    network = WandNetwork()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.running_var):
+                tensor.uniform_(0.5, 1.5)
+            for tensor in (module.bias.data, module.running_mean):
+                tensor.normal_(std=0.2)
+    return network.eval()
+
+
+@pytest.fixture
+def weights(network: WandNetwork) -> dict[str, torch.Tensor]:
+    """Return the untrained network's weights as the experiment would have saved them."""
+    theirs = {experiment_name(name): tensor for name, tensor in network.state_dict().items()}
+    theirs["enc.convs.0.weight"] = theirs["enc.convs.0.weight"].flip(1)
+    theirs |= {name: torch.zeros(1) for name in UNUSED}
+    return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in theirs.items()}
+
+
+def save(folder: Path, weights: dict[str, torch.Tensor]) -> Path:
+    torch.save({"ema": weights, "step": 1}, folder / "checkpoint.pt")
+    return folder / "checkpoint.pt"
+
+
+def test_a_checkpoint_loads_whole(network: WandNetwork, weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    loaded = load_network(save(tmp_path, weights)).state_dict()
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(loaded[name], tensor, rtol=1e-3, atol=1e-6)
+
+
+def test_a_checkpoint_of_another_network_is_refused_by_name(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    weights["dec.p32.0.weight"] = weights.pop("dec.p16.0.weight")
+    weights["dec.out.bias"] = torch.zeros(2)
+    with pytest.raises(CheckpointError) as refused:
+        load_network(save(tmp_path, weights))
+    assert str(refused.value) == (
+        "missing: dec.p16.0.weight; left over: dec.p32.0.weight; of another shape: dec.out.bias [2], expected [1]"
+    )
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "photo.pt").write_bytes(b"\x89PNG and so on")
+    with pytest.raises(CheckpointError, match="not a PyTorch checkpoint"):
+        load_network(tmp_path / "photo.pt")
+    torch.save({"network": {}}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="no averaged weights"):
+        load_network(tmp_path / "other.pt")
+
+
+def test_folding_the_normalisations_changes_nothing(network: WandNetwork) -> None:
+    random = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 3, 128, 128, generator=random) * 255
+    maps = torch.rand(1, len(MAP_NAMES), 128, 128, generator=random)
+    folded = fold_batch_norms(network)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(image, maps), network(image, maps), rtol=1e-4, atol=1e-4)
+
+
+def test_an_export_is_verified_and_can_be_repeated_byte_for_byte(
+    weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    checkpoint = save(tmp_path, weights)
+    arguments = ["export-wand", "--checkpoint", str(checkpoint), "--repository", str(tmp_path), "--version", "3"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    written = tmp_path / "wand_click" / "3" / "model.onnx"
+    assert f"{written}: {written.stat().st_size} bytes" in result.output
+
+    again = tmp_path / "again.onnx"
+    export(checkpoint, again)
+    assert written.read_bytes() == again.read_bytes()
+
+
+def test_an_export_that_fails_leaves_the_old_file(
+    weights: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "model.onnx"
+    target.write_bytes(b"the old one")
+    monkeypatch.setattr(wand_export, "GRAPH_TOLERANCE", -1.0)
+    with pytest.raises(ExportError, match="differs from PyTorch's"):
+        export(save(tmp_path, weights), target)
+    assert target.read_bytes() == b"the old one"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "model.onnx"]
+
+
+def test_the_command_says_what_is_wrong_with_a_checkpoint(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    del weights["dec.out.weight"]
+    checkpoint = save(tmp_path, weights)
+    result = CliRunner().invoke(
+        main, ["export-wand", "--checkpoint", str(checkpoint), "--repository", str(tmp_path / "models")]
+    )
+    assert result.exit_code == 1
+    assert result.output == "Error: missing: dec.out.weight\n"
+    assert not (tmp_path / "models").exists()
+
+
+@needs_checkpoint
+def test_the_checkpoint_gives_the_model_in_the_repository(tmp_path: Path) -> None:
+    assert CHECKPOINT is not None
+    export(Path(CHECKPOINT), tmp_path / "model.onnx")
+    exported, committed = onnx.load(tmp_path / "model.onnx"), onnx.load(MODEL_FILE)
+    if exported.producer_version == committed.producer_version:
+        assert (tmp_path / "model.onnx").read_bytes() == MODEL_FILE.read_bytes()
+        return
+    # Another release of PyTorch may name and order the nodes otherwise.
+    request = random_request(seed=11)
+    exported_answer, committed_answer = (
+        segment(ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]), *request.arrays())
+        for path in (tmp_path / "model.onnx", MODEL_FILE)
+    )
+    np.testing.assert_allclose(exported_answer, committed_answer, atol=1e-4)

@@ -1,0 +1,1 @@
+"""The wand: a compact interactive segmenter of our own; its network, its weights and its export."""
