@@ -16,7 +16,7 @@ test: $(VENV)/.dev  ## run all tests that need no PyTorch
 test-zoo: $(VENV)/.zoo  ## run the tests of the networks and their export
 	$(BIN)/python -m pytest tests/zoo $(ARGS)
 
-check: $(VENV)/.dev proto-check  ## formatter, linter, types, generated code
+check: $(VENV)/.zoo proto-check  ## formatter, linter, types, generated code
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

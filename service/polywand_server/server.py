@@ -20,7 +20,7 @@ from polywand_server.http import HttpServer
 from polywand_server.inference import Inference
 from polywand_server.loader import ModelLoader
 from polywand_server.registry import Registry
-from polywand_server.rpc.interceptors import CallMetrics
+from polywand_server.rpc.interceptors import Calls
 from polywand_server.rpc.servicer import AnnotationServicer
 from polywand_server.triton.client import TritonClient
 from polywand_server.triton.embedded import EmbeddedTriton, EmbeddedTritonError
@@ -28,6 +28,10 @@ from polywand_server.triton.embedded import EmbeddedTriton, EmbeddedTritonError
 log = logging.getLogger(__name__)
 
 SERVICE_NAME: str = annotation_pb2.DESCRIPTOR.services_by_name["AnnotationService"].full_name
+
+
+# For the last bytes of finished calls to leave.
+FLUSH_SECONDS = 0.5
 
 
 class StartError(Exception):
@@ -104,7 +108,8 @@ class Server:
 
         listener = _listen(settings.host, settings.http_port)
         http = HttpServer(health)
-        grpc_server, grpc_port = _grpc_server(settings, servicer, health)
+        calls = Calls(SERVICE_NAME)
+        grpc_server, grpc_port = _grpc_server(settings, calls, servicer, health)
         await health.publish()
         await grpc_server.start()
         tasks = [
@@ -124,20 +129,26 @@ class Server:
                 log.critical("the task '%s' ended, which it must not: stopping", task.get_name())
                 task.result()
         finally:
-            await self._drain(grpc_server, servicer, health)
+            await health.drain()
+            servicer.drain()
+            await self._finish_calls(grpc_server, calls)
             http.should_exit = True
             for task in (*tasks[:2], stopping):
                 task.cancel()
             await asyncio.gather(*tasks, stopping, return_exceptions=True)
 
-    async def _drain(self, grpc_server: grpc.aio.Server, servicer: AnnotationServicer, health: Health) -> None:
-        """Stop accepting, tell the streams, and wait with a limit."""
+    async def _finish_calls(self, grpc_server: grpc.aio.Server, calls: Calls) -> None:
+        """Accept no more, and wait with a limit for what runs."""
         limit = self._settings.drain_seconds
         log.info("draining: not ready from now on; running requests have %g s to finish", limit)
-        await health.drain()
-        servicer.drain()
-        await grpc_server.stop(limit)
-        log.info("drained")
+        stopped = asyncio.create_task(grpc_server.stop(limit), name="stop gRPC")
+        idle = asyncio.create_task(calls.idle(), name="wait for running requests")
+        await asyncio.wait((stopped, idle), return_when=asyncio.FIRST_COMPLETED)
+        log.info("drained" if idle.done() else "requests that still ran were cancelled")
+        idle.cancel()
+        # Last replies leave; those who watch health would stay for ever, and are cut.
+        await grpc_server.stop(FLUSH_SECONDS)
+        await asyncio.gather(stopped, idle, return_exceptions=True)
 
 
 async def _publish_changes(health: Health, changed: asyncio.Event) -> None:
@@ -148,9 +159,11 @@ async def _publish_changes(health: Health, changed: asyncio.Event) -> None:
         log.info("ready" if health.ready else f"not ready: {health.reason}")
 
 
-def _grpc_server(settings: Settings, servicer: AnnotationServicer, health: Health) -> tuple[grpc.aio.Server, int]:
+def _grpc_server(
+    settings: Settings, calls: Calls, servicer: AnnotationServicer, health: Health
+) -> tuple[grpc.aio.Server, int]:
     server = grpc.aio.server(
-        interceptors=[CallMetrics()],
+        interceptors=[calls],
         options=[
             ("grpc.max_receive_message_length", settings.limits.message_bytes),
             ("grpc.max_send_message_length", -1),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from polywand_server import metrics
 from polywand_server.config import Limits
+from polywand_server.decoding import load_picture
 from polywand_server.errors import InvalidInputError, PolywandError, TooLargeError, WrongStateError
 from polywand_server.geometry.shapes import Shape, make_shape
 from polywand_server.images import ImageSource, Picture
@@ -14,7 +15,6 @@ from polywand_server.inference import Inference
 from polywand_server.interactors.memory import MaskMemory
 from polywand_server.interactors.pipeline import max_points, segment
 from polywand_server.interactors.prompt import Label, Missing, Prompt, missing
-from polywand_server.decoding import load_picture
 from polywand_server.registry import Interactor, Registry
 from polywand_server.timing import Stopwatch
 

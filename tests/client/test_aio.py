@@ -93,6 +93,7 @@ async def test_a_drag_is_answered_by_its_newest_prompt(session: Session) -> None
                 if update.sequence == last:
                     break
     assert covered <= 50
+    assert isinstance(update.result, Segmentation)
     exact = await session.prompt("wand_click", object_id="alone", positive=[(249, 110)])
     assert update.result.area == pytest.approx(exact.area, rel=0.02)
 

@@ -31,7 +31,9 @@ def png_header(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
 
 
 def violation(status) -> error_details_pb2.BadRequest.FieldViolation:
@@ -103,7 +105,12 @@ def test_detect_refuses_a_bad_image_with_the_same_code(stub, astronaut, case):
 POINT = (220, 130, POSITIVE)
 
 BAD_PROMPTS = {
-    "left of the image": (prompt("wand_click", (-1, 5, POSITIVE)), code_pb2.INVALID_ARGUMENT, "prompt.points[0]", "0..512"),
+    "left of the image": (
+        prompt("wand_click", (-1, 5, POSITIVE)),
+        code_pb2.INVALID_ARGUMENT,
+        "prompt.points[0]",
+        "0..512",
+    ),
     "below the image": (
         prompt("wand_click", POINT, (5, 513, NEGATIVE)),
         code_pb2.INVALID_ARGUMENT,
@@ -111,7 +118,12 @@ BAD_PROMPTS = {
         "0..512",
     ),
     "NaN": (prompt("wand_click", (NAN, 5, POSITIVE)), code_pb2.INVALID_ARGUMENT, "prompt.points[0]", "finite"),
-    "infinite": (prompt("wand_click", (5, INFINITY, POSITIVE)), code_pb2.INVALID_ARGUMENT, "prompt.points[0]", "finite"),
+    "infinite": (
+        prompt("wand_click", (5, INFINITY, POSITIVE)),
+        code_pb2.INVALID_ARGUMENT,
+        "prompt.points[0]",
+        "finite",
+    ),
     "no label": (prompt("wand_click", (5, 5, 0)), code_pb2.INVALID_ARGUMENT, "prompt.points[0].label", "POSITIVE"),
     "inverted box": (
         prompt("wand_click", box=(100, 100, 50, 200)),

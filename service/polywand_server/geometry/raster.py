@@ -11,8 +11,8 @@ from polywand_server.geometry.rings import rings, vertices
 def to_rle(polygons: shapely.MultiPolygon, width: int, height: int) -> str:
     """Rasterise polygons (image pixels, corners at integers) into COCO's compressed counts (column-major).
 
-    A pixel is set when its centre lies inside by the even-odd rule; a centre exactly on an edge belongs to the shape on
-    its right or below it.
+    A pixel is set when its centre lies inside by the even-odd rule; a centre exactly on an edge belongs to what is
+    below that edge, on a vertical one to what is on its right.
     """
     toggles = np.concatenate([np.empty(0), *(_toggles(vertices(ring), width, height) for ring in rings(polygons))])
     # Two crossings in front of the same pixel undo each other.
@@ -35,7 +35,10 @@ def _toggles(ring: NDArray[np.float64], width: int, height: int) -> NDArray[np.f
     spans = last - first
     edge = np.repeat(np.arange(len(spans)), spans)
     column = np.arange(spans.sum()) - np.repeat(np.cumsum(spans) - spans, spans) + first[edge]
-    slope = (right[edge, 1] - left[edge, 1]) / (right[edge, 0] - left[edge, 0])
-    y = left[edge, 1] + (column + 0.5 - left[edge, 0]) * slope
-    row = np.clip(np.ceil(y - 0.5), 0, height)
-    return np.asarray(column * height + row)
+    width_of_edge, height_of_edge = right[edge, 0] - left[edge, 0], right[edge, 1] - left[edge, 1]
+    along = column + 0.5 - left[edge, 0]
+    row = np.ceil(left[edge, 1] + along * height_of_edge / width_of_edge - 0.5) - 1
+    # The quotient is rounded, so its row may be one off where the edge meets a centre; the products decide.
+    for _ in range(2):
+        row += (row + 0.5 - left[edge, 1]) * width_of_edge < along * height_of_edge
+    return np.asarray(column * height + np.clip(row, 0, height))

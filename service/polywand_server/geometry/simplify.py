@@ -6,7 +6,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from polywand_server.geometry.rings import count_vertices, vertices
+from polywand_server.geometry.rings import count_vertices, rings, vertices
 
 # Where the search for a tolerance that fits a budget begins, in image pixels, if none was asked for.
 SEARCH_FROM = 0.5
@@ -24,50 +24,55 @@ def simplify(
         rings go, until that holds.
     Returns the polygons and the tolerance that was applied.
     """
-    simple = polygons if tolerance <= 0 else polygons.simplify(tolerance, preserve_topology=True)
+    simple = polygons if tolerance <= 0 else _simplified(polygons, tolerance)
     if max_points is None or count_vertices(simple) <= max_points:
-        return _as_multi(simple), tolerance
+        return simple, tolerance
     # The search works on a first simplification, which has a tenth of the vertices; its tolerance adds to the result's.
     base = max(tolerance, SEARCH_FROM)
-    simple = polygons.simplify(base, preserve_topology=True)
+    simple = _simplified(polygons, base)
     if count_vertices(simple) <= max_points:
-        return _as_multi(simple), base
+        return simple, base
     low, high = base, max(2 * base, polygons.length)
-    fitting = simple.simplify(high, preserve_topology=True)
+    fitting = _simplified(simple, high)
     for _ in range(SEARCH_STEPS):
         middle = math.sqrt(low * high)
-        candidate = simple.simplify(middle, preserve_topology=True)
+        candidate = _simplified(simple, middle)
         if count_vertices(candidate) <= max_points:
             fitting, high = candidate, middle
         else:
             low = middle
-    return _drop_smallest_rings(_as_multi(fitting), max_points), base + high
+    return _drop_smallest_rings(fitting, max_points), base + high
 
 
-def _as_multi(polygons: shapely.Geometry) -> shapely.MultiPolygon:
-    return polygons if isinstance(polygons, shapely.MultiPolygon) else shapely.MultiPolygon([polygons])
+def _simplified(polygons: shapely.MultiPolygon, tolerance: float) -> shapely.MultiPolygon:
+    """Simplify all rings together, as closed lines: of polygons GEOS would also drop each ring's first vertex, and run
+    up to twice the tolerance away."""
+    lines = shapely.MultiLineString([ring.coords for ring in rings(polygons)])
+    simple = iter(lines.simplify(tolerance, preserve_topology=True).geoms)
+    parts = [[next(simple).coords for _ in (part.exterior, *part.interiors)] for part in polygons.geoms]
+    return shapely.MultiPolygon([shapely.Polygon(part[0], part[1:]) for part in parts])
 
 
 def _drop_smallest_rings(polygons: shapely.MultiPolygon, max_points: int) -> shapely.MultiPolygon:
     """Holes go with their part; the largest part stays, as a triangle if need be."""
     if count_vertices(polygons) <= max_points:
         return polygons
-    rings = [
+    by_area = [
         (shapely.Polygon(ring).area, part, place, ring)
         for part, polygon in enumerate(polygons.geoms)
         for place, ring in enumerate((polygon.exterior, *polygon.interiors))
     ]
-    rings.sort(key=lambda ring: -ring[0])
+    by_area.sort(key=lambda ring: -ring[0])
     left = max_points
     parts: dict[int, list[shapely.LinearRing]] = {}
-    for _, part, place, ring in rings:
+    for _, part, place, ring in by_area:
         count = len(ring.coords) - 1
         is_hole_of_dropped_part = place > 0 and part not in parts
         if count <= left and not is_hole_of_dropped_part:
             parts.setdefault(part, []).append(ring)
             left -= count
     if not parts:
-        return shapely.MultiPolygon([shapely.Polygon(_fewer_vertices(rings[0][3], max_points))])
+        return shapely.MultiPolygon([shapely.Polygon(_fewer_vertices(by_area[0][3], max_points))])
     return shapely.MultiPolygon([shapely.Polygon(part[0], part[1:]) for part in parts.values()])
 
 

@@ -1,7 +1,6 @@
-"""Interceptors: what every call gets without asking for it: counts, durations, open streams by method and code."""
+"""Interceptors: what every call gets without asking for it: counts by method and code, and a place in the drain."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -16,8 +15,21 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
-class CallMetrics(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Counts calls by method and code. Methods that this server does not have never become labels."""
+class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Counts calls by method and code, and knows when none of a service is left.
+
+    Methods that this server does not have never become labels.
+    """
+
+    def __init__(self, service: str) -> None:
+        self._prefix = f"{service}/"
+        self._active = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Return when no call of the service is active."""
+        await self._idle.wait()
 
     async def intercept_service(
         self,
@@ -29,53 +41,54 @@ class CallMetrics(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         if handler is None:
             return handler
         method = handler_call_details.method.removeprefix("/")
-        if handler.response_streaming:
-            return _wrap_stream(handler, method)
-        return _wrap_unary(handler, method)
+        return self._wrap_stream(handler, method) if handler.response_streaming else self._wrap_unary(handler, method)
 
+    def _wrap_unary(self, handler: Any, method: str) -> _Handler:
+        async def call(request: Any, context: _Context) -> Any:
+            with metrics.REQUEST_SECONDS.labels(method).time(), self._counted(method, context):
+                return await handler.unary_unary(request, context)
 
-def _wrap_unary(handler: Any, method: str) -> _Handler:
-    async def call(request: Any, context: _Context) -> Any:
-        begin = time.perf_counter()
-        with _counted(method, context):
-            response = await handler.unary_unary(request, context)
-        metrics.REQUEST_SECONDS.labels(method).observe(time.perf_counter() - begin)
-        return response
+        return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
 
-    return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
+    def _wrap_stream(self, handler: Any, method: str) -> _Handler:
+        if handler.request_streaming:
+            inner, make = handler.stream_stream, grpc.stream_stream_rpc_method_handler
+        else:
+            inner, make = handler.unary_stream, grpc.unary_stream_rpc_method_handler
 
+        async def by_generator(request: Any, context: _Context) -> AsyncIterator[Any]:
+            with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), self._counted(method, context):
+                async for response in inner(request, context):
+                    yield response
 
-def _wrap_stream(handler: Any, method: str) -> _Handler:
-    inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
-    make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+        async def by_writing(request: Any, context: _Context) -> None:
+            with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), self._counted(method, context):
+                await inner(request, context)
 
-    async def by_generator(request: Any, context: _Context) -> AsyncIterator[Any]:
-        with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), _counted(method, context):
-            async for response in inner(request, context):
-                yield response
+        call = by_writing if asyncio.iscoroutinefunction(inner) else by_generator
+        return make(call, handler.request_deserializer, handler.response_serializer)
 
-    async def by_writing(request: Any, context: _Context) -> None:
-        with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), _counted(method, context):
-            await inner(request, context)
-
-    call = by_writing if asyncio.iscoroutinefunction(inner) else by_generator
-    return make(call, handler.request_deserializer, handler.response_serializer)
-
-
-@contextmanager
-def _counted(method: str, context: _Context) -> Iterator[None]:
-    code = grpc.StatusCode.UNKNOWN
-    try:
-        yield
-        code = grpc.StatusCode.OK
-    except (asyncio.CancelledError, GeneratorExit):
-        code = grpc.StatusCode.CANCELLED
-        raise
-    except grpc.aio.AbortError:
-        code = _named(context.code())
-        raise
-    finally:
-        metrics.REQUESTS.labels(method, code.name).inc()
+    @contextmanager
+    def _counted(self, method: str, context: _Context) -> Iterator[None]:
+        counts = method.startswith(self._prefix)
+        self._active += counts
+        if self._active:
+            self._idle.clear()
+        code = grpc.StatusCode.UNKNOWN
+        try:
+            yield
+            code = grpc.StatusCode.OK
+        except (asyncio.CancelledError, GeneratorExit):
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except grpc.aio.AbortError:
+            code = _named(context.code())
+            raise
+        finally:
+            metrics.REQUESTS.labels(method, code.name).inc()
+            self._active -= counts
+            if not self._active:
+                self._idle.set()
 
 
 def _named(code: Any) -> grpc.StatusCode:

@@ -12,10 +12,10 @@ from polywand.v1 import annotation_pb2 as pb
 from polywand.v1 import annotation_pb2_grpc as pb_grpc
 from polywand_server import metrics
 from polywand_server.config import Limits
+from polywand_server.decoding import load_picture
 from polywand_server.detectors.pipeline import detect
 from polywand_server.errors import InvalidInputError, PolywandError
 from polywand_server.inference import Inference
-from polywand_server.decoding import load_picture
 from polywand_server.registry import Registry
 from polywand_server.rpc.replies import DRAINING_TEXT, write_detections, write_model, write_reply
 from polywand_server.rpc.requests import read_detect, read_image, read_prompt

@@ -10,7 +10,7 @@ MAX_LINE_BYTES = 16_384
 
 _LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL}
 # I1123 09:05:58.335644 4800 model_lifecycle.cc:839] "successfully loaded 'trick'"
-_GLOG = re.compile(r"(?P<level>[IWEF])\d{4} [\d:.]+ \d+ (?P<source>[^\]]+)\] (?P<message>.*)")
+_GLOG = re.compile(r"(?P<level>[IWEF])\d{4} [\d:.]+ \d+ (?P<source>[^\]]+)\] ?(?P<message>.*)")
 # Said at every start on a machine without an NVIDIA driver, one of them as an error; nothing is wrong then.
 _NO_GPU = ("CudaDriverHelper has not been initialized", "pinned memory pool will not be available")
 _TABLE = ("+--", "| ")
@@ -19,7 +19,7 @@ _log = logging.getLogger("polywand.triton")
 
 
 def parse(line: str) -> tuple[int, str]:
-    """Split a line of Triton's log into level and text; what models print themselves is INFO."""
+    """Split a line of Triton's log into level and text ("" for headings); what models print themselves is INFO."""
     match = _GLOG.fullmatch(line)
     if match is None:
         return (logging.DEBUG if line.startswith(_TABLE) else logging.INFO), line
@@ -27,7 +27,7 @@ def parse(line: str) -> tuple[int, str]:
     if message.startswith('"') and message.endswith('"'):
         message = message[1:-1].replace("\\n", "\n").replace('\\"', '"')
     level = logging.DEBUG if any(text in message for text in _NO_GPU) else _LEVELS[match["level"]]
-    return level, f"{message.rstrip()} ({match['source']})"
+    return level, f"{message.rstrip()} ({match['source']})" if message else ""
 
 
 class LogPump:
@@ -55,9 +55,9 @@ class LogPump:
 
     def _take(self, raw: bytes) -> None:
         line = raw[:MAX_LINE_BYTES].decode(errors="replace").rstrip()
-        if not line:
-            return
         level, text = parse(line)
+        if not text:
+            return
         _log.log(level, "%s", text)
         if level >= logging.INFO:
             self._tail.append(text)

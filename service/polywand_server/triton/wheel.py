@@ -121,6 +121,8 @@ def environment(wheel: Wheel, scratch: Path) -> dict[str, str]:
     return os.environ | {
         "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
         "PATH": ":".join(path),
+        # With epoll, gRPC's poller is often not woken at the end, and tritonserver exits 10 s after it has finished.
+        "GRPC_POLL_STRATEGY": "poll",
     }
 
 
