@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PROTO := proto/polywand/v1/annotation.proto
 GENERATED := clients/python/polywand/v1
 
-.PHONY: serve test test-zoo check format proto proto-check setup setup-zoo clean
+.PHONY: serve test test-zoo bench check format proto proto-check setup setup-zoo clean
 
 serve: $(VENV)/.serve  ## run the service with its own Triton
 	exec $(BIN)/polywand-server $(ARGS)
@@ -15,6 +15,9 @@ test: $(VENV)/.dev  ## run all tests that need no PyTorch
 
 test-zoo: $(VENV)/.zoo  ## run the tests of the networks and their export
 	$(BIN)/python -m pytest tests/zoo $(ARGS)
+
+bench: $(VENV)/.dev  ## what a click costs, stage by stage
+	$(BIN)/python -m tests.bench.clicks $(ARGS)
 
 check: $(VENV)/.zoo proto-check  ## formatter, linter, types, generated code
 	$(BIN)/ruff format --check .
@@ -28,7 +31,10 @@ format: $(VENV)/.dev  ## format and mend what the linter can
 proto: $(VENV)/.dev  ## regenerate the code under clients/python/polywand/v1
 	scripts/generate-proto $(GENERATED)
 
-proto-check: $(VENV)/.dev
+proto-bench: $(VENV)/.dev  ## what a click costs, stage by stage
+	$(BIN)/python -m tests.bench.clicks $(ARGS)
+
+check: $(VENV)/.dev
 	scripts/generate-proto --check $(GENERATED)
 
 setup: $(VENV)/.dev

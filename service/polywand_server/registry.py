@@ -49,8 +49,8 @@ class Tool:
         """Whether a request would be served now."""
         return not self.reason
 
-    def version(self, wanted: int) -> int:
-        """Choose a ready version: the wanted one, or the highest for 0.
+    def version(self, wanted: int, path: str) -> int:
+        """Choose a ready version: the wanted one, or the highest for 0; path: of the field's message, for errors.
 
         Raises:
             NotFoundError, UnavailableError
@@ -63,7 +63,7 @@ class Tool:
         known = {version.version: version for version in self.versions}
         if wanted not in known:
             listed = ", ".join(map(str, sorted(known)))
-            raise NotFoundError("version", f"model '{self.name}' has no version {wanted}; it has {listed}")
+            raise NotFoundError(f"{path}version", f"model '{self.name}' has no version {wanted}; it has {listed}")
         if not known[wanted].ready:
             raise UnavailableError(f"version {wanted} of model '{self.name}' is not ready: {known[wanted].reason}")
         return wanted
@@ -132,9 +132,11 @@ class Registry:
         Raises:
             NotFoundError, WrongStateError (it is a detector), UnavailableError (not now)
         """
-        tool, chosen = self._find(name, version)
+        tool, chosen = self._find(name, version, "prompt.")
         if not isinstance(tool.spec, InteractorSpec) or tool.config is None:
-            raise WrongStateError("model", f"model '{name}' is a detector: use it with Detect, not with Interact")
+            raise WrongStateError(
+                "prompt.model", f"model '{name}' is a detector: use it with Detect, not with Interact"
+            )
         return Interactor(name, chosen, tool.spec, tool.config)
 
     def detector(self, name: str, version: int) -> Detector:
@@ -143,21 +145,20 @@ class Registry:
         Raises:
             NotFoundError, WrongStateError (it is an interactor), UnavailableError (not now)
         """
-        tool, chosen = self._find(name, version)
+        tool, chosen = self._find(name, version, "")
         if not isinstance(tool.spec, DetectorSpec) or tool.config is None:
             raise WrongStateError("model", f"model '{name}' is an interactor: use it with Interact, not with Detect")
         return Detector(name, chosen, tool.spec, tool.config)
 
-    def _find(self, name: str, version: int) -> tuple[Tool, int]:
+    def _find(self, name: str, version: int, path: str) -> tuple[Tool, int]:
+        """path: of the message that holds the fields model and version, for errors."""
         tool = self._tools.get(name)
         if tool is None:
             if not self.triton_up:
                 raise UnavailableError("Triton is not ready yet, so no model is known")
             known = ", ".join(sorted(self._tools)) or "none"
-            raise NotFoundError(
-                "model", f"there is no model '{name}'; there are: {known}" if name else "a model is needed"
-            )
-        return tool, tool.version(version)
+            raise NotFoundError(f"{path}model", f"there is no model '{name}'; there are: {known}")
+        return tool, tool.version(version, path)
 
     async def run(self) -> None:
         """Look at Triton until cancelled."""

@@ -35,8 +35,13 @@ def test_pictures_are_turned_by_their_exif(astronaut: NDArray[np.uint8], file_fo
     assert np.abs(loaded.astype(int) - expected).mean() < 3
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P", "1", "I;16"])
-@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+@pytest.mark.parametrize(
+    ("file_format", "mode"),
+    [
+        *(("PNG", mode) for mode in ("RGBA", "LA", "L", "P", "1", "I;16")),
+        *(("TIFF", mode) for mode in ("L", "P", "1", "I;16")),
+    ],
+)
 def test_pictures_of_all_modes_become_rgb_on_white(astronaut: NDArray[np.uint8], file_format: str, mode: str) -> None:
     opacity = np.tile(np.linspace(0, 255, 512), (512, 1)).astype(np.uint8)
     rgba = Image.fromarray(np.dstack([astronaut, opacity]))
@@ -45,7 +50,7 @@ def test_pictures_of_all_modes_become_rgb_on_white(astronaut: NDArray[np.uint8],
     file = io.BytesIO()
     image.save(file, file_format)
     expected = np.dstack([grey] * 3) if mode == "I;16" else with_pillow(file.getvalue())
-    assert np.abs(overlay.load_rgb(file.getvalue()).astype(int) - expected).max() <= 1
+    assert np.abs(overlay.load_rgb(file.getvalue()).astype(int) - expected).mean() < 0.5
 
 
 @pytest.mark.parametrize("data", [b"", b"not an image", b"RIFF\0\0\0\0WEBP", b"RIFF\0\0\0\0WEBPEXIF"])
@@ -68,18 +73,19 @@ def test_insides_are_tinted_holes_are_not_and_lines_grow_with_the_picture(scale:
     assert picture[65 * scale, 75 * scale].tolist() == tint
     assert not picture[100 * scale, 150 * scale].any()
     assert not picture[20 * scale, 20 * scale].any()
-    across = picture[100 * scale, 40 * scale : 60 * scale].tolist()
-    assert across.count(list(overlay.OUTLINE)) in ({1, 2} if scale == 1 else set(range(6, 9)))
+    across = picture[100 * scale, 30 * scale : 70 * scale].tolist()
+    line = sum(pixel not in ([0, 0, 0], tint) for pixel in across)
+    assert 2 <= line <= 5 if scale == 1 else 12 <= line <= 18
 
 
 def test_lines_run_through_the_corners_of_pixels_as_the_contract_has_it() -> None:
     black = np.zeros((40, 40, 3), np.uint8)
     picture = overlay.draw_segmentation(black, [], box=polywand.Box(10.5, 10.5, 30.5, 30.5))
-    assert picture[10, 20].min() == 255  # a line through pixel centres fills that row of pixels
-    assert picture[11, 20].max() == 0
+    assert picture[10, 20].min() > 200  # a line through the centres of pixels is theirs alone
+    assert picture[11, 20].max() < 60
     between = overlay.draw_segmentation(black, [], box=polywand.Box(10, 10, 30, 30))
     assert between[9, 20, 0] == pytest.approx(between[10, 20, 0], abs=40)  # one along a border lies on both sides
-    assert between[9, 20].max() > 0
+    assert between[9, 20].min() > 60
 
 
 def test_labels_are_readable_and_inside_even_of_boxes_at_the_border() -> None:

@@ -48,7 +48,7 @@ def _simplified(polygons: shapely.MultiPolygon, tolerance: float) -> shapely.Mul
     """Simplify all rings together, as closed lines: of polygons GEOS would also drop each ring's first vertex, and run
     up to twice the tolerance away."""
     lines = shapely.MultiLineString([ring.coords for ring in rings(polygons)])
-    simple = iter(lines.simplify(tolerance, preserve_topology=True).geoms)
+    simple = iter(shapely.get_parts(lines.simplify(tolerance, preserve_topology=True)))
     parts = [[next(simple).coords for _ in (part.exterior, *part.interiors)] for part in polygons.geoms]
     return shapely.MultiPolygon([shapely.Polygon(part[0], part[1:]) for part in parts])
 

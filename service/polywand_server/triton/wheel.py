@@ -3,6 +3,7 @@
 import ctypes.util
 import importlib.util
 import os
+import shutil
 import sys
 import sysconfig
 from dataclasses import dataclass
@@ -63,17 +64,18 @@ def find_wheel() -> Wheel:
 def assemble(wheel: Wheel, scratch: Path) -> None:
     """Lay out the backends (the wheel's Python backend, then ours on top of it) and libpython in a private directory.
 
-    Links only; Triton wants the stub beside the backend's library, and a wheel must not be written to.
+    Triton wants the stub beside the backend's library, and a wheel must not be written to. Copies, because Triton
+    refuses a library whose real path is outside of the backend's folder.
     """
     scratch.mkdir(mode=0o700)
     python_backend = scratch / "backends" / "python"
     python_backend.mkdir(parents=True)
     for source in (*wheel.python_backend.glob("*.*"), wheel.stub):
-        (python_backend / source.name).symlink_to(source)
+        shutil.copy(source, python_backend)
     for model in _OWN_BACKENDS.glob("*/model.py"):
         backend = scratch / "backends" / model.parent.name
         backend.mkdir()
-        (backend / model.name).symlink_to(model)
+        shutil.copy(model, backend)
     # A directory of its own: the interpreter's lib directory may hold other libraries that tritonserver must not get.
     (scratch / "lib").mkdir()
     if wheel.libpython:

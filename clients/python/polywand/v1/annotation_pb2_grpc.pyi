@@ -9,8 +9,9 @@ y down, *pixel corners* at integers. The image spans 0..width by 0..height; the 
 more exactly, as (c + 0.5, r + 0.5). Width and height are those after EXIF orientation has been applied.
 
 RASTERISING. A pixel belongs to a shape when its centre lies inside by the even-odd rule over all rings (exteriors
-and holes alike; a centre exactly on an edge belongs to the shape on its right, or below it). With `tolerance` 0 and
-no `max_points`, rasterising the polygons of a reply gives its mask back, pixel for pixel.
+and holes alike; a centre exactly on an edge belongs to what is below that edge, on a vertical one to what is on its
+right). With `tolerance` 0 and no `max_points`, rasterising the polygons of a reply gives its mask back, pixel for
+pixel.
 
 ERRORS. A unary call fails with a canonical gRPC status. In a stream, what concerns one message is answered in the
 stream as `google.rpc.Status` and the stream lives on; the stream itself ends with a status only when it cannot go
