@@ -16,7 +16,9 @@ from tests.running import REPOSITORY, Service, running_service
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The service with its embedded Triton and all models of the repository."""
     log = tmp_path_factory.mktemp("service") / "log"
-    with running_service(log, f"--model-repository={REPOSITORY}", "--max-image-pixels=30000000") as service:
+    with running_service(
+        log, f"--model-repository={REPOSITORY}", "--max-image-pixels=30000000", "--max-image-mebibytes=80"
+    ) as service:
         service.wait_ready("nanodet", "grabcut", "wand_click")
         yield service
 

@@ -96,7 +96,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     default=_DEFAULTS.limits.image_bytes // MEBIBYTE,
     type=click.IntRange(1, 1000),
     show_envvar=True,
-    help="Largest image, encoded or raw. Messages of twice that size end their stream.",
+    help="Largest image, encoded or raw. A message a quarter larger than that ends its stream.",
 )
 @click.option(
     "--max-image-pixels",

@@ -20,7 +20,7 @@ class Limits:
     frames_in_flight: frames of one DetectStream in work together.
     """
 
-    image_bytes: int = 64 * MEBIBYTE
+    image_bytes: int = 128 * MEBIBYTE
     image_pixels: int = 100_000_000
     objects: int = 1000
     stream_memory_bytes: int = 64 * MEBIBYTE
@@ -30,7 +30,7 @@ class Limits:
     @property
     def message_bytes(self) -> int:
         """Largest gRPC message: leaves an image slightly over its limit room to get a reply that says so."""
-        return self.image_bytes * 2 + MEBIBYTE
+        return self.image_bytes * 5 // 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,13 @@
 """What can go wrong with a request, as the domain says it; `rpc.status` turns these into canonical gRPC codes."""
 
+import logging
+from collections.abc import Awaitable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
 
 class PolywandError(Exception):
     """Base of everything that is answered to a client. The text is written for the person who reads it at night."""
@@ -39,3 +47,18 @@ class DeadlineError(PolywandError):
 
 class ModelFailedError(PolywandError):
     """The model itself refused or failed."""
+
+
+class InternalError(PolywandError):
+    """A fault of ours; the details stand in the log."""
+
+
+async def or_error(work: Awaitable[T]) -> T | PolywandError:
+    """Await a request's work; what it raises is returned, so that it ends nothing but this request."""
+    try:
+        return await work
+    except PolywandError as error:
+        return error
+    except Exception:
+        log.exception("a request failed for a reason that nobody thought of")
+        return InternalError("the service failed on this request; its log says why")

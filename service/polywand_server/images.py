@@ -10,13 +10,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from polywand_server.errors import InvalidInputError, TooLargeError
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 # Below this longest side a further half would not be read by any crop.
 SMALLEST_LEVEL_SIDE = 640
 JPEG_END = b"\xff\xd9"
 EXIF_ORIENTATION = 0x0112
 
 Pixels = NDArray[np.uint8]
+
+# Pillow registers its rarer readers on demand, and then not for `open` with a list of formats.
+Image.init()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,13 @@
 """One annotator's stream: the current image, the newest prompt of each object, and what is remembered of both."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from polywand_server import metrics
 from polywand_server.config import Limits
 from polywand_server.decoding import load_picture
-from polywand_server.errors import InvalidInputError, PolywandError, TooLargeError, WrongStateError
+from polywand_server.errors import InvalidInputError, PolywandError, TooLargeError, WrongStateError, or_error
 from polywand_server.geometry.shapes import Shape, make_shape
 from polywand_server.images import ImageSource, Picture
 from polywand_server.inference import Inference
@@ -17,8 +16,6 @@ from polywand_server.interactors.pipeline import max_points, segment
 from polywand_server.interactors.prompt import Label, Missing, Prompt, missing
 from polywand_server.registry import Interactor, Registry
 from polywand_server.timing import Stopwatch
-
-log = logging.getLogger(__name__)
 
 # Replies that may wait for a slow reader; after that its prompts are skipped and its messages left on the wire.
 OUTBOX_REPLIES = 16
@@ -47,10 +44,6 @@ class Segmentation:
 @dataclass(frozen=True, slots=True)
 class Draining:
     """The stream ends because the server does."""
-
-
-class InternalError(PolywandError):
-    """A fault of ours, told without its details."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +105,9 @@ class Session:
 
     async def set_image(self, sequence: int, source: ImageSource, watch: Stopwatch) -> None:
         """Make this the current image and forget the last one's objects; answered with `ImageReady` or an error."""
-        try:
-            self._advance(sequence)
-            picture = await load_picture(self._inference, source, self._limits, watch)
-        except PolywandError as error:
-            await self.refuse(sequence, "", error, watch)
+        picture = await or_error(self._load(sequence, source, watch))
+        if isinstance(picture, PolywandError):
+            await self.refuse(sequence, "", picture, watch)
             return
         skipped = await self._cancel_objects()
         self._hold(picture)
@@ -149,6 +140,10 @@ class Session:
             await self._outbox.put(Reply(self._sequence, "", 0, Stopwatch(), Draining()))
         await self._outbox.put(None)
 
+    async def _load(self, sequence: int, source: ImageSource, watch: Stopwatch) -> Picture:
+        self._advance(sequence)
+        return await load_picture(self._inference, source, self._limits, watch)
+
     def _advance(self, sequence: int) -> None:
         if sequence < self._sequence:
             raise InvalidInputError("sequence", f"{sequence} came after {self._sequence}; it must not decrease")
@@ -173,19 +168,11 @@ class Session:
             await self._outbox.put(Reply(ask.sequence, ask.prompt.object_id, skipped, ask.watch, result))
 
     async def _answer(self, ask: _Ask) -> Segmentation | Missing | PolywandError:
-        outcome = "error"
-        result: Segmentation | Missing | PolywandError
-        try:
-            async with self._places:
-                ask.watch.waited()
-                result = await self._segment(ask.prompt, ask.watch)
-            outcome = "segmentation" if isinstance(result, Segmentation) else "incomplete"
-        except PolywandError as error:
-            result = error
-        except Exception:
-            log.exception("a prompt failed for a reason that nobody thought of")
-            result = InternalError("the service failed on this prompt; its log says why")
+        async with self._places:
+            ask.watch.waited()
+            result = await or_error(self._segment(ask.prompt, ask.watch))
         model = self._label(ask.prompt.model)
+        outcome = {Segmentation: "segmentation", Missing: "incomplete"}.get(type(result), "error")
         metrics.PROMPTS.labels(model, outcome).inc()
         metrics.PROMPT_SECONDS.labels(model).observe(ask.watch.total())
         metrics.observe_stages(ask.watch, model)

@@ -251,10 +251,10 @@ def test_a_decreasing_sequence_is_refused(stub, astronaut):
 def test_an_image_over_the_byte_limit_is_refused_and_a_message_far_over_it_ends_only_its_own_stream(stub, astronaut):
     with InteractStream(stub) as other, InteractStream(stub) as stream:
         other.ask(raw_image(astronaut))
-        reply = stream.ask(encoded(bytes(65 * 1024 * 1024)))
+        reply = stream.ask(encoded(bytes(81 * 1024 * 1024)))
         assert reply.error.code == code_pb2.RESOURCE_EXHAUSTED
-        assert f"at most {64 * 1024 * 1024}" in reply.error.message
-        stream.send(encoded(bytes(140 * 1024 * 1024)))
+        assert f"at most {80 * 1024 * 1024}" in reply.error.message
+        stream.send(encoded(bytes(101 * 1024 * 1024)))
         assert stream.receive_end() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert other.ask(prompt("wand_click", POINT)).segmentation.shape.polygons
 

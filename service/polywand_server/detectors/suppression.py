@@ -22,10 +22,17 @@ class Candidates:
         return Candidates(self.boxes[rows], self.scores[rows], self.classes[rows])
 
 
+# Only so many of the best enter the suppression, whose cost grows with their square.
+MAX_CANDIDATES = 1000
+
+
 def above(boxes: NDArray[np.float32], scores: NDArray[np.float32], threshold: float) -> Candidates:
-    """List every (box, class) pair whose score reaches the threshold; boxes [M, 4], scores [M, C]."""
+    """List the (box, class) pairs whose score reaches the threshold, the best if many; boxes [M, 4], scores [M, C]."""
     rows, classes = np.nonzero(scores >= threshold)
-    return Candidates(boxes[rows], scores[rows, classes], classes)
+    found = Candidates(boxes[rows], scores[rows, classes], classes)
+    if len(found.scores) <= MAX_CANDIDATES:
+        return found
+    return found.take(np.argpartition(-found.scores, MAX_CANDIDATES)[:MAX_CANDIDATES])
 
 
 def suppress(candidates: Candidates, how: Suppression) -> Candidates:

@@ -14,7 +14,7 @@ from polywand_server import metrics
 from polywand_server.config import Limits
 from polywand_server.decoding import load_picture
 from polywand_server.detectors.pipeline import detect
-from polywand_server.errors import InvalidInputError, PolywandError
+from polywand_server.errors import InvalidInputError, PolywandError, or_error
 from polywand_server.inference import Inference
 from polywand_server.registry import Registry
 from polywand_server.rpc.replies import DRAINING_TEXT, write_detections, write_model, write_reply
@@ -52,10 +52,10 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
         self, request: pb.DetectRequest, context: _Context
     ) -> pb.DetectResponse:
         """Detect on one image."""
-        try:
-            return await self._detect(request, Stopwatch())
-        except PolywandError as error:
-            await _abort(context, error)
+        response = await or_error(self._detect(request, Stopwatch()))
+        if isinstance(response, PolywandError):
+            await _abort(context, response)
+        return response
 
     async def Interact(  # noqa: N802 (the contract's name)
         self, request_iterator: AsyncIterator[pb.InteractRequest], context: _Context
@@ -121,10 +121,10 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
         await frames.put(None)
 
     async def _answer_frame(self, frame: pb.DetectStreamRequest, watch: Stopwatch) -> pb.DetectStreamResponse:
-        try:
-            return pb.DetectStreamResponse(frame_id=frame.frame_id, response=await self._detect(frame.request, watch))
-        except PolywandError as error:
-            return pb.DetectStreamResponse(frame_id=frame.frame_id, error=to_status(error))
+        response = await or_error(self._detect(frame.request, watch))
+        if isinstance(response, PolywandError):
+            return pb.DetectStreamResponse(frame_id=frame.frame_id, error=to_status(response))
+        return pb.DetectStreamResponse(frame_id=frame.frame_id, response=response)
 
     async def _detect(self, request: pb.DetectRequest, watch: Stopwatch) -> pb.DetectResponse:
         model, outcome = metrics.UNKNOWN_MODEL, "error"
