@@ -17,9 +17,8 @@ import polywand
 from polywand import Detections, Segmentation
 from polywand.aio import Client, Session
 from polywand.frames import FRAMES_AHEAD
+from tests.client.helpers import FACE
 from tests.running import Service, running_service
-
-FACE = (225, 110)
 
 
 @pytest.fixture
@@ -176,6 +175,11 @@ async def test_a_stream_answers_frames_in_order(
     assert [frame for frame, _ in answers] == [0, 1, 2, 3, 4]
     assert [isinstance(result, Detections) for _, result in answers] == [True, False, True, False, True]
     assert all(isinstance(answers[n][1], polywand.InvalidRequest) for n in (1, 3))
+
+
+async def test_a_session_that_was_not_entered_says_so(client: Client, astronaut: NDArray[np.uint8]) -> None:
+    with pytest.raises(RuntimeError, match="async with"):
+        client.open(astronaut).send("wand_click", positive=[FACE])
 
 
 async def test_a_stream_that_is_left_early_took_few_frames_and_leaves_no_task(

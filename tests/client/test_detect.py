@@ -1,7 +1,6 @@
 """Detection by the synchronous client on the real service."""
 
 import itertools
-import threading
 import time
 from collections.abc import Iterator
 
@@ -12,19 +11,7 @@ from numpy.typing import NDArray
 import polywand
 from polywand import Client, Detections, PolywandError
 from polywand.frames import FRAMES_AHEAD
-from tests.running import Service
-
-FACE = (225, 110)
-
-
-@pytest.fixture(scope="module")
-def client(server: Service) -> Iterator[Client]:
-    with polywand.connect(server.target) as client:
-        yield client
-
-
-def polywand_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("polywand")]
+from tests.client.helpers import FACE, polywand_threads
 
 
 def test_a_detector_finds_the_person_on_the_photo(client: Client, astronaut: NDArray[np.uint8]) -> None:

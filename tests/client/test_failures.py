@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 import polywand
+from tests.client.helpers import FACE, polywand_threads
 from tests.running import Service, running_service
-
-CLICK = (225, 110)
 
 
 @pytest.fixture
@@ -25,10 +23,6 @@ def empty_service(tmp_path: Path) -> Iterator[Service]:
     (tmp_path / "models").mkdir()
     with running_service(tmp_path / "log", f"--model-repository={tmp_path / 'models'}") as service:
         yield service
-
-
-def polywand_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("polywand")]
 
 
 def test_no_server_is_told_in_a_sentence() -> None:
@@ -54,14 +48,14 @@ def test_a_server_that_dies_fails_every_waiting_prompt(empty_service: Service, a
     with polywand.connect(empty_service.target) as client, client.open(astronaut) as session:
         empty_service.process.send_signal(signal.SIGSTOP)
         with ThreadPoolExecutor(3) as threads:
-            waiting = [threads.submit(session.prompt, "x", object_id=str(n), positive=[CLICK]) for n in range(3)]
+            waiting = [threads.submit(session.prompt, "x", object_id=str(n), positive=[FACE]) for n in range(3)]
             time.sleep(0.3)
             assert not any(prompt.done() for prompt in waiting)
             empty_service.process.kill()
             for prompt in waiting:
                 assert isinstance(prompt.exception(10), polywand.Unavailable)
         with pytest.raises(polywand.Unavailable):
-            session.prompt("x", positive=[CLICK])
+            session.prompt("x", positive=[FACE])
 
 
 def test_a_server_that_hangs_is_given_up_after_the_timeout(
@@ -71,7 +65,7 @@ def test_a_server_that_hangs_is_given_up_after_the_timeout(
         empty_service.process.send_signal(signal.SIGSTOP)
         try:
             for call in (
-                lambda: session.prompt("x", positive=[CLICK]),
+                lambda: session.prompt("x", positive=[FACE]),
                 lambda: client.detect(astronaut),
                 lambda: next(client.detect_stream([astronaut])),
                 client.models,
@@ -90,4 +84,4 @@ def test_a_draining_server_says_so(empty_service: Service, astronaut: NDArray[np
         empty_service.process.send_signal(signal.SIGTERM)
         empty_service.process.wait(20)
         with pytest.raises(polywand.Draining, match="draining"):
-            session.prompt("x", positive=[CLICK])
+            session.prompt("x", positive=[FACE])

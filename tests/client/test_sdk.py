@@ -15,26 +15,13 @@ from numpy.typing import NDArray
 import polywand
 from polywand import Client, Point, Segmentation, Session
 from polywand.prompts import in_click_order
-from tests.running import Service
-
-FACE = (225, 110)
-
-
-@pytest.fixture(scope="module")
-def client(server: Service) -> Iterator[Client]:
-    with polywand.connect(server.target) as client:
-        yield client
+from tests.client.helpers import FACE, polywand_threads
 
 
 @pytest.fixture
 def session(client: Client, astronaut: NDArray[np.uint8]) -> Iterator[Session]:
     with client.open(astronaut) as session:
         yield session
-
-
-def polywand_threads() -> list[str]:
-    # grpc's own threads are nameless; those that read for us carry our name.
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("polywand")]
 
 
 def covers(outline: Segmentation, x: float, y: float, size: tuple[int, int] = (512, 512)) -> bool:
@@ -98,11 +85,12 @@ def test_options_of_the_answer_alone_run_no_network(session: Session) -> None:
 
 def test_a_negative_click_takes_away_what_it_hits(session: Session) -> None:
     before = session.prompt("wand_click", positive=[FACE])
-    after = session.prompt("wand_click", positive=[FACE], negative=[(225, 400)])
+    rows, columns = np.nonzero(polywand.rasterise(before.polygons, 512, 512))
+    too_much = (columns[-1] + 0.5, rows[-1] + 0.5)  # of the lowest row
+    after = session.prompt("wand_click", positive=[FACE], negative=[too_much])
     assert after.timing.inferences >= 1
     assert covers(after, *FACE)
-    assert not covers(after, 225, 400)
-    assert after.area <= before.area
+    assert not covers(after, *too_much)
 
 
 def test_undo_answers_as_before_without_the_network(session: Session) -> None:
@@ -143,13 +131,11 @@ def test_a_box_starts_what_needs_one(client: Client, coffee: NDArray[np.uint8]) 
 
 
 def test_too_little_of_a_prompt_says_what_is_missing(session: Session) -> None:
-    with pytest.raises(polywand.IncompletePrompt) as click:
-        session.prompt("wand_click")
-    assert click.value.missing_positive_points == 1
-    assert "positive point" in str(click.value)
-    with pytest.raises(polywand.IncompletePrompt) as box:
-        session.prompt("grabcut")
-    assert box.value.missing_box
+    with pytest.raises(polywand.IncompletePrompt, match="positive point") as error:
+        session.prompt("wand_click", negative=[FACE])
+    assert error.value.missing_positive_points == 1
+    assert error.value.missing_negative_points == error.value.missing_extreme_points == 0
+    assert not error.value.missing_box
 
 
 def test_a_bad_prompt_names_the_field_and_the_session_lives_on(session: Session) -> None:

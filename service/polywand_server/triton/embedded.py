@@ -101,7 +101,7 @@ class EmbeddedTriton:
         self._watcher = asyncio.create_task(self._watch(self._process), name="triton watcher")
         _log.info("tritonserver is ready on %s with the models of %s", self.url, self._repository)
 
-    async def stop(self, grace_s: float = 10.0) -> None:
+    async def stop(self, grace_s: float = 5.0) -> None:
         """End it: requests that run may finish within grace_s. Returns when nothing of it is left."""
         if self._watcher is None:
             return

@@ -12,7 +12,11 @@ _LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR, "F": log
 # I1123 09:05:58.335644 4800 model_lifecycle.cc:839] "successfully loaded 'trick'"
 _GLOG = re.compile(r"(?P<level>[IWEF])\d{4} [\d:.]+ \d+ (?P<source>[^\]]+)\] ?(?P<message>.*)")
 # Said at every start on a machine without an NVIDIA driver, one of them as an error; nothing is wrong then.
-_NO_GPU = ("CudaDriverHelper has not been initialized", "pinned memory pool will not be available")
+_NO_GPU = (
+    "CudaDriverHelper has not been initialized",
+    "pinned memory pool will not be available",
+    "DCGM unable to start",
+)
 _TABLE = ("+--", "| ")
 
 _log = logging.getLogger("polywand.triton")

@@ -33,17 +33,21 @@ class TritonProcess:
         token: names its shared memory and, within `scratch`'s parent, `scratch`. Nobody else may run with it.
         """
         await asyncio.to_thread(launch.remove, token, scratch)  # what a launcher that was killed left behind
-        await asyncio.to_thread(assemble, wheel, scratch)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", launch.__file__, token, str(scratch)),
-            *command(wheel, repository, scratch, token, metrics_port),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=environment(wheel, scratch),
-            # Ctrl-C in a terminal goes to the whole foreground group; Triton has to outlast the service's draining.
-            start_new_session=True,
-        )
+        try:
+            await asyncio.to_thread(assemble, wheel, scratch)
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", launch.__file__, token, str(scratch)),
+                *command(wheel, repository, scratch, token, metrics_port),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env=environment(wheel, scratch),
+                # Ctrl-C in a terminal goes to the whole foreground group; Triton has to outlast the service's draining.
+                start_new_session=True,
+            )
+        except BaseException:
+            launch.remove(token, scratch)
+            raise
         return cls(process, token, scratch)
 
     @property

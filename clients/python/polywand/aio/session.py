@@ -1,0 +1,165 @@
+"""One annotator's stream under asyncio: prompts to await, or to send while a hand drags."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import grpc
+
+from polywand import errors, images
+from polywand.errors import PolywandError
+from polywand.images import ImageLike
+from polywand.ledger import Ledger, Update
+from polywand.prompts import PromptOptions, Prompts
+from polywand.results import Segmentation
+from polywand.session import CLOSE_GRACE_S
+from polywand.v1 import annotation_pb2 as pb
+from polywand.v1 import annotation_pb2_grpc as pb_grpc
+
+
+class Session:
+    """A stream to the server, with a current image; made by `Client.open`, used with `async with`.
+
+    Tasks of one event loop may share it; prompts for several objects do not wait for each other.
+
+    width, height: of the current image in pixels, after EXIF orientation.
+    """
+
+    width: int
+    height: int
+
+    def __init__(
+        self, stub: "pb_grpc.AnnotationServiceAsyncStub", image: ImageLike, target: str, timeout_s: float
+    ) -> None:
+        self._stub, self._first_image = stub, image
+        self._target, self._timeout_s = target, timeout_s
+        self._prompts = Prompts()
+        self._ledger = Ledger()
+        # Newest wins on this side too: at most one unsent prompt per object, and one unread update.
+        self._outbox: dict[str | None, pb.InteractRequest] = {}
+        self._unread: dict[str, Update] = {}
+        self._something_to_send = asyncio.Event()
+        self._something_to_read = asyncio.Event()
+        self._reader: asyncio.Task[None] | None = None
+
+    async def set_image(self, image: ImageLike) -> None:
+        """Make an image the current one; all objects of the last one are forgotten.
+
+        image: a path, the bytes of a file, or uint8 [H, W, 3] RGB or [H, W] grey.
+        Raises InvalidRequest when it cannot be read, Unavailable when the server is away.
+        """
+        message = await asyncio.to_thread(images.to_message, image)
+        waiter: asyncio.Future[pb.ImageInfo] = asyncio.get_running_loop().create_future()
+        sequence = self._ledger.ask(None, waiter)
+        self._post(None, pb.InteractRequest(sequence=sequence, image=message))
+        await self._wait(waiter)
+
+    async def prompt(self, model: str, **prompt: Unpack[PromptOptions]) -> Segmentation:
+        """Ask for the outline of one object and wait for it; the arguments are those of `PromptOptions`.
+
+        Returns the answer to this prompt, or to a newer one of the same object that overtook it.
+        Raises IncompletePrompt, InvalidRequest, Unavailable, ServerError, or Superseded when a new image came
+        meanwhile. Only the end of the stream (Draining, or Unavailable for want of a server) ends the session.
+        """
+        waiter: asyncio.Future[Segmentation] = asyncio.get_running_loop().create_future()
+        self._ask(self._prompts.message(model, **prompt), waiter)
+        answer: Segmentation = await self._wait(waiter)
+        return answer
+
+    def send(self, model: str, **prompt: Unpack[PromptOptions]) -> int:
+        """Ask for the outline of one object without waiting: the answer comes through `updates`.
+
+        Returns the prompt's sequence. A prompt that has not left yet when a newer one of its object comes never does.
+        Raises what ended the stream, when something has.
+        """
+        return self._ask(self._prompts.message(model, **prompt), None)
+
+    async def updates(self) -> AsyncGenerator[Update, None]:
+        """Yield every answer about objects of the current image, to `send` and to `prompt`, as it comes.
+
+        Of answers that come faster than they are taken, the newest of each object is kept. Ends with the session, and
+        raises Unavailable when the stream fails. For one consumer.
+        """
+        while True:
+            await self._something_to_read.wait()
+            while self._unread:
+                yield self._unread.pop(next(iter(self._unread)))
+            if isinstance(self._ledger.ended, errors.Closed):
+                return
+            if self._ledger.ended is not None:
+                raise self._ledger.ended.with_traceback(None)
+            self._something_to_read.clear()
+
+    async def close(self) -> None:
+        """End the stream. Prompts that still wait raise Closed."""
+        self._end(errors.Closed())
+        if self._reader is not None:
+            await asyncio.wait([self._reader], timeout=CLOSE_GRACE_S)
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+
+    async def __aenter__(self) -> Self:
+        self._reader = asyncio.create_task(self._read(), name="polywand-session")
+        try:
+            await self.set_image(self._first_image)
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _ask(self, prompt: pb.Prompt, waiter: asyncio.Future[Segmentation] | None) -> int:
+        sequence = self._ledger.ask(prompt.object_id, waiter)
+        self._post(prompt.object_id, pb.InteractRequest(sequence=sequence, prompt=prompt))
+        return sequence
+
+    def _post(self, object_id: str | None, request: pb.InteractRequest) -> None:
+        if self._reader is None:
+            raise RuntimeError("this session is not open: use it with `async with client.open(image) as session`")
+        self._outbox.pop(object_id, None)
+        self._outbox[object_id] = request  # at the end: requests leave in the order of their sequence
+        self._something_to_send.set()
+
+    async def _wait(self, waiter: asyncio.Future[Any]) -> Any:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await waiter
+        except TimeoutError:
+            raise errors.no_answer(self._target, self._timeout_s) from None
+
+    def _end(self, error: PolywandError) -> None:
+        self._ledger.end(error)
+        self._something_to_send.set()
+        self._something_to_read.set()
+
+    async def _requests(self) -> AsyncIterator[pb.InteractRequest]:
+        while self._ledger.ended is None:
+            await self._something_to_send.wait()
+            while self._outbox:
+                yield self._outbox.pop(next(iter(self._outbox)))
+            self._something_to_send.clear()
+
+    def _take(self, answer: Update | pb.ImageInfo | None) -> None:
+        if isinstance(answer, pb.ImageInfo):
+            self._prompts.forget()
+            self._unread.clear()
+            self.width, self.height = answer.width, answer.height
+        elif answer is not None:
+            self._unread.pop(answer.object_id, None)
+            self._unread[answer.object_id] = answer
+            self._something_to_read.set()
+
+    async def _read(self) -> None:
+        end: PolywandError = errors.ended(self._target)
+        try:
+            async for reply in self._stub.Interact(self._requests()):
+                self._take(self._ledger.answer(reply))
+        except grpc.aio.AioRpcError as error:
+            end = errors.from_rpc(error, self._target)
+        finally:
+            self._end(end)

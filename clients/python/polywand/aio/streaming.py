@@ -1,0 +1,121 @@
+"""Detection on a stream of frames, for the asyncio client."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from contextlib import aclosing
+from typing import TypeAlias, cast
+
+import grpc
+
+from polywand import errors, frames, wire
+from polywand.errors import PolywandError
+from polywand.frames import FRAMES_AHEAD, FrameAnswer, FrameLog
+from polywand.images import ImageLike
+from polywand.v1 import annotation_pb2 as pb
+from polywand.v1 import annotation_pb2_grpc as pb_grpc
+from polywand.wire import DetectOptions
+
+Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.DetectStreamRequest, pb.DetectStreamResponse]"
+
+
+class DetectStream:
+    """One call of DetectStream. One task takes frames, one takes replies, the caller's takes answers.
+
+    Every frame holds one of `FRAMES_AHEAD` places from before it is taken until its answer is, which bounds all queues.
+    """
+
+    def __init__(
+        self,
+        stub: "pb_grpc.AnnotationServiceAsyncStub",
+        images: Iterable[ImageLike] | AsyncIterable[ImageLike],
+        options: DetectOptions,
+        target: str,
+        timeout_s: float,
+    ) -> None:
+        self._stub, self._images, self._options = stub, images, options
+        self._target, self._timeout_s = target, timeout_s
+        self._log = FrameLog()
+        self._places = asyncio.Semaphore(FRAMES_AHEAD)
+        self._answers: asyncio.Queue[FrameAnswer | PolywandError | None] = asyncio.Queue()
+        self._images_error: Exception | None = None
+
+    async def answers(self) -> AsyncGenerator[FrameAnswer, None]:
+        """Run the call and yield its answers in the order of the frames."""
+        call = self._stub.DetectStream(None)
+        tasks = [asyncio.create_task(self._write(call)), asyncio.create_task(self._read(call))]
+        try:
+            while (answer := await self._next()) is not None:
+                for due in self._log.put(*answer):
+                    yield due
+                    self._places.release()
+            if self._images_error is not None:
+                raise self._images_error
+            if self._log.any_open:
+                raise errors.ended(self._target)
+        finally:
+            call.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _next(self) -> FrameAnswer | None:
+        while (patience_s := self._log.patience(self._timeout_s)) > 0:
+            try:
+                answer = await asyncio.wait_for(self._answers.get(), patience_s)
+            except TimeoutError:
+                continue  # out of patience, unless the oldest open frame is younger than this wait
+            if isinstance(answer, PolywandError):
+                raise answer
+            return answer
+        raise errors.no_answer(self._target, self._timeout_s)
+
+    async def _write(self, call: Call) -> None:
+        async with aclosing(self._requests()) as requests:
+            try:
+                async for request in requests:
+                    await call.write(request)
+                await call.done_writing()
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                return  # the call has ended, and its reader knows why
+
+    async def _requests(self) -> AsyncGenerator[pb.DetectStreamRequest, None]:
+        images = _as_async(self._images)
+        try:
+            while await self._places.acquire():
+                image = await anext(images)
+                if (request := await self._request(image)) is not None:
+                    yield request
+        except StopAsyncIteration:
+            return
+        except Exception as error:
+            self._images_error = error  # the caller's own, raised after the answers to the frames before
+
+    async def _request(self, image: ImageLike) -> pb.DetectStreamRequest | None:
+        frame_id = self._log.take()
+        try:
+            request = await asyncio.to_thread(wire.detect_request, image, **self._options)
+        except PolywandError as error:
+            self._answers.put_nowait((frame_id, error))
+            return None
+        return pb.DetectStreamRequest(frame_id=frame_id, request=request)
+
+    async def _read(self, call: Call) -> None:
+        try:
+            async for reply in call:
+                self._answers.put_nowait(frames.answer(reply))
+        except PolywandError as error:
+            self._answers.put_nowait(error)
+        except grpc.aio.AioRpcError as error:
+            self._answers.put_nowait(errors.from_rpc(error, self._target))
+        else:
+            self._answers.put_nowait(None)
+
+
+async def _as_async(images: Iterable[ImageLike] | AsyncIterable[ImageLike]) -> AsyncIterator[ImageLike]:
+    if isinstance(images, AsyncIterable):
+        async for image in images:
+            yield image
+        return
+    iterator, end = iter(images), object()
+    while (item := await asyncio.to_thread(next, iterator, end)) is not end:
+        yield cast(ImageLike, item)

@@ -1,0 +1,168 @@
+"""What can go wrong, as few exceptions whose texts are sentences for people, and where they come from in gRPC."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from polywand.v1 import annotation_pb2 as pb
+
+
+class Violation(NamedTuple):
+    """A field of the request, by its path in the contract ("prompt.points[3].x"), and what is wrong with it."""
+
+    field: str
+    description: str
+
+
+class PolywandError(Exception):
+    """Base of everything that this package raises.
+
+    code: the canonical gRPC status. violations: which fields of the request were at fault.
+    """
+
+    def __init__(self, message: str, code: grpc.StatusCode, violations: Iterable[Violation] = ()) -> None:
+        super().__init__(message)
+        self.code = code
+        self.violations = tuple(violations)
+
+
+class InvalidRequest(PolywandError):  # noqa: N818 - reads better in an `except` without the suffix
+    """The request is wrong, and the same request will stay wrong."""
+
+
+class Unavailable(PolywandError):  # noqa: N818
+    """The server, its Triton or the model is away or did not answer in time. The same request may succeed later."""
+
+
+class Draining(Unavailable):
+    """The server is going away in order. Open a new session: another replica answers."""
+
+
+class ServerError(PolywandError):
+    """The server or the model itself failed."""
+
+
+class IncompletePrompt(PolywandError):  # noqa: N818
+    """The tool needs more before it can answer; the text says what, for people, and the attributes for programs."""
+
+    def __init__(
+        self,
+        message: str,
+        missing_positive_points: int = 0,
+        missing_negative_points: int = 0,
+        missing_extreme_points: int = 0,
+        missing_box: bool = False,
+    ) -> None:
+        super().__init__(message, grpc.StatusCode.FAILED_PRECONDITION)
+        self.missing_positive_points = missing_positive_points
+        self.missing_negative_points = missing_negative_points
+        self.missing_extreme_points = missing_extreme_points
+        self.missing_box = missing_box
+
+
+class Superseded(PolywandError):  # noqa: N818
+    """A newer image replaced the one that this request was about, before it was answered."""
+
+    def __init__(self) -> None:
+        super().__init__("A newer image replaced the one that this was about.", grpc.StatusCode.ABORTED)
+
+
+class Closed(PolywandError):  # noqa: N818
+    """The session was closed, by its owner."""
+
+    def __init__(self) -> None:
+        super().__init__("This session is closed.", grpc.StatusCode.CANCELLED)
+
+
+_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+_CALLERS_FAULT = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.OUT_OF_RANGE,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+}
+_AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+
+
+def no_answer(target: str, timeout_s: float) -> Unavailable:
+    """The error of a request that `target` left without an answer for `timeout_s` seconds."""
+    return Unavailable(f"{target} did not answer within {timeout_s:g} s.", grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+def ended(target: str) -> Unavailable:
+    """The error of a stream that `target` ended although something was still to be answered."""
+    return Unavailable(f"{target} ended the stream.", grpc.StatusCode.UNAVAILABLE)
+
+
+def unexpected(what: str | None) -> ServerError:
+    """The error of an answer that this version of the client does not know."""
+    message = f"The server's answer ({what or 'empty'}) is not known here: a newer client may read it."
+    return ServerError(message, grpc.StatusCode.UNIMPLEMENTED)
+
+
+def from_status(status: status_pb2.Status) -> PolywandError:
+    """The error that a `google.rpc.Status` tells of, with the violations of its `BadRequest`."""
+    violations: list[Violation] = []
+    for detail in status.details:
+        bad_request = error_details_pb2.BadRequest()
+        if detail.Unpack(bad_request):
+            violations += (Violation(v.field, v.description) for v in bad_request.field_violations)
+    return _error(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, violations)
+
+
+def from_incomplete(incomplete: pb.Incomplete) -> IncompletePrompt:
+    """The error that an `Incomplete` answer tells of."""
+    return IncompletePrompt(
+        f"The tool needs {incomplete.message or 'more'}.",
+        missing_positive_points=incomplete.missing_positive_points,
+        missing_negative_points=incomplete.missing_negative_points,
+        missing_extreme_points=incomplete.missing_extreme_points,
+        missing_box=incomplete.missing_box,
+    )
+
+
+def from_draining(draining: pb.Draining) -> Draining:
+    """The error that a `Draining` message tells of."""
+    return Draining(draining.message or "The server is draining: connect anew.", grpc.StatusCode.UNAVAILABLE)
+
+
+def from_rpc(error: grpc.RpcError, target: str) -> PolywandError:
+    """The error that ended a call to `target`, of grpc's synchronous or asynchronous kind."""
+    if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
+        return ServerError(str(error), grpc.StatusCode.UNKNOWN)
+    rich = _rich_status(error)
+    if rich is not None:
+        return from_status(rich)
+    code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return Unavailable(_away(target, details), code)
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return Unavailable(f"{target} did not answer in time.", code)
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return ServerError(f"{target} answers, but not as a Polywand server: {details}", code)
+    return _error(code, details, ())
+
+
+def _rich_status(error: grpc.Call | grpc.aio.AioRpcError) -> status_pb2.Status | None:
+    try:
+        return rpc_status.from_call(error)  # type: ignore[arg-type]  # asyncio's error reads the same
+    except ValueError:  # something in between changed the code or the text, so the details are not theirs
+        return None
+
+
+def _away(target: str, details: str) -> str:
+    # The transport's own texts; everything else was said by the server or by something in between.
+    if "failed to connect" in details.lower() or "resolution" in details.lower():
+        return f"No Polywand server answers at {target}. Is it running? (make serve)"
+    return f"The server at {target} went away: {details}"
+
+
+def _error(code: grpc.StatusCode, message: str, violations: Iterable[Violation]) -> PolywandError:
+    kind = InvalidRequest if code in _CALLERS_FAULT else Unavailable if code in _AWAY else ServerError
+    return kind(message or f"The server answered {code.name} without a word.", code, violations)

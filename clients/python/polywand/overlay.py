@@ -1,0 +1,138 @@
+"""Pictures of what was answered: polygons, boxes and clicks drawn on the photo."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from unicodedata import normalize
+from zlib import crc32
+
+import cv2
+import numpy as np
+from grpc import StatusCode
+from numpy.typing import NDArray
+
+from polywand import exif
+from polywand.errors import InvalidRequest
+from polywand.prompts import Point
+from polywand.raster import rasterise
+from polywand.results import Box, Detection, Polygon
+
+RGB = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+# Okabe and Ito's palette without black: stays apart for most colour-blind eyes.
+PALETTE: tuple[Colour, ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+OUTLINE: Colour = (0, 114, 178)
+CLICKS: dict[str, Colour] = {"positive": (40, 200, 60), "negative": (225, 45, 45), "extreme": (250, 215, 40)}
+WHITE: Colour = (255, 255, 255)
+BLACK: Colour = (0, 0, 0)
+FILL_OPACITY = 0.35
+SHIFT = 4  # OpenCV draws in sixteenths of a pixel
+LINES_PER_SIDE = 300  # so many lines side by side span the image's mean side; but a line is a pixel at least
+
+
+def load_rgb(data: bytes) -> RGB:
+    """Decode an image file as the server does: uint8 [H, W, 3] RGB, turned by its EXIF, transparency laid on white.
+
+    Raises InvalidRequest when OpenCV cannot read it.
+    """
+    encoded = np.frombuffer(data, np.uint8)
+    webp = exif.is_webp(data)
+    # IMREAD_COLOR turns by EXIF, scales 16 bits to 8 and spreads grey, but drops transparency; IMREAD_UNCHANGED keeps
+    # that and does not turn, which is taken for granted: cameras write no transparency.
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if webp else cv2.IMREAD_COLOR
+    bgr = cv2.imdecode(encoded, flags) if len(encoded) else None
+    if bgr is None:
+        raise InvalidRequest("This image cannot be drawn on: OpenCV does not read it.", StatusCode.INVALID_ARGUMENT)
+    raw = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+    if raw.ndim == 3 and raw.shape[2] == 4:
+        unit = raw / np.float32(np.iinfo(raw.dtype).max)
+        opacity = unit[:, :, 3:]
+        bgr = np.rint(255 * (unit[:, :, :3] * opacity + 1 - opacity)).astype(np.uint8)
+    rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    return exif.turn_upright(rgb, exif.webp_orientation(data)) if webp else rgb
+
+
+def can_write(path: Path) -> bool:
+    """Whether a file name's suffix is that of a picture format that `encode` knows."""
+    return bool(path.suffix) and cv2.haveImageWriter(path.name)
+
+
+def encode(image: RGB, suffix: str) -> bytes:
+    """Encode RGB uint8 [H, W, 3] as the format of a file name's suffix, such as ".png"."""
+    _, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    return bytes(data)
+
+
+def draw_segmentation(
+    image: RGB, polygons: Sequence[Polygon], points: Iterable[Point] = (), box: Box | None = None
+) -> RGB:
+    """Draw an outline with its translucent inside (holes left open), the clicks and the box of a prompt; on a copy."""
+    height, width = image.shape[:2]
+    canvas = image.copy()
+    inside = rasterise(polygons, width, height)
+    canvas[inside] = np.rint(image[inside] * (1 - FILL_OPACITY) + np.array(OUTLINE) * FILL_OPACITY).astype(np.uint8)
+    line = _line_width(image)
+    rings = [_fixed(ring) for polygon in polygons for ring in (polygon.exterior, *polygon.holes)]
+    cv2.polylines(canvas, rings, True, WHITE, 2 * line, cv2.LINE_AA, SHIFT)
+    cv2.polylines(canvas, rings, True, OUTLINE, line, cv2.LINE_AA, SHIFT)
+    if box is not None:
+        _rectangle(canvas, box, WHITE, line)
+    for point in points:
+        _disc(canvas, point, 3.5 * line, WHITE)
+        _disc(canvas, point, 2.5 * line, CLICKS[point.label])
+    return canvas
+
+
+def draw_detections(image: RGB, detections: Iterable[Detection]) -> RGB:
+    """Draw boxes with label and score, one colour per label; on a copy. The best is on top."""
+    canvas = image.copy()
+    line = _line_width(image)
+    worst_first = [(PALETTE[crc32(d.label.encode()) % len(PALETTE)], d) for d in reversed(list(detections))]
+    for colour, detection in worst_first:
+        _rectangle(canvas, detection.box, colour, line)
+    for colour, detection in worst_first:
+        # OpenCV's letters are ASCII: accents go, and so does what has no Latin letter.
+        label = normalize("NFKD", detection.label).encode("ascii", "ignore").decode()
+        _tag(canvas, f"{label} {detection.score:.2f}", detection.box, colour, line)
+    return canvas
+
+
+def _line_width(image: RGB) -> int:
+    return max(1, round(sum(image.shape[:2]) / 2 / LINES_PER_SIDE))
+
+
+def _fixed(points: NDArray[np.float32]) -> NDArray[np.int32]:
+    # OpenCV has pixel centres at integers, the contract has corners there.
+    fixed: NDArray[np.int32] = np.rint((points - 0.5) * (1 << SHIFT)).astype(np.int32)
+    return fixed
+
+
+def _rectangle(canvas: RGB, box: Box, colour: Colour, line: int) -> None:
+    corners = np.array([(box.x0, box.y0), (box.x1, box.y0), (box.x1, box.y1), (box.x0, box.y1)], np.float32)
+    cv2.polylines(canvas, [_fixed(corners)], True, colour, line, cv2.LINE_AA, SHIFT)
+
+
+def _disc(canvas: RGB, point: Point, radius: float, colour: Colour) -> None:
+    x, y = _fixed(np.array([point.x, point.y], np.float32)).tolist()
+    cv2.circle(canvas, (x, y), round(radius * (1 << SHIFT)), colour, cv2.FILLED, cv2.LINE_AA, SHIFT)
+
+
+def _tag(canvas: RGB, text: str, box: Box, colour: Colour, line: int) -> None:
+    """Write text on a filled patch above the box's top left corner, or inside where there is no room above."""
+    height, width = canvas.shape[:2]
+    font, scale, stroke, pad = cv2.FONT_HERSHEY_SIMPLEX, 0.2 + 0.2 * line, max(1, line // 2), 2 * line
+    (text_width, text_height), below = cv2.getTextSize(text, font, scale, stroke)
+    patch_width, patch_height = text_width + 2 * pad, text_height + below + 2 * pad
+    left = int(np.clip(box.x0, 0, max(0, width - patch_width)))
+    top = int(np.clip(box.y0 - patch_height if box.y0 >= patch_height else box.y0, 0, max(0, height - patch_height)))
+    canvas[top : top + patch_height, left : left + patch_width] = colour
+    ink = BLACK if np.dot(colour, (0.299, 0.587, 0.114)) > 140 else WHITE
+    cv2.putText(canvas, text, (left + pad, top + pad + text_height), font, scale, ink, stroke, cv2.LINE_AA)

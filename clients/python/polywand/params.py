@@ -1,0 +1,62 @@
+"""Command line parameters that click does not have."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from polywand.prompts import Point, PointLabel
+
+POINT_OPTIONS: dict[str, PointLabel] = {"--positive": "positive", "--negative": "negative", "--extreme": "extreme"}
+ORDER = "polywand.point_order"  # a key of click's Context.meta
+
+
+class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on only
+    """Numbers with commas between them, as a tuple of float: Numbers("x,y") reads "120,80.5"."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._count = name.count(",") + 1
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Read one value."""
+        try:
+            numbers = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != self._count:
+            self.fail(f"'{value}' is not {self._count} numbers with commas between them ({self.name}).", param, ctx)
+        return numbers
+
+
+class LabelPair(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on only
+    """A model's label and the task's, as a tuple: "car=vehicle", or "car" to keep its name."""
+
+    name = "model-label[=label]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Read one value."""
+        model_label, _, label = value.partition("=")
+        if not model_label:
+            self.fail(f"'{value}' names no label of the model.", param, ctx)
+        return model_label, label or model_label
+
+
+class InClickOrder(click.Command):
+    """A command that notes in which order options of points were typed; click tells it of each option alone."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, after a look at the names."""
+        names = [argument.partition("=")[0] for argument in args]
+        ctx.meta[ORDER] = [POINT_OPTIONS[name] for name in names if name in POINT_OPTIONS]
+        return super().parse_args(ctx, args)
+
+
+def clicks_as_typed(ctx: click.Context, **points: Sequence[Sequence[float]]) -> list[Point]:
+    """The points of all labels (by label, [(x, y), ...]) in the order in which `InClickOrder` saw them.
+
+    Those that were not typed, but came from the environment, follow.
+    """
+    left = {label: [Point(x, y, label) for x, y in points[label]] for label in POINT_OPTIONS.values()}
+    clicks = [left[label].pop(0) for label in ctx.meta[ORDER] if left[label]]
+    return clicks + [point for rest in left.values() for point in rest]

@@ -1,0 +1,141 @@
+"""Answers as text for people and as JSON for programs."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polywand.results import Detections, InteractorSpec, Model, Segmentation, Timing
+
+
+def models_text(models: Sequence[Model]) -> str:
+    """One line per tool: name, kind, versions, whether it is ready or why not, what it needs, licence."""
+    if not models:
+        return "The server has no models."
+    rows = [("NAME", "KIND", "VERSIONS", "NEEDS", "LICENCE", "READY")]
+    for model in models:
+        versions = ", ".join(str(version.version) for version in model.versions) or "-"
+        ready = "yes" if model.ready else f"no: {model.not_ready_reason or 'the server does not say why'}"
+        rows.append((model.name, model.kind, versions, _needs(model), model.license or "-", ready))
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def segmentation_text(image: str, found: Segmentation) -> str:
+    """Parts, vertices, area, box and time of one outline."""
+    rings = [ring for polygon in found.polygons for ring in (polygon.exterior, *polygon.holes)]
+    holes = len(rings) - len(found.polygons)
+    shape = (
+        f"{_count(len(found.polygons), 'part')}, {_count(holes, 'hole')}, {_count(sum(map(len, rings)), 'vertex')}, "
+        f"{found.area:.1f} square pixels"
+        if found.box is not None
+        else f"nothing above the threshold {_short(found.threshold)}"
+    )
+    lines = [f"{image}: {shape}"]
+    if found.box is not None:
+        lines.append(f"  box        {', '.join(f'{edge:.1f}' for edge in found.box)}")
+    lines += [
+        f"  model      {found.model} version {found.version}, threshold {_short(found.threshold)}, "
+        f"tolerance {found.tolerance:.3g} pixels",
+        f"  time       {_time(found.timing)}",
+    ]
+    return "\n".join(lines)
+
+
+def detections_text(image: str, found: Detections) -> str:
+    """One line per detection: score, label and box."""
+    lines = [f"{image}: {_count(len(found), 'object')} by {found.model} version {found.version}, {_time(found.timing)}"]
+    for detection in found:
+        alias = f" ({detection.model_label})" if detection.model_label != detection.label else ""
+        box = ", ".join(f"{edge:.1f}" for edge in detection.box)
+        lines.append(f"  {detection.score:.2f}  {detection.label}{alias}  {box}")
+    return "\n".join(lines)
+
+
+def models_json(models: Iterable[Model]) -> dict[str, Any]:
+    """All that is known of the tools."""
+    return {"models": [asdict(model) | {"default_threshold": _short(model.default_threshold)} for model in models]}
+
+
+def segmentation_json(image: str, found: Segmentation) -> dict[str, Any]:
+    """One outline; polygons as lists of [x, y], numbers as short as they can be without loss."""
+    return {
+        "image": image,
+        "model": found.model,
+        "version": found.version,
+        "threshold": _short(found.threshold),
+        "tolerance": found.tolerance,
+        "area": found.area,
+        "box": None if found.box is None else [_short(edge) for edge in found.box],
+        "polygons": [
+            {"exterior": _ring(polygon.exterior), "holes": [_ring(hole) for hole in polygon.holes]}
+            for polygon in found.polygons
+        ],
+        "timing": asdict(found.timing),
+    }
+
+
+def detections_json(image: str, found: Detections) -> dict[str, Any]:
+    """What was found on one image."""
+    return {
+        "image": image,
+        "width": found.width,
+        "height": found.height,
+        "model": found.model,
+        "version": found.version,
+        "detections": [
+            {
+                "label": detection.label,
+                "model_label": detection.model_label,
+                "score": _short(detection.score),
+                "box": [_short(edge) for edge in detection.box],
+            }
+            for detection in found
+        ],
+        "timing": asdict(found.timing),
+    }
+
+
+def _needs(model: Model) -> str:
+    if model.kind == "detector":
+        return f"an image ({_count(len(model.labels), 'label')})"
+    return _prompt_needs(model.interactor) if model.interactor is not None else "-"
+
+
+def _prompt_needs(spec: InteractorSpec) -> str:
+    parts = [
+        _count(count, f"{label} point")
+        for label, count in (
+            ("extreme", spec.extreme_points),
+            ("positive", spec.min_positive_points),
+            ("negative", spec.min_negative_points),
+        )
+        if count
+    ]
+    if spec.box == "required":
+        parts.insert(0, "a box")
+    needs = " and ".join(parts) or "a prompt"
+    return f"{needs}, or a box" if spec.box == "optional" else needs
+
+
+def _time(timing: Timing) -> str:
+    inferences = _count(timing.inferences, "inference")
+    return f"{timing.total_us / 1000:.1f} ms ({inferences}, {timing.triton_us / 1000:.1f} ms at Triton)"
+
+
+def _count(number: int, noun: str) -> str:
+    plural = {"vertex": "vertices"}.get(noun, f"{noun}s")
+    return f"{number} {noun if number == 1 else plural}"
+
+
+def _ring(ring: NDArray[np.float32]) -> list[list[float]]:
+    return [[_short(x), _short(y)] for x, y in ring]
+
+
+def _short(value: float) -> float:
+    """The shortest decimal that is the same 32-bit float: 0.1 instead of 0.10000000149011612."""
+    return float(str(np.float32(value)))

@@ -1,0 +1,181 @@
+"""What Polywand answers: frozen dataclasses, arrays in NumPy.
+
+Coordinates are those of the contract: image pixels, x to the right, y down, pixel *corners* at integers.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+ModelKind: TypeAlias = Literal["interactor", "detector", "unknown"]
+BoxUse: TypeAlias = Literal["none", "optional", "required", "unknown"]
+
+
+class Box(NamedTuple):
+    """An axis-aligned rectangle in image pixels: x0 < x1, y0 < y1."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the time of one answer went, in microseconds; stages that did not happen are 0.
+
+    received_unix_us: when the server took the message from the wire, by its own clock.
+    wait_us: behind an earlier answer of the same object, or in the line of frames.
+    decode_us: image bytes to pixels. prepare_us: pixels and prompt to tensors.
+    triton_us: Triton's queue, the model and the transport. geometry_us: logits to polygons, raw to suppressed boxes.
+    total_us: from receipt to the reply's departure; it does not include the network between here and the server.
+    inferences: how often a network ran; 0 when the answer came from the last probability map.
+    """
+
+    received_unix_us: int
+    wait_us: int
+    decode_us: int
+    prepare_us: int
+    triton_us: int
+    geometry_us: int
+    total_us: int
+    inferences: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Polygon:
+    """One connected part of an object.
+
+    exterior: float32 [N, 2], N >= 3, (x, y); clockwise on a screen; the last vertex joins the first, unrepeated.
+    holes: float32 [M, 2] each, counter-clockwise; what is cut out.
+    """
+
+    exterior: NDArray[np.float32]
+    holes: tuple[NDArray[np.float32], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segmentation:
+    """The outline of one object, as one prompt asked for it.
+
+    polygons: the object's parts, largest first; empty when the model found nothing above the threshold.
+    box: tight around all polygons; None when there are none.
+    area: square pixels enclosed (holes taken off), before simplification.
+    mask: bool [H, W] before simplification, or None when the prompt did not say `mask=True`.
+    model, version: the tool that answered.
+    threshold: the probability that was applied. tolerance: the simplification that was applied, in pixels.
+    skipped: how many earlier prompts of this object this answer stands in for, because it overtook them.
+    """
+
+    polygons: tuple[Polygon, ...]
+    box: Box | None
+    area: float
+    mask: NDArray[np.bool_] | None
+    model: str
+    version: int
+    threshold: float
+    tolerance: float
+    skipped: int
+    timing: Timing
+
+    def to_coco(self) -> list[list[float]]:
+        """Exteriors as COCO's `segmentation` lists [x0, y0, x1, y1, ...], one per part.
+
+        COCO's polygons know no holes; where those matter, ask for the mask.
+        """
+        return [polygon.exterior.ravel().tolist() for polygon in self.polygons]
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """One object that a detector found.
+
+    label: the task's label, after mapping. model_label: the model's own. score: 0 to 1.
+    """
+
+    label: str
+    model_label: str
+    score: float
+    box: Box
+
+
+@dataclass(frozen=True, slots=True)
+class Detections(Sequence[Detection]):
+    """What a detector found on one image: a sequence of `Detection`, best first.
+
+    width, height: of the image in pixels, after EXIF orientation.
+    model, version: the tool that answered.
+    """
+
+    items: tuple[Detection, ...]
+    width: int
+    height: int
+    model: str
+    version: int
+    timing: Timing
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> Detection: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Detection, ...]: ...
+    def __getitem__(self, index: int | slice) -> Detection | tuple[Detection, ...]:
+        return self.items[index]
+
+    def __iter__(self) -> Iterator[Detection]:
+        return iter(self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """One version of a model; `not_ready_reason` is empty when it is ready."""
+
+    version: int
+    ready: bool
+    not_ready_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class InteractorSpec:
+    """What an interactor needs before it answers; with less, a prompt raises `IncompletePrompt`.
+
+    min_positive_points (a given optional box stands in for them), min_negative_points: clicks at least.
+    extreme_points: left-, top-, right- and bottom-most points that start the object; 0 when none are read.
+    max_points: points of all labels at most.
+    """
+
+    min_positive_points: int
+    min_negative_points: int
+    extreme_points: int
+    box: BoxUse
+    max_points: int
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One tool of the server.
+
+    ready: whether a request would be served now; `not_ready_reason` says why not.
+    default_threshold: probability or score that applies when a request gives none.
+    license: SPDX identifier of the weights' licence.
+    interactor: what an interactor needs; None for detectors. labels: a detector's, by class index; () for interactors.
+    """
+
+    name: str
+    kind: ModelKind
+    display_name: str
+    versions: tuple[ModelVersion, ...]
+    ready: bool
+    not_ready_reason: str
+    help_message: str
+    animated_gif: str
+    license: str
+    weights_source: str
+    default_threshold: float
+    interactor: InteractorSpec | None
+    labels: tuple[str, ...]

@@ -1,0 +1,115 @@
+"""One annotator's stream: an image, then prompts, each answered with polygons."""
+
+import queue
+import threading
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import grpc
+
+from polywand import errors, images
+from polywand.images import ImageLike
+from polywand.ledger import Ledger
+from polywand.prompts import PromptOptions, Prompts
+from polywand.results import Segmentation
+from polywand.v1 import annotation_pb2 as pb
+from polywand.v1 import annotation_pb2_grpc as pb_grpc
+
+CLOSE_GRACE_S = 1.0  # for the server to end the stream in order; then it is cut
+
+
+class Session:
+    """A stream to the server, with a current image; made by `Client.open`, closed by `with` or `close`.
+
+    Several threads may prompt for several objects at the same time: the answers do not wait for each other.
+
+    width, height: of the current image in pixels, after EXIF orientation.
+    """
+
+    width: int
+    height: int
+
+    def __init__(self, stub: pb_grpc.AnnotationServiceStub, image: ImageLike, target: str, timeout_s: float) -> None:
+        self._target, self._timeout_s = target, timeout_s
+        self._prompts = Prompts()
+        self._ledger = Ledger()
+        self._lock = threading.Lock()  # over ledger, prompts and outbox: requests leave in the order of their sequence
+        # Bounded by the callers, of whom each waits for its answer. None ends the stream.
+        self._outbox: queue.SimpleQueue[pb.InteractRequest | None] = queue.SimpleQueue()
+        self._call = stub.Interact(iter(self._outbox.get, None))
+        self._reader = threading.Thread(target=self._read, name="polywand-session", daemon=True)
+        self._reader.start()
+        try:
+            self.set_image(image)
+        except BaseException:
+            self.close()
+            raise
+
+    def set_image(self, image: ImageLike) -> None:
+        """Make an image the current one; all objects of the last one are forgotten.
+
+        image: a path, the bytes of a file, or uint8 [H, W, 3] RGB or [H, W] grey.
+        Raises InvalidRequest when it cannot be read, Unavailable when the server is away.
+        """
+        message = images.to_message(image)
+        with self._lock:
+            waiter = self._ask(None, image=message)
+        info: pb.ImageInfo = self._wait(waiter)
+        self.width, self.height = info.width, info.height
+
+    def prompt(self, model: str, **prompt: Unpack[PromptOptions]) -> Segmentation:
+        """Ask for the outline of one object; the arguments are those of `PromptOptions`.
+
+        Returns the answer to this prompt, or to a newer one of the same object that overtook it.
+        Raises IncompletePrompt, InvalidRequest, Unavailable, ServerError, or Superseded when a new image came
+        meanwhile. Only the end of the stream (Draining, or Unavailable for want of a server) ends the session.
+        """
+        with self._lock:
+            message = self._prompts.message(model, **prompt)
+            waiter = self._ask(message.object_id, prompt=message)
+        answer: Segmentation = self._wait(waiter)
+        return answer
+
+    def close(self) -> None:
+        """End the stream. Prompts that still wait raise Closed."""
+        with self._lock:
+            self._ledger.end(errors.Closed())
+        self._outbox.put(None)
+        self._reader.join(CLOSE_GRACE_S)
+        self._call.cancel()  # type: ignore[no-untyped-call]
+        self._reader.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(self, object_id: str | None, **message: Any) -> Future[Any]:
+        waiter: Future[Any] = Future()
+        sequence = self._ledger.ask(object_id, waiter)
+        self._outbox.put(pb.InteractRequest(sequence=sequence, **message))
+        return waiter
+
+    def _wait(self, waiter: Future[Any]) -> Any:
+        try:
+            return waiter.result(self._timeout_s)
+        except TimeoutError:
+            raise errors.no_answer(self._target, self._timeout_s) from None
+
+    def _read(self) -> None:
+        end: errors.PolywandError = errors.ended(self._target)
+        try:
+            for reply in self._call:
+                with self._lock:
+                    if isinstance(self._ledger.answer(reply), pb.ImageInfo):
+                        self._prompts.forget()
+        except grpc.RpcError as error:
+            end = errors.from_rpc(error, self._target)
+        finally:
+            with self._lock:
+                self._ledger.end(end)
+            self._outbox.put(None)  # frees grpc's own thread, which waits for the next request

@@ -1,0 +1,101 @@
+"""Detection on a stream of frames, for the synchronous client."""
+
+import queue
+import threading
+from collections.abc import Generator, Iterable, Iterator
+
+import grpc
+
+from polywand import errors, frames, wire
+from polywand.errors import PolywandError
+from polywand.frames import FRAMES_AHEAD, FrameAnswer, FrameLog
+from polywand.images import ImageLike
+from polywand.v1 import annotation_pb2 as pb
+from polywand.v1 import annotation_pb2_grpc as pb_grpc
+from polywand.wire import DetectOptions
+
+
+class DetectStream:
+    """One call of DetectStream. grpc's thread takes frames, a reader's takes replies, the caller's takes answers.
+
+    Every frame holds one of `FRAMES_AHEAD` places from before it is taken until its answer is, which bounds all queues.
+    """
+
+    def __init__(
+        self,
+        stub: pb_grpc.AnnotationServiceStub,
+        images: Iterable[ImageLike],
+        options: DetectOptions,
+        target: str,
+        timeout_s: float,
+    ) -> None:
+        self._stub, self._images, self._options = stub, images, options
+        self._target, self._timeout_s = target, timeout_s
+        self._log = FrameLog()
+        self._places = threading.Semaphore(FRAMES_AHEAD)
+        self._answers: queue.SimpleQueue[FrameAnswer | PolywandError | None] = queue.SimpleQueue()
+        self._abandoned = False
+        self._images_error: Exception | None = None
+
+    def answers(self) -> Generator[FrameAnswer, None, None]:
+        """Run the call and yield its answers in the order of the frames."""
+        call = self._stub.DetectStream(self._requests())
+        reader = threading.Thread(target=self._read, args=(call,), name="polywand-detect-stream", daemon=True)
+        reader.start()
+        try:
+            while (answer := self._next()) is not None:
+                for due in self._log.put(*answer):
+                    yield due
+                    self._places.release()
+            if self._images_error is not None:
+                raise self._images_error
+            if self._log.any_open:
+                raise errors.ended(self._target)
+        finally:
+            self._abandoned = True
+            self._places.release()
+            call.cancel()  # type: ignore[no-untyped-call]
+            reader.join()
+
+    def _next(self) -> FrameAnswer | None:
+        while (patience_s := self._log.patience(self._timeout_s)) > 0:
+            try:
+                answer = self._answers.get(timeout=patience_s)
+            except queue.Empty:
+                continue  # out of patience, unless the oldest open frame is younger than this wait
+            if isinstance(answer, PolywandError):
+                raise answer
+            return answer
+        raise errors.no_answer(self._target, self._timeout_s)
+
+    def _requests(self) -> Iterator[pb.DetectStreamRequest]:
+        """Take frames. It runs in grpc's thread, so what goes wrong is kept for the caller's."""
+        try:
+            for _, image in zip(iter(self._take_place, False), self._images, strict=False):  # a place first
+                if (request := self._request(image)) is not None:
+                    yield request
+        except Exception as error:
+            self._images_error = error
+
+    def _take_place(self) -> bool:
+        self._places.acquire()
+        return not self._abandoned
+
+    def _request(self, image: ImageLike) -> pb.DetectStreamRequest | None:
+        frame_id = self._log.take()
+        try:
+            return pb.DetectStreamRequest(frame_id=frame_id, request=wire.detect_request(image, **self._options))
+        except PolywandError as error:
+            self._answers.put((frame_id, error))
+            return None
+
+    def _read(self, call: Iterable[pb.DetectStreamResponse]) -> None:
+        try:
+            for reply in call:
+                self._answers.put(frames.answer(reply))
+        except PolywandError as error:
+            self._answers.put(error)
+        except grpc.RpcError as error:
+            self._answers.put(errors.from_rpc(error, self._target))
+        else:
+            self._answers.put(None)

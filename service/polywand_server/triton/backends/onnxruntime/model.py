@@ -1,0 +1,253 @@
+"""A Python-based Triton backend for ONNX models on CPUs: ONNX Runtime, or OpenVINO where the configuration says so.
+
+It stands in for NVIDIA's `onnxruntime` backend, which the nvidia-pytriton wheel lacks, so that one model repository
+runs in the embedded server and in the stock container. It reads the same lines of `config.pbtxt`:
+
+    optimization { execution_accelerators { cpu_execution_accelerator: [ { name: "openvino" ... } ] } }
+        Use OpenVINO. Its parameter `precision`: "f32" (the default), "bf16", "auto" (bf16 where the processor has it).
+    parameters { key: "intra_op_thread_count" value: { string_value: "4" } }
+        Threads of one inference. By default, or with "0": as many as there are cores for this process.
+    parameters { key: "inter_op_thread_count" value: { string_value: "1" } }
+        ONNX Runtime only.
+
+This runs in Triton's stub process: nothing of polywand can be imported here. Each model has a process of its own, and
+imports only the runtime that it uses (hence the imports inside of functions).
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+MODEL_FILE = "model.onnx"
+CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+Feeds = Mapping[str, np.ndarray]
+
+
+class Runtime(Protocol):
+    """A loaded network.
+
+    batches: whether one run over several requests' tensors is worth the waiting of the first of them.
+    """
+
+    batches: bool
+
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """Return all outputs by name; they are valid until the next run."""
+
+
+class OnnxRuntime:
+    """ONNX Runtime on the CPU."""
+
+    batches = True
+
+    def __init__(self, path: Path, threads: int, inter_op_threads: int) -> None:
+        import onnxruntime  # noqa: PLC0415
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = inter_op_threads
+        # Waiting threads sleep. Spinning ones answer 1 ms sooner, and take both cores from the other models meanwhile.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """See Runtime."""
+        return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
+
+
+class OpenVino:
+    """OpenVINO on the CPU, compiled for one image at a time.
+
+    A fixed batch of one: a click network of 384 x 384 on two cores in bf16 takes 13.5 ms so, and in batches of four
+    24 ms an image when the batch axis is left open, 12 ms when it is fixed at four, while the first waits for the last.
+    """
+
+    batches = False
+
+    def __init__(self, path: Path, threads: int, precision: str, *, has_batch_axis: bool) -> None:
+        import openvino  # noqa: PLC0415
+
+        core = openvino.Core()
+        network = core.read_model(path)
+        if has_batch_axis:
+            network.reshape({port.any_name: [1, *list(port.partial_shape)[1:]] for port in network.inputs})
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": precision,
+        }
+        compiled = core.compile_model(network, "CPU", options)
+        self._outputs = [port.any_name for port in compiled.outputs]
+        self._request = compiled.create_infer_request()
+        self._has_batch_axis = has_batch_axis
+
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """See Runtime."""
+        size = len(next(iter(feeds.values())))
+        if not self._has_batch_axis or size == 1:
+            return self._run(feeds)
+        rows = [self._run({name: tensor[i : i + 1] for name, tensor in feeds.items()}, copy=True) for i in range(size)]
+        return {name: np.concatenate([row[name] for row in rows]) for name in self._outputs}
+
+    def _run(self, feeds: Feeds, *, copy: bool = False) -> dict[str, np.ndarray]:
+        results = self._request.infer(dict(feeds), share_inputs=True, share_outputs=not copy)
+        return dict(zip(self._outputs, results.values(), strict=True))
+
+
+@dataclass(frozen=True)
+class Work:
+    """A request with its inputs, [rows, ...] each."""
+
+    request: Any
+    feeds: dict[str, np.ndarray]
+    rows: int
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes without the batch axis: what has to be equal within one batch."""
+        return tuple(tensor.shape[1:] for tensor in self.feeds.values())
+
+
+class TritonPythonModel:
+    """What Triton calls."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the network and run it once, so that the first click is as quick as all others."""
+        config = json.loads(args["model_config"])
+        path = Path(args["model_repository"]) / args["model_version"] / MODEL_FILE
+        if not path.is_file():
+            raise pb_utils.TritonModelException(f"{path} does not exist")
+        self._inputs = [tensor["name"] for tensor in config["input"]]
+        self._max_batch_size = int(config["max_batch_size"])
+        self._runtime = load(path, config)
+        zeros = warm_up_feeds(config)
+        if zeros is not None:
+            self._runtime.run(zeros)
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Answer every request as soon as it is computed; a failure is the failing request's alone."""
+        limit = self._max_batch_size if self._runtime.batches else 1
+        for batch in batches([self._work(request) for request in requests], limit):
+            # Asked as late as possible: newer clicks cancel older ones while those wait for their turn here.
+            self._compute([work for work in batch if not cancelled(work.request)])
+
+    def _work(self, request: Any) -> Work:
+        tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs}
+        feeds = {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
+        return Work(request, feeds, len(next(iter(feeds.values()))) if self._max_batch_size else 1)
+
+    def _compute(self, batch: Sequence[Work]) -> None:
+        if not batch:
+            return
+        try:
+            answers = self._run(batch)
+        except Exception as error:  # whatever a runtime raises about a network or a tensor belongs to the request
+            if len(batch) > 1:
+                for work in batch:
+                    self._compute([work])
+                return
+            respond(batch[0].request, error=pb_utils.TritonError(f"{type(error).__name__}: {error}"))
+            return
+        for work, outputs in zip(batch, answers, strict=True):
+            respond(work.request, outputs)
+
+    def _run(self, batch: Sequence[Work]) -> list[dict[str, np.ndarray]]:
+        if len(batch) == 1:
+            return [self._runtime.run(batch[0].feeds)]
+        names = batch[0].feeds
+        outputs = self._runtime.run({name: np.concatenate([work.feeds[name] for work in batch]) for name in names})
+        ends = np.cumsum([work.rows for work in batch])
+        return [
+            {name: tensor[end - work.rows : end] for name, tensor in outputs.items()}
+            for work, end in zip(batch, ends, strict=True)
+        ]
+
+
+def load(path: Path, config: dict[str, Any]) -> Runtime:
+    """Load the network with the runtime, the threads and the precision that its configuration asks for."""
+    parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+    threads = int(parameters.get("intra_op_thread_count", 0)) or available_cores()
+    accelerators = config.get("optimization", {}).get("execution_accelerators", {}).get("cpu_execution_accelerator", [])
+    openvino = next((entry for entry in accelerators if entry["name"] == "openvino"), None)
+    if openvino is not None:
+        asked = openvino.get("parameters", {}).get("precision", "f32")
+        try:
+            precision = openvino_precision(asked)
+            runtime = OpenVino(path, threads, precision, has_batch_axis=config["max_batch_size"] > 0)
+        except ImportError:
+            pb_utils.Logger.log_warn(f"{config['name']} runs on ONNX Runtime, slower: OpenVINO is not installed here")
+        else:
+            pb_utils.Logger.log_info(f"{config['name']}: OpenVINO, {precision}, {threads} threads")
+            return runtime
+    pb_utils.Logger.log_info(f"{config['name']}: ONNX Runtime, {threads} threads")
+    return OnnxRuntime(path, threads, int(parameters.get("inter_op_thread_count", 0)))
+
+
+def openvino_precision(asked: str) -> str:
+    """Return OpenVINO's name of the precision to compute in."""
+    if asked not in ("f32", "bf16", "auto"):
+        raise pb_utils.TritonModelException(f"precision of openvino is {asked!r}; it may be f32, bf16 or auto")
+    if asked != "auto":
+        return asked
+    import openvino  # noqa: PLC0415
+
+    return "bf16" if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use: its affinity, and the CPU limit of its container."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = CGROUP_QUOTA.read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
+
+
+def warm_up_feeds(config: dict[str, Any]) -> dict[str, np.ndarray] | None:
+    """Return zeros for all inputs, or None where a size is not fixed."""
+    feeds = {}
+    for tensor in config["input"]:
+        dims = [int(size) for size in tensor["dims"]]
+        if -1 in dims:
+            return None
+        batch = [1] if config["max_batch_size"] else []
+        feeds[tensor["name"]] = np.zeros(batch + dims, pb_utils.triton_string_to_numpy(tensor["data_type"]))
+    return feeds
+
+
+def batches(waiting: Sequence[Work], limit: int) -> Iterator[list[Work]]:
+    """Split work, in its order, into lists of equal shapes and of `limit` rows at most (one request may exceed it)."""
+    batch: list[Work] = []
+    for work in waiting:
+        fits = sum(other.rows for other in batch) + work.rows <= limit
+        if batch and not (fits and work.shapes == batch[0].shapes):
+            yield batch
+            batch = []
+        batch.append(work)
+    if batch:
+        yield batch
+
+
+def cancelled(request: Any) -> bool:
+    """Tell whether nobody waits for the answer any more, and close the request if so."""
+    if not request.is_cancelled():
+        return False
+    respond(request, error=pb_utils.TritonError("cancelled", pb_utils.TritonError.CANCELLED))
+    return True
+
+
+def respond(request: Any, outputs: Mapping[str, np.ndarray] | None = None, error: Any = None) -> None:
+    """Send a request's only response."""
+    wanted = request.requested_output_names()
+    tensors = [pb_utils.Tensor(name, tensor) for name, tensor in (outputs or {}).items() if name in wanted]
+    response = pb_utils.InferenceResponse(tensors, error)
+    request.get_response_sender().send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

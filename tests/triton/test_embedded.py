@@ -1,0 +1,210 @@
+"""The embedded server's life: it comes back when it dies or hangs, and leaves nothing behind."""
+
+import asyncio
+import dataclasses
+import importlib.util
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polywand_server.errors import UnavailableError
+from polywand_server.triton import embedded
+from polywand_server.triton.client import TritonClient
+from polywand_server.triton.embedded import EmbeddedTriton, EmbeddedTritonError, State
+from polywand_server.triton.wheel import find_wheel
+
+SERVICE = """
+import asyncio, sys
+from pathlib import Path
+from polywand_server.triton import embedded
+from polywand_server.triton.client import TritonClient
+from polywand_server.triton.embedded import EmbeddedTriton
+
+async def main():
+    triton = EmbeddedTriton(Path(sys.argv[1]))
+    await triton.start()
+    await TritonClient(triton.url).load("puppet")
+    print(triton.url, flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+async def own(repository: Path) -> AsyncIterator[EmbeddedTriton]:
+    """A server that may be harmed."""
+    async with EmbeddedTriton(repository, hang_timeout_s=1.0) as server:
+        yield server
+
+
+def token(url: str) -> str:
+    return Path(url.removeprefix("unix:")).parent.name.removeprefix("polywand-")
+
+
+def processes(url: str) -> dict[str, int]:
+    """Process ids by role: "launcher", "server", "stub" (the last one found)."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (entry / "cmdline").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if not any(token(url) in argument for argument in arguments):
+            continue
+        roles = {"tritonserver": "server", "triton_python_backend_stub": "stub"}
+        found[roles.get(Path(arguments[0]).name, "launcher")] = int(entry.name)
+    return found
+
+
+def leftovers(url: str) -> list[str]:
+    shared = [str(path) for path in Path("/dev/shm").glob(f"polywand-{token(url)}*")]
+    scratch = Path(url.removeprefix("unix:")).parent
+    return [*processes(url), *shared, *([str(scratch)] if scratch.exists() else [])]
+
+
+async def run_service(repository: Path) -> tuple[asyncio.subprocess.Process, str]:
+    """Start a process that holds an embedded Triton; return it and Triton's address."""
+    service = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", SERVICE, str(repository)), stdout=asyncio.subprocess.PIPE
+    )
+    assert service.stdout is not None
+    return service, (await service.stdout.readline()).decode().strip()
+
+
+async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return
+        await asyncio.sleep(0.02)
+    pytest.fail(f"did not happen within {seconds} s")
+
+
+async def answers(client: TritonClient) -> bool:
+    await client.load("puppet")
+    x = np.zeros((1, 1, 3), np.float32)
+    return "Y" in await client.infer("puppet", 0, {"X": x}, ["Y"], timeout_s=5.0)
+
+
+async def test_a_stopped_server_leaves_nothing_behind(repository: Path) -> None:
+    triton = EmbeddedTriton(repository)
+    assert triton.state is State.STOPPED
+    await triton.start()
+    assert triton.state is State.READY
+    client = TritonClient(triton.url)
+    assert await answers(client)
+    await client.close()
+    assert set(processes(triton.url)) == {"launcher", "server", "stub"}
+    await triton.stop()
+    assert triton.state is State.STOPPED
+    assert leftovers(triton.url) == []
+    await triton.stop()
+
+
+async def test_a_killed_server_is_replaced_under_the_same_address(own: EmbeddedTriton) -> None:
+    client = TritonClient(own.url)
+    assert await answers(client)
+    slow = asyncio.create_task(
+        client.infer("puppet", 0, {"X": np.full((1, 1, 3), 5000, np.float32)}, ["Y"], timeout_s=10.0)
+    )
+    await asyncio.sleep(0.2)
+    stub = processes(own.url)["stub"]
+    os.kill(processes(own.url)["server"], signal.SIGKILL)
+    with pytest.raises(UnavailableError):
+        await slow
+    await until(lambda: own.restarts == 1)
+    assert own.state is State.READY
+    assert processes(own.url).get("stub") != stub
+    assert await answers(client)
+    await client.close()
+
+
+async def test_a_server_that_hangs_is_replaced(own: EmbeddedTriton) -> None:
+    os.kill(processes(own.url)["server"], signal.SIGSTOP)
+    await until(lambda: own.restarts == 1)
+    client = TritonClient(own.url)
+    assert await answers(client)
+    await client.close()
+
+
+async def test_a_server_whose_launcher_is_killed_is_replaced(own: EmbeddedTriton) -> None:
+    server = processes(own.url)["server"]
+    os.kill(processes(own.url)["launcher"], signal.SIGKILL)
+    await until(lambda: own.restarts == 1)
+    assert processes(own.url)["server"] != server
+    await own.stop()
+    assert leftovers(own.url) == []
+
+
+async def test_a_service_that_is_killed_leaves_nothing_behind(repository: Path) -> None:
+    service, url = await run_service(repository)
+    assert set(processes(url)) == {"launcher", "server", "stub"}
+    service.kill()
+    await until(lambda: leftovers(url) == [], seconds=5.0)
+    await service.wait()
+
+
+async def test_what_a_killed_launcher_and_service_left_is_removed_at_the_next_start(repository: Path) -> None:
+    service, url = await run_service(repository)
+    launcher = processes(url)["launcher"]
+    service.send_signal(signal.SIGSTOP)
+    os.kill(launcher, signal.SIGKILL)
+    service.kill()
+    await service.wait()
+    await until(lambda: not processes(url), seconds=5.0)
+    assert leftovers(url)
+    async with EmbeddedTriton(repository):
+        await until(lambda: leftovers(url) == [], seconds=5.0)
+
+
+async def test_a_running_server_survives_the_sweep_of_another_start(own: EmbeddedTriton, repository: Path) -> None:
+    client = TritonClient(own.url)
+    assert await answers(client)
+    async with EmbeddedTriton(repository) as other:
+        assert other.url != own.url
+        assert await answers(client)
+    assert own.restarts == 0
+    await client.close()
+
+
+async def test_a_start_that_fails_says_why_with_the_last_lines(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = tmp_path / "tritonserver"
+    server.write_text("#!/bin/sh\necho out of tune\nexit 3\n")
+    server.chmod(0o700)
+    wheel = dataclasses.replace(find_wheel(), server=server)
+    monkeypatch.setattr(embedded, "find_wheel", lambda: wheel)
+    triton = EmbeddedTriton(repository)
+    with pytest.raises(EmbeddedTritonError, match="exited with status 3; its last lines:\nout of tune"):
+        await triton.start()
+    assert triton.state is State.STOPPED
+    assert leftovers(triton.url) == []
+
+
+async def test_a_missing_repository_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(EmbeddedTritonError, match="nowhere is not a folder"):
+        await EmbeddedTriton(tmp_path / "nowhere").start()
+
+
+async def test_without_the_wheel_the_error_tells_what_to_do(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(EmbeddedTritonError, match=r"install polywand\[embedded\], or give --triton-url"):
+        await EmbeddedTriton(repository).start()
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing_behind(repository: Path) -> None:
+    triton = EmbeddedTriton(repository)
+    starting = asyncio.create_task(triton.start())
+    await until(lambda: "server" in processes(triton.url))
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert leftovers(triton.url) == []
