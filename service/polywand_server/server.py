@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from polywand.v1 import annotation_pb2, annotation_pb2_grpc
-from polywand_server import __version__
+from polywand_server import __version__, metrics
 from polywand_server.config import Settings
 from polywand_server.health import Health
 from polywand_server.http import HttpServer
@@ -72,7 +72,7 @@ class Server:
                 f"there is no model repository at '{settings.model_repository}': name one with --model-repository, "
                 "or a Triton elsewhere with --triton-url"
             )
-        triton = EmbeddedTriton(settings.model_repository)
+        triton = EmbeddedTriton(settings.model_repository, on_restart=metrics.TRITON_RESTARTS.inc)
         stack.push_async_callback(triton.stop)
         starting = asyncio.create_task(triton.start(), name="start Triton")
         stopping = asyncio.create_task(self._stop.wait(), name="wait for a signal")

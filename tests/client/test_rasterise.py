@@ -24,13 +24,13 @@ def by_the_rule(polygons: list[Polygon], width: int, height: int) -> NDArray[np.
         for start, end in zip(ring, np.roll(ring, -1, axis=0), strict=True)
     ]
     mask = np.zeros((height, width), np.bool_)
-    for row in range(height):
-        y = row + Fraction(1, 2)
-        # Half-open: an edge that ends at the centre's height is above it, so the centre belongs to what is below.
-        crossings = [x0 + (y - y0) * (x1 - x0) / (y1 - y0) for x0, y0, x1, y1 in edges if (y0 <= y) != (y1 <= y)]
-        for column in range(width):
-            # A crossing exactly at the centre is to its left, so the centre belongs to what is on the right.
-            mask[row, column] = sum(crossing <= column + Fraction(1, 2) for crossing in crossings) % 2
+    for column in range(width):
+        x = column + Fraction(1, 2)
+        # Half-open: an edge that ends at the centre's column is left of it, so on a vertical edge what is right wins.
+        crossings = [y0 + (x - x0) * (y1 - y0) / (x1 - x0) for x0, y0, x1, y1 in edges if (x0 <= x) != (x1 <= x)]
+        for row in range(height):
+            # A crossing exactly at the centre is above it, so the centre belongs to what is below.
+            mask[row, column] = sum(crossing <= row + Fraction(1, 2) for crossing in crossings) % 2
     return mask
 
 
@@ -62,7 +62,7 @@ def test_shapes_that_share_an_edge_share_no_pixel_and_leave_no_gap() -> None:
     assert (one | other).all()
 
 
-def test_a_centre_on_an_edge_belongs_to_the_shape_on_its_right_or_below() -> None:
+def test_a_centre_on_an_edge_belongs_to_what_is_below_or_on_its_right() -> None:
     mask = rasterise([polygon([(1.5, 1.5), (3.5, 1.5), (3.5, 3.5), (1.5, 3.5)])], 5, 5)
     assert np.argwhere(mask).tolist() == [[1, 1], [1, 2], [2, 1], [2, 2]]
 

@@ -1,6 +1,6 @@
 """Polygons and run lengths to masks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,38 +12,46 @@ def rasterise(polygons: Iterable[Polygon], width: int, height: int) -> NDArray[n
     """The pixels that polygons cover, as bool [height, width], by the contract's rule.
 
     A pixel belongs to the shape when its centre (column + 0.5, row + 0.5) lies inside by the even-odd rule over all
-    rings; a centre exactly on an edge belongs to the shape on its right, or below it. Parts outside are cut off.
+    rings; a centre exactly on an edge belongs to what is below that edge, on a vertical one to what is on its right.
+    Parts outside are cut off.
     """
     rings = [ring for polygon in polygons for ring in (polygon.exterior, *polygon.holes) if len(ring)]
-    flips = np.zeros((height, width + 1), np.uint8)  # the last column takes what lies right of the image
-    if rings:
-        rows, columns = _crossings(rings, height)
-        np.bitwise_xor.at(flips, (rows, np.clip(columns, 0, width)), 1)
-    return np.bitwise_xor.accumulate(flips[:, :width], axis=1).view(np.bool_)
+    flips = np.zeros((height + 1, width), np.uint8)  # the last row takes what lies below the image
+    columns, rows = crossings(rings, width, height)
+    np.bitwise_xor.at(flips, (rows, columns), 1)
+    return np.bitwise_xor.accumulate(flips[:height], axis=0).view(np.bool_)
 
 
-def _crossings(rings: list[NDArray[np.float32]], height: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where rows of pixel centres meet edges: row and first column whose centre is not left of the edge, int64 [K]."""
+def crossings(
+    rings: Sequence[NDArray[np.float32 | np.float64]], width: int, height: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where the columns of pixel centres meet the edges of rings [N, 2]: int64 [K] each.
+
+    Returns the column, 0..width - 1, and the first row whose centre is not above the edge, cut to 0..height. From there
+    down, inside turns to outside and back: this is the contract's rule, and all of it.
+    """
+    if not rings:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     starts = np.concatenate(rings).astype(np.float64)
     ends = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings]).astype(np.float64)
-    # Every edge runs down, so that both neighbours of a shared edge compute the very same crossings.
-    upwards = starts[:, 1] > ends[:, 1]
-    starts[upwards], ends[upwards] = ends[upwards], starts[upwards]
+    # Every edge runs to the right, so that both neighbours of a shared edge compute the very same crossings.
+    backwards = starts[:, 0] > ends[:, 0]
+    starts[backwards], ends[backwards] = ends[backwards], starts[backwards]
 
-    # Half-open in y: an edge meets the centres in [y0, y1), so a vertex counts once and horizontal edges never.
-    first = np.clip(np.ceil(starts[:, 1] - 0.5), 0, height).astype(np.int64)
-    last = np.clip(np.ceil(ends[:, 1] - 0.5), 0, height).astype(np.int64)
+    # Half-open in x: an edge meets the centres in [x0, x1), so a vertex counts once and vertical edges never.
+    first = np.clip(np.ceil(starts[:, 0] - 0.5), 0, width).astype(np.int64)
+    last = np.clip(np.ceil(ends[:, 0] - 0.5), 0, width).astype(np.int64)
     counts = last - first
     edge = np.repeat(np.arange(len(counts)), counts)
-    rows = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge]
+    columns = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge]
 
     (x0, y0), (x1, y1) = starts[edge].T, ends[edge].T
-    below = rows + 0.5 - y0
-    columns = np.ceil(x0 + below * (x1 - x0) / (y1 - y0) - 0.5) - 1
-    # The quotient is rounded, so its column may be off by one where a centre lies on the edge; the product decides.
+    along = columns + 0.5 - x0
+    rows = np.ceil(y0 + along * (y1 - y0) / (x1 - x0) - 0.5) - 1
+    # The quotient is rounded, so its row may be off by one where a centre lies on the edge; the product decides.
     for _ in range(2):
-        columns += (columns + 0.5 - x0) * (y1 - y0) < below * (x1 - x0)
-    return rows, columns.astype(np.int64)
+        rows += (rows + 0.5 - y0) * (x1 - x0) < along * (y1 - y0)
+    return columns, np.clip(rows, 0, height).astype(np.int64)
 
 
 def decode_rle(counts: str, width: int, height: int) -> NDArray[np.bool_]:

@@ -45,6 +45,7 @@ class EmbeddedTriton:
     start_timeout_s: how long tritonserver may take to get ready.
     hang_timeout_s: how long it may leave probes unanswered before it is killed and restarted.
     metrics_port: serve Triton's own Prometheus metrics on this loopback port.
+    on_restart: called whenever it has been replaced.
     probe: tells within the given seconds whether the server answers; by default a gRPC call to it.
     """
 
@@ -56,12 +57,14 @@ class EmbeddedTriton:
         hang_timeout_s: float = 10.0,
         metrics_port: int | None = None,
         probe: Callable[[float], Awaitable[bool]] | None = None,
+        on_restart: Callable[[], object] = lambda: None,
     ) -> None:
         self._repository = repository.resolve()
         self._start_timeout_s = start_timeout_s
         self._hang_timeout_s = hang_timeout_s
         self._metrics_port = metrics_port
         self._probe = probe
+        self._on_restart = on_restart
         self._token = secrets.token_hex(4)
         self._scratch = _scratch(self._token)
         self._state = State.STOPPED
@@ -180,6 +183,7 @@ class EmbeddedTriton:
             process, backoff_s = await self._replace(backoff_s)
             self._process = process
             self._restarts += 1
+            self._on_restart()
             self._state = State.READY
             _log.warning("tritonserver is ready again (restart %d)", self._restarts)
 
