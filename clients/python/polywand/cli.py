@@ -1,6 +1,7 @@
 """`polywand`: the client on the command line."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import grpc
 import polywand
 from polywand import overlay, report
 from polywand.channel import DEFAULT_TARGET, TIMEOUT_S
-from polywand.errors import PolywandError
+from polywand.errors import IncompletePrompt, PolywandError
 from polywand.images import read
 from polywand.params import InClickOrder, LabelPair, Numbers, clicks_as_typed
 from polywand.results import Box
@@ -95,12 +96,16 @@ def interact(
 ) -> None:
     """Outline one object on IMAGE.
 
-    Points count in the order in which they are typed, as if clicked one after another.
+    Points count in the order in which they are typed: they are clicked one after another.
     """
     client: polywand.Client = ctx.obj
     points = clicks_as_typed(ctx, positive=positive, negative=negative, extreme=extreme)
     _check_picture(picture)
     with client.open(image) as session:
+        # Click by click, as an annotator would: networks refine what the clicks before led to.
+        for count in range(1, len(points)):
+            with suppress(IncompletePrompt):
+                session.prompt(model, points=points[:count], box=box, version=version)
         found = session.prompt(
             model,
             points=points,
