@@ -137,6 +137,7 @@ def test_a_click_as_json_is_what_the_sdk_says(
     answer = the_json(run("interact", photos[0], "--model", "wand_click", "--json", *arguments))
     with polywand.connect(server.target) as client, client.open(astronaut) as session:
         points = [polywand.Point(225, 110), polywand.Point(30, 30, "negative")]
+        session.prompt("wand_click", points=points[:1])
         outline = session.prompt("wand_click", points=points, tolerance=0, threshold=0.4)
     assert answer["image"] == str(photos[0])
     assert (answer["model"], answer["threshold"], answer["area"]) == ("wand_click", 0.4, outline.area)

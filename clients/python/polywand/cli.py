@@ -103,7 +103,7 @@ def interact(
     _check_picture(picture)
     with client.open(image) as session:
         # Click by click, as an annotator would: networks refine what the clicks before led to.
-        for count in range(1, len(points)):
+        for count in range(len(points)):
             with suppress(IncompletePrompt):
                 session.prompt(model, points=points[:count], box=box, version=version)
         found = session.prompt(
