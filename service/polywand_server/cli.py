@@ -8,9 +8,8 @@ from pathlib import Path
 import click
 
 from polywand_server import __version__
-from polywand_server.config import MEBIBYTE, Limits, Settings
+from polywand_server.config import MEBIBYTE, Limits, Settings, TritonTls
 from polywand_server.server import Server, StartError
-from polywand_server.triton.client import TritonTls
 
 _DEFAULTS = Settings()
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)

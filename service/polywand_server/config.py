@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from polywand_server.triton.client import TritonTls
-
 MEBIBYTE = 1024 * 1024
 
 
@@ -31,6 +29,15 @@ class Limits:
     def message_bytes(self) -> int:
         """Largest gRPC message: leaves an image slightly over its limit room to get a reply that says so."""
         return self.image_bytes * 5 // 4
+
+
+@dataclass(frozen=True, slots=True)
+class TritonTls:
+    """PEM files for a Triton behind TLS. root_certificates None: the system's; key and chain: for mutual TLS."""
+
+    root_certificates: Path | None = None
+    private_key: Path | None = None
+    certificate_chain: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

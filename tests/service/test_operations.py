@@ -1,24 +1,24 @@
 """What those who run the service rely on: health, reflection, metrics, shutdown, recovery, a Triton elsewhere."""
 
-import asyncio
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 
 import grpc
 import psutil
 import pytest
+import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from polywand.v1 import annotation_pb2 as pb
 from polywand.v1 import annotation_pb2_grpc
-from polywand_server.triton.embedded import EmbeddedTriton
+from polywand_server.triton.wheel import assemble, environment, find_wheel
 from tests.running import REPOSITORY, Service, running_service, wait_for
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 
@@ -150,27 +150,58 @@ def test_a_killed_triton_is_unavailable_for_a_while_and_the_stream_lives_on(own_
 
 
 @pytest.fixture
-def triton_elsewhere():
-    """A Triton that somebody else started: not the service's child."""
-    loop = asyncio.new_event_loop()
-    with closing(loop):
-        triton = EmbeddedTriton(REPOSITORY)
-        loop.run_until_complete(triton.start())
-        yield triton
-        loop.run_until_complete(triton.stop())
+def certificates(tmp_path):
+    """PEM files of a private authority, of Triton on localhost, and of the service as its client."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    for name in ("localhost", "polywand"):
+        issued = authority.issue_cert(name)
+        issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        issued.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+    return tmp_path
 
 
-def test_a_triton_elsewhere_serves_as_well(triton_elsewhere, tmp_path, astronaut):
-    options = (f"--triton-url={triton_elsewhere.url}", "--load-models")
-    with running_service(tmp_path / "log", *options) as service:
+@pytest.fixture
+def triton_by_hand(certificates, tmp_path):
+    """NVIDIA's tritonserver as somebody else would run it: on a TCP port, for clients with a certificate only."""
+    wheel, scratch = find_wheel(), tmp_path / "by-hand"
+    assemble(wheel, scratch)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    arguments = [
+        *(str(wheel.server), f"--model-repository={REPOSITORY}", f"--backend-directory={scratch / 'backends'}"),
+        *("--model-control-mode=explicit", "--load-model=wand_click", "--disable-auto-complete-config"),
+        *("--grpc-address=127.0.0.1", f"--grpc-port={port}", "--allow-http=false", "--allow-metrics=false"),
+        *("--grpc-use-ssl=true", "--grpc-use-ssl-mutual=true", f"--grpc-root-cert={certificates / 'ca.pem'}"),
+        f"--grpc-server-cert={certificates / 'localhost.pem'}",
+        f"--grpc-server-key={certificates / 'localhost.key'}",
+    ]
+    with (tmp_path / "triton.log").open("wb") as log:
+        process = subprocess.Popen(arguments, env=environment(wheel, scratch), stdout=log, stderr=log)
+    yield f"localhost:{port}"
+    process.terminate()
+    process.wait(30)
+
+
+def test_a_triton_elsewhere_serves_over_mutual_tls(triton_by_hand, certificates, tmp_path, astronaut):
+    """Nothing is loaded on its behalf: what it has is what there is."""
+    options = [f"--triton-url={triton_by_hand}", f"--triton-tls-ca={certificates / 'ca.pem'}"]
+    identity = [
+        f"--triton-tls-key={certificates / 'polywand.key'}",
+        f"--triton-tls-cert={certificates / 'polywand.pem'}",
+    ]
+    with running_service(tmp_path / "log", *options, *identity) as service:
         service.wait_ready("wand_click")
         assert not tritonservers(service)
-        with (
-            grpc.insecure_channel(service.target) as channel,
-            InteractStream(annotation_pb2_grpc.AnnotationServiceStub(channel)) as stream,
-        ):
-            stream.ask(raw_image(astronaut))
-            assert stream.ask(CLICK).segmentation.shape.polygons
+        with grpc.insecure_channel(service.target) as channel:
+            stub = annotation_pb2_grpc.AnnotationServiceStub(channel)
+            assert [model.name for model in stub.ListModels(pb.ListModelsRequest()).models] == ["wand_click"]
+            with InteractStream(stub) as stream:
+                stream.ask(raw_image(astronaut))
+                assert stream.ask(CLICK).segmentation.shape.polygons
+    with running_service(tmp_path / "log without a certificate", *options) as stranger:
+        time.sleep(2)
+        assert stranger.get("/readyz")[0] == 503
 
 
 def test_without_any_triton_the_service_is_alive_and_not_ready(tmp_path):

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
+from polywand_server.config import TritonTls
 from polywand_server.errors import PolywandError
 from polywand_server.triton.failures import ModelDiedError, as_polywand_error
 from polywand_server.triton.tensors import Array, decode_response, encode_request
@@ -32,15 +33,6 @@ _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
 ]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class TritonTls:
-    """PEM files for a Triton behind TLS. root_certificates None: the system's; key and chain: for mutual TLS."""
-
-    root_certificates: Path | None = None
-    private_key: Path | None = None
-    certificate_chain: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
