@@ -736,7 +736,9 @@ class InteractRequest(_message.Message):
     """Chosen by the client, never decreasing within a stream; every reply says which one it reflects."""
     @_builtins.property
     def image(self) -> Global___Image:
-        """Sets the current image and forgets all objects of the last one. Answered with `ImageInfo`."""
+        """Sets the current image and forgets all objects of the last one. Answered with `ImageInfo`, or with an error,
+        which leaves the last image and its objects as they were.
+        """
 
     @_builtins.property
     def prompt(self) -> Global___Prompt:
