@@ -1,10 +1,16 @@
 """What ListModels promises: the tools that Triton has, as they come and go."""
 
+import shutil
 import time
+from pathlib import Path
 
+import grpc
+import pytest
 from tritonclient.grpc import InferenceServerClient
 
 from polywand.v1 import annotation_pb2 as pb
+from polywand.v1 import annotation_pb2_grpc
+from tests.running import REPOSITORY, running_service
 
 GONE_SECONDS = 15
 
@@ -60,3 +66,42 @@ def test_a_tool_goes_when_its_model_is_unloaded_and_comes_back_when_it_is_loaded
         finally:
             triton.load_model("grabcut")
     wait_until(lambda: "grabcut" in models(stub) and models(stub)["grabcut"].ready)
+
+
+def copy_model(source: str, repository: Path, name: str, *, change: tuple[str, str] | None = None) -> Path:
+    """Copy a shipped model under another name, with one thing in its config changed."""
+    folder = repository / name
+    shutil.copytree(REPOSITORY / source, folder)
+    config = (folder / "config.pbtxt").read_text().replace(f'name: "{source}"', f'name: "{name}"', 1)
+    if change is not None:
+        assert change[0] in config
+        config = config.replace(*change)
+    (folder / "config.pbtxt").write_text(config)
+    return folder
+
+
+def test_broken_models_say_why_a_new_folder_appears_and_the_others_serve(tmp_path):
+    repository = tmp_path / "repository"
+    copy_model("grabcut", repository, "grabcut")
+    copy_model("grabcut", repository, "a_wrong_card", change=('"box": "optional"', '"box": "perhaps"'))
+    copy_model("grabcut", repository, "somebody_elses", change=('key: "polywand"', 'key: "other"'))
+    (copy_model("nanodet", repository, "a_lost_file") / "1" / "model.onnx").unlink()
+    (copy_model("grabcut", repository, "no_config") / "config.pbtxt").unlink()
+    with (
+        running_service(tmp_path / "log", f"--model-repository={repository}") as service,
+        grpc.insecure_channel(service.target) as channel,
+    ):
+        service.wait_ready("grabcut")
+        stub = annotation_pb2_grpc.AnnotationServiceStub(channel)
+        wait_until(lambda: len(models(stub)) == 4)
+        listed = models(stub)
+        assert listed["grabcut"].ready
+        for name, reason in (("a_wrong_card", "prompt.box"), ("a_lost_file", "model.onnx"), ("no_config", "no_config")):
+            assert not listed[name].ready
+            assert reason in listed[name].not_ready_reason, listed[name]
+        with pytest.raises(grpc.RpcError, match="model.onnx") as caught:
+            stub.Detect(pb.DetectRequest(model="a_lost_file", image=pb.Image(encoded=b"x")))
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+        copy_model("grabcut", repository, "brand_new")
+        wait_until(lambda: "brand_new" in models(stub) and models(stub)["brand_new"].ready)
