@@ -99,7 +99,7 @@ def test_broken_models_say_why_a_new_folder_appears_and_the_others_serve(tmp_pat
         for name, reason in (("a_wrong_card", "prompt.box"), ("a_lost_file", "model.onnx"), ("no_config", "no_config")):
             assert not listed[name].ready
             assert reason in listed[name].not_ready_reason, listed[name]
-        with pytest.raises(grpc.RpcError, match="model.onnx") as caught:
+        with pytest.raises(grpc.RpcError, match=r"model\.onnx") as caught:
             stub.Detect(pb.DetectRequest(model="a_lost_file", image=pb.Image(encoded=b"x")))
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 

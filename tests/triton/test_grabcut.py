@@ -82,7 +82,7 @@ async def test_a_box_or_one_click_finds_the_object_to_the_pixel(
 
 async def test_the_map_is_the_distance_from_the_outline(grabcut: GrabCut, ball: np.ndarray) -> None:
     logits = await grabcut(ball, box(40, 20, 120, 100))
-    distance = RADIUS - distance_from_centre()
+    distance = RADIUS + 0.5 - distance_from_centre()
     near = np.abs(distance) < 5
     assert np.abs(logits - distance)[near].mean() < 0.7
     assert logits[0, 0] == pytest.approx(-8)
