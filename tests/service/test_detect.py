@@ -86,6 +86,25 @@ def test_a_stream_answers_every_frame_in_order_and_a_bad_one_with_an_error(stub,
             assert reply.response.detections[0].label == "dining table"
 
 
+def test_a_stream_is_read_no_faster_than_its_frames_are_answered(stub, coffee):
+    """The sender feels flow control: with frames of 2 MB, it never runs far ahead of the answers."""
+    sent, ahead = 0, []
+
+    def frames():
+        nonlocal sent
+        for number in range(40):
+            sent += 1
+            pixels = cv2.resize(coffee, (1000, 700))
+            yield pb.DetectStreamRequest(
+                frame_id=number, request=pb.DetectRequest(model="nanodet", image=raw_image(pixels))
+            )
+
+    for answered, _ in enumerate(stub.DetectStream(frames())):
+        ahead.append(sent - answered)
+    assert len(ahead) == 40
+    assert max(ahead) <= 20
+
+
 def test_timing_adds_up(stub, astronaut):
     timing = detect(stub, astronaut).timing
     stages = timing.wait_us + timing.decode_us + timing.prepare_us + timing.triton_us + timing.geometry_us

@@ -75,7 +75,7 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
     ) -> AsyncIterator[pb.DetectStreamResponse]:
         """Detect on frames as they come."""
         frames: asyncio.Queue[asyncio.Task[pb.DetectStreamResponse] | None]
-        frames = asyncio.Queue(self._limits.frames_in_flight - 1)
+        frames = asyncio.Queue(self._limits.frames_in_flight)
         reader = asyncio.create_task(self._read_frames(request_iterator, frames), name="read frames")
         try:
             while (task := await frames.get()) is not None:
@@ -111,8 +111,12 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
         requests: AsyncIterator[pb.DetectStreamRequest],
         frames: asyncio.Queue[asyncio.Task[pb.DetectStreamResponse] | None],
     ) -> None:
+        places = asyncio.Semaphore(self._limits.frames_in_flight)
         async for request in self._until_drained(requests):
-            task = asyncio.create_task(self._answer_frame(request, Stopwatch()), name="answer a frame")
+            watch = Stopwatch()
+            await places.acquire()
+            task = asyncio.create_task(self._answer_frame(request, watch), name="answer a frame")
+            task.add_done_callback(lambda _: places.release())
             try:
                 await frames.put(task)
             except asyncio.CancelledError:
@@ -127,6 +131,7 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
         return pb.DetectStreamResponse(frame_id=frame.frame_id, response=response)
 
     async def _detect(self, request: pb.DetectRequest, watch: Stopwatch) -> pb.DetectResponse:
+        watch.waited()
         model, outcome = metrics.UNKNOWN_MODEL, "error"
         try:
             options = read_detect(request)
