@@ -166,6 +166,8 @@ def main(
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     use_tls = triton_tls or triton_tls_ca is not None or triton_tls_key is not None
+    if use_tls and settings["triton_url"] is None:
+        raise click.UsageError("TLS to Triton needs --triton-url: the embedded one listens on a private socket")
     limits = Limits(
         image_bytes=max_image_mebibytes * MEBIBYTE,
         image_pixels=max_image_pixels,

@@ -1,6 +1,8 @@
 """Images: checked by their header, decoded once, held as RGB with a pyramid of halves."""
 
 import io
+import struct
+import zlib
 from dataclasses import dataclass
 
 import cv2
@@ -16,10 +18,15 @@ SMALLEST_LEVEL_SIDE = 640
 JPEG_END = b"\xff\xd9"
 EXIF_ORIENTATION = 0x0112
 
+# What Pillow's readers raise on truncated and damaged files.
+_DAMAGE = (OSError, ValueError, TypeError, SyntaxError, EOFError, LookupError, OverflowError, struct.error, zlib.error)
+
 Pixels = NDArray[np.uint8]
 
 # Pillow registers its rarer readers on demand, and then not for `open` with a list of formats.
 Image.init()
+# Pillow's own limit would warn below ours, and refuse what ours allows.
+Image.MAX_IMAGE_PIXELS = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +124,7 @@ def _decode(source: EncodedImage, max_pixels: int) -> Pixels:
         raise InvalidInputError(
             source.field, "this is not an image that can be read (JPEG, PNG, WebP, BMP or TIFF)"
         ) from error
-    except Image.DecompressionBombError as error:
-        raise TooLargeError(source.field, f"{error}; this server takes at most {max_pixels}") from error
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, OverflowError, cv2.error) as error:
-        # What Pillow's readers raise on truncated and damaged files.
+    except _DAMAGE as error:
         raise InvalidInputError(source.field, f"the image is damaged or truncated ({error})") from error
 
 

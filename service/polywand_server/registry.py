@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from polywand_server import metrics
 from polywand_server.errors import NotFoundError, PolywandError, UnavailableError, WrongStateError
 from polywand_server.loader import ModelLoader
-from polywand_server.specs import PARAMETER_KEY, DetectorSpec, InteractorSpec, ModelSpec, parse_spec
+from polywand_server.specs import PARAMETER_KEY, DetectorSpec, InteractorSpec, ModelSpec, check_config, parse_spec
 from polywand_server.triton.client import IndexEntry, ModelConfig, TritonClient
 
 log = logging.getLogger(__name__)
@@ -215,7 +215,11 @@ class Registry:
         turn = sorted(entries)[self._reread % len(entries)] if entries else None
         tools = {}
         for name, versions in entries.items():
-            tool = await self._read_tool(name, versions, again=name == turn)
+            try:
+                tool = await self._read_tool(name, versions, again=name == turn)
+            except PolywandError as error:  # it went between index and config; Triton itself is there
+                known = self._tools.get(name)
+                tool = Tool(name, known.spec if known else None, known.config if known else None, (), str(error))
             if tool is not None:
                 tools[name] = tool
         return tools
@@ -238,9 +242,11 @@ class Registry:
         if text is None:
             return None  # a part of another model, or somebody else's
         try:
-            return Tool(name, parse_spec(text), config, versions, "")
+            spec = parse_spec(text)
+            check_config(spec, config)
+            return Tool(name, spec, config, versions, "")
         except ValueError as error:
-            reason = f"its '{PARAMETER_KEY}' parameter is wrong: {error}"
+            reason = f"its configuration is wrong: {error}"
             return Tool(name, None, config, versions, reason)
 
     def _why_failed(self, name: str) -> str:

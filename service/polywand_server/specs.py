@@ -13,7 +13,11 @@ from pydantic import (
     TypeAdapter,
 )
 
+from polywand_server.triton.client import ModelConfig
+
 PARAMETER_KEY = "polywand"
+# A box takes two rows of POINTS.
+SMALLEST_POINTS = 3
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -128,3 +132,29 @@ def parse_spec(text: str) -> ModelSpec:
         ValueError: it is not JSON, or a field is wrong; the message names the field and what is expected.
     """
     return _ADAPTER.validate_json(text)
+
+
+def check_config(spec: ModelSpec, config: ModelConfig) -> None:
+    """Check that a model has the tensors that its kind needs (see the README, "A model of your own").
+
+    Raises:
+        ValueError: says which tensor, and what it has to be; dims are without the batch axis.
+    """
+    interactor = isinstance(spec, InteractorSpec)
+    wanted_inputs = {"IMAGE": ("UINT8", 3)} | ({"POINTS": ("FP32", 2)} if interactor else {})
+    wanted_outputs = {"LOGITS": ("FP32", 3)} if interactor else {"BOXES": ("FP32", 2), "SCORES": ("FP32", 2)}
+    if config.max_batch_size < 1:
+        raise ValueError("max_batch_size has to be at least 1: every tensor has a batch axis")
+    for tensors, wanted in ((config.inputs, wanted_inputs), (config.outputs, wanted_outputs)):
+        for name, (dtype, rank) in wanted.items():
+            if name not in tensors:
+                raise ValueError(f"it has no tensor {name}")
+            if tensors[name].dtype != dtype or len(tensors[name].dims) != rank:
+                raise ValueError(f"{name} has to be {dtype} with {rank} dims")
+    if interactor and config.inputs["POINTS"].dims[0] < SMALLEST_POINTS:
+        raise ValueError(f"POINTS has to have a fixed number of rows, at least {SMALLEST_POINTS}")
+    if isinstance(spec, DetectorSpec):
+        if min(config.inputs["IMAGE"].dims) < 1:
+            raise ValueError("IMAGE of a detector has to have a fixed size")
+        if config.outputs["SCORES"].dims[1] != len(spec.labels):
+            raise ValueError(f"SCORES has {config.outputs['SCORES'].dims[1]} classes for {len(spec.labels)} labels")

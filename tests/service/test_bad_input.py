@@ -280,3 +280,19 @@ def test_a_bad_detection_names_its_field(stub, case):
         stub.Detect(pb.DetectRequest(**{"model": "nanodet", "image": image} | change))
     assert caught.value.code() == code
     assert violation(rpc_status.from_call(caught.value)).field == field
+
+
+@pytest.mark.parametrize("method", ["Interact", "DetectStream"])
+def test_bytes_that_are_no_message_end_their_stream_with_an_error(channel, method):
+    call = channel.stream_stream(f"/polywand.v1.AnnotationService/{method}")(iter([bytes([255] * 4)]), timeout=20)
+    with pytest.raises(grpc.RpcError) as caught:
+        list(call)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_very_long_name_is_refused_with_a_readable_error(stub, astronaut):
+    for change in ({"model": "a" * 10_000}, {"labels": {"x" * 10_000: "y"}}):
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Detect(pb.DetectRequest(**{"model": "nanodet", "image": raw_image(astronaut)} | change))
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert "at most 256 bytes" in caught.value.details()

@@ -85,6 +85,7 @@ def test_broken_models_say_why_a_new_folder_appears_and_the_others_serve(tmp_pat
     copy_model("grabcut", repository, "grabcut")
     copy_model("grabcut", repository, "a_wrong_card", change=('"box": "optional"', '"box": "perhaps"'))
     copy_model("grabcut", repository, "somebody_elses", change=('key: "polywand"', 'key: "other"'))
+    copy_model("grabcut", repository, "no_points", change=('name: "POINTS"', 'name: "PLACES"'))
     (copy_model("nanodet", repository, "a_lost_file") / "1" / "model.onnx").unlink()
     (copy_model("grabcut", repository, "no_config") / "config.pbtxt").unlink()
     with (
@@ -93,10 +94,15 @@ def test_broken_models_say_why_a_new_folder_appears_and_the_others_serve(tmp_pat
     ):
         service.wait_ready("grabcut")
         stub = annotation_pb2_grpc.AnnotationServiceStub(channel)
-        wait_until(lambda: len(models(stub)) == 4)
+        wait_until(lambda: len(models(stub)) == 5)
         listed = models(stub)
         assert listed["grabcut"].ready
-        for name, reason in (("a_wrong_card", "prompt.box"), ("a_lost_file", "model.onnx"), ("no_config", "no_config")):
+        for name, reason in (
+            ("no_points", "POINTS"),
+            ("a_wrong_card", "prompt.box"),
+            ("a_lost_file", "model.onnx"),
+            ("no_config", "no_config"),
+        ):
             assert not listed[name].ready
             assert reason in listed[name].not_ready_reason, listed[name]
         with pytest.raises(grpc.RpcError, match=r"model\.onnx") as caught:

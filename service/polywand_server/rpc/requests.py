@@ -10,6 +10,8 @@ from polywand_server.images import EncodedImage, ImageSource, RawImage
 from polywand_server.interactors.prompt import Box, Label, Point, Prompt
 
 MAX_OBJECT_ID_BYTES = 128
+# Errors repeat names, and travel in gRPC's trailers, of which clients take 8 to 16 kB.
+MAX_NAME_BYTES = 256
 MAX_TOLERANCE = 1000
 MAX_MAX_POINTS = 100_000
 MAX_MAX_DETECTIONS = 1000
@@ -60,6 +62,8 @@ def read_detect(request: pb.DetectRequest) -> DetectOptions:
     limit = request.max_detections if request.HasField("max_detections") else DEFAULT_MAX_DETECTIONS
     if not 1 <= limit <= MAX_MAX_DETECTIONS:
         raise InvalidInputError("max_detections", f"{limit} is not from 1 to {MAX_MAX_DETECTIONS}")
+    if any(len(label.encode()) > MAX_NAME_BYTES for pair in request.labels.items() for label in pair):
+        raise InvalidInputError("labels", f"a label has at most {MAX_NAME_BYTES} bytes")
     return DetectOptions(
         model=_model(request.model, "model"),
         version=_version(request.version, "version"),
@@ -72,6 +76,8 @@ def read_detect(request: pb.DetectRequest) -> DetectOptions:
 def _model(name: str, field: str) -> str:
     if not name:
         raise InvalidInputError(field, "the name of a model is needed; ListModels tells them")
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise InvalidInputError(field, f"a name has at most {MAX_NAME_BYTES} bytes")
     return name
 
 

@@ -7,6 +7,7 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from polywand.v1 import annotation_pb2 as pb
 from polywand.v1 import annotation_pb2_grpc as pb_grpc
@@ -66,7 +67,7 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
             try:
                 async for reply in session.replies():
                     yield write_reply(reply)
-                await reader
+                await _ended(reader, context)
             finally:
                 await _cancel(reader)
 
@@ -82,7 +83,7 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
                 yield await task
             if self._draining.is_set():
                 yield pb.DetectStreamResponse(draining=pb.Draining(message=DRAINING_TEXT))
-            await reader
+            await _ended(reader, context)
         finally:
             await _cancel(reader)
             while not frames.empty():
@@ -91,6 +92,15 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
                     await _cancel(task)
 
     async def _read_session(self, requests: AsyncIterator[pb.InteractRequest], session: Session) -> None:
+        try:
+            await self._read_messages(requests, session)
+        except DecodeError:
+            # What was taken is answered; then the stream ends with the error.
+            await session.finish(draining=False)
+            raise
+        await session.finish(draining=self._draining.is_set())
+
+    async def _read_messages(self, requests: AsyncIterator[pb.InteractRequest], session: Session) -> None:
         async for request in self._until_drained(requests):
             watch = Stopwatch()
             kind = request.WhichOneof("message")
@@ -104,7 +114,6 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
             except PolywandError as error:
                 object_id = request.prompt.object_id if kind == "prompt" else ""
                 await session.refuse(request.sequence, object_id, error, watch)
-        await session.finish(draining=self._draining.is_set())
 
     async def _read_frames(
         self,
@@ -112,16 +121,20 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
         frames: asyncio.Queue[asyncio.Task[pb.DetectStreamResponse] | None],
     ) -> None:
         places = asyncio.Semaphore(self._limits.frames_in_flight)
-        async for request in self._until_drained(requests):
-            watch = Stopwatch()
-            await places.acquire()
-            task = asyncio.create_task(self._answer_frame(request, watch), name="answer a frame")
-            task.add_done_callback(lambda _: places.release())
-            try:
-                await frames.put(task)
-            except asyncio.CancelledError:
-                await _cancel(task)
-                raise
+        try:
+            async for request in self._until_drained(requests):
+                watch = Stopwatch()
+                await places.acquire()
+                task = asyncio.create_task(self._answer_frame(request, watch), name="answer a frame")
+                task.add_done_callback(lambda _: places.release())
+                try:
+                    await frames.put(task)
+                except asyncio.CancelledError:
+                    await _cancel(task)
+                    raise
+        except DecodeError:
+            await frames.put(None)
+            raise
         await frames.put(None)
 
     async def _answer_frame(self, frame: pb.DetectStreamRequest, watch: Stopwatch) -> pb.DetectStreamResponse:
@@ -170,6 +183,13 @@ async def _cancel(task: asyncio.Future[Any]) -> None:
     task.cancel()
     with suppress(asyncio.CancelledError, Exception):
         await task
+
+
+async def _ended(reader: asyncio.Task[None], context: _Context) -> None:
+    try:
+        await reader
+    except DecodeError:
+        await _abort(context, InvalidInputError("message", "these bytes are no message of the contract"))
 
 
 async def _abort(context: _Context, error: PolywandError) -> NoReturn:
