@@ -23,6 +23,7 @@ on. Details hold a `google.rpc.BadRequest` that names the field and its limit wh
   UNAVAILABLE         Triton or the model is away: send it again
   DEADLINE_EXCEEDED   Triton did not answer in time
   INTERNAL            the model itself failed
+Where the same message may succeed later, details also hold a `google.rpc.RetryInfo` that says when to send it again.
 
 COMPATIBILITY. Fields are only ever added. Receivers ignore fields, and treat enum values, that they do not know as
 UNSPECIFIED.
@@ -362,6 +363,62 @@ class RleMask(_message.Message):
 Global___RleMask: _TypeAlias = RleMask  # noqa: Y015
 
 @_typing.final
+class SeedMask(_message.Message):
+    """What is known of an object before the first click: an annotation that is to be refined."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RLE_FIELD_NUMBER: _builtins.int
+    POLYGONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rle(self) -> Global___RleMask:
+        """Of the image's size."""
+
+    @_builtins.property
+    def polygons(self) -> Global___PolygonSet:
+        """As in `Shape`; they are filled by the rule of RASTERISING, and may lie partly outside the image."""
+
+    def __init__(
+        self,
+        *,
+        rle: Global___RleMask | None = ...,
+        polygons: Global___PolygonSet | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["polygons", b"polygons", "rle", b"rle", "source", b"source"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["polygons", b"polygons", "rle", b"rle", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["rle", "polygons"]  # noqa: Y015
+    _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
+
+Global___SeedMask: _TypeAlias = SeedMask  # noqa: Y015
+
+@_typing.final
+class PolygonSet(_message.Message):
+    """Several parts of one object."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLYGONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def polygons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Polygon]:
+        """At least one, of 100000 vertices at most all together."""
+
+    def __init__(
+        self,
+        *,
+        polygons: _abc.Iterable[Global___Polygon] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["polygons", b"polygons"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolygonSet: _TypeAlias = PolygonSet  # noqa: Y015
+
+@_typing.final
 class Shape(_message.Message):
     """The outline of one object."""
 
@@ -372,10 +429,15 @@ class Shape(_message.Message):
     AREA_FIELD_NUMBER: _builtins.int
     MASK_FIELD_NUMBER: _builtins.int
     TOLERANCE_FIELD_NUMBER: _builtins.int
+    IOU_FIELD_NUMBER: _builtins.int
     area: _builtins.float
     """Square pixels enclosed by the polygons (holes taken off), before simplification."""
     tolerance: _builtins.float
     """The simplification that was applied, in image pixels: the one asked for, or more where `max_points` needed more."""
+    iou: _builtins.float
+    """How much of the mask the simplification kept: intersection over union of `polygons` and the outline before
+    simplification, by area. 1 when there is nothing.
+    """
     @_builtins.property
     def polygons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Polygon]:
         """The object's parts, largest first. Empty when the model found nothing above the threshold."""
@@ -396,10 +458,11 @@ class Shape(_message.Message):
         area: _builtins.float = ...,
         mask: Global___RleMask | None = ...,
         tolerance: _builtins.float = ...,
+        iou: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "mask", b"mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["area", b"area", "box", b"box", "mask", b"mask", "polygons", b"polygons", "tolerance", b"tolerance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["area", b"area", "box", b"box", "iou", b"iou", "mask", b"mask", "polygons", b"polygons", "tolerance", b"tolerance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -775,6 +838,7 @@ class Prompt(_message.Message):
     POINTS_FIELD_NUMBER: _builtins.int
     BOX_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """A tool of kind INTERACTOR. Required."""
     version: _builtins.int
@@ -793,6 +857,13 @@ class Prompt(_message.Message):
     def output(self) -> Global___OutputOptions:
         """Absent: all defaults."""
 
+    @_builtins.property
+    def seed(self) -> Global___SeedMask:
+        """What the object starts from, instead of from nothing. It stands in for positive points; without any point or box
+        the answer is the seed's own outline, so that undoing the last click leads back to it. It belongs to the snapshot:
+        send it with every prompt of its object. Absent: the object starts from nothing.
+        """
+
     def __init__(
         self,
         *,
@@ -802,10 +873,11 @@ class Prompt(_message.Message):
         points: _abc.Iterable[Global___Point] | None = ...,
         box: Global___Box | None = ...,
         output: Global___OutputOptions | None = ...,
+        seed: Global___SeedMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "output", b"output"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "output", b"output", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "model", b"model", "object_id", b"object_id", "output", b"output", "points", b"points", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "model", b"model", "object_id", b"object_id", "output", b"output", "points", b"points", "seed", b"seed", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

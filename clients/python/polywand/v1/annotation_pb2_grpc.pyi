@@ -23,6 +23,7 @@ on. Details hold a `google.rpc.BadRequest` that names the field and its limit wh
   UNAVAILABLE         Triton or the model is away: send it again
   DEADLINE_EXCEEDED   Triton did not answer in time
   INTERNAL            the model itself failed
+Where the same message may succeed later, details also hold a `google.rpc.RetryInfo` that says when to send it again.
 
 COMPATIBILITY. Fields are only ever added. Receivers ignore fields, and treat enum values, that they do not know as
 UNSPECIFIED.
