@@ -88,7 +88,14 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     default=_DEFAULTS.worker_threads,
     type=click.IntRange(1),
     show_envvar=True,
-    help="Threads that decode images, cut crops and trace polygons.",
+    help="Threads that cut crops and trace polygons for prompts; as many decode images and work on frames.",
+)
+@click.option(
+    "--shared-memory-mebibytes",
+    default=_DEFAULTS.shared_memory_bytes // MEBIBYTE,
+    type=click.IntRange(0),
+    show_envvar=True,
+    help="Memory through which tensors reach a Triton on this host; what does not fit, and all with 0, goes by gRPC.",
 )
 @click.option(
     "--max-image-mebibytes",
@@ -112,11 +119,25 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Objects that one stream may work on, on one image.",
 )
 @click.option(
+    "--images-mebibytes",
+    default=_DEFAULTS.limits.images_bytes // MEBIBYTE,
+    type=click.IntRange(1),
+    show_envvar=True,
+    help="Decoded images of all streams and frames together (4 bytes a pixel). More are told to try again later.",
+)
+@click.option(
     "--stream-memory-mebibytes",
     default=_DEFAULTS.limits.stream_memory_bytes // MEBIBYTE,
     type=click.IntRange(0),
     show_envvar=True,
     help="Probability maps that one stream remembers for undo and refinement.",
+)
+@click.option(
+    "--memory-mebibytes",
+    default=_DEFAULTS.limits.memory_bytes // MEBIBYTE,
+    type=click.IntRange(0),
+    show_envvar=True,
+    help="Probability maps of all streams together; when there are many streams, each remembers its share.",
 )
 @click.option(
     "--stream-inflight",
@@ -130,7 +151,14 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     default=_DEFAULTS.limits.frames_in_flight,
     type=click.IntRange(1),
     show_envvar=True,
-    help="Frames of one DetectStream that are in work together.",
+    help="Frames of one DetectStream that are taken from the wire and not answered yet.",
+)
+@click.option(
+    "--frames-in-work",
+    default=_DEFAULTS.limits.frames_in_work,
+    type=click.IntRange(1),
+    show_envvar=True,
+    help="Frames of all streams that are decoded or at Triton together. Few keep clicks quick; a GPU wants more.",
 )
 @click.option(
     "--log-level",
@@ -148,9 +176,13 @@ def main(
     max_image_mebibytes: int,
     max_image_pixels: int,
     max_objects: int,
+    images_mebibytes: int,
     stream_memory_mebibytes: int,
+    memory_mebibytes: int,
     stream_inflight: int,
     frames_in_flight: int,
+    frames_in_work: int,
+    shared_memory_mebibytes: int,
     log_level: str,
     **settings: object,
 ) -> None:
@@ -172,14 +204,18 @@ def main(
         image_bytes=max_image_mebibytes * MEBIBYTE,
         image_pixels=max_image_pixels,
         objects=max_objects,
+        images_bytes=images_mebibytes * MEBIBYTE,
         stream_memory_bytes=stream_memory_mebibytes * MEBIBYTE,
+        memory_bytes=memory_mebibytes * MEBIBYTE,
         stream_inflight=stream_inflight,
         frames_in_flight=frames_in_flight,
+        frames_in_work=frames_in_work,
     )
     complete = Settings(
         triton_tls=TritonTls(triton_tls_ca, triton_tls_key, triton_tls_cert) if use_tls else None,
         load_models=settings["triton_url"] is None if load_models is None else load_models,
         limits=limits,
+        shared_memory_bytes=shared_memory_mebibytes * MEBIBYTE,
         **settings,  # type: ignore[arg-type]  # each option is named and typed as its setting
     )
     try:

@@ -13,17 +13,23 @@ class Limits:
     image_bytes: of one encoded or raw image.
     image_pixels: of one image; checked in its header, before memory is spent on it.
     objects: with a prompt in one stream at a time.
+    images_bytes: of all decoded images that are alive, of all streams and frames.
     stream_memory_bytes: of remembered probability maps in one stream; the oldest go first.
+    memory_bytes: of those of all streams; divided evenly when there are many.
     stream_inflight: inferences of one stream that may be at Triton together.
-    frames_in_flight: frames of one DetectStream in work together.
+    frames_in_flight: frames of one DetectStream that are taken from the wire and not answered.
+    frames_in_work: frames of all streams that are decoded or at Triton together.
     """
 
     image_bytes: int = 128 * MEBIBYTE
     image_pixels: int = 100_000_000
     objects: int = 1000
+    images_bytes: int = 4096 * MEBIBYTE
     stream_memory_bytes: int = 64 * MEBIBYTE
+    memory_bytes: int = 2048 * MEBIBYTE
     stream_inflight: int = 4
     frames_in_flight: int = 4
+    frames_in_work: int = 4
 
     @property
     def message_bytes(self) -> int:
@@ -49,6 +55,8 @@ class Settings:
     poll_seconds: between two looks at Triton's repository index.
     infer_timeout_seconds: for one inference, its wait in Triton's queue included.
     drain_seconds: for running requests to finish after SIGTERM.
+    worker_threads: for prompts, and as many for images and frames.
+    shared_memory_bytes: between this process and a Triton on the same host; 0 sends all tensors.
     """
 
     host: str = "127.0.0.1"
@@ -62,4 +70,5 @@ class Settings:
     infer_timeout_seconds: float = 30.0
     drain_seconds: float = 20.0
     worker_threads: int = 4
+    shared_memory_bytes: int = 256 * MEBIBYTE
     limits: Limits = field(default_factory=Limits)

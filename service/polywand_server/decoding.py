@@ -1,26 +1,71 @@
-"""Decoding a request's image: off the event loop, timed, counted."""
+"""Decoding a request's image: off the event loop, within the limits, timed, counted."""
+
+import threading
+import weakref
 
 from polywand_server import metrics
-from polywand_server.config import Limits
-from polywand_server.errors import PolywandError
+from polywand_server.config import MEBIBYTE, Limits
+from polywand_server.errors import PolywandError, UnavailableError
 from polywand_server.images import ImageSource, Picture, decode_image
 from polywand_server.inference import Inference
 from polywand_server.timing import Stopwatch
 
 
-async def load_picture(inference: Inference, source: ImageSource, limits: Limits, watch: Stopwatch) -> Picture:
-    """Decode an image within the limits.
+class Decoder:
+    """Decodes images, and bounds what all that are alive take together."""
 
-    Raises:
-        InvalidInputError, TooLargeError
-    """
-    metrics.IMAGE_BYTES.observe(len(source.data))
-    try:
-        with watch.stage("decode"):
-            picture = await inference.compute(lambda: decode_image(source, limits.image_bytes, limits.image_pixels))
-    except PolywandError:
-        metrics.IMAGES.labels("refused").inc()
-        raise
-    metrics.IMAGES.labels("decoded").inc()
-    metrics.IMAGE_PIXELS.observe(picture.width * picture.height)
-    return picture
+    def __init__(self, inference: Inference, limits: Limits) -> None:
+        self._inference = inference
+        self._limits = limits
+        self._bytes = 0
+        self._lock = threading.RLock()  # reentrant: the collector may give a picture back in the middle of anything
+
+    async def decode(self, source: ImageSource, watch: Stopwatch) -> Picture:
+        """Decode an image; its place is free again when nobody holds the picture any more.
+
+        Raises:
+            InvalidInputError, TooLargeError
+            UnavailableError: this process holds as many images as it may.
+        """
+        metrics.IMAGE_BYTES.observe(len(source.data))
+        try:
+            with watch.stage("decode"):
+                picture = await self._inference.compute(lambda: self._decode(source))
+        except PolywandError:
+            metrics.IMAGES.labels("refused").inc()
+            raise
+        metrics.IMAGES.labels("decoded").inc()
+        metrics.IMAGE_PIXELS.observe(picture.width * picture.height)
+        return picture
+
+    def _decode(self, source: ImageSource) -> Picture:
+        taken: list[int] = []
+
+        def reserve(nbytes: int) -> None:
+            self._take(nbytes)
+            taken.append(nbytes)
+
+        try:
+            picture = decode_image(source, self._limits.image_bytes, self._limits.image_pixels, reserve)
+        except BaseException:
+            self._give_back(sum(taken))
+            raise
+        # Not where a stream or a frame ends: a thread may hold a picture for longer than the task that it works for.
+        weakref.finalize(picture, self._give_back, sum(taken))
+        return picture
+
+    def _take(self, nbytes: int) -> None:
+        with self._lock:
+            if self._bytes + nbytes > self._limits.images_bytes:
+                limit = self._limits.images_bytes // MEBIBYTE
+                raise UnavailableError(
+                    f"this server holds {self._bytes // MEBIBYTE} of at most {limit} MiB of images, and this one needs "
+                    f"{-(-nbytes // MEBIBYTE)} more: try again later, or another replica"
+                )
+            self._bytes += nbytes
+        metrics.IMAGE_MEMORY.inc(nbytes)
+
+    def _give_back(self, nbytes: int) -> None:
+        with self._lock:
+            self._bytes -= nbytes
+        metrics.IMAGE_MEMORY.dec(nbytes)

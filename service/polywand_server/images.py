@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -14,7 +15,7 @@ from polywand_server.errors import InvalidInputError, TooLargeError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 # Below this longest side a further half would not be read by any crop.
-SMALLEST_LEVEL_SIDE = 640
+SMALLEST_LEVEL_SIDE = 256
 JPEG_END = b"\xff\xd9"
 EXIF_ORIENTATION = 0x0112
 
@@ -22,6 +23,8 @@ EXIF_ORIENTATION = 0x0112
 _DAMAGE = (OSError, ValueError, TypeError, SyntaxError, EOFError, LookupError, OverflowError, struct.error, zlib.error)
 
 Pixels = NDArray[np.uint8]
+# Lets an image of this width and height in, or raises.
+Admission = Callable[[int, int], None]
 
 # Pillow registers its rarer readers on demand, and then not for `open` with a list of formats.
 Image.init()
@@ -50,7 +53,7 @@ class RawImage:
 ImageSource = EncodedImage | RawImage
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class Picture:
     """A decoded image.
 
@@ -71,14 +74,13 @@ class Picture:
         """Pixels, after EXIF orientation."""
         return int(self.levels[0].shape[0])
 
-    @property
-    def nbytes(self) -> int:
-        """Memory that the levels take."""
-        return sum(level.nbytes for level in self.levels)
 
-
-def decode_image(source: ImageSource, max_bytes: int, max_pixels: int) -> Picture:
+def decode_image(
+    source: ImageSource, max_bytes: int, max_pixels: int, reserve: Callable[[int], None] = lambda _: None
+) -> Picture:
     """Decode an image after checking its size; takes from a millisecond to a second, so keep it off the event loop.
+
+    reserve: called with the bytes that the picture will take, before any pixel is decoded; what it raises is raised.
 
     Raises:
         InvalidInputError: not an image that can be read, truncated, or without a pixel.
@@ -88,7 +90,12 @@ def decode_image(source: ImageSource, max_bytes: int, max_pixels: int) -> Pictur
         raise TooLargeError(
             source.field, f"the image has {len(source.data)} bytes; this server takes at most {max_bytes}"
         )
-    pixels = _raw_pixels(source, max_pixels) if isinstance(source, RawImage) else _decode(source, max_pixels)
+
+    def admit(width: int, height: int) -> None:
+        _check_pixels(source.field, width, height, max_pixels)
+        reserve(_pyramid_bytes(width, height))
+
+    pixels = _raw_pixels(source, admit) if isinstance(source, RawImage) else _decode(source, admit)
     return Picture(_pyramid(pixels))
 
 
@@ -101,8 +108,8 @@ def _check_pixels(field: str, width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def _raw_pixels(source: RawImage, max_pixels: int) -> Pixels:
-    _check_pixels(source.field, source.width, source.height, max_pixels)
+def _raw_pixels(source: RawImage, admit: Admission) -> Pixels:
+    admit(source.width, source.height)
     expected = source.width * source.height * 3
     if len(source.data) != expected:
         raise InvalidInputError(
@@ -112,13 +119,13 @@ def _raw_pixels(source: RawImage, max_pixels: int) -> Pixels:
     return np.frombuffer(source.data, np.uint8).reshape(source.height, source.width, 3)
 
 
-def _decode(source: EncodedImage, max_pixels: int) -> Pixels:
+def _decode(source: EncodedImage, admit: Admission) -> Pixels:
     if not source.data:
         raise InvalidInputError(source.field, "the image is empty")
     try:
         # Reads the header only; Pillow's own limit warns, ours decides.
         with Image.open(io.BytesIO(source.data), formats=FORMATS) as image:
-            _check_pixels(source.field, *image.size, max_pixels)
+            admit(*image.size)
             return _decode_whole_jpeg(source.data, image) if _is_whole_jpeg(source.data, image) else _to_rgb(image)
     except UnidentifiedImageError as error:
         raise InvalidInputError(
@@ -168,6 +175,15 @@ def _grey_to_rgb(values: NDArray[np.generic], mode: str) -> Pixels:
     else:
         grey /= 65535
     return np.repeat((grey * 255 + 0.5).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _pyramid_bytes(width: int, height: int) -> int:
+    """What the levels of an image of this size take."""
+    nbytes = width * height * 3
+    while max(width, height) >= 2 * SMALLEST_LEVEL_SIDE:
+        width, height = (width + 1) // 2, (height + 1) // 2
+        nbytes += width * height * 3
+    return nbytes
 
 
 def _pyramid(pixels: Pixels) -> tuple[Pixels, ...]:

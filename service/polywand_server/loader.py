@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from polywand_server.errors import PolywandError
@@ -23,10 +23,14 @@ class _Failure:
 
 
 class ModelLoader:
-    """Loads models in the background, each once in Triton's present life; failed ones again, less and less often."""
+    """Loads models in the background, each once in Triton's present life; failed ones again, less and less often.
 
-    def __init__(self, triton: TritonClient) -> None:
+    on_loaded: called after every load, whatever came of it.
+    """
+
+    def __init__(self, triton: TritonClient, on_loaded: Callable[[], None]) -> None:
         self._triton = triton
+        self._on_loaded = on_loaded
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[str, _Failure] = {}
 
@@ -72,3 +76,4 @@ class ModelLoader:
             log.error("model %s did not load, next try in %g s: %s", name, pause, error)
         finally:
             del self._loading[name]
+            self._on_loaded()

@@ -33,8 +33,10 @@ STAGE_SECONDS = Histogram(
 IMAGES = Counter("polywand_images_total", "Images received, by outcome.", ["outcome"])
 IMAGE_BYTES = Histogram("polywand_image_bytes", "Bytes of a received image, encoded or raw.", buckets=_BYTES)
 IMAGE_PIXELS = Histogram("polywand_image_pixels", "Pixels of a decoded image.", buckets=_PIXELS)
-IMAGE_MEMORY = Gauge("polywand_image_memory_bytes", "Memory of decoded images that streams hold now.")
-MASK_MEMORY = Gauge("polywand_mask_memory_bytes", "Memory of probability maps that streams remember now.")
+IMAGE_MEMORY = Gauge("polywand_image_memory_bytes", "Memory of decoded images that are alive now.")
+MASK_MEMORY = Gauge("polywand_mask_memory_bytes", "Memory of probability maps and states that streams remember now.")
+SHARED_MEMORY = Gauge("polywand_shared_memory_bytes", "Memory shared with Triton for tensors.")
+TASKS = Gauge("polywand_asyncio_tasks", "Tasks of the event loop now.")
 
 INFERENCES = Counter("polywand_inferences_total", "Inferences by outcome.", ["model", "version", "outcome"])
 TRITON_UP = Gauge("polywand_triton_up", "Whether Triton answers.")

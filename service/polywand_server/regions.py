@@ -48,6 +48,19 @@ class Region:
         result: NDArray[np.float64] = (points + 0.5) / self.scale + (self.left, self.top)
         return result
 
+    def holds(self, points: NDArray[np.float64]) -> bool:
+        """Whether all points [N, 2] (x, y, image pixels) lie inside."""
+        low = np.array((self.left, self.top))
+        high = low + np.array((self.width, self.height))
+        return bool(((points >= low) & (points <= high)).all())
+
+    def overlap(self, other: "Region") -> float:
+        """Intersection over union of what both see of the image."""
+        width = min(self.left + self.width, other.left + other.width) - max(self.left, other.left)
+        height = min(self.top + self.height, other.top + other.height) - max(self.top, other.top)
+        shared = max(0, width) * max(0, height)
+        return shared / (self.width * self.height + other.width * other.height - shared)
+
     def inside(self, width: int, height: int) -> tuple[slice, slice]:
         """Rows and columns of the input whose centres lie in an image of this size."""
         low = np.ceil(self.to_input(np.zeros((1, 2))))[0]
@@ -70,20 +83,22 @@ def snap(left: float, top: float, right: float, bottom: float, size: tuple[int, 
     return Region(x0, y0, max(x1 - x0, step), max(y1 - y0, step), size)
 
 
-def crop(picture: Picture, region: Region) -> NDArray[np.uint8]:
-    """Cut a region out of an image and resize it: RGB uint8 [h, w, 3] of the region's size, black outside."""
+def crop_into(target: NDArray[np.uint8], picture: Picture, region: Region) -> None:
+    """Cut a region out of an image and resize it into RGB uint8 [h, w, 3] of the region's size; black outside."""
     level = _coarsest_level(picture, region)
     step = 2**level
-    pixels = picture.levels[level]
-    left, top = region.left // step, region.top // step
-    width, height = region.width // step, region.height // step
-    window = _window(pixels, left, top, width, height)
-    if (height, width) == region.size:
-        return np.ascontiguousarray(window)
-    reduction = max(height / region.size[0], width / region.size[1])
-    interpolation = cv2.INTER_AREA if reduction > AREA_AVERAGING_FROM else cv2.INTER_LINEAR
-    resized: NDArray[np.uint8] = cv2.resize(window, region.size[::-1], interpolation=interpolation)
-    return resized
+    window = _window(
+        picture.levels[level], region.left // step, region.top // step, region.width // step, region.height // step
+    )
+    height, width = window.shape[:2]
+    if max(height / region.size[0], width / region.size[1]) > AREA_AVERAGING_FROM:
+        # OpenCV averages areas only when neither axis grows; so what shrinks, shrinks first.
+        shrunk = min(width, region.size[1]), min(height, region.size[0])
+        if shrunk == region.size[::-1]:
+            cv2.resize(window, shrunk, dst=target, interpolation=cv2.INTER_AREA)
+            return
+        window = cv2.resize(window, shrunk, interpolation=cv2.INTER_AREA)
+    cv2.resize(window, region.size[::-1], dst=target, interpolation=cv2.INTER_LINEAR)
 
 
 def _coarsest_level(picture: Picture, region: Region) -> int:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from polywand_server import metrics
@@ -92,7 +93,7 @@ class Detector:
 class Registry:
     """Follows Triton's repository: what is loaded appears, what is unloaded goes.
 
-    loader: loads what the repository holds; None leaves that to whoever runs Triton.
+    load_models: load what the repository holds; else that is left to whoever runs Triton.
     on_change: called after every look that changed anything.
     """
 
@@ -100,12 +101,13 @@ class Registry:
         self,
         triton: TritonClient,
         *,
-        loader: ModelLoader | None,
+        load_models: bool,
         poll_seconds: float,
         on_change: Callable[[], None],
     ) -> None:
         self._triton = triton
-        self._loader = loader
+        self._look_again = asyncio.Event()
+        self._loader = ModelLoader(triton, on_loaded=self._look_again.set) if load_models else None
         self._poll_seconds = poll_seconds
         self._on_change = on_change
         self._tools: dict[str, Tool] = {}
@@ -164,11 +166,18 @@ class Registry:
         """Look at Triton until cancelled."""
         try:
             while True:
+                self._look_again.clear()
                 await self._look()
-                await asyncio.sleep(self._poll_seconds if self.triton_up else AWAY_POLL_SECONDS)
+                await self._pause(self._poll_seconds if self.triton_up else AWAY_POLL_SECONDS)
         finally:
             if self._loader:
                 await self._loader.close()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait before the next look: a model that has just been loaded is to serve at once."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._look_again.wait()
 
     async def _look(self) -> None:
         before = (self.triton_up, self._tools)

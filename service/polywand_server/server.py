@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import secrets
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 import cv2
 import grpc.aio
@@ -15,15 +17,19 @@ from grpc_reflection.v1alpha import reflection
 from polywand.v1 import annotation_pb2, annotation_pb2_grpc
 from polywand_server import __version__, metrics
 from polywand_server.config import Settings
+from polywand_server.decoding import Decoder
 from polywand_server.health import Health
 from polywand_server.http import HttpServer
-from polywand_server.inference import Inference
-from polywand_server.loader import ModelLoader
+from polywand_server.inference import FRAME_PRIORITY, PROMPT_PRIORITY, Inference
+from polywand_server.interactors.memory import Allowance
+from polywand_server.precedence import Precedence
 from polywand_server.registry import Registry
 from polywand_server.rpc.interceptors import Calls
 from polywand_server.rpc.servicer import AnnotationServicer
+from polywand_server.session import Workplace
 from polywand_server.triton.client import TritonClient
 from polywand_server.triton.embedded import EmbeddedTriton, EmbeddedTritonError
+from polywand_server.triton.shared_memory import SharedMemory, is_on_this_host
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +42,14 @@ FLUSH_SECONDS = 0.5
 
 class StartError(Exception):
     """The service cannot start; the text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Where:
+    """Where Triton is, and what the names of the memory that is shared with it begin with."""
+
+    url: str
+    memory_prefix: str
 
 
 class Server:
@@ -57,16 +71,16 @@ class Server:
         # OpenCV's own threads would compete with Triton's; parallelism comes from requests.
         cv2.setNumThreads(1)
         async with AsyncExitStack() as stack:
-            url = await self._triton_url(stack)
-            if url is not None:
-                await self._serve(stack, url)
+            where = await self._find_triton(stack)
+            if where is not None:
+                await self._serve(stack, where)
         log.info("stopped")
 
-    async def _triton_url(self, stack: AsyncExitStack) -> str | None:
-        """Return where Triton is, after starting our own if none was named; None when told to stop meanwhile."""
+    async def _find_triton(self, stack: AsyncExitStack) -> _Where | None:
+        """Say where Triton is, after starting our own if none was named; None when told to stop meanwhile."""
         settings = self._settings
         if settings.triton_url is not None:
-            return settings.triton_url
+            return _Where(settings.triton_url, f"polywand-{secrets.token_hex(4)}-")
         if not settings.model_repository.is_dir():
             raise StartError(
                 f"there is no model repository at '{settings.model_repository}': name one with --model-repository, "
@@ -86,20 +100,43 @@ class Server:
             starting.result()
         except EmbeddedTritonError as error:
             raise StartError(str(error)) from error
-        return triton.url
+        return _Where(triton.url, triton.region_prefix)
 
-    async def _serve(self, stack: AsyncExitStack, url: str) -> None:
+    async def _serve(self, stack: AsyncExitStack, where: _Where) -> None:
         settings = self._settings
-        triton = TritonClient(url, settings.triton_tls)
+        triton = TritonClient(where.url, settings.triton_tls)
         stack.push_async_callback(triton.close)
-        threads = ThreadPoolExecutor(settings.worker_threads, thread_name_prefix="pixels")
-        stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+        memory = None
+        if settings.shared_memory_bytes and is_on_this_host(where.url):
+            memory = SharedMemory(triton, where.memory_prefix, settings.shared_memory_bytes)
+            stack.push_async_callback(memory.close)
 
-        changed = asyncio.Event()
-        loader = ModelLoader(triton) if settings.load_models else None
-        registry = Registry(triton, loader=loader, poll_seconds=settings.poll_seconds, on_change=changed.set)
-        inference = Inference(triton, threads, settings.infer_timeout_seconds)
-        servicer = AnnotationServicer(registry, inference, settings.limits)
+        def inference(kind: str, priority: int, gives_way_to: Precedence | None = None) -> Inference:
+            threads = ThreadPoolExecutor(settings.worker_threads, thread_name_prefix=kind)
+            stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+            return Inference(
+                *(triton, memory, threads),
+                timeout_seconds=settings.infer_timeout_seconds,
+                priority=priority,
+                gives_way_to=gives_way_to,
+            )
+
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        registry = Registry(
+            triton, load_models=settings.load_models, poll_seconds=settings.poll_seconds, on_change=changed.set
+        )
+        limits, precedence = settings.limits, Precedence()
+        frames = inference("frames", FRAME_PRIORITY, gives_way_to=precedence)
+        place = Workplace(
+            registry,
+            inference("prompts", PROMPT_PRIORITY),
+            Decoder(frames, limits),
+            precedence,
+            Allowance(limits.stream_memory_bytes, limits.memory_bytes),
+            limits,
+        )
+        servicer = AnnotationServicer(place, frames)
+        metrics.TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
         health = Health(
             ("", SERVICE_NAME),
             lambda: registry.ready,
@@ -120,7 +157,7 @@ class Server:
         log.info(
             "Polywand %s: gRPC on %s:%d, HTTP on %s:%d, Triton at %s",
             __version__,
-            *(settings.host, grpc_port, settings.host, listener.getsockname()[1], url),
+            *(settings.host, grpc_port, settings.host, listener.getsockname()[1], where.url),
         )
         stopping = asyncio.create_task(self._stop.wait(), name="wait for a signal")
         try:

@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 
 from polywand_server import metrics
 from polywand_server.config import Limits
-from polywand_server.decoding import load_picture
+from polywand_server.decoding import Decoder
 from polywand_server.errors import InvalidInputError, PolywandError, TooLargeError, WrongStateError, or_error
 from polywand_server.geometry.shapes import Shape, make_shape
 from polywand_server.images import ImageSource, Picture
 from polywand_server.inference import Inference
-from polywand_server.interactors.memory import MaskMemory
-from polywand_server.interactors.pipeline import max_points, segment
+from polywand_server.interactors.estimate import Estimate
+from polywand_server.interactors.memory import Allowance, EstimateMemory
+from polywand_server.interactors.pipeline import max_points, reads_seed, segment
 from polywand_server.interactors.prompt import Label, Missing, Prompt, missing
+from polywand_server.interactors.seeds import Seed, seed_map
+from polywand_server.precedence import Precedence
 from polywand_server.registry import Interactor, Registry
 from polywand_server.timing import Stopwatch
 
@@ -66,11 +69,39 @@ class _Ask:
 
 @dataclass(slots=True)
 class _Object:
-    """One object's newest prompt that waits, and the task that answers its prompts one after another."""
+    """One object's newest prompt that waits, and the task that answers its prompts one after another.
+
+    skipped: prompts that the waiting one replaced. unanswered: what goes without an answer if the task is cancelled.
+    """
 
     waiting: _Ask | None = None
     skipped: int = 0
+    unanswered: int = 0
     task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+    def next(self) -> tuple[_Ask, int] | None:
+        """Take the prompt that waits, and how many it replaced."""
+        if self.waiting is None:
+            return None
+        ask, skipped = self.waiting, self.skipped
+        self.waiting, self.skipped, self.unanswered = None, 0, 1 + skipped
+        return ask, skipped
+
+    def is_superseded(self) -> bool:
+        """Whether a newer prompt waits behind the one in work."""
+        return self.waiting is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """What all sessions share."""
+
+    registry: Registry
+    inference: Inference
+    decoder: Decoder
+    precedence: Precedence
+    allowance: Allowance
+    limits: Limits
 
 
 class Session:
@@ -80,14 +111,12 @@ class Session:
     that. Objects do not wait for each other. Use as an async context manager: on exit everything in work is cancelled.
     """
 
-    def __init__(self, registry: Registry, inference: Inference, limits: Limits) -> None:
-        self._registry = registry
-        self._inference = inference
-        self._limits = limits
+    def __init__(self, place: Workplace) -> None:
+        self._place = place
         self._picture: Picture | None = None
         self._objects: dict[str, _Object] = {}
-        self._memory = MaskMemory(limits.stream_memory_bytes)
-        self._places = asyncio.Semaphore(limits.stream_inflight)
+        self._memory = EstimateMemory(place.allowance)
+        self._places = asyncio.Semaphore(place.limits.stream_inflight)
         self._outbox: asyncio.Queue[Reply | None] = asyncio.Queue(OUTBOX_REPLIES)
         self._sequence = 0
 
@@ -96,7 +125,8 @@ class Session:
 
     async def __aexit__(self, *_: object) -> None:
         await self._cancel_objects()
-        self._hold(None)
+        self._memory.close()
+        self._picture = None
 
     async def replies(self) -> AsyncIterator[Reply]:
         """Yield replies until `finish`."""
@@ -110,7 +140,7 @@ class Session:
             await self.refuse(sequence, "", picture, watch)
             return
         skipped = await self._cancel_objects()
-        self._hold(picture)
+        self._picture = picture
         await self._outbox.put(Reply(sequence, "", skipped, watch, ImageReady(picture.width, picture.height)))
 
     async def submit(self, sequence: int, prompt: Prompt, watch: Stopwatch) -> None:
@@ -142,7 +172,7 @@ class Session:
 
     async def _load(self, sequence: int, source: ImageSource, watch: Stopwatch) -> Picture:
         self._advance(sequence)
-        return await load_picture(self._inference, source, self._limits, watch)
+        return await self._place.decoder.decode(source, watch)
 
     def _advance(self, sequence: int) -> None:
         if sequence < self._sequence:
@@ -154,23 +184,25 @@ class Session:
         if picture is None:
             raise WrongStateError("prompt", "there is no image yet: send one on this stream first")
         _check_inside(prompt, picture)
-        if prompt.object_id not in self._objects and len(self._objects) >= self._limits.objects:
+        limit = self._place.limits.objects
+        if prompt.object_id not in self._objects and len(self._objects) >= limit:
             raise TooLargeError(
-                "prompt.object_id", f"there are already {self._limits.objects} objects on this image, the most that fit"
+                "prompt.object_id", f"there are already {limit} objects on this image, the most that fit"
             )
         return self._objects.setdefault(prompt.object_id, _Object())
 
     async def _answer_all(self, item: _Object) -> None:
-        while item.waiting is not None:
-            ask, skipped = item.waiting, item.skipped
-            item.waiting, item.skipped = None, 0
-            result = await self._answer(ask)
+        while (taken := item.next()) is not None:
+            ask, skipped = taken
+            result = await self._answer(ask, item)
             await self._outbox.put(Reply(ask.sequence, ask.prompt.object_id, skipped, ask.watch, result))
+            item.unanswered = 0
 
-    async def _answer(self, ask: _Ask) -> Segmentation | Missing | PolywandError:
+    async def _answer(self, ask: _Ask, item: _Object) -> Segmentation | Missing | PolywandError:
         async with self._places:
             ask.watch.waited()
-            result = await or_error(self._segment(ask.prompt, ask.watch))
+            with self._place.precedence.prompt():
+                result = await or_error(self._segment(ask.prompt, item, ask.watch))
         model = self._label(ask.prompt.model)
         outcome = {Segmentation: "segmentation", Missing: "incomplete"}.get(type(result), "error")
         metrics.PROMPTS.labels(model, outcome).inc()
@@ -178,26 +210,41 @@ class Session:
         metrics.observe_stages(ask.watch, model)
         return result
 
-    async def _segment(self, prompt: Prompt, watch: Stopwatch) -> Segmentation | Missing:
+    async def _segment(self, prompt: Prompt, item: _Object, watch: Stopwatch) -> Segmentation | Missing:
         picture = self._picture
         assert picture is not None  # no prompt is taken before an image
-        tool = self._registry.interactor(prompt.model, prompt.version)
+        tool = self._place.registry.interactor(prompt.model, prompt.version)
         _check_fits(prompt, tool)
         lacking = missing(prompt, tool.spec.prompt)
         if lacking:
             return lacking
-        probabilities = self._memory.exact(prompt, tool.version)
-        if probabilities is None:
-            previous = self._memory.extended(prompt, tool.version)
-            probabilities = await segment(self._inference, tool, picture, prompt, previous, watch)
-            self._memory.remember(prompt, tool.version, probabilities)
+        estimate = self._memory.exact(prompt, tool.version)
+        if estimate is None:
+            estimate = await self._estimate(tool, picture, prompt, item, watch)
+            self._memory.remember(prompt, tool.version, estimate)
+        found = estimate.probabilities
         threshold = prompt.output.threshold or tool.spec.threshold
-        found = probabilities
         with watch.stage("geometry"):
-            shape = await self._inference.compute(
+            shape = await self._place.inference.compute(
                 lambda: make_shape(found, threshold, prompt.output, picture.width, picture.height, prompt.clicks())
             )
         return Segmentation(shape, picture.width, picture.height, tool.name, tool.version, threshold)
+
+    async def _estimate(
+        self, tool: Interactor, picture: Picture, prompt: Prompt, item: _Object, watch: Stopwatch
+    ) -> Estimate:
+        inference = self._place.inference
+        previous = self._memory.extended(prompt, tool.version)
+        if previous is None and prompt.seed is not None:
+            previous = await self._plant(prompt.seed, picture, watch)
+            self._memory.remember_seed(prompt, tool.version, previous)
+        if previous is not None and prompt.is_seed_alone:
+            return previous
+        return await segment(inference, tool, picture, prompt, previous, watch, item.is_superseded)
+
+    async def _plant(self, seed: Seed, picture: Picture, watch: Stopwatch) -> Estimate:
+        with watch.stage("prepare"):
+            return Estimate(await self._place.inference.compute(lambda: seed_map(seed, picture.width, picture.height)))
 
     async def _cancel_objects(self) -> int:
         """Stop all work and forget all objects; returns how many prompts go unanswered."""
@@ -206,17 +253,13 @@ class Session:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        skipped = len(running) + sum(item.skipped + (item.waiting is not None) for item in items)
+        skipped = sum(item.unanswered + item.skipped + (item.waiting is not None) for item in items)
         self._objects.clear()
         self._memory.clear()
         return skipped
 
-    def _hold(self, picture: Picture | None) -> None:
-        metrics.IMAGE_MEMORY.inc((picture.nbytes if picture else 0) - (self._picture.nbytes if self._picture else 0))
-        self._picture = picture
-
     def _label(self, model: str) -> str:
-        return model if self._registry.knows(model) else metrics.UNKNOWN_MODEL
+        return model if self._place.registry.knows(model) else metrics.UNKNOWN_MODEL
 
 
 def _check_inside(prompt: Prompt, picture: Picture) -> None:
@@ -235,6 +278,8 @@ def _check_fits(prompt: Prompt, tool: Interactor) -> None:
     needs = tool.spec.prompt
     if prompt.box is not None and needs.box == "none":
         raise InvalidInputError("prompt.box", f"model '{tool.name}' reads no box")
+    if prompt.seed is not None and not reads_seed(tool.config):
+        raise InvalidInputError("prompt.seed", f"model '{tool.name}' reads no seed mask")
     if needs.extreme_points == 0 and prompt.count(Label.EXTREME):
         raise InvalidInputError("prompt.points", f"model '{tool.name}' reads no extreme points")
     most = max_points(needs, tool.config)

@@ -45,10 +45,22 @@ class MarginCrop(_Spec):
     longest_side: PositiveInt = 512
 
 
+class WholeCrop(_Spec):
+    """The whole image, always.
+
+    longest_side: of the network's input, for models of variable size.
+    """
+
+    policy: Literal["whole"]
+    longest_side: PositiveInt = 800
+
+
 class ZoomInCrop(_Spec):
     """The whole image first, then the surroundings of the current mask (as in f-BRS and RITM).
 
     expansion: the crop's side relative to the mask's box.
+    keep_above: the crop stays where it was as long as all clicks lie in it and its intersection over union with the one
+        around the current mask is above this (0.5 in RITM); 1 follows the mask with every click.
     min_fraction: the crop's shortest side relative to the image's.
     max_aspect: the crop's longer side relative to its shorter one.
     click_margin: how far beyond a click the crop reaches, relative to its longer side.
@@ -60,6 +72,7 @@ class ZoomInCrop(_Spec):
 
     policy: Literal["zoom_in"]
     expansion: float = Field(1.4, ge=1)
+    keep_above: Annotated[float, Field(ge=0, le=1)] = 0.5
     min_fraction: NonNegativeFloat = 0.25
     max_aspect: float = Field(1.7, ge=1)
     click_margin: NonNegativeFloat = 0.06
@@ -105,7 +118,7 @@ class InteractorSpec(_ModelSpec):
 
     kind: Literal["interactor"]
     prompt: PromptSpec = PromptSpec()
-    crop: Annotated[MarginCrop | ZoomInCrop, Field(discriminator="policy")]
+    crop: Annotated[WholeCrop | MarginCrop | ZoomInCrop, Field(discriminator="policy")]
 
 
 class DetectorSpec(_ModelSpec):
@@ -151,6 +164,8 @@ def check_config(spec: ModelSpec, config: ModelConfig) -> None:
                 raise ValueError(f"it has no tensor {name}")
             if tensors[name].dtype != dtype or len(tensors[name].dims) != rank:
                 raise ValueError(f"{name} has to be {dtype} with {rank} dims")
+    if interactor:
+        _check_state(config)
     if interactor and config.inputs["POINTS"].dims[0] < SMALLEST_POINTS:
         raise ValueError(f"POINTS has to have a fixed number of rows, at least {SMALLEST_POINTS}")
     if isinstance(spec, DetectorSpec):
@@ -158,3 +173,13 @@ def check_config(spec: ModelSpec, config: ModelConfig) -> None:
             raise ValueError("IMAGE of a detector has to have a fixed size")
         if config.outputs["SCORES"].dims[1] != len(spec.labels):
             raise ValueError(f"SCORES has {config.outputs['SCORES'].dims[1]} classes for {len(spec.labels)} labels")
+
+
+def _check_state(config: ModelConfig) -> None:
+    before, after = config.inputs.get("STATE"), config.outputs.get("STATE_OUT")
+    if (before is None) != (after is None):
+        raise ValueError("STATE and STATE_OUT belong together: what one inference writes, the next one reads")
+    if before is None or after is None:
+        return
+    if before.dtype != "FP32" or after.dtype != "FP32" or before.dims != after.dims or min(before.dims) < 1:
+        raise ValueError("STATE and STATE_OUT have to be FP32 with the same fixed dims")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polywand_server.images import RawImage, decode_image
-from polywand_server.regions import ProbabilityMap, Region, crop, snap
+from polywand_server.regions import ProbabilityMap, Region, crop_into, snap
 
 REGIONS = st.builds(
     Region,
@@ -23,6 +23,12 @@ COORDINATES = st.floats(-1000, 10000, allow_nan=False)
 def picture(pixels: np.ndarray):
     height, width = pixels.shape[:2]
     return decode_image(RawImage(pixels.tobytes(), width, height, "image"), 10**9, 10**9)
+
+
+def crop(image, region: Region) -> np.ndarray:
+    target = np.full((*region.size, 3), 77, np.uint8)  # whatever was there before
+    crop_into(target, image, region)
+    return target
 
 
 @given(REGIONS, COORDINATES, COORDINATES)

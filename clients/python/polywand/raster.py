@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 from polywand.results import Polygon
 
+# Of a run length with its sign; no image has longer runs. A number that went on and on would take ever longer to read.
+_RUN_BITS = 64
+
 
 def rasterise(polygons: Iterable[Polygon], width: int, height: int) -> NDArray[np.bool_]:
     """The pixels that polygons cover, as bool [height, width], by the contract's rule.
@@ -67,7 +70,7 @@ def decode_rle(counts: str, width: int, height: int) -> NDArray[np.bool_]:
         group = character - 48
         value |= (group & 0x1F) << shift
         shift += 5
-        if group & 0x20:
+        if group & 0x20 and shift < _RUN_BITS:
             continue
         if group & 0x10:
             value |= -1 << shift

@@ -10,9 +10,11 @@ from polywand_server.detectors.suppression import Candidates, above, suppress
 from polywand_server.errors import InvalidInputError
 from polywand_server.images import Picture
 from polywand_server.inference import Inference
-from polywand_server.regions import Region, crop, snap
+from polywand_server.regions import Region, crop_into, snap
 from polywand_server.registry import Detector
 from polywand_server.timing import Stopwatch
+from polywand_server.triton.client import TensorSpec
+from polywand_server.triton.tensors import TensorForm
 
 DEFAULT_MAX_DETECTIONS = 100
 
@@ -50,15 +52,25 @@ async def detect(
     check_labels(options.labels, tool)
     height, width = tool.config.inputs["IMAGE"].dims[:2]
     region = letterbox(picture.width, picture.height, (height, width))
-    with watch.stage("prepare"):
-        image = await inference.compute(lambda: crop(picture, region)[None])
-    raw = await inference.infer(tool.name, tool.version, {"IMAGE": image}, ["BOXES", "SCORES"], watch)
-    with watch.stage("geometry"):
-        threshold = tool.spec.threshold if options.threshold is None else options.threshold
-        found = await inference.compute(
-            lambda: suppress(above(raw["BOXES"][0], raw["SCORES"][0], threshold), tool.spec.suppression)
-        )
-        return _name(found, region, picture, tool.spec.labels, options)
+    threshold = tool.spec.threshold if options.threshold is None else options.threshold
+    inputs = {"IMAGE": TensorForm("UINT8", (1, height, width, 3))}
+    outputs = {name: _form(tool.config.outputs[name]) for name in ("BOXES", "SCORES")}
+    async with inference.exchange(tool.name, tool.version, inputs, outputs) as exchange:
+        await inference.turn(watch)
+        with watch.stage("prepare"):
+            await inference.compute(lambda: crop_into(exchange.inputs["IMAGE"][0], picture, region))
+        await inference.turn(watch)
+        raw = await inference.run(exchange, watch)
+        with watch.stage("geometry"):
+            found = await inference.compute(
+                lambda: suppress(above(raw["BOXES"][0], raw["SCORES"][0], threshold), tool.spec.suppression)
+            )
+            return _name(found, region, picture, tool.spec.labels, options)
+
+
+def _form(spec: TensorSpec) -> TensorForm | None:
+    """What an output will be; None when only the model knows."""
+    return None if min(spec.dims) < 0 else TensorForm(spec.dtype, (1, *spec.dims))
 
 
 def check_labels(labels: Mapping[str, str], tool: Detector) -> None:

@@ -7,6 +7,7 @@ import shapely
 from numpy.typing import NDArray
 
 from polywand_server.geometry.outlines import outline
+from polywand_server.geometry.overlap import intersection_over_union
 from polywand_server.geometry.raster import to_rle
 from polywand_server.geometry.simplify import simplify
 from polywand_server.regions import ProbabilityMap
@@ -33,12 +34,14 @@ class Shape:
     area: before simplification, in square pixels.
     rle: COCO's compressed counts of the outline before simplification, if asked for.
     tolerance: the simplification that was applied, in image pixels.
+    iou: of the polygons with the outline before simplification.
     """
 
     polygons: shapely.MultiPolygon
     area: float
     rle: str | None
     tolerance: float
+    iou: float
 
 
 def make_shape(
@@ -59,4 +62,5 @@ def make_shape(
         tolerance = max(SMALLEST_DEFAULT_TOLERANCE, probabilities.region.pixel_size / 2)
     simple, applied = simplify(exact, tolerance, options.max_points)
     rle = to_rle(exact, image_width, image_height) if options.include_mask else None
-    return Shape(simple, float(exact.area), rle, applied)
+    iou = 1.0 if simple is exact else intersection_over_union(exact, simple)
+    return Shape(simple, float(exact.area), rle, applied, iou)

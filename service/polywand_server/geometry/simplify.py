@@ -1,6 +1,7 @@
 """Simplification: fewer vertices within a tolerance or a budget, without ever crossing lines."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import shapely
@@ -45,11 +46,23 @@ def simplify(
 
 
 def _simplified(polygons: shapely.MultiPolygon, tolerance: float) -> shapely.MultiPolygon:
-    """Simplify all rings together, as closed lines: of polygons GEOS would also drop each ring's first vertex, and run
-    up to twice the tolerance away."""
+    """Simplify all rings as closed lines: of polygons GEOS would also drop each ring's first vertex, and run up to
+    twice the tolerance away.
+
+    Line by line at first, which is ten times as quick; together, so that none crosses another, where that went wrong.
+    """
     lines = shapely.MultiLineString([ring.coords for ring in rings(polygons)])
-    simple = iter(shapely.get_parts(lines.simplify(tolerance, preserve_topology=True)))
-    parts = [[next(simple).coords for _ in (part.exterior, *part.interiors)] for part in polygons.geoms]
+    for keep_topology in (False, True):
+        simple = shapely.get_parts(lines.simplify(tolerance, preserve_topology=keep_topology))
+        if (shapely.get_num_coordinates(simple) > 3).all():
+            result = _assembled(iter(simple), polygons)
+            if keep_topology or result.is_valid:
+                return result
+    return polygons
+
+
+def _assembled(lines: Iterator[shapely.LineString], like: shapely.MultiPolygon) -> shapely.MultiPolygon:
+    parts = [[next(lines).coords for _ in (part.exterior, *part.interiors)] for part in like.geoms]
     return shapely.MultiPolygon([shapely.Polygon(part[0], part[1:]) for part in parts])
 
 

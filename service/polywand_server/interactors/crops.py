@@ -6,7 +6,7 @@ import numpy as np
 
 from polywand_server.interactors.prompt import Box, Prompt
 from polywand_server.regions import ProbabilityMap, Region, snap
-from polywand_server.specs import MarginCrop, ZoomInCrop
+from polywand_server.specs import MarginCrop, WholeCrop, ZoomInCrop
 
 # A mask of fewer input pixels than this says nothing about where the object is.
 SMALLEST_MASK_PIXELS = 20
@@ -21,7 +21,7 @@ class Crops:
     """
 
     def __init__(
-        self, policy: MarginCrop | ZoomInCrop, width: int, height: int, fixed_size: tuple[int, int] | None
+        self, policy: WholeCrop | MarginCrop | ZoomInCrop, width: int, height: int, fixed_size: tuple[int, int] | None
     ) -> None:
         self._policy = policy
         self._width = width
@@ -31,10 +31,13 @@ class Crops:
     def first(self, prompt: Prompt, previous: ProbabilityMap | None, threshold: float) -> Region:
         """Choose the region of a prompt's first pass; previous: the map of what the prompt extends."""
         policy, box = self._policy, prompt.starting_box()
+        if isinstance(policy, WholeCrop):
+            return self.whole()
         if isinstance(policy, MarginCrop):
             return self.whole() if box is None else self._around(box, policy.fraction, policy.pixels)
         if previous is not None:
-            return self.closer(prompt, previous, threshold)
+            closer = self.closer(prompt, previous, threshold)
+            return previous.region if self._may_stay(previous.region, closer, prompt) else closer
         return self.whole() if box is None else self._zoom(box, 1 + 2 * policy.box_margin, SMALLEST_CROP)
 
     def refining(self, prompt: Prompt, first: ProbabilityMap, threshold: float) -> Region | None:
@@ -62,6 +65,20 @@ class Crops:
                 max(box.y1, prompt.box.y1),
             )
         return self._zoom(box, policy.expansion, policy.min_fraction * min(self._width, self._height), prompt)
+
+    def _may_stay(self, region: Region, closer: Region, prompt: Prompt) -> bool:
+        """Whether a crop that the network has seen already will do, where a closer one is not much better."""
+        policy = self._policy
+        is_one_of_ours = region == self._region(
+            region.left, region.top, region.left + region.width, region.top + region.height
+        )  # and not a seed's, say
+        return (
+            isinstance(policy, ZoomInCrop)
+            and is_one_of_ours
+            and region != self.whole()
+            and region.holds(prompt.clicks())
+            and region.overlap(closer) > policy.keep_above
+        )
 
     def _around(self, box: Box, fraction: float, pixels: float) -> Region:
         """A margin may reach outside the image, where pixels read as black."""

@@ -1,57 +1,93 @@
-"""Memory: the probability maps of a stream's prompts, so that adding a click feeds back and undo finds its way."""
+"""Memory: the estimates of a stream's prompts, so that adding a click feeds back and undo finds its way."""
 
 from collections import OrderedDict
 
 from polywand_server import metrics
+from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Box, Point, Prompt
-from polywand_server.regions import ProbabilityMap
 
-_Key = tuple[str, str, int, Box | None, tuple[Point, ...]]
+_Key = tuple[str, str, int, str, Box | None, tuple[Point, ...]]
+
+# What remembering costs beyond the estimate: its key and our books, and more for each point (measured, rounded up).
+ENTRY_BYTES = 1024
+POINT_BYTES = 128
 
 
-class MaskMemory:
-    """Remembers maps by what was prompted; past max_bytes the least recently used go first.
+class Allowance:
+    """How much each of all open memories may take: max_bytes, or less where many share total_bytes."""
+
+    def __init__(self, max_bytes: int, total_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._total_bytes = total_bytes
+        self._sharers = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Of one memory, now."""
+        return min(self._max_bytes, self._total_bytes // max(1, self._sharers))
+
+    def join(self) -> None:
+        """One memory more."""
+        self._sharers += 1
+
+    def leave(self) -> None:
+        """One memory less."""
+        self._sharers -= 1
+
+
+class EstimateMemory:
+    """Remembers estimates by what was prompted; past its allowance the least recently used go first.
 
     Every method takes the version that the prompt was resolved to, since version 0 may mean another one tomorrow.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+    def __init__(self, allowance: Allowance) -> None:
+        self._allowance = allowance
+        self._allowance.join()
         self._bytes = 0
-        self._maps: OrderedDict[_Key, ProbabilityMap] = OrderedDict()
+        self._estimates: OrderedDict[_Key, Estimate] = OrderedDict()
 
-    def exact(self, prompt: Prompt, version: int) -> ProbabilityMap | None:
-        """Find the map of the very same points and box: an undo, or a change of output options only."""
-        return self._find(prompt, version, len(prompt.points))
+    def exact(self, prompt: Prompt, version: int) -> Estimate | None:
+        """Find the estimate of the very same points, box and seed: an undo, or a change of output options only."""
+        return self._find(_key(prompt, version, prompt.box, len(prompt.points)))
 
-    def extended(self, prompt: Prompt, version: int) -> ProbabilityMap | None:
-        """Find the map of the longest prompt that this one adds points to."""
+    def extended(self, prompt: Prompt, version: int) -> Estimate | None:
+        """Find the estimate of the longest prompt that this one adds points to, or of its seed alone."""
         for count in range(len(prompt.points) - 1, -1, -1):
-            found = self._find(prompt, version, count)
+            found = self._find(_key(prompt, version, prompt.box, count))
             if found is not None:
                 return found
-        return None
+        return self._find(_key(prompt, version, None, 0)) if prompt.seed is not None else None
 
-    def remember(self, prompt: Prompt, version: int, probabilities: ProbabilityMap) -> None:
-        """Keep the map that a prompt led to."""
-        key = _key(prompt, version, len(prompt.points))
-        replaced = self._maps.pop(key, None)
-        self._maps[key] = probabilities
-        self._grow(probabilities.values.nbytes - (replaced.values.nbytes if replaced else 0))
-        while self._bytes > self._max_bytes:
-            _, oldest = self._maps.popitem(last=False)
-            self._grow(-oldest.values.nbytes)
+    def remember(self, prompt: Prompt, version: int, estimate: Estimate) -> None:
+        """Keep the estimate that a prompt led to."""
+        self._keep(_key(prompt, version, prompt.box, len(prompt.points)), estimate)
+
+    def remember_seed(self, prompt: Prompt, version: int, estimate: Estimate) -> None:
+        """Keep what a prompt's seed is by itself, without its points and its box."""
+        self._keep(_key(prompt, version, None, 0), estimate)
 
     def clear(self) -> None:
         """Forget everything."""
-        self._maps.clear()
+        self._estimates.clear()
         self._grow(-self._bytes)
 
-    def _find(self, prompt: Prompt, version: int, count: int) -> ProbabilityMap | None:
-        key = _key(prompt, version, count)
-        found = self._maps.get(key)
+    def close(self) -> None:
+        """Forget everything, and leave the allowance to others."""
+        self.clear()
+        self._allowance.leave()
+
+    def _keep(self, key: _Key, estimate: Estimate) -> None:
+        replaced = self._estimates.pop(key, None)
+        self._estimates[key] = estimate
+        self._grow(_cost(key, estimate) - (_cost(key, replaced) if replaced else 0))
+        while self._bytes > self._allowance.nbytes:
+            self._grow(-_cost(*self._estimates.popitem(last=False)))
+
+    def _find(self, key: _Key) -> Estimate | None:
+        found = self._estimates.get(key)
         if found is not None:
-            self._maps.move_to_end(key)
+            self._estimates.move_to_end(key)
         return found
 
     def _grow(self, nbytes: int) -> None:
@@ -59,5 +95,10 @@ class MaskMemory:
         metrics.MASK_MEMORY.inc(nbytes)
 
 
-def _key(prompt: Prompt, version: int, count: int) -> _Key:
-    return prompt.object_id, prompt.model, version, prompt.box, prompt.points[:count]
+def _key(prompt: Prompt, version: int, box: Box | None, points: int) -> _Key:
+    seed = prompt.seed.digest if prompt.seed is not None else ""
+    return prompt.object_id, prompt.model, version, seed, box, prompt.points[:points]
+
+
+def _cost(key: _Key, estimate: Estimate) -> int:
+    return ENTRY_BYTES + POINT_BYTES * len(key[-1]) + estimate.nbytes

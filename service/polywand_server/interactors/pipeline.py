@@ -1,6 +1,6 @@
 """The interactors' way: crop, tensors, Triton, probability. Four named steps per pass, one or two passes per prompt."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import cv2
 import numpy as np
@@ -9,12 +9,15 @@ from numpy.typing import NDArray
 from polywand_server.images import Picture
 from polywand_server.inference import Inference
 from polywand_server.interactors.crops import Crops
+from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Label, Prompt
-from polywand_server.regions import ProbabilityMap, Region, crop
+from polywand_server.regions import ProbabilityMap, Region, crop_into
 from polywand_server.registry import Interactor
 from polywand_server.specs import PromptSpec
 from polywand_server.timing import Stopwatch
 from polywand_server.triton.client import ModelConfig
+from polywand_server.triton.exchange import Forms
+from polywand_server.triton.tensors import Array, TensorForm
 
 
 async def segment(
@@ -22,31 +25,36 @@ async def segment(
     tool: Interactor,
     picture: Picture,
     prompt: Prompt,
-    previous: ProbabilityMap | None,
+    previous: Estimate | None,
     watch: Stopwatch,
-) -> ProbabilityMap:
+    is_superseded: Callable[[], bool],
+) -> Estimate:
     """Run an interactor on a prompt.
 
-    previous: the map that belonged to the prompt that this one extends, or None when the object starts here.
+    previous: the estimate that belonged to the prompt that this one extends, or None when the object starts here.
+    is_superseded: whether a newer prompt waits already. Then an object's first estimate is made in one pass and not
+        refined by a second one, so that a drag is followed twice as closely.
 
     Raises:
         UnavailableError, DeadlineError, ModelFailedError
     """
     threshold = tool.spec.threshold
-    crops = Crops(tool.spec.crop, picture.width, picture.height, _fixed_size(tool))
+    crops = Crops(tool.spec.crop, picture.width, picture.height, _fixed_size(tool.config))
 
-    async def one_pass(choose: Callable[[], Region], before: ProbabilityMap | None) -> ProbabilityMap:
-        with watch.stage("prepare"):
-            region, tensors = await inference.compute(lambda: _prepare(tool, picture, prompt, choose(), before))
-        logits = (await inference.infer(tool.name, tool.version, tensors, ["LOGITS"], watch))["LOGITS"]
-        with watch.stage("geometry"):
-            return ProbabilityMap(region, await inference.compute(lambda: sigmoid(logits[0, 0])))
+    async def one_pass(region: Region, before: Estimate | None) -> Estimate:
+        inputs, outputs = _forms(tool.config, region)
+        async with inference.exchange(tool.name, tool.version, inputs, outputs) as exchange:
+            with watch.stage("prepare"):
+                await inference.compute(lambda: _fill(exchange.inputs, picture, prompt, region, before))
+            answer = await inference.run(exchange, watch)
+            with watch.stage("geometry"):
+                return await inference.compute(lambda: _read(answer, region))
 
-    result = await one_pass(lambda: crops.first(prompt, previous, threshold), previous)
-    if previous is None:
-        region = crops.refining(prompt, result, threshold)
+    result = await one_pass(crops.first(prompt, previous.probabilities if previous else None, threshold), previous)
+    if previous is None and not is_superseded():
+        region = crops.refining(prompt, result.probabilities, threshold)
         if region is not None:
-            result = await one_pass(lambda: region, result)
+            result = await one_pass(region, result)
     return result
 
 
@@ -55,22 +63,47 @@ def max_points(prompt: PromptSpec, config: ModelConfig) -> int:
     return config.inputs["POINTS"].dims[0] - (2 if prompt.box != "none" else 0)
 
 
-def _fixed_size(tool: Interactor) -> tuple[int, int] | None:
-    height, width = tool.config.inputs["IMAGE"].dims[:2]
+def reads_seed(config: ModelConfig) -> bool:
+    """Whether an object may start from a mask."""
+    return "PREV_MASK" in config.inputs
+
+
+def _fixed_size(config: ModelConfig) -> tuple[int, int] | None:
+    height, width = config.inputs["IMAGE"].dims[:2]
     return None if height < 0 or width < 0 else (height, width)
 
 
-def _prepare(
-    tool: Interactor, picture: Picture, prompt: Prompt, region: Region, previous: ProbabilityMap | None
-) -> tuple[Region, dict[str, NDArray[np.generic]]]:
-    tensors: dict[str, NDArray[np.generic]] = {
-        "IMAGE": crop(picture, region)[None],
-        "POINTS": point_rows(prompt, region, tool.config.inputs["POINTS"].dims[0])[None],
+def _forms(config: ModelConfig, region: Region) -> tuple[dict[str, TensorForm], Forms]:
+    """What the tensors of one pass will be."""
+    height, width = region.size
+    inputs = {
+        "IMAGE": TensorForm("UINT8", (1, height, width, 3)),
+        "POINTS": TensorForm("FP32", (1, config.inputs["POINTS"].dims[0], 3)),
     }
-    if "PREV_MASK" in tool.config.inputs:
-        mask = np.zeros(region.size, np.float32) if previous is None else previous.resampled(region)
-        tensors["PREV_MASK"] = mask[None, None]
-    return region, tensors
+    outputs = {"LOGITS": TensorForm("FP32", (1, 1, height, width))}
+    if "PREV_MASK" in config.inputs:
+        inputs["PREV_MASK"] = TensorForm("FP32", (1, 1, height, width))
+    if "STATE" in config.inputs:
+        inputs["STATE"] = TensorForm("FP32", (1, *config.inputs["STATE"].dims))
+        outputs["STATE_OUT"] = TensorForm("FP32", (1, *config.outputs["STATE_OUT"].dims))
+    return inputs, outputs
+
+
+def _fill(
+    tensors: Mapping[str, Array], picture: Picture, prompt: Prompt, region: Region, previous: Estimate | None
+) -> None:
+    crop_into(tensors["IMAGE"][0], picture, region)
+    tensors["POINTS"][0] = point_rows(prompt, region, tensors["POINTS"].shape[1])
+    if "PREV_MASK" in tensors:
+        tensors["PREV_MASK"][0, 0] = 0 if previous is None else previous.probabilities.resampled(region)
+    if "STATE" in tensors:
+        tensors["STATE"][0] = 0 if previous is None or previous.state is None else previous.state
+
+
+def _read(answer: Mapping[str, Array], region: Region) -> Estimate:
+    """Copy what is to be kept out of the tensors, whose memory the next inference overwrites."""
+    probabilities = ProbabilityMap(region, sigmoid(answer["LOGITS"][0, 0]))
+    return Estimate(probabilities, answer["STATE_OUT"][0].copy() if "STATE_OUT" in answer else None)
 
 
 def point_rows(prompt: Prompt, region: Region, rows: int) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polywand_server.geometry.shapes import OutputOptions
+from polywand_server.interactors.seeds import Seed
 from polywand_server.specs import PromptSpec
 
 
@@ -44,7 +45,7 @@ class Box:
 class Prompt:
     """The whole current prompt of one object.
 
-    points: in the order in which they were clicked.
+    points: in the order in which they were clicked. seed: what the object starts from; None is nothing.
     """
 
     model: str
@@ -52,7 +53,13 @@ class Prompt:
     object_id: str
     points: tuple[Point, ...] = ()
     box: Box | None = None
+    seed: Seed | None = None
     output: OutputOptions = field(default_factory=OutputOptions)
+
+    @property
+    def is_seed_alone(self) -> bool:
+        """Whether nothing is asked but what the seed is."""
+        return self.seed is not None and not self.points and self.box is None
 
     def count(self, label: Label) -> int:
         """Count the points with this label."""
@@ -97,9 +104,14 @@ def _points(count: int, label: str) -> str:
 
 
 def missing(prompt: Prompt, spec: PromptSpec) -> Missing:
-    """Compare a prompt with what the interactor needs; an optional box stands in for positive points."""
-    boxed = prompt.box is not None and spec.box != "none"
-    positive = 0 if boxed and spec.box == "optional" else spec.min_positive_points
+    """Compare a prompt with what the interactor needs.
+
+    An optional box stands in for positive points, and so does a seed; a seed alone needs nothing more.
+    """
+    if prompt.is_seed_alone:
+        return Missing()
+    started = prompt.seed is not None or (prompt.box is not None and spec.box == "optional")
+    positive = 0 if started else spec.min_positive_points
     return Missing(
         positive=max(0, positive - prompt.count(Label.POSITIVE)),
         negative=max(0, spec.min_negative_points - prompt.count(Label.NEGATIVE)),

@@ -10,7 +10,7 @@ from polywand_server.detectors.pipeline import Detection
 from polywand_server.errors import PolywandError
 from polywand_server.geometry.rings import vertices
 from polywand_server.images import Picture
-from polywand_server.interactors.pipeline import max_points
+from polywand_server.interactors.pipeline import max_points, reads_seed
 from polywand_server.interactors.prompt import Missing
 from polywand_server.registry import Detector, Tool
 from polywand_server.rpc.status import to_status
@@ -104,6 +104,7 @@ def write_model(tool: Tool) -> pb.Model:
                     extreme_points=prompt.extreme_points,
                     box=_BOX_USES[prompt.box],
                     max_points=max_points(prompt, tool.config) if tool.config else 0,
+                    reads_seed=tool.config is not None and reads_seed(tool.config),
                 )
             )
         case DetectorSpec(labels=labels):
@@ -116,7 +117,7 @@ def _write_segmentation(segmentation: Segmentation, message: pb.Segmentation) ->
     shape = segmentation.shape
     message.model, message.version = segmentation.model, segmentation.version
     message.threshold = segmentation.threshold
-    message.shape.area, message.shape.tolerance = shape.area, shape.tolerance
+    message.shape.area, message.shape.tolerance, message.shape.iou = shape.area, shape.tolerance, shape.iou
     if shape.rle is not None:
         mask = pb.RleMask(width=segmentation.width, height=segmentation.height, counts=shape.rle)
         message.shape.mask.CopyFrom(mask)

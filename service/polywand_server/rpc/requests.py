@@ -1,6 +1,9 @@
 """Requests: from protobuf messages to the domain's, checked field by field."""
 
 import math
+from itertools import chain
+
+import numpy as np
 
 from polywand.v1 import annotation_pb2 as pb
 from polywand_server.detectors.pipeline import DEFAULT_MAX_DETECTIONS, DetectOptions
@@ -8,6 +11,7 @@ from polywand_server.errors import InvalidInputError
 from polywand_server.geometry.shapes import OutputOptions
 from polywand_server.images import EncodedImage, ImageSource, RawImage
 from polywand_server.interactors.prompt import Box, Label, Point, Prompt
+from polywand_server.interactors.seeds import PolygonSeed, RleSeed, Seed
 
 MAX_OBJECT_ID_BYTES = 128
 # Errors repeat names, and travel in gRPC's trailers, of which clients take 8 to 16 kB.
@@ -17,6 +21,10 @@ MAX_MAX_POINTS = 100_000
 MAX_MAX_DETECTIONS = 1000
 # Before the model's own limit is known, this keeps one message from costing more than it can be worth.
 MAX_POINTS = 10_000
+MAX_SEED_VERTICES = 20_000
+MAX_SEED_RLE_BYTES = 1024 * 1024
+# Beyond this nothing of a polygon is meant, and fixed-point coordinates would not hold it.
+MAX_SEED_COORDINATE = 1e6
 
 _LABELS = {
     pb.POINT_LABEL_POSITIVE: Label.POSITIVE,
@@ -50,6 +58,7 @@ def read_prompt(prompt: pb.Prompt) -> Prompt:
         object_id=prompt.object_id,
         points=tuple(_point(point, f"prompt.points[{number}]") for number, point in enumerate(prompt.points)),
         box=_box(prompt.box, "prompt.box") if prompt.HasField("box") else None,
+        seed=_seed(prompt.seed) if prompt.HasField("seed") else None,
         output=_output(prompt.output),
     )
 
@@ -104,6 +113,36 @@ def _box(box: pb.Box, field: str) -> Box:
     if box.x0 >= box.x1 or box.y0 >= box.y1:
         raise InvalidInputError(field, f"({text}) is empty or inverted; it must have x0 < x1 and y0 < y1")
     return Box(*edges)
+
+
+def _seed(seed: pb.SeedMask) -> Seed:
+    source = seed.WhichOneof("source")
+    if source == "rle":
+        if len(seed.rle.counts) > MAX_SEED_RLE_BYTES:
+            raise InvalidInputError("prompt.seed.rle.counts", f"they have at most {MAX_SEED_RLE_BYTES} bytes")
+        if not seed.rle.counts.isascii():
+            raise InvalidInputError("prompt.seed.rle.counts", "they are not COCO's compressed counts, which are ASCII")
+        return RleSeed(seed.rle.counts, seed.rle.width, seed.rle.height)
+    if source == "polygons":
+        return _polygon_seed(seed.polygons)
+    raise InvalidInputError("prompt.seed", "a seed needs run lengths or polygons")
+
+
+def _polygon_seed(polygons: pb.PolygonSet) -> PolygonSeed:
+    field = "prompt.seed.polygons"
+    rings = list(chain.from_iterable((polygon.exterior, *polygon.holes) for polygon in polygons.polygons))
+    if not rings:
+        raise InvalidInputError(field, "at least one polygon is needed")
+    vertices = sum(len(ring.coordinates) for ring in rings) // 2
+    if vertices > MAX_SEED_VERTICES:
+        raise InvalidInputError(field, f"{vertices} vertices; at most {MAX_SEED_VERTICES} are read")
+    if any(len(ring.coordinates) < 6 or len(ring.coordinates) % 2 for ring in rings):
+        raise InvalidInputError(field, "every ring needs at least three vertices, x and y of each")
+    arrays = tuple(np.array(ring.coordinates, np.float32).reshape(-1, 2) for ring in rings)
+    # A comparison with NaN is false, so this asks for finite numbers too.
+    if not all((np.abs(array) <= MAX_SEED_COORDINATE).all() for array in arrays):
+        raise InvalidInputError(field, f"coordinates must be finite and within {MAX_SEED_COORDINATE:g} pixels")
+    return PolygonSeed(arrays)
 
 
 def _output(output: pb.OutputOptions) -> OutputOptions:

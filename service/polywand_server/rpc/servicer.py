@@ -12,16 +12,13 @@ from google.protobuf.message import DecodeError
 from polywand.v1 import annotation_pb2 as pb
 from polywand.v1 import annotation_pb2_grpc as pb_grpc
 from polywand_server import metrics
-from polywand_server.config import Limits
-from polywand_server.decoding import load_picture
 from polywand_server.detectors.pipeline import detect
 from polywand_server.errors import InvalidInputError, PolywandError, or_error
 from polywand_server.inference import Inference
-from polywand_server.registry import Registry
 from polywand_server.rpc.replies import DRAINING_TEXT, write_detections, write_model, write_reply
 from polywand_server.rpc.requests import read_detect, read_image, read_prompt
 from polywand_server.rpc.status import code_of, to_status
-from polywand_server.session import Session
+from polywand_server.session import Session, Workplace
 from polywand_server.timing import Stopwatch
 
 Request = TypeVar("Request")
@@ -31,12 +28,15 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
-    """Serves the contract. After `drain`, streams answer what they took, say goodbye and end."""
+    """Serves the contract. After `drain`, streams answer what they took, say goodbye and end.
 
-    def __init__(self, registry: Registry, inference: Inference, limits: Limits) -> None:
-        self._registry = registry
-        self._inference = inference
-        self._limits = limits
+    place: of the sessions. frames: what detection runs on.
+    """
+
+    def __init__(self, place: Workplace, frames: Inference) -> None:
+        self._place = place
+        self._frames = frames
+        self._frame_places = asyncio.Semaphore(place.limits.frames_in_work)
         self._draining = asyncio.Event()
 
     def drain(self) -> None:
@@ -47,7 +47,7 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
         self, request: pb.ListModelsRequest, context: _Context
     ) -> pb.ListModelsResponse:
         """List all tools."""
-        return pb.ListModelsResponse(models=[write_model(tool) for tool in self._registry.tools])
+        return pb.ListModelsResponse(models=[write_model(tool) for tool in self._place.registry.tools])
 
     async def Detect(  # noqa: N802 (the contract's name)
         self, request: pb.DetectRequest, context: _Context
@@ -62,7 +62,7 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
         self, request_iterator: AsyncIterator[pb.InteractRequest], context: _Context
     ) -> AsyncIterator[pb.InteractResponse]:
         """Answer one annotator's stream."""
-        async with Session(self._registry, self._inference, self._limits) as session:
+        async with Session(self._place) as session:
             reader = asyncio.create_task(self._read_session(request_iterator, session), name="read a stream")
             try:
                 async for reply in session.replies():
@@ -76,7 +76,7 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
     ) -> AsyncIterator[pb.DetectStreamResponse]:
         """Detect on frames as they come."""
         frames: asyncio.Queue[asyncio.Task[pb.DetectStreamResponse] | None]
-        frames = asyncio.Queue(self._limits.frames_in_flight)
+        frames = asyncio.Queue(self._place.limits.frames_in_flight)
         reader = asyncio.create_task(self._read_frames(request_iterator, frames), name="read frames")
         try:
             while (task := await frames.get()) is not None:
@@ -120,7 +120,7 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
         requests: AsyncIterator[pb.DetectStreamRequest],
         frames: asyncio.Queue[asyncio.Task[pb.DetectStreamResponse] | None],
     ) -> None:
-        places = asyncio.Semaphore(self._limits.frames_in_flight)
+        places = asyncio.Semaphore(self._place.limits.frames_in_flight)
         try:
             async for request in self._until_drained(requests):
                 watch = Stopwatch()
@@ -144,14 +144,17 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
         return pb.DetectStreamResponse(frame_id=frame.frame_id, response=response)
 
     async def _detect(self, request: pb.DetectRequest, watch: Stopwatch) -> pb.DetectResponse:
-        watch.waited()
         model, outcome = metrics.UNKNOWN_MODEL, "error"
         try:
             options = read_detect(request)
-            tool = self._registry.detector(options.model, options.version)
+            tool = self._place.registry.detector(options.model, options.version)
             model = tool.name
-            picture = await load_picture(self._inference, read_image(request.image, "image"), self._limits, watch)
-            found = await detect(self._inference, tool, picture, options, watch)
+            source = read_image(request.image, "image")
+            async with self._frame_places:
+                watch.waited()
+                await self._frames.turn(watch)
+                picture = await self._place.decoder.decode(source, watch)
+                found = await detect(self._frames, tool, picture, options, watch)
             outcome = "ok"
             return write_detections(found, picture, tool, watch)
         finally:

@@ -1,10 +1,13 @@
 """Errors as canonical gRPC statuses: one table, used for unary calls and inside streams alike."""
 
 import grpc
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from polywand_server import errors
+
+# What is away is looked for this often here; asking more often than that finds out nothing new.
+RETRY_DELAY = duration_pb2.Duration(nanos=250_000_000)
 
 _CODES: tuple[tuple[type[errors.PolywandError], grpc.StatusCode], ...] = (
     (errors.TooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED),
@@ -22,11 +25,19 @@ def code_of(error: errors.PolywandError) -> grpc.StatusCode:
 
 
 def to_status(error: errors.PolywandError) -> status_pb2.Status:
-    """Make a google.rpc.Status; for a fault of the input its details name the field (google.rpc.BadRequest)."""
+    """Make a google.rpc.Status.
+
+    For a fault of the input its details name the field (google.rpc.BadRequest); for what may succeed later they say
+    when (google.rpc.RetryInfo).
+    """
     status = status_pb2.Status(code=code_of(error).value[0], message=str(error))
     if isinstance(error, errors.InvalidInputError):
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.description)
         detail = any_pb2.Any()
         detail.Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+        status.details.append(detail)
+    if isinstance(error, errors.UnavailableError):
+        detail = any_pb2.Any()
+        detail.Pack(error_details_pb2.RetryInfo(retry_delay=RETRY_DELAY))
         status.details.append(detail)
     return status

@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from polywand_server.config import TritonTls
 from polywand_server.errors import PolywandError
 from polywand_server.triton.failures import ModelDiedError, as_polywand_error
-from polywand_server.triton.tensors import Array, decode_response, encode_request
+from polywand_server.triton.tensors import NOWHERE, Array, Placed, decode_response, encode_request
 
 CONTROL_TIMEOUT_S = 5.0  # index, configuration
 LOAD_TIMEOUT_S = 300.0  # a large network is read, compiled and warmed up
@@ -146,22 +146,42 @@ class TritonClient:
         outputs: Sequence[str],
         *,
         timeout_s: float,
+        placed: Placed = NOWHERE,
         request_id: str = "",
         priority: int = 0,
     ) -> dict[str, Array]:
         """Run a model once.
 
         version: 0 lets Triton choose. inputs: by name, with the batch axis. outputs: the names wanted.
+        placed: inputs that are in shared memory already, and room for outputs there (see `exchange`).
         request_id: appears in Triton's error messages. priority: 1 is the most urgent, 0 the model's default.
         Returns the outputs by name, as read-only arrays.
         """
-        request = encode_request(model, version, inputs, outputs, request_id=request_id, priority=priority)
+        request = encode_request(
+            model, version, inputs, outputs, placed=placed, request_id=request_id, priority=priority
+        )
         try:
             response = await self._call(self._stub.ModelInfer, request, timeout_s, _called(model, version))
         except ModelDiedError:
             self._revive(model)
             raise
-        return decode_response(response, outputs)
+        return decode_response(response, outputs, placed)
+
+    async def register_region(self, name: str, nbytes: int) -> None:
+        """Let Triton map the shared memory object of this name, under this name.
+
+        RegionError: it cannot, so it runs on another host, or in a container with a shared memory of its own.
+        """
+        request = service_pb2.SystemSharedMemoryRegisterRequest(name=name, key=f"/{name}", offset=0, byte_size=nbytes)
+        await self._call(self._stub.SystemSharedMemoryRegister, request, CONTROL_TIMEOUT_S, f"region '{name}'")
+
+    async def unregister_region(self, name: str) -> None:
+        """Let Triton forget a region; one that it does not know is forgotten already.
+
+        ModelFailedError: a request still uses it.
+        """
+        request = service_pb2.SystemSharedMemoryUnregisterRequest(name=name)
+        await self._call(self._stub.SystemSharedMemoryUnregister, request, CONTROL_TIMEOUT_S, f"region '{name}'")
 
     async def _call(self, method: Any, request: Any, timeout_s: float, what: str) -> Any:
         try:

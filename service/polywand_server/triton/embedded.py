@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from polywand_server.triton.client import TritonClient
-from polywand_server.triton.launch import scratch_name
+from polywand_server.triton.launch import region_prefix, scratch_name
 from polywand_server.triton.process import TritonProcess
 from polywand_server.triton.wheel import EmbeddedTritonError, find_wheel, socket_url
 
@@ -76,6 +76,11 @@ class EmbeddedTriton:
     def url(self) -> str:
         """Where it listens, for `TritonClient`; the same after every restart."""
         return socket_url(self._scratch)
+
+    @property
+    def region_prefix(self) -> str:
+        """What names of shared memory begin with that is removed with it, should both it and this process be killed."""
+        return region_prefix(self._token)
 
     @property
     def state(self) -> State:

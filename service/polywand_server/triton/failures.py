@@ -12,6 +12,9 @@ Seen with Triton 2.51:
 | process of a Python model gone               | INTERNAL         | "Stub process 'm_0' is not healthy."           |
 | model cannot be loaded                       | INVALID_ARGUMENT | "load failed for model 'm': ..."               |
 | load of a model that does not exist          | INTERNAL         | "failed to load 'm', failed to poll"           |
+| shared memory that Triton cannot open        | INTERNAL         | "Unable to open shared memory region: '/r'"    |
+| a region of Triton's former life             | NOT_FOUND        | "Unable to find shared memory region: 'r'"     |
+| a region that a request still uses           | INTERNAL         | "Cannot unregister shared memory region 'r'"   |
 """
 
 import re
@@ -21,16 +24,25 @@ import grpc.aio
 
 from polywand_server.errors import DeadlineError, ModelFailedError, PolywandError, UnavailableError
 
-_AWAY = {
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.NOT_FOUND,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
+_AWAY = ": Triton at {url} is away"
+_REFUSED = ": Triton at {url} refuses ({status})"
+_UNAVAILABLE = {
+    grpc.StatusCode.UNAVAILABLE: _AWAY,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: _AWAY,
     # Never our own cancellation: that arrives as asyncio.CancelledError. So Triton gave up on the request.
-    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.CANCELLED: _AWAY,
+    grpc.StatusCode.NOT_FOUND: " is not loaded in Triton at {url}",
+    grpc.StatusCode.UNAUTHENTICATED: _REFUSED,
+    grpc.StatusCode.PERMISSION_DENIED: _REFUSED,
+    grpc.StatusCode.UNIMPLEMENTED: _REFUSED,
 }
-_REFUSED = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNIMPLEMENTED}
 _TRACE = "\n\nAt:\n"
 _STUB_DIED = re.compile(r"^Stub process '.+' is not healthy")
+_NO_REGION = re.compile(r"Unable to (find|open) shared memory region")
+
+
+class RegionError(UnavailableError):
+    """Triton does not know, or cannot open, a region of shared memory."""
 
 
 class ModelDiedError(UnavailableError):
@@ -47,12 +59,10 @@ def as_polywand_error(error: grpc.aio.AioRpcError, *, what: str, url: str) -> Po
         return DeadlineError(f"{what}: Triton at {url} did not answer in time")
     if _STUB_DIED.match(details):
         return ModelDiedError(f"{what}: its process died ({details})")
-    if status is grpc.StatusCode.NOT_FOUND:
-        return UnavailableError(f"{what} is not loaded in Triton at {url}: {details}")
-    if status in _AWAY:
-        return UnavailableError(f"{what}: Triton at {url} is away: {details}")
-    if status in _REFUSED:
-        return UnavailableError(f"{what}: Triton at {url} refuses ({status.name}): {details}")
+    if _NO_REGION.search(details):
+        return RegionError(f"{what}: Triton at {url}: {details}")
+    if status in _UNAVAILABLE:
+        return UnavailableError(f"{what}{_UNAVAILABLE[status].format(url=url, status=status.name)}: {details}")
     return ModelFailedError(f"{what}: {details}")
 
 

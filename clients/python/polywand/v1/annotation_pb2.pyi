@@ -403,7 +403,7 @@ class PolygonSet(_message.Message):
     POLYGONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def polygons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Polygon]:
-        """At least one, of 100000 vertices at most all together."""
+        """At least one; of 20000 vertices at most all together."""
 
     def __init__(
         self,
@@ -731,6 +731,7 @@ class InteractorSpec(_message.Message):
     EXTREME_POINTS_FIELD_NUMBER: _builtins.int
     BOX_FIELD_NUMBER: _builtins.int
     MAX_POINTS_FIELD_NUMBER: _builtins.int
+    READS_SEED_FIELD_NUMBER: _builtins.int
     min_positive_points: _builtins.int
     """Positive points at least (a given optional box stands in for them)."""
     min_negative_points: _builtins.int
@@ -741,6 +742,8 @@ class InteractorSpec(_message.Message):
     """Whether the box is read."""
     max_points: _builtins.int
     """Points of all labels at most; more are an error."""
+    reads_seed: _builtins.bool
+    """Whether a prompt's seed is read; where it is not, a seed is refused."""
     def __init__(
         self,
         *,
@@ -749,10 +752,11 @@ class InteractorSpec(_message.Message):
         extreme_points: _builtins.int = ...,
         box: Global___BoxUse.ValueType = ...,
         max_points: _builtins.int = ...,
+        reads_seed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "extreme_points", b"extreme_points", "max_points", b"max_points", "min_negative_points", b"min_negative_points", "min_positive_points", b"min_positive_points"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "extreme_points", b"extreme_points", "max_points", b"max_points", "min_negative_points", b"min_negative_points", "min_positive_points", b"min_positive_points", "reads_seed", b"reads_seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,118 @@
+"""Seeds: masks that an object starts from, as run lengths or polygons, and the maps that they are."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from polywand.raster import decode_rle
+from polywand_server.errors import InvalidInputError
+from polywand_server.regions import ProbabilityMap, Region
+
+# A seed whose box is larger is held at less than the image's resolution; no network sees more of it.
+LONGEST_SIDE = 1024
+# OpenCV fills every pixel that an edge touches; drawn finer, that is an eighth of a pixel.
+OVERSAMPLING = 4
+# Of the fixed-point coordinates of what is drawn.
+FRACTION_BITS = 8
+
+
+@dataclass(frozen=True)
+class RleSeed:
+    """COCO's compressed run lengths of a mask; width, height: of the image, in pixels."""
+
+    counts: str
+    width: int
+    height: int
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells this seed from another."""
+        return _digest(f"{self.width} {self.height} {self.counts}".encode())
+
+
+@dataclass(frozen=True, eq=False)
+class PolygonSeed:
+    """Rings float32 [N, 2] (x, y, image pixels), exteriors and holes alike; inside is by the even-odd rule."""
+
+    rings: tuple[NDArray[np.float32], ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells this seed from another."""
+        return _digest(*(ring.tobytes() for ring in self.rings))
+
+
+Seed = RleSeed | PolygonSeed
+
+
+def seed_map(seed: Seed, width: int, height: int) -> ProbabilityMap:
+    """Lay a seed out as the probabilities 0 to 1 of the region around it; costs milliseconds, so keep it off the loop.
+
+    Raises:
+        InvalidInputError: its run lengths are not those of the image, or nothing of it lies inside the image.
+    """
+    return _map_of_rle(seed, width, height) if isinstance(seed, RleSeed) else _map_of_polygons(seed, width, height)
+
+
+def _map_of_rle(seed: RleSeed, width: int, height: int) -> ProbabilityMap:
+    if (seed.width, seed.height) != (width, height):
+        raise InvalidInputError(
+            "prompt.seed.rle", f"it is of {seed.width} x {seed.height} pixels, and the image of {width} x {height}"
+        )
+    try:
+        mask = decode_rle(seed.counts, width, height).view(np.uint8)
+    except ValueError as error:
+        raise InvalidInputError("prompt.seed.rle.counts", str(error)) from error
+    left, top, box_width, box_height = cv2.boundingRect(mask)
+    if box_width == 0:
+        raise InvalidInputError("prompt.seed.rle.counts", "the mask is empty")
+    region = _around(left, top, left + box_width, top + box_height)
+    inner = mask[top : top + box_height, left : left + box_width]
+    framed = cv2.copyMakeBorder(inner, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0).astype(np.float32)
+    return ProbabilityMap(region, cv2.resize(framed, region.size[::-1], interpolation=cv2.INTER_AREA))
+
+
+def _map_of_polygons(seed: PolygonSeed, width: int, height: int) -> ProbabilityMap:
+    vertices = np.concatenate(seed.rings)
+    (left, top), (right, bottom) = vertices.min(axis=0), vertices.max(axis=0)
+    left, top = max(0, math.floor(left)), max(0, math.floor(top))
+    right, bottom = min(width, math.ceil(right)), min(height, math.ceil(bottom))
+    if left >= right or top >= bottom:
+        raise InvalidInputError("prompt.seed.polygons", f"they lie outside: the image spans 0..{width} by 0..{height}")
+    region = _around(left, top, right, bottom)
+    fine = Region(
+        *(region.left, region.top, region.width, region.height),
+        (region.size[0] * OVERSAMPLING, region.size[1] * OVERSAMPLING),
+    )
+    coverage = np.zeros(fine.size, np.uint8)
+    rings = [np.rint(fine.to_input(ring.astype(np.float64)) * 2**FRACTION_BITS).astype(np.int32) for ring in seed.rings]
+    cv2.fillPoly(coverage, rings, 255, shift=FRACTION_BITS)
+    values = cv2.resize(coverage, region.size[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    # What lies outside the image belongs to nobody.
+    inside = np.zeros_like(values)
+    rows, columns = region.inside(width, height)
+    inside[rows, columns] = values[rows, columns]
+    if not (inside > 0.5).any():
+        raise InvalidInputError("prompt.seed.polygons", "they hold no pixel of the image")
+    return ProbabilityMap(region, inside)
+
+
+def _around(left: int, top: int, right: int, bottom: int) -> Region:
+    """The region of these edges and one pixel of nothing around, so that the outline closes where the image goes on."""
+    width, height = right - left + 2, bottom - top + 2
+    reduction = max(1.0, max(width, height) / LONGEST_SIDE)
+    size = max(1, round(height / reduction)), max(1, round(width / reduction))
+    return Region(left - 1, top - 1, width, height, size)
+
+
+def _digest(*parts: bytes) -> str:
+    state = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        state.update(len(part).to_bytes(8))
+        state.update(part)
+    return state.hexdigest()
