@@ -5,7 +5,7 @@ import weakref
 
 from polywand_server import metrics
 from polywand_server.config import MEBIBYTE, Limits
-from polywand_server.errors import PolywandError, UnavailableError
+from polywand_server.errors import PolywandError, TooLargeError, UnavailableError
 from polywand_server.images import ImageSource, Picture, decode_image
 from polywand_server.inference import Inference
 from polywand_server.timing import Stopwatch
@@ -42,7 +42,7 @@ class Decoder:
         taken: list[int] = []
 
         def reserve(nbytes: int) -> None:
-            self._take(nbytes)
+            self._take(nbytes, source.field)
             taken.append(nbytes)
 
         try:
@@ -54,14 +54,17 @@ class Decoder:
         weakref.finalize(picture, self._give_back, sum(taken))
         return picture
 
-    def _take(self, nbytes: int) -> None:
+    def _take(self, nbytes: int, field: str) -> None:
+        limit = self._limits.images_bytes
+        needs = f"needs {-(-nbytes // MEBIBYTE)} MiB"
+        if nbytes > limit:
+            raise TooLargeError(
+                field, f"the image {needs} when decoded; this server takes at most {limit // MEBIBYTE} MiB"
+            )
         with self._lock:
-            if self._bytes + nbytes > self._limits.images_bytes:
-                limit = self._limits.images_bytes // MEBIBYTE
-                raise UnavailableError(
-                    f"this server holds {self._bytes // MEBIBYTE} of at most {limit} MiB of images, and this one needs "
-                    f"{-(-nbytes // MEBIBYTE)} more: try again later, or another replica"
-                )
+            if self._bytes + nbytes > limit:
+                held = f"{self._bytes // MEBIBYTE} of at most {limit // MEBIBYTE} MiB of images"
+                raise UnavailableError(f"this server holds {held}, and this one {needs}: try later, or another replica")
             self._bytes += nbytes
         metrics.IMAGE_MEMORY.inc(nbytes)
 

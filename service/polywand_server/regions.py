@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from polywand_server.images import Picture
 
-# From this reduction on, area averaging; below it, bilinear: as the networks were trained.
-AREA_AVERAGING_FROM = 1.3
+# From this reduction on, area averaging. Below it bilinear, which is many times quicker and, from a pyramid of halves,
+# changes no mask that was measured.
+AREA_AVERAGING_FROM = 2.0
 
 
 @dataclass(frozen=True, slots=True)

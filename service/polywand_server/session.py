@@ -16,6 +16,7 @@ from polywand_server.interactors.memory import Allowance, EstimateMemory
 from polywand_server.interactors.pipeline import max_points, reads_seed, segment
 from polywand_server.interactors.prompt import Label, Missing, Prompt, missing
 from polywand_server.interactors.seeds import Seed, seed_map
+from polywand_server.interactors.view import View
 from polywand_server.precedence import Precedence
 from polywand_server.registry import Interactor, Registry
 from polywand_server.timing import Stopwatch
@@ -113,7 +114,7 @@ class Session:
 
     def __init__(self, place: Workplace) -> None:
         self._place = place
-        self._picture: Picture | None = None
+        self._view: View | None = None
         self._objects: dict[str, _Object] = {}
         self._memory = EstimateMemory(place.allowance)
         self._places = asyncio.Semaphore(place.limits.stream_inflight)
@@ -126,7 +127,7 @@ class Session:
     async def __aexit__(self, *_: object) -> None:
         await self._cancel_objects()
         self._memory.close()
-        self._picture = None
+        self._view = None
 
     async def replies(self) -> AsyncIterator[Reply]:
         """Yield replies until `finish`."""
@@ -140,7 +141,7 @@ class Session:
             await self.refuse(sequence, "", picture, watch)
             return
         skipped = await self._cancel_objects()
-        self._picture = picture
+        self._view = View(picture)
         await self._outbox.put(Reply(sequence, "", skipped, watch, ImageReady(picture.width, picture.height)))
 
     async def submit(self, sequence: int, prompt: Prompt, watch: Stopwatch) -> None:
@@ -180,10 +181,9 @@ class Session:
         self._sequence = sequence
 
     def _object(self, prompt: Prompt) -> _Object:
-        picture = self._picture
-        if picture is None:
+        if self._view is None:
             raise WrongStateError("prompt", "there is no image yet: send one on this stream first")
-        _check_inside(prompt, picture)
+        _check_inside(prompt, self._view.picture)
         limit = self._place.limits.objects
         if prompt.object_id not in self._objects and len(self._objects) >= limit:
             raise TooLargeError(
@@ -211,8 +211,8 @@ class Session:
         return result
 
     async def _segment(self, prompt: Prompt, item: _Object, watch: Stopwatch) -> Segmentation | Missing:
-        picture = self._picture
-        assert picture is not None  # no prompt is taken before an image
+        view = self._view
+        assert view is not None  # no prompt is taken before an image
         tool = self._place.registry.interactor(prompt.model, prompt.version)
         _check_fits(prompt, tool)
         lacking = missing(prompt, tool.spec.prompt)
@@ -220,9 +220,9 @@ class Session:
             return lacking
         estimate = self._memory.exact(prompt, tool.version)
         if estimate is None:
-            estimate = await self._estimate(tool, picture, prompt, item, watch)
+            estimate = await self._estimate(tool, view, prompt, item, watch)
             self._memory.remember(prompt, tool.version, estimate)
-        found = estimate.probabilities
+        found, picture = estimate.probabilities, view.picture
         threshold = prompt.output.threshold or tool.spec.threshold
         with watch.stage("geometry"):
             shape = await self._place.inference.compute(
@@ -231,16 +231,16 @@ class Session:
         return Segmentation(shape, picture.width, picture.height, tool.name, tool.version, threshold)
 
     async def _estimate(
-        self, tool: Interactor, picture: Picture, prompt: Prompt, item: _Object, watch: Stopwatch
+        self, tool: Interactor, view: View, prompt: Prompt, item: _Object, watch: Stopwatch
     ) -> Estimate:
         inference = self._place.inference
         previous = self._memory.extended(prompt, tool.version)
         if previous is None and prompt.seed is not None:
-            previous = await self._plant(prompt.seed, picture, watch)
+            previous = await self._plant(prompt.seed, view.picture, watch)
             self._memory.remember_seed(prompt, tool.version, previous)
         if previous is not None and prompt.is_seed_alone:
             return previous
-        return await segment(inference, tool, picture, prompt, previous, watch, item.is_superseded)
+        return await segment(inference, tool, view, prompt, previous, watch, item.is_superseded)
 
     async def _plant(self, seed: Seed, picture: Picture, watch: Stopwatch) -> Estimate:
         with watch.stage("prepare"):

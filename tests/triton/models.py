@@ -39,6 +39,14 @@ output [ { name: "Y" data_type: TYPE_FP32 dims: [ -1, 3 ] } ]
 parameters { key: "polywand" value: { string_value: '{"kind": "puppet"}' } }
 """
 
+# One at a time, the more urgent first.
+QUEUE_CONFIG = (
+    PUPPET_CONFIG.replace("max_batch_size: 4", "max_batch_size: 1")
+    + """
+dynamic_batching { priority_levels: 2 default_priority_level: 2 }
+"""
+)
+
 # INDEX [2] -> the weights there; an index that does not exist fails when it runs.
 PICK_CONFIG = """
 backend: "onnxruntime"
@@ -56,6 +64,9 @@ max_batch_size: 4
 input [ { name: "IMAGE" data_type: TYPE_UINT8 dims: [ 8, 8, 3 ] } ]
 output [ { name: "LOGITS" data_type: TYPE_FP32 dims: [ 1, 8, 8 ] } ]
 """
+NICE = """
+parameters { key: "nice" value: { string_value: "7" } }
+"""
 OPENVINO = """
 optimization { execution_accelerators { cpu_execution_accelerator: [
   { name: "openvino" parameters { key: "precision" value: "%s" } }
@@ -68,9 +79,11 @@ WEIGHTS = np.array([0.5, 2.0, -1.0], np.float16)
 def make_repository(root: Path) -> Path:
     """Lay out all models."""
     add_model(root, "puppet", PUPPET_CONFIG, PUPPET)
+    add_model(root, "queue", QUEUE_CONFIG, PUPPET)
     add_model(root, "doomed", PUPPET_CONFIG, "import nothing_of_that_name")
     add_model(root, "pick", PICK_CONFIG, pick_network())
     add_model(root, "mix", MIX_CONFIG, mix_network())
+    add_model(root, "mix_nice", MIX_CONFIG + NICE, mix_network())
     for precision in ("f32", "bf16", "auto", "f64"):
         add_model(root, f"mix_openvino_{precision}", MIX_CONFIG + OPENVINO % precision, mix_network())
     return root

@@ -131,6 +131,22 @@ async def test_a_cancelled_call_frees_the_model(puppet: TritonClient) -> None:
     assert time.monotonic() - started < 5
 
 
+async def test_an_urgent_request_overtakes_those_that_wait(client: TritonClient) -> None:
+    await client.load("queue")
+    finished: list[str] = []
+
+    async def ask(name: str, priority: int) -> None:
+        x = np.full((1, 2, 3), 150, np.float32)  # milliseconds
+        await client.infer("queue", 0, {"X": x}, ["Y"], timeout_s=30, priority=priority)
+        finished.append(name)
+
+    ordinary = [asyncio.create_task(ask(f"ordinary {number}", 0)) for number in range(6)]
+    await asyncio.sleep(0.05)
+    await asyncio.gather(ask("urgent", 1), *ordinary)
+    # The one that runs, and one that Triton has handed on already, cannot be overtaken.
+    assert finished.index("urgent") <= 2
+
+
 async def test_a_model_whose_process_died_comes_back_by_itself(puppet: TritonClient) -> None:
     with pytest.raises(ModelDiedError):
         await order(puppet, DIES)

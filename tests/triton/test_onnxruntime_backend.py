@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import numpy as np
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -79,3 +80,15 @@ async def test_cancelled_requests_harm_nobody(pick: Pick) -> None:
     for number in range(1, 30, 2):
         np.testing.assert_array_equal(answers[number], WEIGHTS[[number % 3]])
     np.testing.assert_array_equal(await pick(1), WEIGHTS[[1]])
+
+
+async def test_a_nice_model_steps_back_with_all_its_threads(client: TritonClient) -> None:
+    def nice_processes() -> list[psutil.Process]:
+        children = psutil.Process().children(recursive=True)
+        return [child for child in children if child.name() == "triton_python_backend_stub" and child.nice() == 7]
+
+    assert not nice_processes()
+    await client.load("mix_nice")
+    result = await client.infer("mix_nice", 0, {"IMAGE": IMAGES}, ["LOGITS"], timeout_s=10.0)
+    np.testing.assert_array_equal(result["LOGITS"], MIXED)
+    assert len(nice_processes()) == 1

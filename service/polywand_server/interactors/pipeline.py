@@ -6,12 +6,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from polywand_server.images import Picture
 from polywand_server.inference import Inference
 from polywand_server.interactors.crops import Crops
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Label, Prompt
-from polywand_server.regions import ProbabilityMap, Region, crop_into
+from polywand_server.interactors.view import View
+from polywand_server.regions import ProbabilityMap, Region
 from polywand_server.registry import Interactor
 from polywand_server.specs import PromptSpec
 from polywand_server.timing import Stopwatch
@@ -23,7 +23,7 @@ from polywand_server.triton.tensors import Array, TensorForm
 async def segment(
     inference: Inference,
     tool: Interactor,
-    picture: Picture,
+    view: View,
     prompt: Prompt,
     previous: Estimate | None,
     watch: Stopwatch,
@@ -39,13 +39,13 @@ async def segment(
         UnavailableError, DeadlineError, ModelFailedError
     """
     threshold = tool.spec.threshold
-    crops = Crops(tool.spec.crop, picture.width, picture.height, _fixed_size(tool.config))
+    crops = Crops(tool.spec.crop, view.picture.width, view.picture.height, _fixed_size(tool.config))
 
     async def one_pass(region: Region, before: Estimate | None) -> Estimate:
         inputs, outputs = _forms(tool.config, region)
         async with inference.exchange(tool.name, tool.version, inputs, outputs) as exchange:
             with watch.stage("prepare"):
-                await inference.compute(lambda: _fill(exchange.inputs, picture, prompt, region, before))
+                await inference.compute(lambda: _fill(exchange.inputs, view, prompt, region, before))
             answer = await inference.run(exchange, watch)
             with watch.stage("geometry"):
                 return await inference.compute(lambda: _read(answer, region))
@@ -89,10 +89,8 @@ def _forms(config: ModelConfig, region: Region) -> tuple[dict[str, TensorForm], 
     return inputs, outputs
 
 
-def _fill(
-    tensors: Mapping[str, Array], picture: Picture, prompt: Prompt, region: Region, previous: Estimate | None
-) -> None:
-    crop_into(tensors["IMAGE"][0], picture, region)
+def _fill(tensors: Mapping[str, Array], view: View, prompt: Prompt, region: Region, previous: Estimate | None) -> None:
+    view.crop_into(tensors["IMAGE"][0], region)
     tensors["POINTS"][0] = point_rows(prompt, region, tensors["POINTS"].shape[1])
     if "PREV_MASK" in tensors:
         tensors["PREV_MASK"][0, 0] = 0 if previous is None else previous.probabilities.resampled(region)

@@ -10,6 +10,11 @@ runs in the embedded server and in the stock container. It reads the same lines 
     parameters { key: "inter_op_thread_count" value: { string_value: "1" } }
         ONNX Runtime only.
 
+One line is this backend's own, and the native one does not read it:
+
+    parameters { key: "nice" value: { string_value: "10" } }
+        How far the model's process steps back when others want the same cores (see nice(1)). By default, not at all.
+
 This runs in Triton's stub process: nothing of polywand can be imported here. Each model has a process of its own, and
 imports only the runtime that it uses (hence the imports inside of functions).
 """
@@ -127,6 +132,8 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(f"{path} does not exist")
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._max_batch_size = int(config["max_batch_size"])
+        # Before the runtime starts its threads: each takes after the one that starts it.
+        os.nice(int(config["parameters"].get("nice", {}).get("string_value", 0)))
         self._runtime = load(path, config)
         zeros = warm_up_feeds(config)
         if zeros is not None:

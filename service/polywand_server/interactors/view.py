@@ -1,0 +1,37 @@
+"""Views: a picture, and the crops of it that networks looked at last."""
+
+import threading
+from collections import OrderedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polywand_server.images import Picture
+from polywand_server.regions import Region, crop_into
+
+# A drag, and clicks that leave the crop where it was, find theirs again; a few objects may take turns.
+KEPT_CROPS = 4
+
+
+class View:
+    """One picture as the interactors look at it. Threads may share it."""
+
+    def __init__(self, picture: Picture) -> None:
+        self.picture = picture
+        self._crops: OrderedDict[Region, NDArray[np.uint8]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def crop_into(self, target: NDArray[np.uint8], region: Region) -> None:
+        """Write a region, resized, into RGB uint8 [h, w, 3] of its size; black outside the image."""
+        with self._lock:
+            known = self._crops.get(region)
+            if known is not None:
+                self._crops.move_to_end(region)
+        if known is not None:
+            np.copyto(target, known)
+            return
+        crop_into(target, self.picture, region)
+        with self._lock:
+            self._crops[region] = target.copy()
+            while len(self._crops) > KEPT_CROPS:
+                self._crops.popitem(last=False)

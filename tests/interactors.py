@@ -1,0 +1,105 @@
+"""Interactors for tests, in Python: what they answer tells what the service sent them."""
+
+from pathlib import Path
+
+PREAMBLE = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def tensor(self, request, name):
+        return pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+
+    def disk(self, shape, centre, radius):
+        rows, columns = np.mgrid[: shape[0], : shape[1]]
+        return (radius - np.hypot(columns - centre[0], rows - centre[1])).astype(np.float32)[None, None]
+"""
+
+# LOGITS: a disk around the first point. Its radius is 8 pixels times the number of inferences, as STATE counts them.
+COUNTER = (
+    PREAMBLE
+    + """
+    def answer(self, request):
+        image, points = self.tensor(request, "IMAGE"), self.tensor(request, "POINTS")
+        count = self.tensor(request, "STATE") + 1
+        logits = self.disk(image.shape[1:3], points[0, 0, :2], 8 * count[0, 0])
+        return pb_utils.InferenceResponse([pb_utils.Tensor("LOGITS", logits), pb_utils.Tensor("STATE_OUT", count)])
+"""
+)
+
+# LOGITS: the previous mask as it is, and a disk of 8 pixels around every point.
+KEEPER = (
+    PREAMBLE
+    + """
+    def answer(self, request):
+        image, points = self.tensor(request, "IMAGE"), self.tensor(request, "POINTS")
+        logits = (self.tensor(request, "PREV_MASK") - 0.5) * 10
+        for x, y, label in points[0]:
+            if label in (0, 1):
+                disk = self.disk(image.shape[1:3], (x, y), 8)
+                logits = np.maximum(logits, disk) if label == 1 else np.minimum(logits, -disk)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("LOGITS", logits.astype(np.float32))])
+"""
+)
+
+# LOGITS: the disk of 8 pixels around the first point; takes its time, and a file in the folder tells what became of it.
+SLOW = (
+    PREAMBLE
+    + """
+    def initialize(self, args):
+        import pathlib
+        self.folder = pathlib.Path(args["model_repository"])
+
+    def answer(self, request):
+        import time
+        image, points = self.tensor(request, "IMAGE"), self.tensor(request, "POINTS")
+        (self.folder / "begun").touch()
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            if request.is_cancelled():
+                (self.folder / "cancelled").touch()
+                break
+            time.sleep(0.01)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("LOGITS", self.disk(image.shape[1:3], points[0, 0, :2], 8))])
+"""
+)
+
+CONFIG = """
+backend: "python"
+max_batch_size: 1
+input [
+  {{ name: "IMAGE" data_type: TYPE_UINT8 dims: [ {size}, {size}, 3 ] }},
+  {{ name: "POINTS" data_type: TYPE_FP32 dims: [ 16, 3 ] }}{inputs}
+]
+output [ {{ name: "LOGITS" data_type: TYPE_FP32 dims: [ 1, {size}, {size} ] }}{outputs} ]
+parameters {{ key: "polywand" value: {{ string_value: '{{'
+  '"kind": "interactor", "display_name": "{name}", "prompt": {{"box": "optional"}}, "crop": {crop}'
+'}}' }} }}
+"""
+WHOLE = '{"policy": "whole"}'
+STATE = ', { name: "STATE" data_type: TYPE_FP32 dims: [ 1 ] }'
+STATE_OUT = ', { name: "STATE_OUT" data_type: TYPE_FP32 dims: [ 1 ] }'
+PREV_MASK = ', { name: "PREV_MASK" data_type: TYPE_FP32 dims: [ 1, %s, %s ] }'
+
+
+def make_interactors(root: Path) -> Path:
+    """Lay out all of them as a model repository."""
+    add_interactor(root, "counter", COUNTER, inputs=STATE, outputs=STATE_OUT)
+    add_interactor(root, "keeper", KEEPER, inputs=PREV_MASK % (256, 256))
+    add_interactor(root, "keeper_of_any_size", KEEPER, size=-1, inputs=PREV_MASK % (-1, -1))
+    add_interactor(root, "slow", SLOW)
+    return root
+
+
+def add_interactor(
+    root: Path, name: str, code: str, *, size: int = 256, inputs: str = "", outputs: str = "", crop: str = WHOLE
+) -> None:
+    """Add version 1 of one."""
+    folder = root / name / "1"
+    folder.mkdir(parents=True)
+    config = CONFIG.format(name=name, size=size, inputs=inputs, outputs=outputs, crop=crop)
+    (folder.parent / "config.pbtxt").write_text(config)
+    (folder / "model.py").write_text(code)

@@ -1,0 +1,252 @@
+"""What a stream remembers: states of the models' own, masks to start from, and how much of all that."""
+
+from collections.abc import Iterator
+
+import cv2
+import grpc
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+
+from polywand.v1 import annotation_pb2 as pb
+from polywand.v1 import annotation_pb2_grpc
+from tests.interactors import make_interactors
+from tests.running import Service, running_service
+from tests.streams import NEGATIVE, POSITIVE, InteractStream, prompt, raw_image
+
+MEMORY = "polywand_mask_memory_bytes"
+INVALID = grpc.StatusCode.INVALID_ARGUMENT.value[0]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service whose tools tell what it sent them."""
+    folder = tmp_path_factory.mktemp("memory")
+    repository = make_interactors(folder / "models")
+    options = ["--stream-memory-mebibytes=2", "--memory-mebibytes=4", "--images-mebibytes=32"]
+    with running_service(folder / "log", f"--model-repository={repository}", *options) as started:
+        started.wait_ready("counter", "keeper", "keeper_of_any_size")
+        yield started
+
+
+@pytest.fixture(scope="module")
+def stub(service: Service) -> Iterator[annotation_pb2_grpc.AnnotationServiceStub]:
+    with grpc.insecure_channel(service.target) as channel:
+        yield annotation_pb2_grpc.AnnotationServiceStub(channel)
+
+
+@pytest.fixture
+def stream(stub: annotation_pb2_grpc.AnnotationServiceStub) -> Iterator[InteractStream]:
+    with InteractStream(stub) as opened:
+        opened.ask(blank())
+        yield opened
+
+
+def blank(size: int = 256) -> pb.Image:
+    return raw_image(np.zeros((size, size, 3), np.uint8))
+
+
+def clicks(count: int, **options) -> pb.Prompt:
+    return prompt("counter", *[(128 + 3 * number, 128, POSITIVE) for number in range(count)], **options)
+
+
+def inferences(stream: InteractStream, message: pb.Prompt) -> tuple[int, int]:
+    """How many inferences led to the answer, by the disk's radius; and how many it took now."""
+    reply = stream.ask(message)
+    return round((reply.segmentation.shape.area / np.pi) ** 0.5 / 8), reply.timing.inferences
+
+
+def blob(width: int = 256, height: int = 256) -> np.ndarray:
+    """Two parts, one with a hole."""
+    mask = np.zeros((height, width), np.uint8)
+    cv2.ellipse(mask, (width // 3, height // 2), (width // 5, height // 4), 30, 0, 360, 1, -1)
+    cv2.circle(mask, (width // 3, height // 2), min(width, height) // 12, 0, -1)
+    cv2.circle(mask, (width * 4 // 5, height // 4), min(width, height) // 10, 1, -1)
+    return mask
+
+
+def rle_seed(mask: np.ndarray) -> pb.SeedMask:
+    counts = coco.encode(np.asfortranarray(mask))["counts"].decode()
+    return pb.SeedMask(rle=pb.RleMask(width=mask.shape[1], height=mask.shape[0], counts=counts))
+
+
+def seeded(message: pb.Prompt, seed: pb.SeedMask) -> pb.Prompt:
+    message.seed.CopyFrom(seed)
+    return message
+
+
+def mask_of(reply: pb.InteractResponse) -> np.ndarray:
+    mask = reply.segmentation.shape.mask
+    return coco.decode({"size": [mask.height, mask.width], "counts": mask.counts}).astype(bool)
+
+
+def iou(first: np.ndarray, second: np.ndarray) -> float:
+    first, second = first.astype(bool), second.astype(bool)
+    return float((first & second).sum() / (first | second).sum())
+
+
+def test_a_models_state_comes_back_with_the_next_prompt_and_with_undo_that_of_before(stream):
+    assert inferences(stream, clicks(1)) == (1, 1)
+    assert inferences(stream, clicks(2)) == (2, 1)
+    assert inferences(stream, clicks(3)) == (3, 1)
+    assert inferences(stream, clicks(2)) == (2, 0)  # undone
+    other = clicks(2)
+    other.points.add(x=200, y=200, label=NEGATIVE)
+    assert inferences(stream, other) == (3, 1)  # from the state that belonged to two clicks
+    assert inferences(stream, clicks(1, object_id="another")) == (1, 1)
+    stream.ask(blank())
+    assert inferences(stream, clicks(1)) == (1, 1)
+
+
+@pytest.mark.parametrize("model", ["keeper", "keeper_of_any_size"])
+@pytest.mark.parametrize("size", [(256, 256), (640, 400), (3000, 2000)])
+def test_a_seed_alone_is_answered_by_its_own_outline_without_an_inference(stub, model, size):
+    width, height = size
+    mask = blob(width, height)
+    with InteractStream(stub) as stream:
+        stream.ask(raw_image(np.zeros((height, width, 3), np.uint8)))
+        reply = stream.ask(seeded(prompt(model, include_mask=True), rle_seed(mask)))
+        assert reply.timing.inferences == 0
+        assert iou(mask_of(reply), mask) > 0.985
+        assert len(reply.segmentation.shape.polygons) == 2
+        # What it answered is a seed just as well.
+        again = pb.SeedMask(polygons=pb.PolygonSet(polygons=reply.segmentation.shape.polygons))
+        second = stream.ask(seeded(prompt(model, include_mask=True, object_id="again"), again))
+        assert iou(mask_of(second), mask) > 0.98
+
+
+def test_an_object_starts_from_its_seed_and_undo_leads_back_to_it(stream):
+    mask, seed = blob(), rle_seed(blob())
+    start = stream.ask(seeded(prompt("keeper", include_mask=True), seed))
+    grown = stream.ask(seeded(prompt("keeper", (30, 30, POSITIVE), include_mask=True), seed))
+    assert grown.timing.inferences == 1
+    assert mask_of(grown)[30, 30]
+    assert iou(mask_of(grown) & mask.astype(bool), mask) > 0.95
+    # A seed stands in for positive points: the first click may take something away.
+    cut = stream.ask(seeded(prompt("keeper", (205, 64, NEGATIVE), include_mask=True), seed))
+    assert mask[64, 205]
+    assert not mask_of(cut)[64, 205]
+    undone = stream.ask(seeded(prompt("keeper", include_mask=True), seed))
+    assert undone.segmentation == start.segmentation
+    assert undone.timing.inferences == 0
+    # Another seed of the same object is another start.
+    other = np.roll(mask, 20, axis=0)
+    moved = stream.ask(seeded(prompt("keeper", (30, 30, POSITIVE), include_mask=True), rle_seed(other)))
+    assert iou(mask_of(moved) & other.astype(bool), other) > 0.95
+
+
+def test_a_shipped_tool_refines_a_seed(stub, server, astronaut):
+    """The annotation that one tool made is what another one starts from."""
+    with grpc.insecure_channel(server.target) as channel:
+        shipped = annotation_pb2_grpc.AnnotationServiceStub(channel)
+        with InteractStream(shipped) as stream:
+            stream.ask(raw_image(astronaut))
+            rough = stream.ask(prompt("grabcut", box=(15, 14, 364, 508))).segmentation.shape
+            seed = pb.SeedMask(polygons=pb.PolygonSet(polygons=rough.polygons))
+            click = prompt("wand_click", (150, 400, POSITIVE), include_mask=True)
+            reply = stream.ask(seeded(click, seed))
+            assert reply.timing.inferences == 1
+            assert mask_of(reply)[400, 150]
+
+
+@pytest.mark.parametrize(
+    ("seed", "field", "says"),
+    [
+        (pb.SeedMask(), "prompt.seed", "run lengths or polygons"),
+        (rle_seed(blob(100, 100)), "prompt.seed.rle", "100 x 100 pixels, and the image of 256 x 256"),
+        (pb.SeedMask(rle=pb.RleMask(width=256, height=256, counts="garbage")), "prompt.seed.rle.counts", "256 x 256"),
+        (pb.SeedMask(rle=pb.RleMask(width=256, height=256, counts="é")), "prompt.seed.rle.counts", "ASCII"),
+        (pb.SeedMask(rle=pb.RleMask(width=256, height=256, counts="o" * 500_000)), "prompt.seed.rle.counts", "256 x"),
+        (pb.SeedMask(rle=pb.RleMask(width=256, height=256, counts="0" * 2**21)), "prompt.seed.rle.counts", "1048576"),
+        (rle_seed(np.zeros((256, 256), np.uint8)), "prompt.seed.rle.counts", "empty"),
+        (pb.SeedMask(polygons=pb.PolygonSet()), "prompt.seed.polygons", "at least one polygon"),
+        (
+            pb.SeedMask(polygons=pb.PolygonSet(polygons=[pb.Polygon(exterior=pb.Ring(coordinates=[0, 0, 9, 9]))])),
+            *("prompt.seed.polygons", "three vertices"),
+        ),
+        (
+            pb.SeedMask(polygons=pb.PolygonSet(polygons=[pb.Polygon(exterior=pb.Ring(coordinates=[0, 0] * 20_001))])),
+            *("prompt.seed.polygons", "20001 vertices; at most 20000"),
+        ),
+        (
+            pb.SeedMask(
+                polygons=pb.PolygonSet(
+                    polygons=[pb.Polygon(exterior=pb.Ring(coordinates=[0, 0, float("nan"), 9, 9, 0]))]
+                )
+            ),
+            *("prompt.seed.polygons", "finite"),
+        ),
+        (
+            pb.SeedMask(
+                polygons=pb.PolygonSet(polygons=[pb.Polygon(exterior=pb.Ring(coordinates=[300, 0, 310, 0, 300, 10]))])
+            ),
+            *("prompt.seed.polygons", "0..256 by 0..256"),
+        ),
+    ],
+)
+def test_a_bad_seed_names_its_field_and_the_stream_lives_on(stream, seed, field, says):
+    reply = stream.ask(seeded(prompt("keeper", (30, 30, POSITIVE)), seed))
+    assert reply.error.code == INVALID, reply
+    assert field in reply.error.message
+    assert says in reply.error.message
+    assert stream.ask(prompt("keeper", (30, 30, POSITIVE))).segmentation.shape.polygons
+
+
+def test_a_tool_that_reads_no_seed_says_so(stub, stream):
+    reads = {model.name: model.interactor.reads_seed for model in stub.ListModels(pb.ListModelsRequest()).models}
+    assert reads["keeper"]
+    assert not reads["counter"]
+    reply = stream.ask(seeded(clicks(1), rle_seed(blob())))
+    assert reply.error.code == INVALID
+    assert "model 'counter' reads no seed mask" in reply.error.message
+
+
+def test_a_streams_memory_is_bounded_in_bytes(service, stream):
+    """At 257 kB and more a map, two mebibytes hold seven; the newest stay."""
+    for number in range(20):
+        stream.ask(clicks(1, object_id=str(number)))
+        assert service.metric(MEMORY) <= 2 * 1024 * 1024
+    assert inferences(stream, clicks(1, object_id="19")) == (1, 0)
+    assert inferences(stream, clicks(1, object_id="0")) == (1, 1)
+
+
+def test_the_memory_of_all_streams_is_shared_fairly(service, stub):
+    streams = [InteractStream(stub) for _ in range(4)]
+    try:
+        for stream in streams:
+            stream.ask(blank())
+        for number in range(10):
+            for stream in streams:
+                stream.ask(clicks(1, object_id=str(number)))
+        assert service.metric(MEMORY) <= 4 * 1024 * 1024
+        for stream in streams:  # each still has its newest
+            assert inferences(stream, clicks(1, object_id="9")) == (1, 0)
+    finally:
+        for stream in streams:
+            stream.__exit__()
+
+
+def test_images_that_find_no_room_are_unavailable_until_others_go(service, stub):
+    """Thirty-two mebibytes hold one image of 2400 x 2400 pixels with its pyramid, and not two."""
+    large = blank(2400)
+    with InteractStream(stub) as first:
+        assert first.ask(large).image.width == 2400
+        with InteractStream(stub) as second:
+            second.ask(blank())
+            reply = second.ask(large)
+            assert reply.error.code == grpc.StatusCode.UNAVAILABLE.value[0], reply
+            assert "at most 32 MiB of images" in reply.error.message
+            assert inferences(second, clicks(1)) == (1, 1)  # the last image stays
+    with InteractStream(stub) as third:
+        for _ in range(100):
+            reply = third.ask(large)
+            if reply.WhichOneof("result") == "image":
+                break
+        assert reply.image.width == 2400
+
+
+def test_an_image_that_would_never_find_room_is_too_large(stream):
+    reply = stream.ask(blank(3400))
+    assert reply.error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], reply
+    assert "image.raw" in reply.error.message
+    assert "32 MiB" in reply.error.message
