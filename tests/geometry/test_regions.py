@@ -90,6 +90,14 @@ def test_a_crop_is_black_outside_the_image():
     assert not crop(image, Region(500, 500, 50, 50, (20, 20))).any()
 
 
+def test_a_strip_that_shrinks_along_one_axis_only_is_averaged_along_it():
+    """Every second column is white: whatever were picked instead of averaged would be black or white."""
+    pixels = np.zeros((300, 4000, 3), np.uint8)
+    pixels[:, ::2] = 255
+    shown = crop(picture(pixels), Region(0, 0, 4000, 300, (384, 384)))
+    assert np.abs(shown.astype(int) - 127).max() <= 16
+
+
 def test_reducing_in_steps_equals_reducing_at_once():
     generator = np.random.default_rng(0)
     pixels = cv2.GaussianBlur(generator.integers(0, 255, (3072, 3072, 3), np.uint8), (0, 0), 3)

@@ -106,3 +106,14 @@ def test_specks_go_unless_a_click_lies_in_them():
     assert len(rings(clean)) == 1
     kept = make_shape(probabilities, 0.5, EXACT, 128, 96, np.array([[6.0, 6.0], [51.0, 41.0]])).polygons
     assert len(rings(kept)) == 3
+
+
+@given(seed=st.integers(0, 10_000), tolerance=st.floats(0.5, 30), limit=st.integers(3, 300))
+@settings(max_examples=60, deadline=None)
+def test_the_iou_is_that_of_the_areas(seed, tolerance, limit):
+    probabilities = ProbabilityMap(Region(0, 0, 1280, 960, (96, 128)), field(seed))
+    exact = make_shape(probabilities, 0.5, EXACT, 1280, 960, NOWHERE)
+    shape = make_shape(probabilities, 0.5, OutputOptions(tolerance=tolerance, max_points=limit), 1280, 960, NOWHERE)
+    union = shape.polygons.union(exact.polygons).area
+    assert exact.iou == 1
+    assert shape.iou == pytest.approx(shape.polygons.intersection(exact.polygons).area / union, abs=2e-3)

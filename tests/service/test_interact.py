@@ -122,6 +122,19 @@ def test_fewer_points_on_request(stream):
         assert 3 <= vertices(max_points=limit) <= limit
 
 
+def test_the_reply_says_how_much_of_the_mask_the_simplification_kept(stream):
+    def kept(**output) -> float:
+        reply = stream.ask(prompt("wand_click", FACE, SUIT, include_mask=True, **output))
+        drawn = brute_force_raster(reply.segmentation.shape, 512, 512)
+        mask = mask_of(reply)
+        assert reply.segmentation.shape.iou == pytest.approx((drawn & mask).sum() / (drawn | mask).sum(), abs=0.005)
+        return reply.segmentation.shape.iou
+
+    assert kept(tolerance=0) == 1
+    assert 1 > kept() > 0.97
+    assert kept() > kept(tolerance=10) > kept(max_points=4) > 0.2
+
+
 def test_changing_only_output_options_never_infers(stream):
     first = stream.ask(prompt("wand_click", FACE, include_mask=True))
     assert first.timing.inferences in (1, 2)
@@ -172,6 +185,31 @@ def test_only_the_newest_prompt_of_an_object_counts(stream):
     assert answered == sorted(answered)
     assert answered[-1] == sequences[-1]
     assert len(answered) < len(sequences)
+
+
+def test_a_dragged_first_click_is_followed_in_one_pass_and_ends_in_two(stream):
+    """The second, closer look is for the hand that rests."""
+    last = [stream.send(prompt("wand_click", (205 + step, 130, POSITIVE))) for step in range(30)][-1]
+    replies = [stream.receive()]
+    while replies[-1].sequence != last:
+        replies.append(stream.receive())
+    assert len(replies) > 1
+    assert all(reply.timing.inferences == 1 for reply in replies[:-1])
+    assert replies[-1].timing.inferences == 2
+    shown = stream.ask(prompt("wand_click", (234, 130, POSITIVE)))
+    assert shown.segmentation == replies[-1].segmentation
+
+
+def test_an_image_covers_every_prompt_that_it_leaves_without_an_answer(stream, coffee):
+    sequences = [stream.send(prompt("grabcut", (100 + step, 400, POSITIVE))) for step in range(10)]
+    image = stream.send(raw_image(coffee))
+    replies = [stream.receive()]
+    while replies[-1].sequence != image:
+        replies.append(stream.receive())
+    assert replies[-1].image.width == 600
+    answered = sum(1 + reply.skipped for reply in replies[:-1])
+    assert answered + replies[-1].skipped == len(sequences)
+    assert replies[-1].skipped > 0
 
 
 def test_objects_do_not_wait_for_each_other_and_keep_their_own_memory(stream):

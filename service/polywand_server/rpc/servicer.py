@@ -94,8 +94,8 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
     async def _read_session(self, requests: AsyncIterator[pb.InteractRequest], session: Session) -> None:
         try:
             await self._read_messages(requests, session)
-        except DecodeError:
-            # What was taken is answered; then the stream ends with the error.
+        except Exception:
+            # Whatever it was: what was taken is answered, and then the stream ends with the error.
             await session.finish(draining=False)
             raise
         await session.finish(draining=self._draining.is_set())
@@ -132,7 +132,7 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
                 except asyncio.CancelledError:
                     await _cancel(task)
                     raise
-        except DecodeError:
+        except Exception:
             await frames.put(None)
             raise
         await frames.put(None)

@@ -1,0 +1,102 @@
+"""Crop policies: where a network looks, for a prompt and what is known of the mask."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polywand_server.interactors.crops import Crops
+from polywand_server.interactors.prompt import Box, Label, Point, Prompt
+from polywand_server.regions import ProbabilityMap, Region
+from polywand_server.specs import MarginCrop, WholeCrop, ZoomInCrop
+
+WIDTH, HEIGHT = 1600, 1200
+SIZE = (384, 384)
+ZOOM = ZoomInCrop(policy="zoom_in", expansion=1.4)
+
+
+def clicked(*points: tuple[float, float], box: Box | None = None) -> Prompt:
+    return Prompt("model", 1, "", tuple(Point(x, y, Label.POSITIVE) for x, y in points), box)
+
+
+def mask_in(region: Region, x0: float, y0: float, x1: float, y1: float) -> ProbabilityMap:
+    """A rectangle (image pixels) as a map of a region."""
+    rows, columns = np.mgrid[: region.size[0], : region.size[1]]
+    places = region.from_input(np.stack([columns, rows], -1).reshape(-1, 2).astype(float)).reshape(*region.size, 2)
+    inside = (places >= (x0, y0)).all(-1) & (places <= (x1, y1)).all(-1)
+    return ProbabilityMap(region, inside.astype(np.float32))
+
+
+def edges(region: Region) -> tuple[int, int, int, int]:
+    return region.left, region.top, region.left + region.width, region.top + region.height
+
+
+@pytest.mark.parametrize("policy", [WholeCrop(policy="whole"), ZOOM])
+def test_an_object_starts_with_the_whole_image(policy):
+    region = Crops(policy, WIDTH, HEIGHT, SIZE).first(clicked((100, 100)), None, 0.5)
+    assert region == Region(0, 0, WIDTH, HEIGHT, SIZE)
+
+
+def test_the_whole_image_is_limited_to_a_longest_side_and_keeps_its_aspect():
+    crops = Crops(WholeCrop(policy="whole", longest_side=800), WIDTH, HEIGHT, None)
+    assert crops.first(clicked((100, 100)), None, 0.5).size == (600, 800)
+    small = Crops(WholeCrop(policy="whole", longest_side=800), 300, 200, None)
+    assert small.first(clicked((100, 100)), None, 0.5).size == (200, 300)  # never enlarged
+
+
+def test_a_margin_reaches_outside_of_the_image():
+    crops = Crops(MarginCrop(policy="margin", pixels=50), WIDTH, HEIGHT, SIZE)
+    region = crops.first(clicked(box=Box(10, 20, 300, 400)), None, 0.5)
+    assert edges(region) == (-40, -30, 350, 450)
+
+
+@given(x=st.floats(0, WIDTH - 60), y=st.floats(0, HEIGHT - 60), width=st.floats(50, 800), height=st.floats(50, 600))
+def test_a_crop_around_the_mask_holds_it_and_every_click(x, y, width, height):
+    crops = Crops(ZOOM, WIDTH, HEIGHT, SIZE)
+    x1, y1 = min(x + width, WIDTH), min(y + height, HEIGHT)
+    prompt = clicked((x, y), (WIDTH - 1, 5))
+    region = crops.first(prompt, mask_in(crops.whole(), x, y, x1, y1), 0.5)
+    assert region.holds(prompt.clicks())
+    step = crops.whole().pixel_size
+    assert region.holds(np.array([[x + step, y + step], [x1 - step, y1 - step]]))
+    assert min(region.left, region.top) >= -8  # on whole pixels of the pyramid
+
+
+class TestAfterTheFirstCloseLook:
+    """The crop stays while it will do."""
+
+    crops = Crops(ZOOM, WIDTH, HEIGHT, SIZE)
+    close = crops.closer(clicked((500, 500)), mask_in(crops.whole(), 400, 400, 700, 700), 0.5)
+
+    def test_a_mask_that_hardly_moved_is_looked_at_where_it_was(self):
+        mask = mask_in(self.close, 410, 390, 720, 700)
+        assert self.crops.first(clicked((500, 500), (600, 600)), mask, 0.5) == self.close
+
+    def test_a_click_outside_moves_the_crop(self):
+        mask = mask_in(self.close, 410, 390, 720, 700)
+        prompt = clicked((500, 500), (900, 500))
+        region = self.crops.first(prompt, mask, 0.5)
+        assert region != self.close
+        assert region.holds(prompt.clicks())
+
+    def test_a_mask_that_moved_or_shrank_moves_the_crop(self):
+        mask = mask_in(self.close, 350, 350, 450, 450)
+        region = self.crops.first(clicked((400, 400)), mask, 0.5)
+        assert region != self.close
+        assert region.overlap(self.close) <= ZOOM.keep_above
+
+    def test_a_crop_that_is_not_one_of_this_network_never_stays(self):
+        seed = mask_in(Region(399, 399, 302, 302, (302, 302)), 400, 400, 700, 700)
+        region = self.crops.first(clicked((500, 500)), seed, 0.5)
+        assert region.size == SIZE
+        assert region.holds(np.array([[400, 400], [700, 700]]))
+
+    def test_the_whole_image_gives_way_to_a_closer_look(self):
+        mask = mask_in(self.crops.whole(), 200, 150, 1000, 800)
+        region = self.crops.first(clicked((500, 500)), mask, 0.5)
+        assert region != self.crops.whole()
+
+    def test_keep_above_one_follows_every_change(self):
+        follow = Crops(ZOOM.model_copy(update={"keep_above": 1.0}), WIDTH, HEIGHT, SIZE)
+        mask = mask_in(self.close, 410, 390, 720, 700)
+        assert follow.first(clicked((500, 500)), mask, 0.5) != self.close
