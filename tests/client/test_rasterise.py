@@ -124,5 +124,5 @@ def test_run_lengths_that_do_not_fill_the_image_are_refused(counts: str) -> None
 def test_coco_lists_hold_exteriors() -> None:
     part = polygon([(0, 0), (4, 0), (4, 3)], [(1, 0.5), (1, 1), (1.5, 1)])
     timing = polywand.Timing(0, 0, 0, 0, 0, 0, 0, 0)
-    outline = polywand.Segmentation((part,), polywand.Box(0, 0, 4, 3), 6.0, None, "m", 1, 0.5, 0.0, 0, timing)
+    outline = polywand.Segmentation((part,), polywand.Box(0, 0, 4, 3), 6.0, None, "m", 1, 0.5, 0.0, 1.0, 0, timing)
     assert outline.to_coco() == [[0, 0, 4, 0, 4, 3]]
