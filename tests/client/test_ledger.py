@@ -108,6 +108,16 @@ def test_who_cannot_wait_so_long_gets_the_servers_error_and_its_word() -> None:
     assert ledger.pause_s() is None
 
 
+def test_whoever_gives_up_while_it_is_sent_again_is_told_why() -> None:
+    ledger = Ledger()
+    _, refused = ask(ledger)
+    ledger.answer(refusal(sent(ledger)))
+    _, unheard = ask(ledger, "other")
+    assert sent(ledger) < sent(ledger)
+    assert str(ledger.refusal(refused)) == "away"
+    assert ledger.refusal(unheard) is None
+
+
 @pytest.mark.parametrize("code", [grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED])
 def test_other_errors_are_answers(code: grpc.StatusCode) -> None:
     ledger = Ledger()

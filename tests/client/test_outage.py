@@ -17,7 +17,7 @@ from tests.client.helpers import FACE, outage, polywand_threads
 from tests.running import REPOSITORY, Service, running_service
 
 SUIT, FLAG = (225, 400), (60, 250)
-HASTY_SECONDS = 0.4
+HASTY_SECONDS = 0.8
 
 
 @pytest.fixture(scope="module")

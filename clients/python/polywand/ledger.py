@@ -56,6 +56,7 @@ class _Open:
     asked: the sequence that its caller knows; when it is sent again, it travels under a new one.
     deadline: when its time is over, in monotonic seconds.
     due: when it is to be sent, likewise; 0 is at once. rest_s: how long it rested last.
+    refusal: what it met last, when it was put off.
     """
 
     object_id: str | None
@@ -65,6 +66,7 @@ class _Open:
     deadline: float
     due: float = 0.0
     rest_s: float = 0.0
+    refusal: Unavailable | None = None
 
 
 class Ledger:
@@ -138,6 +140,10 @@ class Ledger:
             return None
         return Update(request.object_id, request.asked, len(settled) - 1, result)
 
+    def refusal(self, waiter: Waiter) -> Unavailable | None:
+        """Why somebody still waits, when the server has said so."""
+        return next((request.refusal for request in self._open.values() if request.waiter is waiter), None)
+
     def end(self, error: PolywandError) -> None:
         """Fail whatever is open and whatever will be asked. Only the first end counts."""
         self._end = self._end or error
@@ -162,6 +168,8 @@ class Ledger:
 
     def _put_off(self, covered: list[int], error: Unavailable) -> list[int]:
         """Let requests wait until the last of them has rested, or for what is newer; return those that cannot."""
+        for sequence in covered:
+            self._open[sequence].refusal = error
         newest = self._open[covered[-1]]
         rest_s = _rest_s(error, newest.rest_s)
         until = time.monotonic() + rest_s

@@ -93,7 +93,9 @@ class Session:
         try:
             return waiter.result(self._timeout_s)
         except TimeoutError:
-            raise errors.no_answer(self._target, self._timeout_s) from None
+            with self._changed:
+                refusal = self._ledger.refusal(waiter)
+            raise refusal or errors.no_answer(self._target, self._timeout_s) from None
 
     def _end(self, error: errors.PolywandError) -> None:
         with self._changed:

@@ -126,7 +126,7 @@ class Session:
             async with asyncio.timeout(self._timeout_s):
                 return await waiter
         except TimeoutError:
-            raise errors.no_answer(self._target, self._timeout_s) from None
+            raise self._ledger.refusal(waiter) or errors.no_answer(self._target, self._timeout_s) from None
 
     def _end(self, error: PolywandError) -> None:
         self._ledger.end(error)
