@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -145,6 +146,15 @@ def test_a_click_as_json_is_what_the_sdk_says(
     for ours, theirs in zip(printed, outline.polygons, strict=True):
         np.testing.assert_array_equal(ours, theirs.exterior)
     assert answer["timing"]["total_us"] > 0
+    assert answer["iou"] == outline.iou
+
+
+def test_a_coarse_outline_says_how_much_of_the_mask_it_kept(run: Run, photos: tuple[Path, Path]) -> None:
+    result = run("interact", photos[0], "--model", "wand_click", "--positive", FACE, "--max-points", "12")
+    assert result.returncode == 0, result.stderr
+    kept = re.search(r"tolerance [\d.]+ pixels, IoU (0\.\d{3}) with the mask", result.stdout)
+    assert kept is not None, result.stdout
+    assert 0.5 < float(kept[1]) < 1
 
 
 def test_options_may_come_from_the_environment(run: Run, photos: tuple[Path, Path]) -> None:

@@ -1,14 +1,17 @@
-"""Masks from polygons and from run lengths, against the rule spelled out in fractions and against pycocotools."""
+"""Masks from polygons and from run lengths and back, against the rule spelled out in fractions and pycocotools."""
 
 from fractions import Fraction
 
+import hypothesis.extra.numpy
 import numpy as np
 import pycocotools.mask
 import pytest
+from hypothesis import given
+from hypothesis import strategies as some
 from numpy.typing import NDArray
 
 import polywand
-from polywand import Polygon, decode_rle, rasterise
+from polywand import Polygon, decode_rle, encode_rle, rasterise
 
 
 def polygon(exterior: list[tuple[float, float]], *holes: list[tuple[float, float]]) -> Polygon:
@@ -115,6 +118,21 @@ def test_run_lengths_decode_as_pycocotools_decodes_them(size: tuple[int, int], d
     assert decoded.dtype == np.bool_
 
 
+@given(hypothesis.extra.numpy.arrays(np.bool_, some.tuples(*2 * [some.integers(1, 12)])))
+def test_masks_encode_as_pycocotools_encodes_them(mask: NDArray[np.bool_]) -> None:
+    for same in (mask, 3 * mask.astype(np.uint8), np.asfortranarray(mask)):
+        assert encode_rle(same) == pycocotools.mask.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
+
+
+@given(some.lists(some.integers(1, 100_000), min_size=1, max_size=8), some.booleans())
+def test_long_runs_encode_as_pycocotools_encodes_them(runs: list[int], starts_inside: bool) -> None:
+    """Counts of several characters, and differences of either sign, in one column."""
+    mask = np.repeat((np.arange(len(runs)) + starts_inside) % 2 == 1, runs)[:, np.newaxis]
+    counts = encode_rle(mask)
+    assert counts == pycocotools.mask.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
+    np.testing.assert_array_equal(decode_rle(counts, 1, len(mask)), mask)
+
+
 @pytest.mark.parametrize("counts", ["", "1", "o", "54P2", "0n0"])
 def test_run_lengths_that_do_not_fill_the_image_are_refused(counts: str) -> None:
     with pytest.raises(ValueError, match="5 x 5"):
@@ -124,5 +142,5 @@ def test_run_lengths_that_do_not_fill_the_image_are_refused(counts: str) -> None
 def test_coco_lists_hold_exteriors() -> None:
     part = polygon([(0, 0), (4, 0), (4, 3)], [(1, 0.5), (1, 1), (1.5, 1)])
     timing = polywand.Timing(0, 0, 0, 0, 0, 0, 0, 0)
-    outline = polywand.Segmentation((part,), polywand.Box(0, 0, 4, 3), 6.0, None, "m", 1, 0.5, 0.0, 0, timing)
+    outline = polywand.Segmentation((part,), polywand.Box(0, 0, 4, 3), 6.0, None, "m", 1, 0.5, 0.0, 1.0, 0, timing)
     assert outline.to_coco() == [[0, 0, 4, 0, 4, 3]]

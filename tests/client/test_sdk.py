@@ -83,6 +83,15 @@ def test_options_of_the_answer_alone_run_no_network(session: Session) -> None:
     assert coarse.tolerance > fine.tolerance
 
 
+def test_an_outline_says_how_much_its_simplification_kept(session: Session) -> None:
+    exact = session.prompt("wand_click", positive=[FACE], tolerance=0)
+    assert exact.iou == pytest.approx(1)
+    coarse = session.prompt("wand_click", positive=[FACE], max_points=12)
+    ours, theirs = (polywand.rasterise(one.polygons, 512, 512) for one in (coarse, exact))
+    assert coarse.iou == pytest.approx(overlap(ours, theirs), abs=0.02)
+    assert coarse.iou < session.prompt("wand_click", positive=[FACE]).iou < 1
+
+
 def test_a_negative_click_takes_away_what_it_hits(session: Session) -> None:
     before = session.prompt("wand_click", positive=[FACE])
     rows, columns = np.nonzero(polywand.rasterise(before.polygons, 512, 512))

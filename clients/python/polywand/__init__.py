@@ -25,7 +25,7 @@ from polywand.errors import (
 )
 from polywand.images import ImageLike
 from polywand.prompts import Point
-from polywand.raster import decode_rle, rasterise
+from polywand.raster import decode_rle, encode_rle, rasterise
 from polywand.results import (
     Box,
     Detection,
@@ -37,6 +37,7 @@ from polywand.results import (
     Segmentation,
     Timing,
 )
+from polywand.seeds import SeedLike
 from polywand.session import Session
 
 __version__ = version("polywand")
@@ -57,6 +58,7 @@ __all__ = [
     "Point",
     "Polygon",
     "PolywandError",
+    "SeedLike",
     "Segmentation",
     "ServerError",
     "Session",
@@ -67,5 +69,6 @@ __all__ = [
     "aio",
     "connect",
     "decode_rle",
+    "encode_rle",
     "rasterise",
 ]

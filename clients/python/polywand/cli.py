@@ -7,12 +7,15 @@ from typing import Any
 
 import click
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 
 import polywand
 from polywand import overlay, report
 from polywand.channel import DEFAULT_TARGET, TIMEOUT_S
-from polywand.errors import IncompletePrompt, PolywandError
+from polywand.errors import IncompletePrompt, InvalidRequest, PolywandError
 from polywand.images import read
+from polywand.maskfiles import read_mask
 from polywand.params import InClickOrder, LabelPair, Numbers, clicks_as_typed
 from polywand.results import Box
 
@@ -72,6 +75,13 @@ def models(client: polywand.Client, as_json: bool) -> None:
 @click.option("--negative", type=Numbers("x,y"), multiple=True, help="A click that is not on it. Repeatable.")
 @click.option("--extreme", type=Numbers("x,y"), multiple=True, help="Where it reaches furthest. Repeatable.")
 @click.option("--box", type=Numbers("x0,y0,x1,y1"), help="Around the object.")
+@click.option(
+    "--seed",
+    "seed_file",
+    type=PATH,
+    metavar="MASK",
+    help="Refine this mask of the object: an image file of IMAGE's size, inside where it is not black.",
+)
 @THRESHOLD
 @click.option("--tolerance", type=float, help="Simplification in pixels; 0 keeps every vertex.  [default: server's]")
 @click.option("--max-points", type=int, help="Vertices at most.")
@@ -87,6 +97,7 @@ def interact(
     negative: tuple[tuple[float, ...], ...],
     extreme: tuple[tuple[float, ...], ...],
     box: tuple[float, ...] | None,
+    seed_file: Path | None,
     threshold: float | None,
     tolerance: float | None,
     max_points: int | None,
@@ -96,20 +107,23 @@ def interact(
 ) -> None:
     """Outline one object on IMAGE.
 
-    Points count in the order in which they are typed: they are clicked one after another.
+    Points count in the order in which they are typed: they are clicked one after another. A seed alone gives its own
+    outline.
     """
     client: polywand.Client = ctx.obj
     points = clicks_as_typed(ctx, positive=positive, negative=negative, extreme=extreme)
     _check_picture(picture)
     with client.open(image) as session:
+        seed = None if seed_file is None else _seed(seed_file, image, session)
         # Click by click, as an annotator would: networks refine what the clicks before led to.
         for count in range(len(points)):
             with suppress(IncompletePrompt):
-                session.prompt(model, points=points[:count], box=box, version=version)
+                session.prompt(model, points=points[:count], box=box, seed=seed, version=version)
         found = session.prompt(
             model,
             points=points,
             box=box,
+            seed=seed,
             version=version,
             threshold=threshold,
             tolerance=tolerance,
@@ -182,6 +196,18 @@ def detect(
             text = str(error)
             click.echo(f"Error: {text if text.startswith(name) else f'{name}: {text}'}", err=True)
     ctx.exit(1 if failed else 0)
+
+
+def _seed(path: Path, image: Path, session: polywand.Session) -> NDArray[np.bool_]:
+    """Read the mask that the object starts from; it has to be as large as the image."""
+    mask = read_mask(path)
+    height, width = mask.shape
+    if (width, height) != (session.width, session.height):
+        raise InvalidRequest(
+            f"{path} has {width} x {height} pixels, but {image} has {session.width} x {session.height}.",
+            grpc.StatusCode.INVALID_ARGUMENT,
+        )
+    return mask
 
 
 def _pictures(images: tuple[Path, ...], picture: Path | None) -> list[Path]:

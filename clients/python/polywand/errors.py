@@ -34,7 +34,20 @@ class InvalidRequest(PolywandError):  # noqa: N818 - reads better in an `except`
 
 
 class Unavailable(PolywandError):  # noqa: N818
-    """The server, its Triton or the model is away or did not answer in time. The same request may succeed later."""
+    """The server, its Triton or the model is away or did not answer in time. The same request may succeed later.
+
+    retry_after_s: how long the server asked to wait before that, in seconds; None when it did not say.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        code: grpc.StatusCode,
+        violations: Iterable[Violation] = (),
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, code, violations)
+        self.retry_after_s = retry_after_s
 
 
 class Draining(Unavailable):
@@ -107,13 +120,16 @@ def unexpected(what: str | None) -> ServerError:
 
 
 def from_status(status: status_pb2.Status) -> PolywandError:
-    """The error that a `google.rpc.Status` tells of, with the violations of its `BadRequest`."""
+    """The error that a `google.rpc.Status` tells of, with the violations of its `BadRequest` and its `RetryInfo`."""
     violations: list[Violation] = []
+    retry_after_s = None
     for detail in status.details:
-        bad_request = error_details_pb2.BadRequest()
+        bad_request, retry_info = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
         if detail.Unpack(bad_request):
             violations += (Violation(v.field, v.description) for v in bad_request.field_violations)
-    return _error(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, violations)
+        elif detail.Unpack(retry_info):
+            retry_after_s = retry_info.retry_delay.seconds + retry_info.retry_delay.nanos / 1e9
+    return _error(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, violations, retry_after_s)
 
 
 def from_incomplete(incomplete: pb.Incomplete) -> IncompletePrompt:
@@ -146,7 +162,7 @@ def from_rpc(error: grpc.RpcError, target: str) -> PolywandError:
         return Unavailable(f"{target} did not answer in time.", code)
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return ServerError(f"{target} answers, but not as a Polywand server: {details}", code)
-    return _error(code, details, ())
+    return _error(code, details)
 
 
 def _rich_status(error: grpc.Call | grpc.aio.AioRpcError) -> status_pb2.Status | None:
@@ -163,6 +179,10 @@ def _away(target: str, details: str) -> str:
     return f"The server at {target} went away: {details}"
 
 
-def _error(code: grpc.StatusCode, message: str, violations: Iterable[Violation]) -> PolywandError:
-    kind = InvalidRequest if code in _CALLERS_FAULT else Unavailable if code in _AWAY else ServerError
-    return kind(message or f"The server answered {code.name} without a word.", code, violations)
+def _error(
+    code: grpc.StatusCode, message: str, violations: Iterable[Violation] = (), retry_after_s: float | None = None
+) -> PolywandError:
+    message = message or f"The server answered {code.name} without a word."
+    if code in _AWAY:
+        return Unavailable(message, code, violations, retry_after_s)
+    return (InvalidRequest if code in _CALLERS_FAULT else ServerError)(message, code, violations)

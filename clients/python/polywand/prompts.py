@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, TypeAlias, TypedDict
 
+from polywand import seeds
+from polywand.seeds import SeedLike
 from polywand.v1 import annotation_pb2 as pb
 
 PointLabel: TypeAlias = Literal["positive", "negative", "extreme"]
@@ -24,6 +26,8 @@ class PromptOptions(TypedDict, total=False):
     the session, so a list that grows refines the last answer.
     points: instead of these three, all clicks in the order in which they were made.
     box: (x0, y0, x1, y1) around the object.
+    seed: what the object starts from: an annotation that is to be refined, as a mask or as polygons; see `SeedLike`.
+    Without points and box the answer is the seed's own outline.
     object_id: the caller's name for the object, when there are several on the image.
     version: of the model; 0 is the highest that is ready.
     threshold: probability from which a pixel counts, above 0 and below 1; None is the model's own.
@@ -36,6 +40,7 @@ class PromptOptions(TypedDict, total=False):
     negative: Iterable[Sequence[float]]
     extreme: Iterable[Sequence[float]]
     box: Sequence[float] | None
+    seed: SeedLike | None
     object_id: str
     version: int
     threshold: float | None
@@ -66,6 +71,7 @@ class Prompts:
         negative: Iterable[Sequence[float]] = (),
         extreme: Iterable[Sequence[float]] = (),
         box: Sequence[float] | None = None,
+        seed: SeedLike | None = None,
         object_id: str = "",
         version: int = 0,
         threshold: float | None = None,
@@ -93,6 +99,7 @@ class Prompts:
             points=[pb.Point(x=float(x), y=float(y), label=_label(label)) for x, y, label in clicks],
             box=None if box is None else pb.Box(**dict(zip(("x0", "y0", "x1", "y1"), _floats(box, 4), strict=True))),
             output=pb.OutputOptions(threshold=threshold, tolerance=tolerance, max_points=max_points, include_mask=mask),
+            seed=None if seed is None else seeds.to_message(seed),
         )
 
     def forget(self) -> None:

@@ -1,4 +1,4 @@
-"""Polygons and run lengths to masks."""
+"""Polygons and run lengths to masks, and masks to run lengths."""
 
 from collections.abc import Iterable, Sequence
 
@@ -80,3 +80,32 @@ def decode_rle(counts: str, width: int, height: int) -> NDArray[np.bool_]:
         raise ValueError(f"these run lengths are not those of a mask of {width} x {height} pixels")
     pixels = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     return np.ascontiguousarray(pixels.reshape(width, height).T)
+
+
+def encode_rle(mask: NDArray[np.bool_ | np.uint8]) -> str:
+    """A mask [height, width] (nonzero is inside) as COCO's compressed run lengths; `decode_rle` gives it back."""
+    height, width = mask.shape
+    inside = mask.astype(np.bool_, copy=False)
+    # Where a run starts, looked for row by row as memory lies, and only then put into the order of columns.
+    starts_here = np.empty((height, width), np.bool_)
+    np.not_equal(inside[1:], inside[:-1], out=starts_here[1:])
+    np.not_equal(inside[0, 1:], inside[-1, :-1], out=starts_here[0, 1:])
+    starts_here[0, 0] = inside[0, 0]
+    rows, columns = np.divmod(np.flatnonzero(starts_here), width)
+    return _compressed(np.diff(np.sort(columns * height + rows), prepend=0, append=height * width))
+
+
+def _compressed(runs: NDArray[np.int64]) -> str:
+    """Run lengths in the format that `decode_rle` tells of."""
+    values = runs.copy()
+    values[3:] -= runs[1:-2]
+    groups = []  # the first, second... characters of all values; 0 where a value has ended before
+    unfinished = np.ones(len(values), np.bool_)
+    while unfinished.any():
+        group = values & 0x1F
+        values >>= 5
+        more = values != np.where(group & 0x10, -1, 0)
+        groups.append(np.where(unfinished, group + 48 + 0x20 * more, 0))
+        unfinished &= more
+    characters: bytes = np.stack(groups, axis=1).astype(np.uint8).tobytes()
+    return characters.replace(b"\0", b"").decode("ascii")

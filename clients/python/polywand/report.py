@@ -40,7 +40,7 @@ def segmentation_text(image: str, found: Segmentation) -> str:
         lines.append(f"  box        {', '.join(f'{edge:.1f}' for edge in found.box)}")
     lines += [
         f"  model      {found.model} version {found.version}, threshold {_short(found.threshold)}, "
-        f"tolerance {found.tolerance:.3g} pixels",
+        f"tolerance {found.tolerance:.3g} pixels, IoU {found.iou:.3f} with the mask",
         f"  time       {_time(found.timing)}",
     ]
     return "\n".join(lines)
@@ -69,6 +69,7 @@ def segmentation_json(image: str, found: Segmentation) -> dict[str, Any]:
         "version": found.version,
         "threshold": _short(found.threshold),
         "tolerance": found.tolerance,
+        "iou": found.iou,
         "area": found.area,
         "box": None if found.box is None else [_short(edge) for edge in found.box],
         "polygons": [

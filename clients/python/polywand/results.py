@@ -67,6 +67,7 @@ class Segmentation:
     mask: bool [H, W] before simplification, or None when the prompt did not say `mask=True`.
     model, version: the tool that answered.
     threshold: the probability that was applied. tolerance: the simplification that was applied, in pixels.
+    iou: intersection over union of the polygons and the outline before simplification; 1 when there is nothing.
     skipped: how many earlier prompts of this object this answer stands in for, because it overtook them.
     """
 
@@ -78,6 +79,7 @@ class Segmentation:
     version: int
     threshold: float
     tolerance: float
+    iou: float
     skipped: int
     timing: Timing
 

@@ -1,6 +1,5 @@
 """One annotator's stream: an image, then prompts, each answered with polygons."""
 
-import queue
 import threading
 from concurrent.futures import Future
 from types import TracebackType
@@ -34,10 +33,8 @@ class Session:
         self._target, self._timeout_s = target, timeout_s
         self._prompts = Prompts()
         self._ledger = Ledger()
-        self._lock = threading.Lock()  # over ledger, prompts and outbox: requests leave in the order of their sequence
-        # Bounded by the callers, of whom each waits for its answer. None ends the stream.
-        self._outbox: queue.SimpleQueue[pb.InteractRequest | None] = queue.SimpleQueue()
-        self._call = stub.Interact(iter(self._outbox.get, None))
+        self._changed = threading.Condition()  # guards ledger and prompts; wakes who sends
+        self._call = stub.Interact(iter(self._next, None))
         self._reader = threading.Thread(target=self._read, name="polywand-session", daemon=True)
         self._reader.start()
         try:
@@ -50,32 +47,30 @@ class Session:
         """Make an image the current one; all objects of the last one are forgotten.
 
         image: a path, the bytes of a file, or uint8 [H, W, 3] RGB or [H, W] grey.
-        Raises InvalidRequest when it cannot be read, Unavailable when the server is away.
+        Raises InvalidRequest when it cannot be read, Unavailable when the server stays away.
         """
         message = images.to_message(image)
-        with self._lock:
-            waiter = self._ask(None, image=message)
+        with self._changed:
+            waiter = self._ask(pb.InteractRequest(image=message))
         info: pb.ImageInfo = self._wait(waiter)
         self.width, self.height = info.width, info.height
 
     def prompt(self, model: str, **prompt: Unpack[PromptOptions]) -> Segmentation:
         """Ask for the outline of one object; the arguments are those of `PromptOptions`.
 
-        Returns the answer to this prompt, or to a newer one of the same object that overtook it.
+        Returns the answer to this prompt, or to a newer one of the same object that overtook it. While Triton or the
+        model is away, the prompt is sent again and again; Unavailable comes when the client's timeout is over.
         Raises IncompletePrompt, InvalidRequest, Unavailable, ServerError, or Superseded when a new image came
         meanwhile. Only the end of the stream (Draining, or Unavailable for want of a server) ends the session.
         """
-        with self._lock:
-            message = self._prompts.message(model, **prompt)
-            waiter = self._ask(message.object_id, prompt=message)
+        with self._changed:
+            waiter = self._ask(pb.InteractRequest(prompt=self._prompts.message(model, **prompt)))
         answer: Segmentation = self._wait(waiter)
         return answer
 
     def close(self) -> None:
         """End the stream. Prompts that still wait raise Closed."""
-        with self._lock:
-            self._ledger.end(errors.Closed())
-        self._outbox.put(None)
+        self._end(errors.Closed())
         self._reader.join(CLOSE_GRACE_S)
         self._call.cancel()  # type: ignore[no-untyped-call]
         self._reader.join()
@@ -88,28 +83,43 @@ class Session:
     ) -> None:
         self.close()
 
-    def _ask(self, object_id: str | None, **message: Any) -> Future[Any]:
+    def _ask(self, message: pb.InteractRequest) -> Future[Any]:
         waiter: Future[Any] = Future()
-        sequence = self._ledger.ask(object_id, waiter)
-        self._outbox.put(pb.InteractRequest(sequence=sequence, **message))
+        self._ledger.ask(message, waiter, self._timeout_s)
+        self._changed.notify()
         return waiter
 
     def _wait(self, waiter: Future[Any]) -> Any:
         try:
             return waiter.result(self._timeout_s)
         except TimeoutError:
-            raise errors.no_answer(self._target, self._timeout_s) from None
+            with self._changed:
+                refusal = self._ledger.refusal(waiter)
+            raise refusal or errors.no_answer(self._target, self._timeout_s) from None
+
+    def _end(self, error: errors.PolywandError) -> None:
+        with self._changed:
+            self._ledger.end(error)
+            self._changed.notify()
+
+    def _next(self) -> pb.InteractRequest | None:
+        """Wait for what is to be sent next; None ends the stream. grpc's own thread calls this."""
+        with self._changed:
+            while self._ledger.ended is None:
+                if (request := self._ledger.take()) is not None:
+                    return request
+                self._changed.wait(self._ledger.pause_s())
+        return None
 
     def _read(self) -> None:
         end: errors.PolywandError = errors.ended(self._target)
         try:
             for reply in self._call:
-                with self._lock:
+                with self._changed:
                     if isinstance(self._ledger.answer(reply), pb.ImageInfo):
                         self._prompts.forget()
+                    self._changed.notify()  # the answer may be to send again
         except grpc.RpcError as error:
             end = errors.from_rpc(error, self._target)
         finally:
-            with self._lock:
-                self._ledger.end(end)
-            self._outbox.put(None)  # frees grpc's own thread, which waits for the next request
+            self._end(end)

@@ -113,6 +113,7 @@ def segmentation(message: pb.Segmentation, timing: pb.Timing, skipped: int) -> S
         version=message.version,
         threshold=message.threshold,
         tolerance=shape.tolerance,
+        iou=shape.iou,
         skipped=skipped,
         timing=_timing(timing),
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -36,9 +37,7 @@ class Session:
         self._target, self._timeout_s = target, timeout_s
         self._prompts = Prompts()
         self._ledger = Ledger()
-        # Newest wins on this side too: at most one unsent prompt per object, and one unread update.
-        self._outbox: dict[str | None, pb.InteractRequest] = {}
-        self._unread: dict[str, Update] = {}
+        self._unread: dict[str, Update] = {}  # newest wins: at most one of each object
         self._something_to_send = asyncio.Event()
         self._something_to_read = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
@@ -47,23 +46,23 @@ class Session:
         """Make an image the current one; all objects of the last one are forgotten.
 
         image: a path, the bytes of a file, or uint8 [H, W, 3] RGB or [H, W] grey.
-        Raises InvalidRequest when it cannot be read, Unavailable when the server is away.
+        Raises InvalidRequest when it cannot be read, Unavailable when the server stays away.
         """
         message = await asyncio.to_thread(images.to_message, image)
         waiter: asyncio.Future[pb.ImageInfo] = asyncio.get_running_loop().create_future()
-        sequence = self._ledger.ask(None, waiter)
-        self._post(None, pb.InteractRequest(sequence=sequence, image=message))
+        self._ask(pb.InteractRequest(image=message), waiter)
         await self._wait(waiter)
 
     async def prompt(self, model: str, **prompt: Unpack[PromptOptions]) -> Segmentation:
         """Ask for the outline of one object and wait for it; the arguments are those of `PromptOptions`.
 
-        Returns the answer to this prompt, or to a newer one of the same object that overtook it.
+        Returns the answer to this prompt, or to a newer one of the same object that overtook it. While Triton or the
+        model is away, the prompt is sent again and again; Unavailable comes when the client's timeout is over.
         Raises IncompletePrompt, InvalidRequest, Unavailable, ServerError, or Superseded when a new image came
         meanwhile. Only the end of the stream (Draining, or Unavailable for want of a server) ends the session.
         """
         waiter: asyncio.Future[Segmentation] = asyncio.get_running_loop().create_future()
-        self._ask(self._prompts.message(model, **prompt), waiter)
+        self._ask(pb.InteractRequest(prompt=self._prompts.message(model, **prompt)), waiter)
         answer: Segmentation = await self._wait(waiter)
         return answer
 
@@ -73,11 +72,13 @@ class Session:
         Returns the prompt's sequence. A prompt that has not left yet when a newer one of its object comes never does.
         Raises what ended the stream, when something has.
         """
-        return self._ask(self._prompts.message(model, **prompt), None)
+        return self._ask(pb.InteractRequest(prompt=self._prompts.message(model, **prompt)), None)
 
     async def updates(self) -> AsyncGenerator[Update, None]:
         """Yield every answer about objects of the current image, to `send` and to `prompt`, as it comes.
 
+        What met an absent Triton is sent again instead of being answered, until the client's timeout is over or a newer
+        prompt of its object stands for it.
         Of answers that come faster than they are taken, the newest of each object is kept. Ends with the session, and
         raises Unavailable when the stream fails. For one consumer.
         """
@@ -113,24 +114,19 @@ class Session:
     ) -> None:
         await self.close()
 
-    def _ask(self, prompt: pb.Prompt, waiter: asyncio.Future[Segmentation] | None) -> int:
-        sequence = self._ledger.ask(prompt.object_id, waiter)
-        self._post(prompt.object_id, pb.InteractRequest(sequence=sequence, prompt=prompt))
-        return sequence
-
-    def _post(self, object_id: str | None, request: pb.InteractRequest) -> None:
+    def _ask(self, message: pb.InteractRequest, waiter: asyncio.Future[Any] | None) -> int:
         if self._reader is None:
             raise RuntimeError("this session is not open: use it with `async with client.open(image) as session`")
-        self._outbox.pop(object_id, None)
-        self._outbox[object_id] = request  # at the end: requests leave in the order of their sequence
+        sequence = self._ledger.ask(message, waiter, self._timeout_s)
         self._something_to_send.set()
+        return sequence
 
     async def _wait(self, waiter: asyncio.Future[Any]) -> Any:
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await waiter
         except TimeoutError:
-            raise errors.no_answer(self._target, self._timeout_s) from None
+            raise self._ledger.refusal(waiter) or errors.no_answer(self._target, self._timeout_s) from None
 
     def _end(self, error: PolywandError) -> None:
         self._ledger.end(error)
@@ -139,10 +135,13 @@ class Session:
 
     async def _requests(self) -> AsyncIterator[pb.InteractRequest]:
         while self._ledger.ended is None:
-            await self._something_to_send.wait()
-            while self._outbox:
-                yield self._outbox.pop(next(iter(self._outbox)))
+            if (request := self._ledger.take()) is not None:
+                yield request
+                continue
             self._something_to_send.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._ledger.pause_s()):
+                    await self._something_to_send.wait()
 
     def _take(self, answer: Update | pb.ImageInfo | None) -> None:
         if isinstance(answer, pb.ImageInfo):
@@ -159,6 +158,7 @@ class Session:
         try:
             async for reply in self._stub.Interact(self._requests()):
                 self._take(self._ledger.answer(reply))
+                self._something_to_send.set()  # the answer may be to send again
         except grpc.aio.AioRpcError as error:
             end = errors.from_rpc(error, self._target)
         finally:
