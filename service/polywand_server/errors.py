@@ -8,6 +8,9 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+# What is away is looked for this often here; asking more often than that finds out nothing new.
+RETRY_SECONDS = 0.25
+
 
 class PolywandError(Exception):
     """Base of everything that is answered to a client. The text is written for the person who reads it at night."""
@@ -38,7 +41,11 @@ class WrongStateError(InvalidInputError):
 
 
 class UnavailableError(PolywandError):
-    """Triton or the model is away; the same request may succeed later."""
+    """Triton or the model is away; the same request may succeed later: retry_seconds says when to try again."""
+
+    def __init__(self, text: str, retry_seconds: float = RETRY_SECONDS) -> None:
+        super().__init__(text)
+        self.retry_seconds = retry_seconds
 
 
 class DeadlineError(PolywandError):

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from polywand_server import metrics
-from polywand_server.errors import NotFoundError, PolywandError, UnavailableError, WrongStateError
+from polywand_server.errors import RETRY_SECONDS, NotFoundError, PolywandError, UnavailableError, WrongStateError
 from polywand_server.loader import ModelLoader
 from polywand_server.specs import PARAMETER_KEY, DetectorSpec, InteractorSpec, ModelSpec, check_config, parse_spec
 from polywand_server.triton.client import IndexEntry, ModelConfig, TritonClient
@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 READY = "READY"
 # While Triton is away it is asked this often, so that recovery shows at once.
 AWAY_POLL_SECONDS = 0.25
+# What failed to load stays as it is until somebody mends it; nobody is to wait for that as for a restart.
+BROKEN_RETRY_SECONDS = 60.0
 # How long a look at the index may take before Triton counts as away.
 POLL_TIMEOUT_SECONDS = 5.0
 
@@ -37,6 +39,7 @@ class Tool:
 
     spec, config: None while the model has never been loaded, so that nobody knows what it is.
     reason: why the tool as a whole is not ready; empty when it is.
+    retry_seconds: when it makes sense to ask again, if it is not ready.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Tool:
     config: ModelConfig | None
     versions: tuple[ToolVersion, ...]
     reason: str
+    retry_seconds: float = RETRY_SECONDS
 
     @property
     def ready(self) -> bool:
@@ -57,7 +61,7 @@ class Tool:
             NotFoundError, UnavailableError
         """
         if self.reason:
-            raise UnavailableError(f"model '{self.name}' is not ready: {self.reason}")
+            raise UnavailableError(f"model '{self.name}' is not ready: {self.reason}", self.retry_seconds)
         ready = [version.version for version in self.versions if version.ready]
         if wanted == 0:
             return max(ready)
@@ -218,7 +222,8 @@ class Registry:
         """
         entries: defaultdict[str, list[IndexEntry]] = defaultdict(list)
         for entry in index:
-            if (entry.state or self._why_failed(entry.name)) and not _was_unloaded(entry):
+            # With a loader, what was never loaded is about to be; without, it is not there for us.
+            if (entry.state or self._loader) and not _was_unloaded(entry):
                 entries[entry.name].append(entry)
         self._reread += 1
         turn = sorted(entries)[self._reread % len(entries)] if entries else None
@@ -243,7 +248,10 @@ class Registry:
         known = self._tools.get(name)
         if not ready:
             reason = "; ".join(dict.fromkeys(self._why_not(entry) for entry in entries))
-            return Tool(name, known.spec if known else None, known.config if known else None, versions, reason)
+            return Tool(
+                *(name, known.spec if known else None, known.config if known else None, versions, reason),
+                retry_seconds=BROKEN_RETRY_SECONDS if self._why_failed(name) else RETRY_SECONDS,
+            )
         if known and known.spec and known.ready and not again and known.versions == versions:
             return known
         config = await self._triton.model_config(name, max(ready))
@@ -256,13 +264,13 @@ class Registry:
             return Tool(name, spec, config, versions, "")
         except ValueError as error:
             reason = f"its configuration is wrong: {error}"
-            return Tool(name, None, config, versions, reason)
+            return Tool(name, None, config, versions, reason, BROKEN_RETRY_SECONDS)
 
     def _why_failed(self, name: str) -> str:
         return self._loader.why_failed(name) if self._loader else ""
 
     def _why_not(self, entry: IndexEntry) -> str:
-        in_words = {"LOADING": "it is being loaded", "UNLOADING": "it is being unloaded"}
+        in_words = {"": "it is not loaded yet", "LOADING": "it is being loaded", "UNLOADING": "it is being unloaded"}
         return entry.reason or self._why_failed(entry.name) or in_words.get(entry.state, f"Triton says {entry.state}")
 
     def _report_changes(self, before: dict[str, Tool]) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 from tritonclient.grpc import InferenceServerClient
 
 from polywand.v1 import annotation_pb2 as pb
@@ -80,6 +82,12 @@ def copy_model(source: str, repository: Path, name: str, *, change: tuple[str, s
     return folder
 
 
+def retry_seconds(status) -> float:
+    """When the server says to try again."""
+    (delay,) = (error_details_pb2.RetryInfo.FromString(detail.value) for detail in status.details)
+    return delay.retry_delay.ToTimedelta().total_seconds()
+
+
 def test_broken_models_say_why_a_new_folder_appears_and_the_others_serve(tmp_path):
     repository = tmp_path / "repository"
     copy_model("grabcut", repository, "grabcut")
@@ -94,20 +102,21 @@ def test_broken_models_say_why_a_new_folder_appears_and_the_others_serve(tmp_pat
     ):
         service.wait_ready("grabcut")
         stub = annotation_pb2_grpc.AnnotationServiceStub(channel)
-        wait_until(lambda: len(models(stub)) == 5)
-        listed = models(stub)
-        assert listed["grabcut"].ready
         for name, reason in (
             ("no_points", "POINTS"),
             ("a_wrong_card", "prompt.box"),
             ("a_lost_file", "model.onnx"),
             ("no_config", "no_config"),
         ):
-            assert not listed[name].ready
-            assert reason in listed[name].not_ready_reason, listed[name]
+            wait_until(lambda name=name, reason=reason: reason in models(stub)[name].not_ready_reason)
+            assert not models(stub)[name].ready
+        assert len(models(stub)) == 5
+        assert models(stub)["grabcut"].ready
         with pytest.raises(grpc.RpcError, match=r"model\.onnx") as caught:
             stub.Detect(pb.DetectRequest(model="a_lost_file", image=pb.Image(encoded=b"x")))
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        # Nobody is told to wait for what somebody has to mend first.
+        assert retry_seconds(rpc_status.from_call(caught.value)) >= 60
 
         copy_model("grabcut", repository, "brand_new")
         wait_until(lambda: "brand_new" in models(stub) and models(stub)["brand_new"].ready)

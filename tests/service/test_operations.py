@@ -13,6 +13,7 @@ import grpc
 import psutil
 import pytest
 import trustme
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
@@ -135,6 +136,8 @@ def test_a_killed_triton_is_unavailable_for_a_while_and_the_stream_lives_on(own_
             reply = stream.ask(prompt("wand_click", (150, 400, POSITIVE)))
             assert reply.error.code == grpc.StatusCode.UNAVAILABLE.value[0], reply
             assert "riton" in reply.error.message
+            (retry,) = (error_details_pb2.RetryInfo.FromString(detail.value) for detail in reply.error.details)
+            assert 0 < retry.retry_delay.ToTimedelta().total_seconds() < 1
             with pytest.raises(grpc.RpcError) as caught:
                 stub.Detect(pb.DetectRequest(model="nanodet", image=raw_image(astronaut)))
             assert caught.value.code() == grpc.StatusCode.UNAVAILABLE

@@ -6,9 +6,6 @@ from google.rpc import error_details_pb2, status_pb2
 
 from polywand_server import errors
 
-# What is away is looked for this often here; asking more often than that finds out nothing new.
-RETRY_DELAY = duration_pb2.Duration(nanos=250_000_000)
-
 _CODES: tuple[tuple[type[errors.PolywandError], grpc.StatusCode], ...] = (
     (errors.TooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.NotFoundError, grpc.StatusCode.NOT_FOUND),
@@ -38,6 +35,8 @@ def to_status(error: errors.PolywandError) -> status_pb2.Status:
         status.details.append(detail)
     if isinstance(error, errors.UnavailableError):
         detail = any_pb2.Any()
-        detail.Pack(error_details_pb2.RetryInfo(retry_delay=RETRY_DELAY))
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(round(error.retry_seconds * 1000))
+        detail.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
         status.details.append(detail)
     return status
