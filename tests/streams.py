@@ -83,6 +83,10 @@ class InteractStream:
         assert reply is not None, "the stream ended"
         return reply
 
+    def pending(self) -> int:
+        """How many replies have come and were not received yet."""
+        return self._replies.qsize()
+
     def receive_end(self, seconds: float = REPLY_SECONDS) -> grpc.StatusCode:
         """Return the status with which the stream ends now."""
         reply = self._replies.get(timeout=seconds)

@@ -1,0 +1,108 @@
+"""Nobody's work keeps a hand waiting: not frames, and not another stream with a thousand objects."""
+
+import itertools
+import threading
+from contextlib import suppress
+
+import grpc
+import pytest
+
+from polywand.v1 import annotation_pb2 as pb
+from polywand_server.config import Limits
+from polywand_server.precedence import PATIENCE_SECONDS
+from tests.streams import POSITIVE, InteractStream, prompt, raw_image
+
+LIMITS = Limits()
+FACE, SUIT = (220, 130, POSITIVE), (150, 400, POSITIVE)
+
+
+class FrameFlood:
+    """Sends frames as fast as flow control takes them, and counts the answers."""
+
+    def __init__(self, stub, image: pb.Image) -> None:
+        self.answered = 0
+        self._refused: list[pb.DetectStreamResponse] = []
+        self._over = threading.Event()
+        request = pb.DetectRequest(model="nanodet", image=image)
+        self._call = stub.DetectStream(
+            pb.DetectStreamRequest(frame_id=number, request=request)
+            for number in itertools.takewhile(lambda _: not self._over.is_set(), itertools.count())
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+
+    def __enter__(self) -> "FrameFlood":
+        self._reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._call.cancel()
+        self._reader.join(10)
+        assert not self._refused, self._refused
+        assert self._call.code() is grpc.StatusCode.CANCELLED  # by us, and not ended before
+
+    def _read(self) -> None:
+        with suppress(grpc.RpcError):
+            for reply in self._call:
+                if not reply.HasField("response"):
+                    self._refused.append(reply)
+                self.answered += 1
+
+
+def test_frames_give_way_to_prompts_and_get_on_all_the_same(stub, astronaut):
+    """While a click is in work, only those frames are answered that were past their last stage, or out of patience."""
+    image = raw_image(astronaut)
+    with FrameFlood(stub, image) as first, FrameFlood(stub, image) as second, InteractStream(stub) as stream:
+
+        def answered() -> int:
+            return first.answered + second.answered
+
+        stream.ask(image)
+        while answered() < 5:  # the flood is up
+            stream.ask(prompt("wand_click", FACE))
+        for number in range(20):
+            before = answered()
+            reply = stream.ask(prompt("wand_click", FACE, object_id=str(number)))
+            assert reply.segmentation.shape.polygons
+            turns = 1 + int(reply.timing.total_us / 1e6 / PATIENCE_SECONDS)
+            assert answered() - before <= LIMITS.frames_in_work * turns + LIMITS.frames_in_work
+        before = answered()
+        while answered() < before + 10:  # no prompt in work
+            pass
+
+
+def test_frames_get_on_under_clicks_without_a_pause(stub, astronaut):
+    image = raw_image(astronaut)
+    with InteractStream(stub) as stream, FrameFlood(stub, image) as flood:
+        stream.ask(image)
+        names = ("a", "b")  # one of two objects is always in work
+        for name in names:
+            stream.send(prompt("wand_click", FACE, object_id=name))
+        for number in range(2000):
+            reply = stream.receive()
+            if flood.answered >= 4:
+                return
+            stream.send(prompt("wand_click", (200 + number % 40, 130, POSITIVE), object_id=reply.object_id))
+    pytest.fail("frames starved")
+
+
+def test_a_stream_with_a_thousand_objects_does_not_starve_another(stub, astronaut):
+    """The other's click is answered before more of the greedy one's than may be at Triton, and as many again."""
+    image = raw_image(astronaut)
+    with InteractStream(stub) as greedy, InteractStream(stub) as modest:
+        greedy.ask(image)
+        modest.ask(image)
+        objects = LIMITS.objects - 1
+        for number in range(objects):
+            greedy.send(prompt("wand_click", (220, 130, POSITIVE), object_id=str(number)))
+        greedy.receive()  # it is at work
+        for clicks in ((FACE,), (FACE, SUIT)):
+            sent = modest.send(prompt("wand_click", *clicks))
+            overtaken = 0
+            while modest.pending() == 0:
+                greedy.receive()
+                overtaken += 1
+            reply = modest.receive()
+            assert reply.sequence == sent
+            # Each of its objects needs two inferences, as the modest one's first click does.
+            assert overtaken <= 3 * LIMITS.stream_inflight, overtaken
