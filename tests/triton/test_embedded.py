@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from polywand_server.errors import UnavailableError
-from polywand_server.triton import embedded
+from polywand_server.triton import embedded, launch
 from polywand_server.triton.client import TritonClient
 from polywand_server.triton.embedded import EmbeddedTriton, EmbeddedTritonError, State
 from polywand_server.triton.wheel import find_wheel
@@ -172,6 +172,23 @@ async def test_a_running_server_survives_the_sweep_of_another_start(own: Embedde
         assert await answers(client)
     assert own.restarts == 0
     await client.close()
+
+
+async def test_empty_directories_of_killed_servers_go_when_no_server_lives(tmp_path: Path) -> None:
+    alive, environments = tmp_path / "proc" / "7", tmp_path / "tmp"
+    for folder in (
+        alive,
+        environments / "python_env_a",
+        environments / "python_env_b" / "in use",
+        environments / "other",
+    ):
+        folder.mkdir(parents=True)
+    (alive / "comm").write_text("tritonserver\n")
+    launch.remove_environments(tmp_path / "proc", environments)
+    assert len(list(environments.iterdir())) == 3
+    (alive / "comm").write_text("something else\n")
+    launch.remove_environments(tmp_path / "proc", environments)
+    assert sorted(path.name for path in environments.iterdir()) == ["other", "python_env_b"]
 
 
 async def test_a_start_that_fails_says_why_with_the_last_lines(

@@ -88,6 +88,20 @@ def remove(token: str, scratch: Path) -> None:
     (SHARED_MEMORY / f"polywand-{token}.lock").unlink(missing_ok=True)
 
 
+def remove_environments(processes: Path = Path("/proc"), environments: Path = Path("/tmp")) -> None:
+    """Remove the empty directories that servers of this user left which were killed: Triton's Python backend makes one
+    each. None goes while a server lives to which it may belong.
+    """
+    for process in processes.glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended while we looked
+            if process.stat().st_uid == os.geteuid() and (process / "comm").read_text() == "tritonserver\n":
+                return
+    for directory in environments.glob("python_env_*"):
+        with contextlib.suppress(OSError):  # somebody else's, or in use
+            if directory.stat().st_uid == os.geteuid():
+                directory.rmdir()
+
+
 def attend(child: subprocess.Popen[bytes], lifeline: int, wakeups: int) -> None:
     """Return when the child has exited or the lifeline is cut; pass SIGTERM on until then.
 
@@ -152,6 +166,7 @@ def launch(token: str, scratch: Path, command: list[str]) -> int:
     finally:
         status = end(child)
         remove(token, scratch)
+        remove_environments()
     return status
 
 
