@@ -11,10 +11,11 @@ from polywand_server.errors import InvalidInputError, PolywandError, TooLargeErr
 from polywand_server.geometry.shapes import Shape, make_shape
 from polywand_server.images import ImageSource, Picture
 from polywand_server.inference import Inference
+from polywand_server.interactors.checks import check_fits, check_inside
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.memory import Allowance, EstimateMemory
-from polywand_server.interactors.pipeline import max_points, reads_seed, segment
-from polywand_server.interactors.prompt import Label, Missing, Prompt, missing
+from polywand_server.interactors.pipeline import segment
+from polywand_server.interactors.prompt import Missing, Prompt, missing
 from polywand_server.interactors.seeds import Seed, seed_map
 from polywand_server.interactors.view import View
 from polywand_server.precedence import Precedence
@@ -68,11 +69,21 @@ class _Ask:
     watch: Stopwatch
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the network made of a prompt, before it is an outline."""
+
+    tool: Interactor
+    picture: Picture
+    estimate: Estimate
+
+
 @dataclass(slots=True)
 class _Object:
     """One object's newest prompt that waits, and the task that answers its prompts one after another.
 
-    skipped: prompts that the waiting one replaced. unanswered: what goes without an answer if the task is cancelled.
+    skipped: prompts that the waiting one replaced. unanswered: taken ones that have no reply yet, with those that their
+    replies will cover.
     """
 
     waiting: _Ask | None = None
@@ -85,7 +96,8 @@ class _Object:
         if self.waiting is None:
             return None
         ask, skipped = self.waiting, self.skipped
-        self.waiting, self.skipped, self.unanswered = None, 0, 1 + skipped
+        self.waiting, self.skipped = None, 0
+        self.unanswered += 1 + skipped
         return ask, skipped
 
     def is_superseded(self) -> bool:
@@ -183,7 +195,7 @@ class Session:
     def _object(self, prompt: Prompt) -> _Object:
         if self._view is None:
             raise WrongStateError("prompt", "there is no image yet: send one on this stream first")
-        _check_inside(prompt, self._view.picture)
+        check_inside(prompt, self._view.picture)
         limit = self._place.limits.objects
         if prompt.object_id not in self._objects and len(self._objects) >= limit:
             raise TooLargeError(
@@ -192,29 +204,51 @@ class Session:
         return self._objects.setdefault(prompt.object_id, _Object())
 
     async def _answer_all(self, item: _Object) -> None:
-        while (taken := item.next()) is not None:
-            ask, skipped = taken
-            result = await self._answer(ask, item)
-            await self._outbox.put(Reply(ask.sequence, ask.prompt.object_id, skipped, ask.watch, result))
-            item.unanswered = 0
+        """Answer an object's prompts in their order; while one's outline is drawn, the network sees the next."""
+        drawing: asyncio.Task[None] | None = None
+        try:
+            while True:
+                taken = item.next()
+                if taken is not None:
+                    found = await self._find(taken[0], item)
+                if drawing is not None:
+                    await drawing
+                    drawing = None
+                elif taken is None:
+                    return
+                if taken is not None:
+                    drawing = asyncio.create_task(self._reply(*taken, found, item), name="draw an outline")
+        finally:
+            if drawing is not None:
+                drawing.cancel()
+                await asyncio.gather(drawing, return_exceptions=True)
 
-    async def _answer(self, ask: _Ask, item: _Object) -> Segmentation | Missing | PolywandError:
+    async def _find(self, ask: _Ask, item: _Object) -> _Found | Missing | PolywandError:
         async with self._places:
             ask.watch.waited()
             with self._place.precedence.prompt():
-                result = await or_error(self._segment(ask.prompt, item, ask.watch))
+                return await or_error(self._look(ask.prompt, item, ask.watch))
+
+    async def _reply(self, ask: _Ask, skipped: int, found: _Found | Missing | PolywandError, item: _Object) -> None:
+        result: Segmentation | Missing | PolywandError
+        if isinstance(found, _Found):
+            with self._place.precedence.prompt():
+                result = await or_error(self._draw(ask.prompt, found, ask.watch))
+        else:
+            result = found
         model = self._label(ask.prompt.model)
         outcome = {Segmentation: "segmentation", Missing: "incomplete"}.get(type(result), "error")
         metrics.PROMPTS.labels(model, outcome).inc()
         metrics.PROMPT_SECONDS.labels(model).observe(ask.watch.total())
         metrics.observe_stages(ask.watch, model)
-        return result
+        await self._outbox.put(Reply(ask.sequence, ask.prompt.object_id, skipped, ask.watch, result))
+        item.unanswered -= 1 + skipped
 
-    async def _segment(self, prompt: Prompt, item: _Object, watch: Stopwatch) -> Segmentation | Missing:
+    async def _look(self, prompt: Prompt, item: _Object, watch: Stopwatch) -> _Found | Missing:
         view = self._view
         assert view is not None  # no prompt is taken before an image
         tool = self._place.registry.interactor(prompt.model, prompt.version)
-        _check_fits(prompt, tool)
+        check_fits(prompt, tool)
         lacking = missing(prompt, tool.spec.prompt)
         if lacking:
             return lacking
@@ -222,11 +256,16 @@ class Session:
         if estimate is None:
             estimate = await self._estimate(tool, view, prompt, item, watch)
             self._memory.remember(prompt, tool.version, estimate)
-        found, picture = estimate.probabilities, view.picture
+        return _Found(tool, view.picture, estimate)
+
+    async def _draw(self, prompt: Prompt, found: _Found, watch: Stopwatch) -> Segmentation:
+        tool, picture, probabilities = found.tool, found.picture, found.estimate.probabilities
         threshold = prompt.output.threshold or tool.spec.threshold
         with watch.stage("geometry"):
             shape = await self._place.inference.compute(
-                lambda: make_shape(found, threshold, prompt.output, picture.width, picture.height, prompt.clicks())
+                lambda: make_shape(
+                    probabilities, threshold, prompt.output, picture.width, picture.height, prompt.clicks()
+                )
             )
         return Segmentation(shape, picture.width, picture.height, tool.name, tool.version, threshold)
 
@@ -260,30 +299,3 @@ class Session:
 
     def _label(self, model: str) -> str:
         return model if self._place.registry.knows(model) else metrics.UNKNOWN_MODEL
-
-
-def _check_inside(prompt: Prompt, picture: Picture) -> None:
-    limit = f"the image spans 0..{picture.width} by 0..{picture.height}"
-    for number, point in enumerate(prompt.points):
-        if not (0 <= point.x <= picture.width and 0 <= point.y <= picture.height):
-            raise InvalidInputError(f"prompt.points[{number}]", f"({point.x:g}, {point.y:g}) is outside: {limit}")
-    box = prompt.box
-    if box is not None and not (box.x0 >= 0 and box.y0 >= 0 and box.x1 <= picture.width and box.y1 <= picture.height):
-        raise InvalidInputError(
-            "prompt.box", f"({box.x0:g}, {box.y0:g}, {box.x1:g}, {box.y1:g}) reaches outside: {limit}"
-        )
-
-
-def _check_fits(prompt: Prompt, tool: Interactor) -> None:
-    needs = tool.spec.prompt
-    if prompt.box is not None and needs.box == "none":
-        raise InvalidInputError("prompt.box", f"model '{tool.name}' reads no box")
-    if prompt.seed is not None and not reads_seed(tool.config):
-        raise InvalidInputError("prompt.seed", f"model '{tool.name}' reads no seed mask")
-    if needs.extreme_points == 0 and prompt.count(Label.EXTREME):
-        raise InvalidInputError("prompt.points", f"model '{tool.name}' reads no extreme points")
-    most = max_points(needs, tool.config)
-    if len(prompt.points) > most:
-        raise InvalidInputError(
-            "prompt.points", f"{len(prompt.points)} points; model '{tool.name}' takes at most {most}"
-        )

@@ -1,0 +1,36 @@
+"""Checks of a prompt against what is known only here: the image, and the tool that is asked."""
+
+from polywand_server.errors import InvalidInputError
+from polywand_server.images import Picture
+from polywand_server.interactors.pipeline import max_points, reads_seed
+from polywand_server.interactors.prompt import Label, Prompt
+from polywand_server.registry import Interactor
+
+
+def check_inside(prompt: Prompt, picture: Picture) -> None:
+    """Refuse points and boxes outside the image. Raises InvalidInputError."""
+    limit = f"the image spans 0..{picture.width} by 0..{picture.height}"
+    for number, point in enumerate(prompt.points):
+        if not (0 <= point.x <= picture.width and 0 <= point.y <= picture.height):
+            raise InvalidInputError(f"prompt.points[{number}]", f"({point.x:g}, {point.y:g}) is outside: {limit}")
+    box = prompt.box
+    if box is not None and not (box.x0 >= 0 and box.y0 >= 0 and box.x1 <= picture.width and box.y1 <= picture.height):
+        raise InvalidInputError(
+            "prompt.box", f"({box.x0:g}, {box.y0:g}, {box.x1:g}, {box.y1:g}) reaches outside: {limit}"
+        )
+
+
+def check_fits(prompt: Prompt, tool: Interactor) -> None:
+    """Refuse what the tool does not read, and more points than it takes. Raises InvalidInputError."""
+    needs = tool.spec.prompt
+    if prompt.box is not None and needs.box == "none":
+        raise InvalidInputError("prompt.box", f"model '{tool.name}' reads no box")
+    if prompt.seed is not None and not reads_seed(tool.config):
+        raise InvalidInputError("prompt.seed", f"model '{tool.name}' reads no seed mask")
+    if needs.extreme_points == 0 and prompt.count(Label.EXTREME):
+        raise InvalidInputError("prompt.points", f"model '{tool.name}' reads no extreme points")
+    most = max_points(needs, tool.config)
+    if len(prompt.points) > most:
+        raise InvalidInputError(
+            "prompt.points", f"{len(prompt.points)} points; model '{tool.name}' takes at most {most}"
+        )
