@@ -292,6 +292,8 @@ class Session:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        for item in items:
+            item.task = None  # its traceback holds its frames, and these the image, until the collector comes by
         skipped = sum(item.unanswered + item.skipped + (item.waiting is not None) for item in items)
         self._objects.clear()
         self._memory.clear()
