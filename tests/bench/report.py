@@ -121,6 +121,7 @@ def _against_json(results: Results) -> str:
             f"{size.megapixels:g} MP, JPEG of {size_of(size.jpeg_bytes)}",
             str(len(size.json)),
             percentiles(size.json),
+            number(size.json_parsing.median),
             number(size.first.service.median),
             number(size.next.service.median),
             f"{size.json.median / size.next.service.median:,.0f} ×",
@@ -131,7 +132,7 @@ def _against_json(results: Results) -> str:
         ]
         for size in results.sizes
     ]
-    header = ["one annotator", "n", "JSON, ms", "first click, ms", "next click, ms", "faster",
+    header = ["one annotator", "n", "JSON, ms", "of which parsing", "first click, ms", "next click, ms", "faster",
               "JSON, a click", "first click", "next click", "fewer"]  # fmt: skip
     title = "**Against JSON over HTTP**: Polywand's clicks (medians; the first with its photo) and bytes both ways\n\n"
     return title + table(header, rows)

@@ -40,6 +40,7 @@ class SizeResult:
     """Milliseconds and bytes at one photo size.
 
     by_click: the service's waits by click index from 1; undo is the step back after an object's last click.
+    json_parsing: the part of json in which the client parses the mask.
     next_bytes, first_bytes, json_bytes: sent and received for one click. first_bytes includes the photo, sent once.
     """
 
@@ -51,6 +52,7 @@ class SizeResult:
     first: Pairs = field(default_factory=Pairs)
     next: Pairs = field(default_factory=Pairs)
     json: Samples = field(default_factory=Samples)
+    json_parsing: Samples = field(default_factory=Samples)
     first_bytes: Samples = field(default_factory=Samples)
     next_bytes: Samples = field(default_factory=Samples)
     json_bytes: Samples = field(default_factory=Samples)
@@ -83,6 +85,7 @@ async def measure_size(servers: Servers, megapixels: float, seconds: float, leas
                 answer = await peer.click("", clicks[: 1 + number % len(clicks)])
                 json_seconds += answer.wait_ms / 1000
                 result.json.append(answer.wait_ms)
+                result.json_parsing.append(answer.parse_ms)
                 result.json_bytes.append(answer.sent + answer.received)
             enough = len(result.next.service) >= least_pairs and len(result.json) >= LEAST_JSON_CLICKS
             if (elapsed > seconds and enough) or elapsed > LONGEST * seconds:
