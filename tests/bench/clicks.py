@@ -33,6 +33,7 @@ from tests.bench.targets import targets
 MODEL, DETECTOR = "wand_click", "nanodet"
 STREAMS = (0, 1, 4)  # of frames, beside an annotator
 THROUGHPUT_MEGAPIXELS = 2
+SETTLE_SECONDS = 3  # for the last streams to be gone
 # A crowd at the JSON server is left out when each of its clicks would take longer than this many blocks.
 LONGEST_JSON_BLOCKS = 2.5
 
@@ -50,9 +51,9 @@ class Settings:
     quick: bool = False
     megapixels: Sequence[float] = (0.5, 2, 12, 24)
     annotators: Sequence[int] = (1, 8, 32)
-    seconds: float = 6
-    size_blocks: int = 4
-    least_pairs: int = 300
+    seconds: float = 5
+    size_blocks: int = 5
+    least_pairs: int = 240
     throughput_rounds: int = 3
     drag_seconds: float = 3
     drags: int = 2
@@ -72,7 +73,7 @@ def parse() -> tuple[Settings, Path]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megapixels", nargs="+", type=float, help="photo sizes (default: 0.5 2 12 24)")
     parser.add_argument("--annotators", nargs="+", type=int, help="at the same time (default: 1 8 32)")
-    parser.add_argument("--seconds", type=float, help="length of a block (default: 6); most things take several")
+    parser.add_argument("--seconds", type=float, help="length of a block (default: 5); most things take several")
     parser.add_argument("--output", type=Path, default=Path("build/bench"), help="folder (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="about a minute: shows that it runs, not what it costs")
     options = vars(parser.parse_args())
@@ -91,6 +92,7 @@ async def run(servers: Servers, settings: Settings) -> Results:
     await _floods(servers, settings, results)
     await _throughput(servers, settings, results)
     await _crowds(servers, settings, results)
+    await asyncio.sleep(SETTLE_SECONDS)
     results.memory_end = servers.memory()
     return results
 

@@ -21,6 +21,7 @@ MARGINS = {"left": 0.07, "right": 0.985, "top": 0.915, "bottom": 0.105, "hspace"
 BARS = "bar: median, line: p99 (p90 of few)"
 CROWD_MEGAPIXELS = 2.0
 DRAG_SHOWN_MS = 1000
+BEHIND = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1}
 STYLE = {
     "font.size": 13,
     "axes.titlesize": 14.5,
@@ -137,7 +138,7 @@ def _drag(axes: Axes, results: Results) -> None:
     axes.axhline(drag.limit_ms, color=LIMIT, linewidth=1.8, linestyle="--")
     axes.annotate(
         f"two bare inferences + 20 ms = {number(drag.limit_ms)} ms", (times[0], drag.limit_ms), (4, 5),
-        textcoords="offset points", color=LIMIT, fontsize=12,
+        textcoords="offset points", color=LIMIT, fontsize=12, bbox=BEHIND,
     )  # fmt: skip
     axes.set_ylim(0, max(*ages, drag.limit_ms) * 1.25)
     axes.set_xlim(times[0], times[-1])
@@ -174,7 +175,7 @@ def _flood(axes: Axes, results: Results) -> None:
     axes.axhline(FLOOD_FACTOR * tails[0], color=LIMIT, linewidth=1.8, linestyle="--")
     axes.annotate(
         f"{FLOOD_FACTOR:g} times the p{percent} without", (-0.45, FLOOD_FACTOR * tails[0]), (0, 5),
-        textcoords="offset points", color=LIMIT, fontsize=12,
+        textcoords="offset points", color=LIMIT, fontsize=12, bbox=BEHIND,
     )  # fmt: skip
     axes.set_ylim(0, max(FLOOD_FACTOR * tails[0], *tails) * 1.3)
     axes.set_xticks(

@@ -19,7 +19,7 @@ OBJECTS_PER_PHOTO = 4
 WARM_UP_OBJECTS = 3
 JSON_SHARE = 0.35  # of the time; its clicks take seconds
 LEAST_JSON_CLICKS = 3
-LONGEST = 2  # times the time that was given, for the sake of enough samples
+LONGEST = 1.6  # times the time that was given, for the sake of enough samples
 
 
 @dataclass(slots=True)
