@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PROTO := proto/polywand/v1/annotation.proto
 GENERATED := clients/python/polywand/v1
 
-.PHONY: serve test test-zoo test-conversion bench check format proto proto-check setup setup-zoo clean
+.PHONY: serve test test-zoo test-conversion bench bench-stages check format proto proto-check setup setup-zoo clean
 
 serve: $(VENV)/.serve  ## run the service with its own Triton
 	exec $(BIN)/polywand-server $(ARGS)
@@ -22,7 +22,10 @@ test-conversion: $(VENV)/.dev  ## fetch NanoDet's source with npm and prove that
 	POLYWAND_NANODET_SOURCE=$(CURDIR)/$(VENV)/human-models/package/models/nanodet.json \
 		$(BIN)/python -m pytest tests/converter $(ARGS)
 
-bench: $(VENV)/.dev  ## what an answer costs, stage by stage
+bench: $(VENV)/.dev  ## what a click costs, against the bare model and JSON over HTTP: a table, a plot, JSON
+	$(BIN)/python -m tests.bench.clicks $(ARGS)
+
+bench-stages: $(VENV)/.dev  ## what an answer of every tool costs, stage by stage
 	$(BIN)/python -m tests.bench.answers $(ARGS)
 
 check: $(VENV)/.zoo proto-check  ## formatter, linter, types, generated code

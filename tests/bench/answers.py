@@ -1,6 +1,6 @@
 """What one answer costs, stage by stage: real service, real Triton, photos of several sizes.
 
-    make bench            (or: python -m tests.bench.answers --model grabcut --answers 50)
+    make bench-stages    (or: python -m tests.bench.answers --model grabcut --answers 50)
 
 For an interactor each round is a new object with a first click (two passes for tools that refine) and a second one
 (one pass); for a detector it is a frame. Prints medians and 90th percentiles in milliseconds, as the service times its
@@ -12,13 +12,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import cv2
 import grpc
 import numpy as np
-import skimage.data
 
 from polywand.v1 import annotation_pb2 as pb
 from polywand.v1 import annotation_pb2_grpc
+from tests.bench.photos import photo_of
 from tests.running import REPOSITORY, running_service
 from tests.streams import POSITIVE, InteractStream, prompt
 
@@ -26,12 +25,6 @@ MEGAPIXELS = (0.5, 2, 12, 24)
 STAGES = ("decode", "prepare", "triton", "geometry", "total")
 
 WARM_UP = 5
-
-
-def photo(megapixels: float) -> np.ndarray:
-    """A portrait scaled to a size, RGB uint8."""
-    side = round((megapixels * 1e6) ** 0.5)
-    return cv2.resize(skimage.data.astronaut(), (side, side), interpolation=cv2.INTER_CUBIC)
 
 
 def measure_clicks(stub: annotation_pb2_grpc.AnnotationServiceStub, model: str, megapixels: float, count: int) -> None:
@@ -72,7 +65,7 @@ def measure_frames(stub: annotation_pb2_grpc.AnnotationServiceStub, model: str, 
 
 def jpeg(megapixels: float) -> pb.Image:
     """A portrait scaled to a size, as a JPEG."""
-    return pb.Image(encoded=cv2.imencode(".jpg", photo(megapixels)[..., ::-1])[1].tobytes())
+    return pb.Image(encoded=photo_of("astronaut", megapixels).jpeg)
 
 
 def row(timing: pb.Timing, waited_ms: float) -> list[float]:
