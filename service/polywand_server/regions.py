@@ -9,10 +9,6 @@ from numpy.typing import NDArray
 
 from polywand_server.images import Picture
 
-# From this reduction on, area averaging. Below it bilinear, which is many times quicker and, from a pyramid of halves,
-# changes no mask that was measured.
-AREA_AVERAGING_FROM = 2.0
-
 
 @dataclass(frozen=True, slots=True)
 class Region:
@@ -91,14 +87,12 @@ def crop_into(target: NDArray[np.uint8], picture: Picture, region: Region) -> No
     window = _window(
         picture.levels[level], region.left // step, region.top // step, region.width // step, region.height // step
     )
-    height, width = window.shape[:2]
-    if max(height / region.size[0], width / region.size[1]) > AREA_AVERAGING_FROM:
-        # OpenCV averages areas only when neither axis grows; so what shrinks, shrinks first.
-        shrunk = min(width, region.size[1]), min(height, region.size[0])
-        if shrunk == region.size[::-1]:
-            cv2.resize(window, shrunk, dst=target, interpolation=cv2.INTER_AREA)
-            return
-        window = cv2.resize(window, shrunk, interpolation=cv2.INTER_AREA)
+    # Bilinear resizing to a half is the average of pairs, and takes a tenth of the time of OpenCV's area averaging.
+    for axis in (0, 1):
+        while window.shape[axis] >= 2 * region.size[axis]:
+            half = [window.shape[1], window.shape[0]]
+            half[1 - axis] = (half[1 - axis] + 1) // 2
+            window = cv2.resize(window, half, interpolation=cv2.INTER_LINEAR)
     cv2.resize(window, region.size[::-1], dst=target, interpolation=cv2.INTER_LINEAR)
 
 
