@@ -67,6 +67,17 @@ SLOW = (
 """
 )
 
+# LOGITS: nothing that is a number.
+BROKEN = (
+    PREAMBLE
+    + """
+    def answer(self, request):
+        image = self.tensor(request, "IMAGE")
+        logits = np.full((1, 1, *image.shape[1:3]), np.nan, np.float32)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("LOGITS", logits)])
+"""
+)
+
 CONFIG = """
 backend: "python"
 max_batch_size: 1
@@ -91,6 +102,7 @@ def make_interactors(root: Path) -> Path:
     add_interactor(root, "keeper", KEEPER, inputs=PREV_MASK % (256, 256))
     add_interactor(root, "keeper_of_any_size", KEEPER, size=-1, inputs=PREV_MASK % (-1, -1))
     add_interactor(root, "slow", SLOW)
+    add_interactor(root, "broken", BROKEN)
     return root
 
 

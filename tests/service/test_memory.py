@@ -25,7 +25,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     repository = make_interactors(folder / "models")
     options = ["--stream-memory-mebibytes=2", "--memory-mebibytes=4", "--images-mebibytes=32"]
     with running_service(folder / "log", f"--model-repository={repository}", *options) as started:
-        started.wait_ready("counter", "keeper", "keeper_of_any_size")
+        started.wait_ready("counter", "keeper", "keeper_of_any_size", "broken")
         yield started
 
 
@@ -250,3 +250,10 @@ def test_an_image_that_would_never_find_room_is_too_large(stream):
     assert reply.error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], reply
     assert "image.raw" in reply.error.message
     assert "32 MiB" in reply.error.message
+
+
+def test_a_model_that_answers_no_numbers_fails_alone(stream):
+    reply = stream.ask(prompt("broken", (128, 128, POSITIVE)))
+    assert reply.error.code == grpc.StatusCode.INTERNAL.value[0], reply
+    assert "model 'broken' answered LOGITS that are no 256 x 256 numbers" in reply.error.message
+    assert inferences(stream, clicks(1)) == (1, 1)

@@ -44,12 +44,27 @@ def outline(
 
     low, high = _bounds(probabilities, image_width, image_height)
     polygons = []
-    generator = contourpy.contour_generator(z=grid, name="serial", fill_type=contourpy.FillType.OuterOffset)
-    for points, offsets in zip(*generator.filled(threshold, np.inf), strict=True):
+    for points, offsets in zip(*_contour_generator(grid).filled(threshold, np.inf), strict=True):
         placed = np.clip(probabilities.region.from_input(points + origin), low, high).astype(np.float32)
         rings = [placed[begin:end] for begin, end in pairwise(offsets)]
         polygons.append(shapely.Polygon(rings[0], rings[1:]))
     return _without_specks(polygons, shapely.points(keep))
+
+
+def _contour_generator(values: NDArray[np.float32]) -> contourpy.SerialContourGenerator:
+    """What `contourpy.contour_generator` makes of a grid of numbers, without its search for those that are none, which
+    takes longer than the contours."""
+    x, y = np.empty(values.shape), np.empty(values.shape)
+    x[:], y[:] = np.arange(values.shape[1]), np.arange(values.shape[0])[:, None]
+    return contourpy.SerialContourGenerator(
+        *(x, y, values.astype(np.float64)),
+        None,  # type: ignore[arg-type]  # no mask, as contourpy itself says it
+        corner_mask=False,
+        line_type=contourpy.LineType.Separate,
+        fill_type=contourpy.FillType.OuterOffset,
+        quad_as_tri=False,
+        z_interp=contourpy.ZInterp.Linear,
+    )
 
 
 def _tight_window(mask: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:

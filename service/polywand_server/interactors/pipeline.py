@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from polywand_server.errors import ModelFailedError
 from polywand_server.inference import Inference
 from polywand_server.interactors.crops import Crops
 from polywand_server.interactors.estimate import Estimate
@@ -48,7 +49,7 @@ async def segment(
                 await inference.compute(lambda: _fill(exchange.inputs, view, prompt, region, before))
             answer = await inference.run(exchange, watch)
             with watch.stage("geometry"):
-                return await inference.compute(lambda: _read(answer, region))
+                return await inference.compute(lambda: _read(answer, region, tool.name))
 
     result = await one_pass(crops.first(prompt, previous.probabilities if previous else None, threshold), previous)
     if previous is None and not is_superseded():
@@ -98,9 +99,14 @@ def _fill(tensors: Mapping[str, Array], view: View, prompt: Prompt, region: Regi
         tensors["STATE"][0] = 0 if previous is None or previous.state is None else previous.state
 
 
-def _read(answer: Mapping[str, Array], region: Region) -> Estimate:
+def _read(answer: Mapping[str, Array], region: Region, model: str) -> Estimate:
     """Copy what is to be kept out of the tensors, whose memory the next inference overwrites."""
-    probabilities = ProbabilityMap(region, sigmoid(answer["LOGITS"][0, 0]))
+    logits = answer["LOGITS"][0, 0]
+    if logits.shape != region.size or np.isnan(logits).any():
+        raise ModelFailedError(
+            f"model '{model}' answered LOGITS that are no {region.size[0]} x {region.size[1]} numbers"
+        )
+    probabilities = ProbabilityMap(region, sigmoid(logits))
     return Estimate(probabilities, answer["STATE_OUT"][0].copy() if "STATE_OUT" in answer else None)
 
 
