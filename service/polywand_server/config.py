@@ -29,7 +29,7 @@ class Limits:
     memory_bytes: int = 2048 * MEBIBYTE
     stream_inflight: int = 4
     frames_in_flight: int = 4
-    frames_in_work: int = 4
+    frames_in_work: int = 2
 
     @property
     def message_bytes(self) -> int:
