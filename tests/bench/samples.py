@@ -1,7 +1,5 @@
 """Measured values of one kind, and what may be said of so many of them."""
 
-from collections.abc import Iterable
-
 import numpy as np
 
 # A percentile is told only from so many values that one of them lies beyond it.
@@ -33,8 +31,3 @@ class Samples(list[float]):
             "max": max(self, default=None),
             "values": [round(v, 3) for v in self],
         }
-
-
-def median(values: Iterable[float]) -> float:
-    """The middle of values that come from several blocks of one run."""
-    return Samples(values).median

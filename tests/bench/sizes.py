@@ -110,7 +110,7 @@ async def _object(
     generator: np.random.Generator,
     result: SizeResult,
 ) -> tuple[Click, ...]:
-    """Click one object; service and bare model take turns in who is first."""
+    """Click one object; service and bare model run as many inferences, and chance says who is first."""
     clicks = photo.clicks(generator)
     for count in range(1, len(clicks) + 1):
         points = clicks[:count]
