@@ -79,6 +79,12 @@ class TestAfterTheFirstCloseLook:
         assert region != self.close
         assert region.holds(prompt.clicks())
 
+    def test_a_mask_that_runs_out_of_the_crop_widens_it(self):
+        right = edges(self.close)[2]
+        mask = mask_in(self.close, 450, 450, right, 700)
+        region = self.crops.first(clicked((500, 500)), mask, 0.5)
+        assert edges(region)[2] > right
+
     def test_a_mask_that_moved_or_shrank_moves_the_crop(self):
         mask = mask_in(self.close, 350, 350, 450, 450)
         region = self.crops.first(clicked((400, 400)), mask, 0.5)

@@ -37,7 +37,7 @@ class Crops:
             return self.whole() if box is None else self._around(box, policy.fraction, policy.pixels)
         if previous is not None:
             closer = self.closer(prompt, previous, threshold)
-            return previous.region if self._may_stay(previous.region, closer, prompt) else closer
+            return previous.region if self._may_stay(previous, closer, prompt, threshold) else closer
         return self.whole() if box is None else self._zoom(box, 1 + 2 * policy.box_margin, SMALLEST_CROP)
 
     def refining(self, prompt: Prompt, first: ProbabilityMap, threshold: float) -> Region | None:
@@ -66,9 +66,9 @@ class Crops:
             )
         return self._zoom(box, policy.expansion, policy.min_fraction * min(self._width, self._height), prompt)
 
-    def _may_stay(self, region: Region, closer: Region, prompt: Prompt) -> bool:
+    def _may_stay(self, previous: ProbabilityMap, closer: Region, prompt: Prompt, threshold: float) -> bool:
         """Whether a crop that the network has seen already will do, where a closer one is not much better."""
-        policy = self._policy
+        policy, region = self._policy, previous.region
         is_one_of_ours = region == self._region(
             region.left, region.top, region.left + region.width, region.top + region.height
         )  # and not a seed's, say
@@ -78,6 +78,17 @@ class Crops:
             and region != self.whole()
             and region.holds(prompt.clicks())
             and region.overlap(closer) > policy.keep_above
+            and not self._is_cut(previous, threshold)
+        )
+
+    def _is_cut(self, mask: ProbabilityMap, threshold: float) -> bool:
+        """Whether the mask runs out of its crop, where the image goes on."""
+        region, inside = mask.region, mask.values > threshold
+        return bool(
+            (region.left > 0 and inside[:, 0].any())
+            or (region.top > 0 and inside[0].any())
+            or (region.left + region.width < self._width and inside[:, -1].any())
+            or (region.top + region.height < self._height and inside[-1].any())
         )
 
     def _around(self, box: Box, fraction: float, pixels: float) -> Region:
