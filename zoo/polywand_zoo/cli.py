@@ -61,8 +61,9 @@ def convert_nanodet(source: Path, repository: Path) -> None:
 )
 def export_wand(checkpoint: Path, repository: Path, version: int) -> None:
     """Export a checkpoint of the wand network to wand_click/VERSION/model.onnx."""
+    from polywand_zoo.onnx_export import ExportError  # noqa: PLC0415
     from polywand_zoo.wand.checkpoint import CheckpointError  # noqa: PLC0415
-    from polywand_zoo.wand.export import ExportError, export  # noqa: PLC0415
+    from polywand_zoo.wand.export import export  # noqa: PLC0415
 
     target = repository / "wand_click" / str(version) / "model.onnx"
     try:

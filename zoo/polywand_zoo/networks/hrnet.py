@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polywand_zoo.networks.layers import ConvNorm, conv, resize, size_of
-from polywand_zoo.networks.ocr import ObjectContext, gather
+from polywand_zoo.networks.ocr import ObjectContext, ObjectGather
 from polywand_zoo.networks.resnet import BasicBlock, bottleneck_stage
 
 STEM_CHANNELS = 64
@@ -36,6 +36,7 @@ class HighResolutionOcr(nn.Module):
         self.transition3 = new_branch(channels)
         self.stage4 = stage(channels, blocks, modules[2])
         self.conv3x3_ocr = ConvNorm(self.channels, 2 * ocr_width, 3, bias=True)
+        self.ocr_gather_head = ObjectGather()
         self.ocr_distri_head = ObjectContext(2 * ocr_width, ocr_width)
         self.cls_head = nn.Conv2d(2 * ocr_width, 1, 1)
         self.aux_head = nn.Sequential(
@@ -62,7 +63,7 @@ class HighResolutionOcr(nn.Module):
         """Map the features [B, 15 width, h, w] to logits [B, 1, h, w]."""
         auxiliary = self.aux_head(features)
         pixels = self.conv3x3_ocr(features)
-        logits: Tensor = self.cls_head(self.ocr_distri_head(pixels, gather(pixels, auxiliary)))
+        logits: Tensor = self.cls_head(self.ocr_distri_head(pixels, self.ocr_gather_head(pixels, auxiliary)))
         return logits
 
 

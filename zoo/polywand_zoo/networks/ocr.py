@@ -42,15 +42,13 @@ class ObjectAttention(nn.Module):
         return value
 
 
-def gather(features: Tensor, logits: Tensor) -> Tensor:
-    """Represent an object as the mean of its pixels' features: [B, C, 1, 1].
+class ObjectGather(nn.Module):
+    """Represents an object as the mean of its pixels' features."""
 
-    features: [B, C, H, W]. logits: [B, 1, H, W]; a softmax over all pixels makes weights of them.
-    In single precision whatever the network computes in: the weights of many pixels are too small for half.
-    """
-    weights = logits.float().flatten(2).softmax(2)  # [B, 1, H W]
-    proxy = (features.float().flatten(2) @ weights.transpose(1, 2)).unsqueeze(3)
-    return proxy.to(features.dtype)
+    def forward(self, features: Tensor, logits: Tensor) -> Tensor:
+        """Map features [B, C, H, W] and logits [B, 1, H, W], whose softmax is the mean's weights, to [B, C, 1, 1]."""
+        weights = logits.flatten(2).softmax(2)  # [B, 1, H W]
+        return (features.flatten(2) @ weights.transpose(1, 2)).unsqueeze(3)
 
 
 def nested(channels_in: int, channels: int) -> nn.Sequential:
