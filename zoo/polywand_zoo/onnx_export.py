@@ -1,9 +1,8 @@
 """From a PyTorch module to an ONNX model, as all of the zoo's networks are exported."""
 
-import tempfile
+import io
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 
 import onnx
 import torch
@@ -31,20 +30,20 @@ def trace(
     variable: the other axes whose size is not fixed to the example's.
     """
     axes = {name: {0: BATCH, **(variable or {}).get(name, {})} for name in (*names, output)}
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    file = io.BytesIO()
+    with warnings.catch_warnings():
         # PyTorch would rather have its newer exporter used, which needs another package and writes a longer graph.
         warnings.simplefilter("ignore", DeprecationWarning)
-        file = Path(folder) / "model.onnx"
         torch.onnx.export(
             module,
             inputs,
-            file,
+            file,  # type: ignore[arg-type]  # the older exporter takes a buffer, too
             input_names=list(names),
             output_names=[output],
             dynamic_axes=axes,
             opset_version=OPSET,
             dynamo=False,
         )
-        model = onnx.load(file)
+    model = onnx.load_from_string(file.getvalue())
     model.ir_version = IR_VERSION
     return model

@@ -43,12 +43,19 @@ def _successions(module: nn.Module) -> Iterator[tuple[Place, Place]]:
         yield from itertools.pairwise(_in_order(module))
     for number in (1, 2, 3):  # the names in blocks and stems
         if hasattr(module, f"conv{number}"):
-            yield (module, f"conv{number}"), (module, f"bn{number}")
+            *_, last = _flat(module, f"conv{number}")
+            yield last, (module, f"bn{number}")
 
 
 def _in_order(sequence: nn.Sequential) -> Iterator[Place]:
-    for name, child in sequence.named_children():
-        if isinstance(child, nn.Sequential):
-            yield from _in_order(child)
-        else:
-            yield sequence, name
+    for name, _ in sequence.named_children():
+        yield from _flat(sequence, name)
+
+
+def _flat(owner: nn.Module, name: str) -> Iterator[Place]:
+    """List what a part runs, one after the other: itself, or if it is a sequence what is in it."""
+    part = getattr(owner, name)
+    if isinstance(part, nn.Sequential):
+        yield from _in_order(part)
+    else:
+        yield owner, name
