@@ -82,6 +82,14 @@ def logits(name: str) -> NDArray[np.float32]:
     return output
 
 
+def predicted(name: str) -> NDArray[np.float32]:
+    """Return the probability map of a golden predictor, at image size."""
+    assert FOLDER is not None
+    stored = np.load(Path(FOLDER) / f"{GOLDEN[name][0]}_predictor.npz")["probability"]
+    probability: NDArray[np.float32] = stored.astype(np.float32) / 65535
+    return probability
+
+
 def weights(names_and_shapes: Iterable[tuple[str, Iterable[int]]]) -> OrderedDict[str, torch.Tensor]:
     """Fill entries by the golden rule."""
     fill = recipe().fill

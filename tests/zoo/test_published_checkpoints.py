@@ -133,6 +133,7 @@ def test_a_variant_that_the_weights_do_not_show_is_refused(weights: Weights, tmp
         ([1, 2], "holds no named weights, but a list"),
         ({}, "holds no named weights, but a dict"),
         ({"epoch": 3}, "holds entries that are no named weights: epoch"),
+        ({"weight": torch.eye(2).to_sparse()}, "holds entries that are no named weights: weight"),
     ],
 )
 def test_a_file_of_something_else_is_refused(content: Any, why: str, tmp_path: Path) -> None:

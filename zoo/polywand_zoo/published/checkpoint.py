@@ -109,14 +109,19 @@ def read_entries(path: Path) -> tuple[dict[str, Tensor], Mapping[str, object]]:
         content = content["state_dict"]
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path} holds no named weights, but a {type(content).__name__}")
-    strange = [
-        str(name) for name, entry in content.items() if not (isinstance(name, str) and isinstance(entry, Tensor))
-    ]
+    strange = [str(name) for name, entry in content.items() if not (isinstance(name, str) and _is_weight(entry))]
     if strange:
         raise CheckpointError(f"{path} holds entries that are no named weights: {_listed(strange)}")
     if all(name.startswith(WRAPPER) for name in content):
         content = {name.removeprefix(WRAPPER): tensor for name, tensor in content.items()}
     return {name: tensor for name, tensor in content.items() if name not in TRAINING_ONLY}, configuration
+
+
+def _is_weight(entry: object) -> bool:
+    """Tell plain tensors from everything else, PyTorch's own stranger kinds of tensors included."""
+    if not isinstance(entry, Tensor) or entry.layout is not torch.strided or entry.device.type != "cpu":
+        return False
+    return not (entry.is_quantized or entry.is_complex())
 
 
 def identify(path: Path, entries: Mapping[str, Tensor], name: str | None) -> str:
