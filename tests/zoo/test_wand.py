@@ -21,12 +21,14 @@ from torch import nn
 from tritonclient.grpc import model_config_pb2
 
 from polywand_zoo.cli import main
+from polywand_zoo.onnx_export import ExportError, trace
+from polywand_zoo.points import Label
 from polywand_zoo.wand import export as wand_export
 from polywand_zoo.wand.checkpoint import UNUSED, CheckpointError, experiment_name, load_network
-from polywand_zoo.wand.export import INPUTS, MAX_POINTS, ExportError, export, random_request, trace
+from polywand_zoo.wand.export import INPUTS, MAX_POINTS, export, random_request
 from polywand_zoo.wand.folding import fold_batch_norms
 from polywand_zoo.wand.network import DISK_RADIUS, INPUT_SIZE, WandNetwork
-from polywand_zoo.wand.prompts import MAP_NAMES, Label, PromptMaps
+from polywand_zoo.wand.prompts import MAP_NAMES, PromptMaps
 
 MODEL_FOLDER = Path(__file__).parents[2] / "model_repository" / "wand_click"
 MODEL_FILE = MODEL_FOLDER / "1" / "model.onnx"

@@ -1,8 +1,6 @@
 """Export of a wand checkpoint to an interactor under Polywand's contract."""
 
 import os
-import tempfile
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +12,12 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from polywand_zoo.onnx_graph import BATCH, IR_VERSION, OPSET
+from polywand_zoo.onnx_export import ExportError, trace
+from polywand_zoo.points import Label
 from polywand_zoo.wand.checkpoint import load_network
 from polywand_zoo.wand.folding import fold_batch_norms, round_weights
 from polywand_zoo.wand.network import DISK_RADIUS, INPUT_SIZE, WandNetwork
-from polywand_zoo.wand.prompts import Label, PromptMaps
+from polywand_zoo.wand.prompts import PromptMaps
 
 MAX_POINTS = 64
 INPUTS = ("IMAGE", "POINTS", "PREV_MASK")
@@ -26,10 +25,6 @@ OUTPUT = "LOGITS"
 
 GRAPH_TOLERANCE = 1e-3  # of a logit, between PyTorch and ONNX Runtime: two orders of the same float32 sums
 ROUNDING_TOLERANCE = 2e-3  # of a probability, on average, by rounding the weights to half precision
-
-
-class ExportError(RuntimeError):
-    """The exported graph does not compute what the network computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,27 +110,6 @@ def build(network: WandNetwork) -> onnx.ModelProto:
     model = trace(Interactor(network).eval(), random_request(0).tensors(), INPUTS, OUTPUT)
     _store_weights_in_half(model.graph)
     onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-def trace(module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ...], output: str) -> onnx.ModelProto:
-    """Return a module as an ONNX model whose inputs and output have a batch axis of any size in front."""
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # PyTorch would rather have its newer exporter used, which needs another package and writes a longer graph.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        file = Path(folder) / "model.onnx"
-        torch.onnx.export(
-            module,
-            inputs,
-            file,
-            input_names=list(names),
-            output_names=[output],
-            dynamic_axes={name: {0: BATCH} for name in (*names, output)},
-            opset_version=OPSET,
-            dynamo=False,
-        )
-        model = onnx.load(file)
-    model.ir_version = IR_VERSION
     return model
 
 

@@ -1,25 +1,14 @@
 """Prompt maps of the wand networks: from a list of points to the picture of it that a network sees."""
 
-from enum import IntEnum
-
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from polywand_zoo.points import Label, borders_passed
+
 MAP_NAMES = ("positive", "negative", "extreme", "box", "previous")  # the channels, in order
-
-
-class Label(IntEnum):
-    """What a row of POINTS says."""
-
-    PADDING = -1
-    NEGATIVE = 0
-    POSITIVE = 1
-    BOX_TOP_LEFT = 2
-    BOX_BOTTOM_RIGHT = 3
-    EXTREME = 4
 
 
 class PromptMaps(nn.Module):
@@ -82,14 +71,6 @@ class PromptMaps(nn.Module):
         inside = (self.pixels >= start.unsqueeze(-1)) & (self.pixels < stop.unsqueeze(-1))  # [B, 2, S]
         columns, rows = inside.unbind(1)
         return (rows.unsqueeze(-1) & columns.unsqueeze(-2)).unsqueeze(1).to(points.dtype)
-
-
-def borders_passed(points: Tensor, borders: Tensor) -> Tensor:
-    """Count for each value of points [B, N, 3] how many of the borders [K] lie below it: [B, N, 3], integers.
-
-    The borders take the new axis in front, so that the comparison reads `points` itself and no reshaped copy.
-    """
-    return (points > borders.view(-1, 1, 1, 1)).sum(0)
 
 
 def point_borders(size: int, radius: int) -> NDArray[np.float32]:

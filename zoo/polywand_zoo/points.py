@@ -1,0 +1,25 @@
+"""Rows of POINTS, the tensor that tells a network of Polywand what a user pointed at: [B, N, 3], x, y and a label."""
+
+from enum import IntEnum
+
+from torch import Tensor
+
+
+class Label(IntEnum):
+    """What a row of POINTS says."""
+
+    PADDING = -1
+    NEGATIVE = 0
+    POSITIVE = 1
+    BOX_TOP_LEFT = 2
+    BOX_BOTTOM_RIGHT = 3
+    EXTREME = 4
+
+
+def borders_passed(points: Tensor, borders: Tensor) -> Tensor:
+    """Count for each value of points [B, N, 3] how many of the borders [K] lie below it: [B, N, 3], integers.
+
+    The borders take the new axis in front, so that the comparison reads `points` itself and no reshaped copy: that is
+    what keeps it exact in OpenVINO's bfloat16, where a comparison reads the graph's inputs and constants as they are.
+    """
+    return (points > borders.view(-1, 1, 1, 1)).sum(0)

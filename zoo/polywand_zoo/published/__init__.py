@@ -1,0 +1,1 @@
+"""Published interactors: from their authors' checkpoints to models in Polywand's repository."""

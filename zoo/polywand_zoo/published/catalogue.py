@@ -1,0 +1,111 @@
+"""What can be imported: the published interactors, how they are prompted, and where their authors publish them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+# DEXTR and IOG cut the object's box and a margin out of the image, and fill up with black.
+Crop = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A published interactor.
+
+    title, help_message, threshold, prompt, crop: as the service reads them (`specs.py`).
+    prompt_style: what a user does, in a few words.
+    parameters: of the network, in millions. input_size: what the network sees.
+    checkpoints: file names under which its authors publish weights. page: where.
+    paper, license, trained_on: of the weights.
+    """
+
+    name: str
+    title: str
+    help_message: str
+    prompt_style: str
+    parameters: float
+    input_size: str
+    checkpoints: tuple[str, ...]
+    page: str
+    paper: str
+    license: str
+    trained_on: str
+    threshold: float
+    prompt: Mapping[str, Any]
+    crop: Crop
+
+    @property
+    def weights_source(self) -> str:
+        """Whose weights these are, in one line."""
+        return f"{self.paper}; trained on {self.trained_on}; {self.page}"
+
+
+def _ritm(name: str, title: str, parameters: float, *checkpoints: str) -> Published:
+    return Published(
+        name=name,
+        title=title,
+        help_message="Click on the object; click what is missing, and right-click what is too much.",
+        prompt_style="clicks",
+        parameters=parameters,
+        input_size="any",
+        checkpoints=checkpoints,
+        page="https://github.com/saic-vul/ritm_interactive_segmentation",
+        paper="Sofiiuk, Petrov, Konushin: Reviving Iterative Training with Mask Guidance (2021)",
+        license="MIT",
+        trained_on="COCO and LVIS, or SBD",
+        threshold=0.49,
+        prompt={"min_positive_points": 1, "min_negative_points": 0, "extreme_points": 0, "box": "none"},
+        # The whole image, then 1.4 times the mask's box; crops may have any shape and end at the image's edges.
+        crop={
+            "policy": "zoom_in",
+            "expansion": 1.4,
+            "min_fraction": 0.25,
+            "max_aspect": 1000,
+            "click_margin": 0,
+            "whole_image_above": 1,
+            "refine_first": False,
+            "longest_side": 400,
+        },
+    )
+
+
+_ALL = (
+    Published(
+        name="dextr_resnet101",
+        title="DEXTR (ResNet-101)",
+        help_message="Click the four extreme points of the object: its leftmost, topmost, rightmost and bottommost.",
+        prompt_style="4 extreme points",
+        parameters=48.8,
+        input_size="512 x 512",
+        checkpoints=("dextr_pascal-sbd.pth",),
+        page="https://github.com/scaelles/DEXTR-PyTorch",
+        paper="Maninis, Caelles, Pont-Tuset, Van Gool: Deep Extreme Cut (2018)",
+        license="MIT",
+        trained_on="PASCAL VOC and SBD",
+        threshold=0.8,
+        prompt={"min_positive_points": 0, "min_negative_points": 0, "extreme_points": 4, "box": "none"},
+        crop={"policy": "margin", "pixels": 50},
+    ),
+    Published(
+        name="iog_resnet101",
+        title="Inside-Outside Guidance (ResNet-101)",
+        help_message="Draw a tight box around the object, then click in its middle.",
+        prompt_style="a box and 1 click inside",
+        parameters=52.1,
+        input_size="512 x 512",
+        checkpoints=("IOG_PASCAL_SBD.pth",),
+        page="https://github.com/shiyinzhang/Inside-Outside-Guidance",
+        paper="Zhang, Liew, Wei, Wei, Zhao: Interactive Object Segmentation with Inside-Outside Guidance (2020)",
+        license="not stated by its authors",
+        trained_on="PASCAL VOC and SBD",
+        threshold=0.8,
+        prompt={"min_positive_points": 1, "min_negative_points": 0, "extreme_points": 0, "box": "required"},
+        crop={"policy": "margin", "pixels": 30},
+    ),
+    _ritm("hrnet18s", "RITM (HRNet-18s)", 4.2, "coco_lvis_h18s_itermask.pth"),
+    _ritm("hrnet18", "RITM (HRNet-18)", 10.0, "coco_lvis_h18_itermask.pth", "sbd_h18_itermask.pth"),
+    _ritm("hrnet32", "RITM (HRNet-32)", 31.0, "coco_lvis_h32_itermask.pth"),
+)
+
+CATALOGUE: Mapping[str, Published] = MappingProxyType({published.name: published for published in _ALL})

@@ -1,0 +1,108 @@
+"""Adds versions to a model repository, each whole and at once: a running Triton never sees half of one."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+CONFIG_FILE = "config.pbtxt"
+
+
+class RepositoryError(Exception):
+    """A version could not be added; the repository is as it was."""
+
+
+def next_version(repository: Path, name: str, wanted: int | None) -> int:
+    """Return the wanted version if it is free, or the first one above all that a model has.
+
+    Raises:
+        RepositoryError
+    """
+    folder = repository / name
+    versions = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+    if folder.exists() and not (folder / CONFIG_FILE).is_file():
+        raise RepositoryError(f"{folder} exists and is no model: it has no {CONFIG_FILE}")
+    if wanted is None:
+        return max(versions, default=0) + 1
+    if wanted in versions:
+        raise RepositoryError(f"{folder} has a version {wanted} already")
+    return wanted
+
+
+def add_version(repository: Path, name: str, version: int, files: Mapping[str, bytes], config: str) -> Path:
+    """Add a version of a model, and the model with this configuration if it is new; returns the version's folder.
+
+    files: of the version, by name. The configuration of a model that is there stays as it is.
+
+    Raises:
+        RepositoryError
+    """
+    target = repository / name / str(version)
+    needed = sum(map(len, files.values())) + len(config)
+    free = shutil.disk_usage(_existing(repository)).free
+    if free < needed:
+        raise RepositoryError(f"{target} needs {_megabytes(needed)} of disk space, and {_megabytes(free)} are free")
+    try:
+        if (repository / name).exists():
+            with _staging(repository / name, f".{version}-") as staging:
+                _write(staging / str(version), files)
+                (staging / str(version)).rename(target)
+        else:
+            with _made(repository), _staging(_beside(repository), f".{name}-") as staging:
+                _write(staging / name / str(version), files)
+                _write(staging / name, {CONFIG_FILE: config.encode("ascii")})
+                (staging / name).rename(repository / name)
+    except OSError as error:
+        raise RepositoryError(f"{target} could not be written: {error.strerror}; nothing was left behind") from error
+    return target
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        with (folder / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # before the rename: after a power cut the version is whole or not there
+
+
+@contextmanager
+def _staging(parent: Path, prefix: str) -> Iterator[Path]:
+    """Make a hidden folder that is gone afterwards, with all that was not moved out of it."""
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it, and take away again those that were not there if the block fails."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):  # somebody else has put something into it meanwhile
+                path.rmdir()
+        raise
+
+
+def _beside(repository: Path) -> Path:
+    """Choose where to prepare a new model: beside the repository, since Triton takes every folder in it for a model.
+
+    Where that is another file system, or not ours to write to, only the repository itself is left.
+    """
+    parent = repository.resolve().parent
+    usable = os.access(parent, os.W_OK | os.X_OK) and parent.stat().st_dev == repository.stat().st_dev
+    return parent if usable else repository
+
+
+def _existing(path: Path) -> Path:
+    """Return the closest folder above a path, or itself, that exists."""
+    return next(candidate for candidate in (path.resolve(), *path.resolve().parents) if candidate.exists())
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
