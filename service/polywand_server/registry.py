@@ -187,7 +187,8 @@ class Registry:
         before = (self.triton_up, self._tools)
         try:
             async with asyncio.timeout(POLL_TIMEOUT_SECONDS):
-                index = await self._triton.repository_index()
+                # Triton takes a hidden folder for a model; somebody is preparing something there.
+                index = [entry for entry in await self._triton.repository_index() if not entry.name.startswith(".")]
                 self._tools = await self._read(index)
             self._set_up(True)
         except (PolywandError, TimeoutError) as error:

@@ -118,5 +118,7 @@ def test_broken_models_say_why_a_new_folder_appears_and_the_others_serve(tmp_pat
         # Nobody is told to wait for what somebody has to mend first.
         assert retry_seconds(rpc_status.from_call(caught.value)) >= 60
 
+        (repository / ".being_prepared").mkdir()
         copy_model("grabcut", repository, "brand_new")
         wait_until(lambda: "brand_new" in models(stub) and models(stub)["brand_new"].ready)
+        assert not any(name.startswith(".") for name in models(stub))
