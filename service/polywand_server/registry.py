@@ -116,6 +116,8 @@ class Registry:
         self._on_change = on_change
         self._tools: dict[str, Tool] = {}
         self._reread = 0
+        self._looks = 0
+        self._looking = asyncio.Lock()
         self.triton_up = False
 
     @property
@@ -171,11 +173,19 @@ class Registry:
         try:
             while True:
                 self._look_again.clear()
-                await self._look()
+                await self.refresh()
                 await self._pause(self._poll_seconds if self.triton_up else AWAY_POLL_SECONDS)
         finally:
             if self._loader:
                 await self._loader.close()
+
+    async def refresh(self) -> None:
+        """Look at Triton now; those who ask meanwhile share the next look."""
+        seen = self._looks
+        async with self._looking:
+            if self._looks <= seen:
+                self._looks += 1
+                await self._look()
 
     async def _pause(self, seconds: float) -> None:
         """Wait before the next look: a model that has just been loaded is to serve at once."""

@@ -5,10 +5,18 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from polywand_server import metrics
-from polywand_server.config import Limits
+from polywand_server.answers import Draining, ImageReady, Reply, Segmentation
+from polywand_server.config import MEBIBYTE, Limits
 from polywand_server.decoding import Decoder
-from polywand_server.errors import InvalidInputError, PolywandError, TooLargeError, WrongStateError, or_error
-from polywand_server.geometry.shapes import Shape, make_shape
+from polywand_server.errors import (
+    InvalidInputError,
+    PolywandError,
+    TooLargeError,
+    UnavailableError,
+    WrongStateError,
+    or_error,
+)
+from polywand_server.geometry.shapes import make_shape
 from polywand_server.images import ImageSource, Picture
 from polywand_server.inference import Inference
 from polywand_server.interactors.checks import check_fits, check_inside
@@ -24,42 +32,8 @@ from polywand_server.timing import Stopwatch
 
 # Replies that may wait for a slow reader; after that its prompts are skipped and its messages left on the wire.
 OUTBOX_REPLIES = 16
-
-
-@dataclass(frozen=True, slots=True)
-class ImageReady:
-    """The image is decoded; pixels."""
-
-    width: int
-    height: int
-
-
-@dataclass(frozen=True, slots=True)
-class Segmentation:
-    """An object's outline, and what made it."""
-
-    shape: Shape
-    width: int
-    height: int
-    model: str
-    version: int
-    threshold: float
-
-
-@dataclass(frozen=True, slots=True)
-class Draining:
-    """The stream ends because the server does."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """One answer, for the prompt or image of this sequence; skipped counts the prompts that it covers as well."""
-
-    sequence: int
-    object_id: str
-    skipped: int
-    watch: Stopwatch
-    result: ImageReady | Segmentation | Missing | PolywandError | Draining
+# Of the prompts of one stream that wait, one for each object at most; after that its messages are left on the wire.
+WAITING_BYTES = 8 * MEBIBYTE
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +64,6 @@ class _Object:
     skipped: int = 0
     unanswered: int = 0
     task: asyncio.Task[None] | None = field(default=None, repr=False)
-
-    def next(self) -> tuple[_Ask, int] | None:
-        """Take the prompt that waits, and how many it replaced."""
-        if self.waiting is None:
-            return None
-        ask, skipped = self.waiting, self.skipped
-        self.waiting, self.skipped = None, 0
-        self.unanswered += 1 + skipped
-        return ask, skipped
 
     def is_superseded(self) -> bool:
         """Whether a newer prompt waits behind the one in work."""
@@ -132,6 +97,8 @@ class Session:
         self._places = asyncio.Semaphore(place.limits.stream_inflight)
         self._outbox: asyncio.Queue[Reply | None] = asyncio.Queue(OUTBOX_REPLIES)
         self._sequence = 0
+        self._waiting_bytes = 0
+        self._room = asyncio.Event()
 
     async def __aenter__(self) -> "Session":
         return self
@@ -164,12 +131,21 @@ class Session:
         except PolywandError as error:
             await self.refuse(sequence, prompt.object_id, error, watch)
             return
+        await self._make_room(prompt.nbytes)
         if item.waiting is not None:
+            self._waiting_bytes -= item.waiting.prompt.nbytes
             item.skipped += 1
             metrics.PROMPTS_SKIPPED.labels(self._label(item.waiting.prompt.model)).inc()
         item.waiting = _Ask(sequence, prompt, watch)
+        self._waiting_bytes += prompt.nbytes
         if item.task is None or item.task.done():
             item.task = asyncio.create_task(self._answer_all(item), name="answer prompts")
+
+    async def _make_room(self, nbytes: int) -> None:
+        """Wait until the prompts that wait leave room for another; meanwhile the stream is not read."""
+        while self._waiting_bytes and self._waiting_bytes + nbytes > WAITING_BYTES:
+            self._room.clear()
+            await self._room.wait()
 
     async def refuse(self, sequence: int, object_id: str, error: PolywandError, watch: Stopwatch) -> None:
         """Answer a message with an error; the stream lives on."""
@@ -204,30 +180,50 @@ class Session:
         return self._objects.setdefault(prompt.object_id, _Object())
 
     async def _answer_all(self, item: _Object) -> None:
-        """Answer an object's prompts in their order; while one's outline is drawn, the network sees the next."""
+        """Answer an object's prompts in their order; while one's outline is drawn, the network sees the next.
+
+        Every prompt in work holds one of the stream's places until its reply is in the outbox, which bounds what a
+        stream makes others wait for, and what it holds while its client does not read.
+        """
         drawing: asyncio.Task[None] | None = None
         try:
             while True:
-                taken = item.next()
-                if taken is not None:
-                    found = await self._find(taken[0], item)
-                if drawing is not None:
+                if item.waiting is None:
+                    if drawing is None:
+                        return
                     await drawing
                     drawing = None
-                elif taken is None:
-                    return
-                if taken is not None:
-                    drawing = asyncio.create_task(self._reply(*taken, found, item), name="draw an outline")
+                    continue
+                await self._places.acquire()
+                try:
+                    ask, skipped = self._next(item)
+                    found = await self._find(ask, item)
+                    if drawing is not None:
+                        await drawing
+                except BaseException:
+                    self._places.release()
+                    raise
+                drawing = asyncio.create_task(self._reply(ask, skipped, found, item), name="draw an outline")
+                drawing.add_done_callback(lambda _: self._places.release())
         finally:
             if drawing is not None:
                 drawing.cancel()
                 await asyncio.gather(drawing, return_exceptions=True)
 
+    def _next(self, item: _Object) -> tuple[_Ask, int]:
+        """Take the prompt that waits, and how many it replaced."""
+        assert item.waiting is not None  # only a newer prompt takes its place
+        ask, skipped = item.waiting, item.skipped
+        item.waiting, item.skipped = None, 0
+        item.unanswered += 1 + skipped
+        self._waiting_bytes -= ask.prompt.nbytes
+        self._room.set()
+        return ask, skipped
+
     async def _find(self, ask: _Ask, item: _Object) -> _Found | Missing | PolywandError:
-        async with self._places:
-            ask.watch.waited()
-            with self._place.precedence.prompt():
-                return await or_error(self._look(ask.prompt, item, ask.watch))
+        ask.watch.waited()
+        with self._place.precedence.prompt():
+            return await or_error(self._look(ask.prompt, item, ask.watch))
 
     async def _reply(self, ask: _Ask, skipped: int, found: _Found | Missing | PolywandError, item: _Object) -> None:
         result: Segmentation | Missing | PolywandError
@@ -245,9 +241,21 @@ class Session:
         item.unanswered -= 1 + skipped
 
     async def _look(self, prompt: Prompt, item: _Object, watch: Stopwatch) -> _Found | Missing:
+        registry = self._place.registry
+        tool = registry.interactor(prompt.model, prompt.version)
+        try:
+            return await self._look_with(tool, prompt, item, watch)
+        except UnavailableError:
+            # Perhaps this version was taken out of service since the registry looked, and another one will do.
+            await registry.refresh()
+            other = registry.interactor(prompt.model, prompt.version)
+            if other.version == tool.version:
+                raise
+        return await self._look_with(other, prompt, item, watch)
+
+    async def _look_with(self, tool: Interactor, prompt: Prompt, item: _Object, watch: Stopwatch) -> _Found | Missing:
         view = self._view
         assert view is not None  # no prompt is taken before an image
-        tool = self._place.registry.interactor(prompt.model, prompt.version)
         check_fits(prompt, tool)
         lacking = missing(prompt, tool.spec.prompt)
         if lacking:
@@ -297,6 +305,7 @@ class Session:
         skipped = sum(item.unanswered + item.skipped + (item.waiting is not None) for item in items)
         self._objects.clear()
         self._memory.clear()
+        self._waiting_bytes = 0
         return skipped
 
     def _label(self, model: str) -> str:

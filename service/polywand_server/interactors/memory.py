@@ -4,13 +4,9 @@ from collections import OrderedDict
 
 from polywand_server import metrics
 from polywand_server.interactors.estimate import Estimate
-from polywand_server.interactors.prompt import Box, Point, Prompt
+from polywand_server.interactors.prompt import POINT_BYTES, PROMPT_BYTES, Box, Point, Prompt
 
 _Key = tuple[str, str, int, str, Box | None, tuple[Point, ...]]
-
-# What remembering costs beyond the estimate: its key and our books, and more for each point (measured, rounded up).
-ENTRY_BYTES = 1024
-POINT_BYTES = 128
 
 
 class Allowance:
@@ -101,4 +97,4 @@ def _key(prompt: Prompt, version: int, box: Box | None, points: int) -> _Key:
 
 
 def _cost(key: _Key, estimate: Estimate) -> int:
-    return ENTRY_BYTES + POINT_BYTES * len(key[-1]) + estimate.nbytes
+    return PROMPT_BYTES + POINT_BYTES * len(key[-1]) + estimate.nbytes

@@ -10,6 +10,10 @@ from polywand_server.geometry.shapes import OutputOptions
 from polywand_server.interactors.seeds import Seed
 from polywand_server.specs import PromptSpec
 
+# What a prompt, and each of its points, takes in memory (measured, rounded up).
+PROMPT_BYTES = 1024
+POINT_BYTES = 128
+
 
 class Label(IntEnum):
     """What a row of the `POINTS` tensor says, as in Segment Anything; 4 is ours."""
@@ -55,6 +59,11 @@ class Prompt:
     box: Box | None = None
     seed: Seed | None = None
     output: OutputOptions = field(default_factory=OutputOptions)
+
+    @property
+    def nbytes(self) -> int:
+        """About how much memory it takes while it waits."""
+        return PROMPT_BYTES + POINT_BYTES * len(self.points) + (self.seed.nbytes if self.seed is not None else 0)
 
     @property
     def is_seed_alone(self) -> bool:

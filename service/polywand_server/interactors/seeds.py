@@ -34,6 +34,11 @@ class RleSeed:
         """What tells this seed from another."""
         return _digest(f"{self.width} {self.height} {self.counts}".encode())
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return len(self.counts)
+
 
 @dataclass(frozen=True, eq=False)
 class PolygonSeed:
@@ -45,6 +50,11 @@ class PolygonSeed:
     def digest(self) -> str:
         """What tells this seed from another."""
         return _digest(*(ring.tobytes() for ring in self.rings))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return sum(ring.nbytes for ring in self.rings)
 
 
 Seed = RleSeed | PolygonSeed

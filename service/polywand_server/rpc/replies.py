@@ -6,6 +6,7 @@ import numpy as np
 import shapely
 
 from polywand.v1 import annotation_pb2 as pb
+from polywand_server.answers import Draining, ImageReady, Reply, Segmentation
 from polywand_server.detectors.pipeline import Detection
 from polywand_server.errors import PolywandError
 from polywand_server.geometry.rings import vertices
@@ -14,7 +15,6 @@ from polywand_server.interactors.pipeline import max_points, reads_seed
 from polywand_server.interactors.prompt import Missing
 from polywand_server.registry import Detector, Tool
 from polywand_server.rpc.status import to_status
-from polywand_server.session import Draining, ImageReady, Reply, Segmentation
 from polywand_server.specs import DetectorSpec, InteractorSpec
 from polywand_server.timing import Stopwatch
 

@@ -1,0 +1,44 @@
+"""What a session answers, before it is written as messages of the contract."""
+
+from dataclasses import dataclass
+
+from polywand_server.errors import PolywandError
+from polywand_server.geometry.shapes import Shape
+from polywand_server.interactors.prompt import Missing
+from polywand_server.timing import Stopwatch
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReady:
+    """The image is decoded; pixels."""
+
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segmentation:
+    """An object's outline, and what made it."""
+
+    shape: Shape
+    width: int
+    height: int
+    model: str
+    version: int
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """The stream ends because the server does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer, for the prompt or image of this sequence; skipped counts the prompts that it covers as well."""
+
+    sequence: int
+    object_id: str
+    skipped: int
+    watch: Stopwatch
+    result: ImageReady | Segmentation | Missing | PolywandError | Draining
