@@ -1,0 +1,52 @@
+"""Fixtures: services to be harmed, on repositories that may be changed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from polywand.v1 import annotation_pb2_grpc
+from tests.faults.clients import own_connection
+from tests.faults.models import make_repository
+from tests.running import Service, running_service
+
+MODELS = ("wand_click", "shade", "snail")
+STREAM_MEMORY_MEBIBYTES = 16
+DRAIN_SECONDS = 6
+
+
+@pytest.fixture(scope="package")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with the shipped click network and two models that keep a journal."""
+    return make_repository(tmp_path_factory.mktemp("faults") / "models")
+
+
+@pytest.fixture(scope="package")
+def sturdy(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The service that has to stand all those clients; when a test ends, nothing of its clients may be left in it."""
+    with running_service(tmp_path_factory.mktemp("sturdy") / "log", f"--model-repository={repository}") as service:
+        service.wait_ready(*MODELS)
+        yield service
+
+
+@pytest.fixture
+def fresh(repository: Path, tmp_path: Path) -> Iterator[Service]:
+    """A service of the test's own: to be ended, or to be measured without the traces of other tests."""
+    options = (f"--stream-memory-mebibytes={STREAM_MEMORY_MEBIBYTES}", f"--drain-seconds={DRAIN_SECONDS}")
+    with running_service(tmp_path / "log", f"--model-repository={repository}", *options) as service:
+        service.wait_ready(*MODELS)
+        yield service
+
+
+@pytest.fixture
+def sturdy_stub(sturdy: Service) -> Iterator[annotation_pb2_grpc.AnnotationServiceStub]:
+    """To the sturdy service, on a connection of the test's own."""
+    with own_connection(sturdy) as channel:
+        yield annotation_pb2_grpc.AnnotationServiceStub(channel)
+
+
+@pytest.fixture
+def fresh_stub(fresh: Service) -> Iterator[annotation_pb2_grpc.AnnotationServiceStub]:
+    """To the fresh service."""
+    with own_connection(fresh) as channel:
+        yield annotation_pb2_grpc.AnnotationServiceStub(channel)

@@ -1,0 +1,65 @@
+"""Clients who send far more than anybody can want: all of it is accounted for, and nobody else waits for them."""
+
+import statistics
+import time
+from collections import Counter
+
+import grpc
+import pytest
+
+from polywand.v1 import annotation_pb2 as pb
+from tests.faults.clients import BRIGHT, END_SECONDS, Talk, status
+from tests.running import wait_for
+from tests.streams import POSITIVE, InteractStream, prompt
+
+PROMPTS = 10_000
+MAX_OBJECTS = 1000  # the server's default
+SKIPPED = 'polywand_prompts_skipped_total{model="shade"}'
+# How many of the flooder's replies may come between another's click and its answer, in the middle and at worst: a few
+# of its prompts are in work at a time, some replies wait to be sent, and the machine has other things to do. Without
+# fairness it would be thousands.
+REPLIES_BETWEEN, REPLIES_BETWEEN_AT_WORST = 32, 200
+
+
+@pytest.fixture(params=[1, MAX_OBJECTS + 10], ids=["one object", "more objects than fit"])
+def objects(request) -> int:
+    return request.param
+
+
+def flood(objects: int) -> list[pb.Prompt]:
+    """Click on each object in turn. One object is dragged about, so that each prompt is new."""
+    return [
+        prompt("shade", (1 + (number % 50 if objects == 1 else 0), 1, POSITIVE), object_id=str(number % objects))
+        for number in range(PROMPTS)
+    ]
+
+
+def test_ten_thousand_prompts_at_once_are_all_accounted_for_and_nobody_waits_for_them(sturdy, sturdy_stub, objects):
+    skipped_before = sturdy.metric(SKIPPED)
+    between = []
+    with InteractStream(sturdy_stub) as other:
+        other.ask(BRIGHT)
+        talk = Talk(sturdy_stub, [BRIGHT, *flood(objects)])
+        wait_for(lambda: len(talk.replies) > 1, 10, sturdy)
+        deadline = time.monotonic() + END_SECONDS
+        while not talk.ended and time.monotonic() < deadline:
+            before = len(talk.replies)
+            reply = other.ask(prompt("shade", (2 + len(between) / 100, 2, POSITIVE)))
+            assert reply.segmentation.shape.polygons
+            between.append(len(talk.replies) - before)
+    assert talk.end() == grpc.StatusCode.OK
+    assert statistics.median(between) <= REPLIES_BETWEEN
+    assert max(between) <= REPLIES_BETWEEN_AT_WORST
+
+    image, *replies = talk.replies
+    assert image.image.width == 64
+    sent = Counter(str(number % objects) for number in range(PROMPTS))
+    accounted = Counter()
+    for reply in replies:
+        accounted[reply.object_id] += 1 + reply.skipped
+        fits = int(reply.object_id) < MAX_OBJECTS
+        assert status(reply) == (grpc.StatusCode.OK if fits else grpc.StatusCode.RESOURCE_EXHAUSTED), reply
+    assert accounted == sent
+    last = {reply.object_id: reply.sequence for reply in replies}
+    assert len(set(last.values()) & set(range(PROMPTS + 2 - objects, PROMPTS + 2))) == objects  # the newest of each
+    assert sturdy.metric(SKIPPED) - skipped_before == sum(reply.skipped for reply in replies)

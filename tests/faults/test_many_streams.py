@@ -1,0 +1,51 @@
+"""Two hundred annotators at once, each on a connection of their own."""
+
+from contextlib import ExitStack
+
+import cv2
+import psutil
+
+from polywand.v1.annotation_pb2_grpc import AnnotationServiceStub
+from tests.faults.clients import own_connection
+from tests.faults.footprint import IMAGE_MEMORY, INTERACT_STREAMS, MASK_MEMORY, TASKS, descriptors
+from tests.running import Service, wait_for
+from tests.streams import POSITIVE, InteractStream, prompt, raw_image
+
+STREAMS = 200
+IMAGE_BYTES = 256 * 256 * 3
+MAP_BYTES = 384 * 384 * 4  # of `wand_click`
+# gRPC and the executors start threads as they need them, and keep some.
+SPARE_THREADS = 8
+
+
+def threads(service: Service) -> int:
+    """Threads of the service's own process."""
+    return psutil.Process(service.process.pid).num_threads()
+
+
+def test_two_hundred_streams_are_answered_counted_and_leave_nothing(sturdy, astronaut):
+    image = raw_image(cv2.resize(astronaut, (256, 256)))
+    wait_for(lambda: sturdy.metric(INTERACT_STREAMS) == 0, 10, sturdy)
+    files_before, threads_before, tasks_before = descriptors(sturdy), threads(sturdy), sturdy.metric(TASKS)
+    with ExitStack() as stack:
+        channels = [stack.enter_context(own_connection(sturdy)) for _ in range(STREAMS)]
+        streams = [stack.enter_context(InteractStream(AnnotationServiceStub(channel))) for channel in channels]
+        clicks = [(10 + number, 30 + number % 7, POSITIVE) for number in range(STREAMS)]
+        for stream, click in zip(streams, clicks, strict=True):
+            stream.send(image)
+            stream.send(prompt("wand_click", click, box=(5, 5, 250, 250)))  # with a box the network runs once only
+        for stream in streams:
+            assert stream.receive(60).image.width == 256
+            assert stream.receive(60).HasField("segmentation")
+        assert sturdy.metric(INTERACT_STREAMS) == STREAMS
+        assert sturdy.metric(IMAGE_MEMORY) >= STREAMS * IMAGE_BYTES
+        assert sturdy.metric(MASK_MEMORY) >= STREAMS * MAP_BYTES
+        assert descriptors(sturdy) >= STREAMS
+        for stream in streams[::2]:  # half of them leave in order, the others are cut
+            stream.finish()
+            assert stream.receive_end().name == "OK"
+    wait_for(lambda: sturdy.metric(INTERACT_STREAMS) == 0, 10, sturdy)
+    wait_for(lambda: sturdy.metric(IMAGE_MEMORY) == sturdy.metric(MASK_MEMORY) == 0, 10, sturdy)
+    wait_for(lambda: descriptors(sturdy) <= files_before, 10, sturdy)
+    wait_for(lambda: threads(sturdy) <= threads_before + SPARE_THREADS, 10, sturdy)
+    wait_for(lambda: sturdy.metric(TASKS) <= tasks_before, 10, sturdy)
