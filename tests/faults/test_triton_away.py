@@ -1,0 +1,88 @@
+"""Triton killed, and Triton hung, while annotators work: no stream notices more than errors, and all goes on after."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+import pytest
+
+from polywand.v1.annotation_pb2_grpc import AnnotationServiceStub
+from tests.faults.clients import Annotator, own_connection, status
+from tests.faults.conftest import MODELS
+from tests.faults.footprint import shared_memory, tritonserver
+from tests.faults.models import count, journal_of
+from tests.faults.victim import FIRST_CLICK, SECOND_CLICK
+from tests.running import Service, running_service, wait_for
+from tests.streams import POSITIVE, InteractStream, prompt, raw_image
+
+ANNOTATORS = 3
+RESTARTS = "polywand_triton_restarts_total"
+SLOW = prompt("shade", FIRST_CLICK, SECOND_CLICK)
+CLICK = prompt("wand_click", (220, 130, POSITIVE))
+OK, UNAVAILABLE, DEADLINE_EXCEEDED = (
+    grpc.StatusCode.OK,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+)
+
+
+@pytest.fixture(scope="module")
+def service(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service whose Triton comes to harm, and which has to be the same after it; it gives up on an answer soon."""
+    log = tmp_path_factory.mktemp("triton-away") / "log"
+    with running_service(log, f"--model-repository={repository}", "--infer-timeout-seconds=3") as running:
+        running.wait_ready(*MODELS)
+        yield running
+
+
+def went_on(annotator: Annotator) -> bool:
+    """Whether the annotator has met an error, and then got answers again."""
+    codes = [status(reply) for reply in annotator.replies]
+    return set(codes) > {OK} and codes[-3:] == [OK] * 3
+
+
+@pytest.mark.parametrize(
+    ("harm", "in_the_air"),
+    [(signal.SIGKILL, {UNAVAILABLE}), (signal.SIGSTOP, {UNAVAILABLE, DEADLINE_EXCEEDED})],
+    ids=["killed", "hung"],
+)
+def test_streams_live_on_without_triton_and_work_again_with_the_next_one(
+    service, repository, astronaut, harm, in_the_air
+):
+    restarts = service.metric(RESTARTS)
+    journal = journal_of(repository, "shade")
+    began = count(journal, "began")
+    harmed = tritonserver(service)
+    with ExitStack() as stack:
+        stub = AnnotationServiceStub(stack.enter_context(own_connection(service)))
+        annotators = [stack.enter_context(Annotator(stub, astronaut, seed=seed)) for seed in range(ANNOTATORS)]
+        stream = stack.enter_context(InteractStream(stub))
+        stream.ask(raw_image(astronaut))
+        first = stream.ask(CLICK)
+        wait_for(lambda: all(len(annotator.replies) > 3 for annotator in annotators), 10, service)
+        shared = shared_memory(service)
+
+        slow = stream.send(SLOW)
+        wait_for(lambda: count(journal, "began") == began + 1, 10, service)
+        os.kill(harmed.pid, harm)
+        reply = stream.receive(10)
+        assert reply.sequence == slow
+        assert status(reply) in in_the_air, reply
+        assert status(stream.ask(prompt("wand_click", (150, 400, POSITIVE)), 10)) in in_the_air
+
+        wait_for(lambda: all(went_on(annotator) for annotator in annotators), 60, service)
+        undone = stream.ask(CLICK)
+        assert undone.timing.inferences == 0
+        assert undone.segmentation == first.segmentation
+        assert stream.ask(prompt("wand_click", (150, 400, POSITIVE))).segmentation.shape.polygons
+        for annotator in annotators:
+            replies = annotator.stop()
+            assert set(map(status, replies)) <= {OK, *in_the_air}
+            assert all(reply.segmentation.shape.polygons for reply in replies if status(reply) == OK)
+    assert service.metric(RESTARTS) == restarts + 1
+    assert not harmed.is_running()
+    service.wait_ready(*MODELS)
+    wait_for(lambda: len(shared_memory(service)) <= len(shared), 10, service)
