@@ -63,3 +63,16 @@ def test_ten_thousand_prompts_at_once_are_all_accounted_for_and_nobody_waits_for
     last = {reply.object_id: reply.sequence for reply in replies}
     assert len(set(last.values()) & set(range(PROMPTS + 2 - objects, PROMPTS + 2))) == objects  # the newest of each
     assert sturdy.metric(SKIPPED) - skipped_before == sum(reply.skipped for reply in replies)
+
+
+def test_a_new_image_in_the_middle_of_a_flood_accounts_for_what_it_made_superfluous(sturdy_stub):
+    prompts = flood(1)[:500]
+    talk = Talk(sturdy_stub, [BRIGHT, *prompts, BRIGHT, *prompts])
+    assert talk.end() == grpc.StatusCode.OK
+    images = [reply for reply in talk.replies if reply.HasField("image")]
+    assert len(images) == 2
+    accounted = {True: images[1].skipped, False: 0}  # by whether it was sent before the second image
+    for reply in talk.replies:
+        if not reply.HasField("image"):
+            accounted[reply.sequence < images[1].sequence] += 1 + reply.skipped
+    assert accounted == {True: len(prompts), False: len(prompts)}
