@@ -11,7 +11,7 @@ SHARED_MEMORY = Path("/dev/shm")
 INTERACT_STREAMS = 'polywand_grpc_active_streams{method="polywand.v1.AnnotationService/Interact"}'
 DETECT_STREAMS = 'polywand_grpc_active_streams{method="polywand.v1.AnnotationService/DetectStream"}'
 IMAGE_MEMORY, MASK_MEMORY = "polywand_image_memory_bytes", "polywand_mask_memory_bytes"
-TASKS = "polywand_asyncio_tasks"
+TASKS, SLOTS = "polywand_asyncio_tasks", "polywand_shared_memory_bytes"
 
 
 def scratch(service: Service) -> Path:

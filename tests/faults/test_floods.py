@@ -1,22 +1,24 @@
 """Clients who send far more than anybody can want: all of it is accounted for, and nobody else waits for them."""
 
 import statistics
+import time
 from collections import Counter
 
 import grpc
 import pytest
 
 from polywand.v1 import annotation_pb2 as pb
-from tests.faults.clients import BRIGHT, Talk, status
+from tests.faults.clients import BRIGHT, END_SECONDS, Talk, status
 from tests.running import wait_for
 from tests.streams import POSITIVE, InteractStream, prompt
 
 PROMPTS = 10_000
 MAX_OBJECTS = 1000  # the server's default
 SKIPPED = 'polywand_prompts_skipped_total{model="shade"}'
-# How many of the flooder's replies may come between another's click and its answer. Four of its prompts are in work at
-# a time, so four is what it takes in turns; and there is the machine's own noise.
-REPLIES_BETWEEN, REPLIES_BETWEEN_AT_WORST = 16, 300
+# How many of the flooder's replies may come between another's click and its answer, in the middle and at worst: a few
+# of its prompts are in work at a time, some replies wait to be sent, and the machine has other things to do. Without
+# fairness it would be thousands.
+REPLIES_BETWEEN, REPLIES_BETWEEN_AT_WORST = 32, 200
 
 
 @pytest.fixture(params=[1, MAX_OBJECTS + 10], ids=["one object", "more objects than fit"])
@@ -39,7 +41,8 @@ def test_ten_thousand_prompts_at_once_are_all_accounted_for_and_nobody_waits_for
         other.ask(BRIGHT)
         talk = Talk(sturdy_stub, [BRIGHT, *flood(objects)])
         wait_for(lambda: len(talk.replies) > 1, 10, sturdy)
-        while not talk.ended:
+        deadline = time.monotonic() + END_SECONDS
+        while not talk.ended and time.monotonic() < deadline:
             before = len(talk.replies)
             reply = other.ask(prompt("shade", (2 + len(between) / 100, 2, POSITIVE)))
             assert reply.segmentation.shape.polygons

@@ -67,7 +67,7 @@ def test_a_new_version_is_used_as_soon_as_it_is_loaded_and_the_old_one_on_demand
         shutil.copytree(folder / "1", folder / "2")
         reload(service)
         wait_for(lambda: all_answer_with(2, newest), SOON_SECONDS, service)
-        assert listed(service) == [1, 2]
+        wait_for(lambda: listed(service) == [1, 2], SOON_SECONDS, service)
         for annotator in newest:
             annotator.stop()
             assert all(before <= after for before, after in pairwise(versions(annotator)))
@@ -85,7 +85,7 @@ def test_a_version_that_is_taken_back_is_missed_by_nobody(two_versions, astronau
         shutil.rmtree(folder / "2")
         reload(service)
         wait_for(lambda: all_answer_with(1, newest), SOON_SECONDS, service)
-        assert listed(service) == [1]
+        wait_for(lambda: listed(service) == [1], SOON_SECONDS, service)
         for annotator in newest:
             annotator.stop()
             assert all(before >= after for before, after in pairwise(versions(annotator)))

@@ -45,8 +45,8 @@ def test_the_edges_of_the_region_are_the_edges_of_the_input(region):
 
 
 @given(
-    st.floats(-100, 3000),
-    st.floats(-100, 3000),
+    st.floats(-100, 3000, allow_subnormal=False),
+    st.floats(-100, 3000, allow_subnormal=False),
     st.floats(2, 6000),
     st.floats(2, 6000),
     st.sampled_from([(384, 384), (320, 200)]),

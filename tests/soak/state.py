@@ -10,8 +10,10 @@ from tests.faults.footprint import (
     IMAGE_MEMORY,
     INTERACT_STREAMS,
     MASK_MEMORY,
+    SLOTS,
     TASKS,
     children,
+    descriptors,
     scratch,
     shared_memory,
 )
@@ -22,7 +24,10 @@ MEBIBYTE = 2**20
 
 @dataclass(frozen=True)
 class State:
-    """Memory in MiB; rss, uss, descriptors, threads and tasks are the service's own, triton_rss is of all below it."""
+    """Memory in MiB; rss, uss, descriptors, threads and tasks are the service's own, triton_rss is of all below it.
+
+    shared: files in /dev/shm. slots_mib: memory shared with Triton whose names are gone already.
+    """
 
     rss: float
     uss: float
@@ -33,6 +38,7 @@ class State:
     tasks: float
     shared_files: float
     shared_mib: float
+    slots_mib: float
     scratch_files: float
     streams: float
     image_mib: float
@@ -50,6 +56,7 @@ ALLOWANCES = State(
     tasks=0,
     shared_files=0,
     shared_mib=16,
+    slots_mib=32,
     scratch_files=0,
     streams=0,
     image_mib=0,
@@ -66,11 +73,12 @@ def look(service: Service) -> State:
         uss=memory.uss / MEBIBYTE,
         triton_rss=sum(map(_rss, below)) / MEBIBYTE,
         processes=len(below),
-        descriptors=own.num_fds(),
+        descriptors=descriptors(service),
         threads=own.num_threads(),
         tasks=service.metric(TASKS),
         shared_files=len(shared),
         shared_mib=sum(shared.values()) / MEBIBYTE,
+        slots_mib=service.metric(SLOTS) / MEBIBYTE,
         scratch_files=len(list(Path(scratch(service)).rglob("*"))),
         streams=service.metric(INTERACT_STREAMS) + service.metric(DETECT_STREAMS),
         image_mib=service.metric(IMAGE_MEMORY) / MEBIBYTE,
