@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from polywand.v1 import annotation_pb2, annotation_pb2_grpc
-from polywand_server import __version__, metrics
+from polywand_server import __version__, allocation, metrics
 from polywand_server.config import Settings
 from polywand_server.decoding import Decoder
 from polywand_server.health import Health
@@ -70,6 +70,7 @@ class Server:
             loop.add_signal_handler(number, self._stop.set)
         # OpenCV's own threads would compete with Triton's; parallelism comes from requests.
         cv2.setNumThreads(1)
+        allocation.tune()
         async with AsyncExitStack() as stack:
             where = await self._find_triton(stack)
             if where is not None:

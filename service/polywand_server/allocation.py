@@ -1,0 +1,24 @@
+"""The C library's memory allocator, set for what this process does: arrays of one click come and go by the hundred."""
+
+import ctypes
+
+MEBIBYTE = 1024 * 1024
+# Arrays of a click are below, images above: these are mapped by themselves, and go back to the system when they go.
+MAPPED_FROM_BYTES = 4 * MEBIBYTE
+# What is free at the end of the heap stays up to this, for the next click; fetching it anew costs as long as a contour.
+KEPT_BYTES = 16 * MEBIBYTE
+
+# Of mallopt(3).
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def tune() -> None:
+    """Set glibc's allocator; where the C library is another one, nothing happens.
+
+    Without, its thresholds follow what was freed last: a large image once, and megabytes are kept; small arrays only,
+    and every click gives its memory back to the system and asks for it again.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, MAPPED_FROM_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
