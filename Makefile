@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PROTO := proto/polywand/v1/annotation.proto
 GENERATED := clients/python/polywand/v1
 
-.PHONY: serve test test-zoo test-conversion bench bench-stages soak check format proto proto-check setup setup-zoo clean
+.PHONY: serve test test-zoo test-conversion bench bench-stages bench-outage soak check format proto proto-check setup setup-zoo clean
 
 serve: $(VENV)/.serve  ## run the service with its own Triton
 	exec $(BIN)/polywand-server $(ARGS)
@@ -27,6 +27,9 @@ bench: $(VENV)/.dev  ## what a click costs, against the bare model and JSON over
 
 bench-stages: $(VENV)/.dev  ## what an answer of every tool costs, stage by stage
 	$(BIN)/python -m tests.bench.answers $(ARGS)
+
+bench-outage: $(VENV)/.dev  ## how long an annotator waits when Triton dies
+	$(BIN)/python -m tests.bench.outage $(ARGS)
 
 soak: $(VENV)/.dev  ## annotators come and go for MINUTES (20); fails when anything has grown meanwhile
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),20) $(ARGS)

@@ -29,11 +29,15 @@ OK, UNAVAILABLE, DEADLINE_EXCEEDED = (
 )
 
 
+SHARED, SENT = (), ("--shared-memory-mebibytes=0",)  # how tensors reach Triton
+
+
 @pytest.fixture(scope="module")
-def service(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(request, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service whose Triton comes to harm, and which has to be the same after it; it gives up on an answer soon."""
     log = tmp_path_factory.mktemp("triton-away") / "log"
-    with running_service(log, f"--model-repository={repository}", "--infer-timeout-seconds=3") as running:
+    options = [f"--model-repository={repository}", "--infer-timeout-seconds=3", *request.param]
+    with running_service(log, *options) as running:
         running.wait_ready(*MODELS)
         yield running
 
@@ -45,9 +49,14 @@ def went_on(annotator: Annotator) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("harm", "in_the_air"),
-    [(signal.SIGKILL, {UNAVAILABLE}), (signal.SIGSTOP, {UNAVAILABLE, DEADLINE_EXCEEDED})],
-    ids=["killed", "hung"],
+    ("service", "harm", "in_the_air"),
+    [
+        (SHARED, signal.SIGKILL, {UNAVAILABLE}),
+        (SHARED, signal.SIGSTOP, {UNAVAILABLE, DEADLINE_EXCEEDED}),
+        (SENT, signal.SIGSTOP, {UNAVAILABLE, DEADLINE_EXCEEDED}),
+    ],
+    ids=["killed", "hung", "hung, with tensors that are sent"],
+    indirect=["service"],
 )
 def test_streams_live_on_without_triton_and_work_again_with_the_next_one(
     service, repository, astronaut, harm, in_the_air

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import importlib.util
 import os
+import shutil
 import signal
 import sys
 import time
@@ -204,6 +205,16 @@ async def test_a_start_that_fails_says_why_with_the_last_lines(
         await triton.start()
     assert triton.state is State.STOPPED
     assert leftovers(triton.url) == []
+
+
+async def test_a_repository_with_a_blank_in_its_path_is_served(repository: Path, tmp_path: Path) -> None:
+    shutil.copytree(repository / "puppet", tmp_path / "my models" / "puppet")
+    async with EmbeddedTriton(tmp_path / "my models") as server:
+        client = TritonClient(server.url)
+        await client.load("puppet")
+        x = np.zeros((1, 2, 3), np.float32)
+        np.testing.assert_array_equal((await client.infer("puppet", 0, {"X": x}, ["Y"], timeout_s=10))["Y"], x)
+        await client.close()
 
 
 async def test_a_missing_repository_is_an_error(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import Any, TypeAlias
 
 import grpc
@@ -58,8 +58,10 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
         async def by_generator(request: Any, context: _Context) -> AsyncIterator[Any]:
             with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), self._counted(method, context):
-                async for response in inner(request, context):
-                    yield response
+                # Closed here and now when the client goes, and not when the collector comes by.
+                async with aclosing(inner(request, context)) as responses:
+                    async for response in responses:
+                        yield response
 
         async def by_writing(request: Any, context: _Context) -> None:
             with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), self._counted(method, context):

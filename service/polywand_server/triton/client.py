@@ -12,12 +12,13 @@ import grpc.aio
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from polywand_server.config import TritonTls
-from polywand_server.errors import PolywandError
+from polywand_server.errors import DeadlineError, PolywandError
 from polywand_server.triton.failures import ModelDiedError, as_polywand_error
 from polywand_server.triton.tensors import NOWHERE, Array, Placed, decode_response, encode_request
 
 CONTROL_TIMEOUT_S = 5.0  # index, configuration
 LOAD_TIMEOUT_S = 300.0  # a large network is read, compiled and warmed up
+STUCK_S = 0.5  # beyond a call's timeout, after which it is not waited for any more
 
 _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", -1),
@@ -185,9 +186,13 @@ class TritonClient:
 
     async def _call(self, method: Any, request: Any, timeout_s: float, what: str) -> Any:
         try:
-            return await method(request, timeout=timeout_s)
+            # Twice: gRPC's own timeout, which Triton hears of too, does not end a call whose request is stuck.
+            async with asyncio.timeout(timeout_s + STUCK_S):
+                return await method(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise as_polywand_error(error, what=what, url=self.url) from error
+        except TimeoutError as error:
+            raise DeadlineError(f"{what}: Triton at {self.url} did not answer in time") from error
 
     def _revive(self, model: str) -> None:
         """Load a model whose process died; Triton itself calls it READY and fails every request, a second each."""

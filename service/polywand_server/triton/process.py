@@ -8,7 +8,7 @@ from typing import Self
 
 from polywand_server.triton import launch
 from polywand_server.triton.logs import LogPump
-from polywand_server.triton.wheel import Wheel, assemble, command, environment
+from polywand_server.triton.wheel import Wheel, assemble, command, environment, without_blanks
 
 KILL_TIMEOUT_S = 2 * launch.REAP_TIMEOUT_S + 2.0
 
@@ -35,6 +35,7 @@ class TritonProcess:
         await asyncio.to_thread(launch.remove, token, scratch)  # what a launcher that was killed left behind
         try:
             await asyncio.to_thread(assemble, wheel, scratch)
+            repository = without_blanks(repository, scratch)
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-S", launch.__file__, token, str(scratch)),
                 *command(wheel, repository, scratch, token, metrics_port),

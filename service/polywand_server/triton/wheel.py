@@ -82,6 +82,18 @@ def assemble(wheel: Wheel, scratch: Path) -> None:
         (scratch / "lib" / wheel.libpython.name).symlink_to(wheel.libpython)
 
 
+def without_blanks(repository: Path, scratch: Path) -> Path:
+    """Return a path of the repository that has no blank in it: Triton splits its stubs' command lines there.
+
+    Its own where that will do, since Triton's messages name it; else a link in the scratch directory.
+    """
+    if not any(character.isspace() for character in str(repository)):
+        return repository
+    link = scratch / "models"
+    link.symlink_to(repository)
+    return link
+
+
 def socket_url(scratch: Path) -> str:
     """Return where tritonserver listens, for gRPC clients.
 
