@@ -12,12 +12,12 @@ class Limits:
 
     image_bytes: of one encoded or raw image.
     image_pixels: of one image; checked in its header, before memory is spent on it.
-    objects: with a prompt in one stream at a time.
+    objects: of one image in one stream.
     images_bytes: of all decoded images that are alive, of all streams and frames.
     stream_memory_bytes: of remembered probability maps in one stream; the oldest go first.
     memory_bytes: of those of all streams; divided evenly when there are many.
-    stream_inflight: inferences of one stream that may be at Triton together.
-    frames_in_flight: frames of one DetectStream that are taken from the wire and not answered.
+    stream_inflight: prompts of different objects of one stream that are in work, until their replies wait to leave.
+    frames_in_flight: frames of one DetectStream whose answers wait or are in work.
     frames_in_work: frames of all streams that are decoded or at Triton together.
     """
 

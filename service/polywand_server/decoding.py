@@ -20,17 +20,21 @@ class Decoder:
         self._bytes = 0
         self._lock = threading.RLock()  # reentrant: the collector may give a picture back in the middle of anything
 
-    async def decode(self, source: ImageSource, watch: Stopwatch) -> Picture:
+    async def decode(self, source: ImageSource, watch: Stopwatch, replaced: Picture | None = None) -> Picture:
         """Decode an image; its place is free again when nobody holds the picture any more.
+
+        replaced: what the caller will give up for it. The new one needs only the room that it adds, so that whoever has
+        an image can go on to the next one of its size, however full it is; for a moment there is more than allowed.
 
         Raises:
             InvalidInputError, TooLargeError
             UnavailableError: this process holds as many images as it may.
         """
         metrics.IMAGE_BYTES.observe(len(source.data))
+        freed = replaced.nbytes if replaced else 0
         try:
             with watch.stage("decode"):
-                picture = await self._inference.compute(lambda: self._decode(source))
+                picture = await self._inference.compute(lambda: self._decode(source, freed))
         except PolywandError:
             metrics.IMAGES.labels("refused").inc()
             raise
@@ -38,11 +42,11 @@ class Decoder:
         metrics.IMAGE_PIXELS.observe(picture.width * picture.height)
         return picture
 
-    def _decode(self, source: ImageSource) -> Picture:
+    def _decode(self, source: ImageSource, freed: int) -> Picture:
         taken: list[int] = []
 
         def reserve(nbytes: int) -> None:
-            self._take(nbytes, source.field)
+            self._take(nbytes, freed, source.field)
             taken.append(nbytes)
 
         try:
@@ -54,7 +58,7 @@ class Decoder:
         weakref.finalize(picture, self._give_back, sum(taken))
         return picture
 
-    def _take(self, nbytes: int, field: str) -> None:
+    def _take(self, nbytes: int, freed: int, field: str) -> None:
         limit = self._limits.images_bytes
         needs = f"needs {-(-nbytes // MEBIBYTE)} MiB"
         if nbytes > limit:
@@ -62,7 +66,7 @@ class Decoder:
                 field, f"the image {needs} when decoded; this server takes at most {limit // MEBIBYTE} MiB"
             )
         with self._lock:
-            if self._bytes + nbytes > limit:
+            if self._bytes - freed + nbytes > limit:
                 held = f"{self._bytes // MEBIBYTE} of at most {limit // MEBIBYTE} MiB of images"
                 raise UnavailableError(f"this server holds {held}, and this one {needs}: try later, or another replica")
             self._bytes += nbytes

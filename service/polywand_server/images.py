@@ -74,6 +74,11 @@ class Picture:
         """Pixels, after EXIF orientation."""
         return int(self.levels[0].shape[0])
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that the levels take."""
+        return sum(level.nbytes for level in self.levels)
+
 
 def decode_image(
     source: ImageSource, max_bytes: int, max_pixels: int, reserve: Callable[[int], None] = lambda _: None

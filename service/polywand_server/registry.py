@@ -116,7 +116,8 @@ class Registry:
         self._on_change = on_change
         self._tools: dict[str, Tool] = {}
         self._reread = 0
-        self._looks = 0
+        self._looks_begun = 0
+        self._last_look = 0
         self._looking = asyncio.Lock()
         self.triton_up = False
 
@@ -181,11 +182,14 @@ class Registry:
 
     async def refresh(self) -> None:
         """Look at Triton now; those who ask meanwhile share the next look."""
-        seen = self._looks
+        begun_before = self._looks_begun
         async with self._looking:
-            if self._looks <= seen:
-                self._looks += 1
-                await self._look()
+            if self._last_look > begun_before:
+                return
+            self._looks_begun += 1
+            number = self._looks_begun
+            await self._look()
+            self._last_look = number
 
     async def _pause(self, seconds: float) -> None:
         """Wait before the next look: a model that has just been loaded is to serve at once."""
@@ -234,7 +238,8 @@ class Registry:
         entries: defaultdict[str, list[IndexEntry]] = defaultdict(list)
         for entry in index:
             # With a loader, what was never loaded is about to be; without, it is not there for us.
-            if (entry.state or self._loader) and not _was_unloaded(entry):
+            is_gone = _was_unloaded(entry) and not self._triton.is_reviving(entry.name)
+            if (entry.state or self._loader) and not is_gone:
                 entries[entry.name].append(entry)
         self._reread += 1
         turn = sorted(entries)[self._reread % len(entries)] if entries else None

@@ -65,9 +65,9 @@ class _Object:
     unanswered: int = 0
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
-    def is_superseded(self) -> bool:
-        """Whether a newer prompt waits behind the one in work."""
-        return self.waiting is not None
+    def supersedes(self, prompt: Prompt) -> bool:
+        """Whether a newer prompt waits behind this one, and asks the network something else."""
+        return self.waiting is not None and not self.waiting.prompt.asks_the_same(prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ class Session:
 
     async def _load(self, sequence: int, source: ImageSource, watch: Stopwatch) -> Picture:
         self._advance(sequence)
-        return await self._place.decoder.decode(source, watch)
+        return await self._place.decoder.decode(source, watch, self._view.picture if self._view else None)
 
     def _advance(self, sequence: int) -> None:
         if sequence < self._sequence:
@@ -287,11 +287,12 @@ class Session:
             self._memory.remember_seed(prompt, tool.version, previous)
         if previous is not None and prompt.is_seed_alone:
             return previous
-        return await segment(inference, tool, view, prompt, previous, watch, item.is_superseded)
+        return await segment(inference, tool, view, prompt, previous, watch, lambda: item.supersedes(prompt))
 
     async def _plant(self, seed: Seed, picture: Picture, watch: Stopwatch) -> Estimate:
         with watch.stage("prepare"):
-            return Estimate(await self._place.inference.compute(lambda: seed_map(seed, picture.width, picture.height)))
+            planted = await self._place.inference.compute(lambda: seed_map(seed, picture.width, picture.height))
+        return Estimate(planted, is_seed=True)
 
     async def _cancel_objects(self) -> int:
         """Stop all work and forget all objects; returns how many prompts go unanswered."""

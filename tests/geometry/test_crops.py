@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polywand_server.interactors.crops import Crops
+from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Box, Label, Point, Prompt
 from polywand_server.regions import ProbabilityMap, Region
 from polywand_server.specs import MarginCrop, WholeCrop, ZoomInCrop
@@ -25,6 +26,10 @@ def mask_in(region: Region, x0: float, y0: float, x1: float, y1: float) -> Proba
     places = region.from_input(np.stack([columns, rows], -1).reshape(-1, 2).astype(float)).reshape(*region.size, 2)
     inside = (places >= (x0, y0)).all(-1) & (places <= (x1, y1)).all(-1)
     return ProbabilityMap(region, inside.astype(np.float32))
+
+
+def known(mask: ProbabilityMap, *, is_seed: bool = False) -> Estimate:
+    return Estimate(mask, is_seed=is_seed)
 
 
 def edges(region: Region) -> tuple[int, int, int, int]:
@@ -55,7 +60,7 @@ def test_a_crop_around_the_mask_holds_it_and_every_click(x, y, width, height):
     crops = Crops(ZOOM, WIDTH, HEIGHT, SIZE)
     x1, y1 = min(x + width, WIDTH), min(y + height, HEIGHT)
     prompt = clicked((x, y), (WIDTH - 1, 5))
-    region = crops.first(prompt, mask_in(crops.whole(), x, y, x1, y1), 0.5)
+    region = crops.first(prompt, known(mask_in(crops.whole(), x, y, x1, y1)), 0.5)
     assert region.holds(prompt.clicks())
     step = crops.whole().pixel_size
     assert region.holds(np.array([[x + step, y + step], [x1 - step, y1 - step]]))
@@ -70,39 +75,38 @@ class TestAfterTheFirstCloseLook:
 
     def test_a_mask_that_hardly_moved_is_looked_at_where_it_was(self):
         mask = mask_in(self.close, 410, 390, 720, 700)
-        assert self.crops.first(clicked((500, 500), (600, 600)), mask, 0.5) == self.close
+        assert self.crops.first(clicked((500, 500), (600, 600)), known(mask), 0.5) == self.close
 
     def test_a_click_outside_moves_the_crop(self):
         mask = mask_in(self.close, 410, 390, 720, 700)
         prompt = clicked((500, 500), (900, 500))
-        region = self.crops.first(prompt, mask, 0.5)
+        region = self.crops.first(prompt, known(mask), 0.5)
         assert region != self.close
         assert region.holds(prompt.clicks())
 
     def test_a_mask_that_runs_out_of_the_crop_widens_it(self):
         right = edges(self.close)[2]
         mask = mask_in(self.close, 450, 450, right, 700)
-        region = self.crops.first(clicked((500, 500)), mask, 0.5)
+        region = self.crops.first(clicked((500, 500)), known(mask), 0.5)
         assert edges(region)[2] > right
 
     def test_a_mask_that_moved_or_shrank_moves_the_crop(self):
         mask = mask_in(self.close, 350, 350, 450, 450)
-        region = self.crops.first(clicked((400, 400)), mask, 0.5)
+        region = self.crops.first(clicked((400, 400)), known(mask), 0.5)
         assert region != self.close
         assert region.overlap(self.close) <= ZOOM.keep_above
 
-    def test_a_crop_that_is_not_one_of_this_network_never_stays(self):
+    def test_a_seeds_own_region_never_stays(self):
+        crops = Crops(ZOOM, WIDTH, HEIGHT, None)  # of any size, so it might be one of this network's
         seed = mask_in(Region(399, 399, 302, 302, (302, 302)), 400, 400, 700, 700)
-        region = self.crops.first(clicked((500, 500)), seed, 0.5)
-        assert region.size == SIZE
-        assert region.holds(np.array([[400, 400], [700, 700]]))
+        assert crops.first(clicked((500, 500)), known(seed, is_seed=True), 0.5).width > 302
 
     def test_the_whole_image_gives_way_to_a_closer_look(self):
         mask = mask_in(self.crops.whole(), 200, 150, 1000, 800)
-        region = self.crops.first(clicked((500, 500)), mask, 0.5)
+        region = self.crops.first(clicked((500, 500)), known(mask), 0.5)
         assert region != self.crops.whole()
 
     def test_keep_above_one_follows_every_change(self):
         follow = Crops(ZOOM.model_copy(update={"keep_above": 1.0}), WIDTH, HEIGHT, SIZE)
         mask = mask_in(self.close, 410, 390, 720, 700)
-        assert follow.first(clicked((500, 500)), mask, 0.5) != self.close
+        assert follow.first(clicked((500, 500)), known(mask), 0.5) != self.close

@@ -3,10 +3,13 @@
 import cv2
 import numpy as np
 import pytest
+import shapely
+import shapely.affinity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
+from polywand_server.geometry.overlap import intersection_over_union
 from polywand_server.geometry.rings import count_vertices, rings
 from polywand_server.geometry.shapes import OutputOptions, Shape, make_shape
 from polywand_server.regions import ProbabilityMap, Region
@@ -117,3 +120,33 @@ def test_the_iou_is_that_of_the_areas(seed, tolerance, limit):
     union = shape.polygons.union(exact.polygons).area
     assert exact.iou == 1
     assert shape.iou == pytest.approx(shape.polygons.intersection(exact.polygons).area / union, abs=2e-3)
+
+
+@given(seed=st.integers(0, 10_000), options=st.sampled_from([EXACT, OutputOptions(), OutputOptions(tolerance=2)]))
+@settings(max_examples=80, deadline=None)
+def test_outlines_are_valid_where_probabilities_are_exactly_the_threshold(seed, options):
+    """As those of a reduced mask are, or of a logit of 0."""
+    mask = (field(seed, (64, 64), blur=1.5) > 0.5).astype(np.float32)
+    values = cv2.resize(mask, (32, 32), interpolation=cv2.INTER_AREA)
+    shape = make_shape(ProbabilityMap(Region(0, 0, 640, 640, (32, 32)), values), 0.5, options, 640, 640, NOWHERE)
+    assert shape.polygons.is_valid
+
+
+def test_the_largest_part_stays_however_few_vertices_are_allowed():
+    values = np.zeros((96, 128), np.float32)
+    values[10:80, 10:90] = 1
+    values[20:70, 20:80] = 0  # a frame, whose outline its hole keeps from becoming a triangle
+    values[85:93, 110:122] = 1
+    probabilities = ProbabilityMap(Region(0, 0, 128, 96, (96, 128)), values)
+    for limit in (3, 4, 5):
+        shape = make_shape(probabilities, 0.5, OutputOptions(max_points=limit), 128, 96, NOWHERE)
+        x0, _, x1, _ = shape.polygons.bounds
+        assert x0 < 40 < x1
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 5])
+def test_the_iou_of_a_wire_is_that_of_its_area(width):
+    wire = shapely.MultiPolygon([shapely.box(0, 0, 4000, width)])
+    moved = shapely.affinity.translate(wire, 0, width / 4)
+    assert intersection_over_union(wire, moved) == pytest.approx(0.6, abs=0.01)
+    assert intersection_over_union(wire, shapely.affinity.translate(wire, 0, 2 * width)) == 0

@@ -200,6 +200,16 @@ def test_a_dragged_first_click_is_followed_in_one_pass_and_ends_in_two(stream):
     assert shown.segmentation == replies[-1].segmentation
 
 
+def test_the_same_prompt_again_does_not_make_the_first_one_a_drag(stream):
+    """Only what the hand has left behind is looked at once: here it has come to rest, and asks for another form."""
+    stream.send(prompt("wand_click", FACE))
+    last = stream.send(prompt("wand_click", FACE, include_mask=True))
+    replies = [stream.receive()]
+    while replies[-1].sequence != last:
+        replies.append(stream.receive())
+    assert sum(reply.timing.inferences for reply in replies) == 2
+
+
 def test_an_image_covers_every_prompt_that_it_leaves_without_an_answer(stream, coffee):
     sequences = [stream.send(prompt("grabcut", (100 + step, 400, POSITIVE))) for step in range(10)]
     image = stream.send(raw_image(coffee))

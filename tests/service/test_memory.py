@@ -226,6 +226,26 @@ def test_the_memory_of_all_streams_is_shared_fairly(service, stub):
             stream.__exit__()
 
 
+def test_streams_that_rest_make_room_for_new_ones(service, stub):
+    streams = []
+    try:
+        for _ in range(6):  # each fills what it may, and rests
+            streams.append(InteractStream(stub))
+            streams[-1].ask(blank())
+            for number in range(10):
+                streams[-1].ask(clicks(1, object_id=str(number)))
+            assert service.metric(MEMORY) <= 4 * 1024 * 1024
+    finally:
+        for stream in streams:
+            stream.__exit__()
+
+
+def test_who_has_an_image_may_go_on_to_the_next_however_full_it_is(stub):
+    with InteractStream(stub) as stream:
+        for _ in range(3):
+            assert stream.ask(blank(2400)).image.width == 2400
+
+
 def test_images_that_find_no_room_are_unavailable_until_others_go(service, stub):
     """Thirty-two mebibytes hold one image of 2400 x 2400 pixels with its pyramid, and not two."""
     large = blank(2400)

@@ -11,6 +11,8 @@ from polywand_server.regions import ProbabilityMap
 
 # Parts and holes below this share of the largest part's area are specks, unless a point of the prompt lies in them.
 SPECK_SHARE = 0.005
+# Of a probability from the threshold, while lines are traced: keeps vertices apart when they are rounded to float32.
+SMALLEST_DISTANCE = 2.0**-8
 
 
 def outline(
@@ -40,6 +42,9 @@ def outline(
     pad = [(int(y0 == 0), int(y1 == values.shape[0])), (int(x0 == 0), int(x1 == values.shape[1]))]
     inner = values[max(y0 - 1, 0) : y1 + 1, max(x0 - 1, 0) : x1 + 1]
     grid = np.pad(inner, pad, mode="edge")
+    # A line through a pixel's very centre may touch itself there, so it passes by at a distance that nobody sees.
+    near = np.abs(grid - threshold) < SMALLEST_DISTANCE
+    grid[near] = threshold + np.where(grid[near] > threshold, SMALLEST_DISTANCE, -SMALLEST_DISTANCE)
     origin = np.array([columns.start + x0 - 1, rows.start + y0 - 1], np.float64)
 
     low, high = _bounds(probabilities, image_width, image_height)

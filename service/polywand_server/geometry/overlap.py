@@ -9,6 +9,7 @@ from polywand_server.geometry.rings import rings, vertices
 
 # Longest side of the grid on which areas are counted: the areas are right to about a thousandth.
 GRID = 256
+FEW_PIXELS = GRID * GRID // 16
 
 
 def intersection_over_union(first: shapely.MultiPolygon, second: shapely.MultiPolygon) -> float:
@@ -25,7 +26,10 @@ def intersection_over_union(first: shapely.MultiPolygon, second: shapely.MultiPo
     is_first = order < len(places[0])
     in_first, in_second = np.cumsum(is_first)[:-1] % 2 == 1, np.cumsum(~is_first)[:-1] % 2 == 1
     union = int(lengths[in_first | in_second].sum())
-    return float(lengths[in_first & in_second].sum() / union) if union else 1.0
+    if union < FEW_PIXELS:  # thin or tiny: the grid is too coarse, and the outlines are short
+        shared = first.intersection(second).area
+        return float(shared / (first.area + second.area - shared))
+    return float(lengths[in_first & in_second].sum() / union)
 
 
 def _turns(polygons: shapely.MultiPolygon, low: NDArray[np.float64], scale: float) -> NDArray[np.int64]:

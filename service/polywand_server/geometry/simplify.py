@@ -56,7 +56,7 @@ def _simplified(polygons: shapely.MultiPolygon, tolerance: float) -> shapely.Mul
         simple = shapely.get_parts(lines.simplify(tolerance, preserve_topology=keep_topology))
         if (shapely.get_num_coordinates(simple) > 3).all():
             result = _assembled(iter(simple), polygons)
-            if keep_topology or result.is_valid:
+            if result.is_valid:
                 return result
     return polygons
 
@@ -78,14 +78,14 @@ def _drop_smallest_rings(polygons: shapely.MultiPolygon, max_points: int) -> sha
     by_area.sort(key=lambda ring: -ring[0])
     left = max_points
     parts: dict[int, list[shapely.LinearRing]] = {}
+    if len(by_area[0][3].coords) - 1 > max_points:
+        return shapely.MultiPolygon([shapely.Polygon(_fewer_vertices(by_area[0][3], max_points))])
     for _, part, place, ring in by_area:
         count = len(ring.coords) - 1
         is_hole_of_dropped_part = place > 0 and part not in parts
         if count <= left and not is_hole_of_dropped_part:
             parts.setdefault(part, []).append(ring)
             left -= count
-    if not parts:
-        return shapely.MultiPolygon([shapely.Polygon(_fewer_vertices(by_area[0][3], max_points))])
     return shapely.MultiPolygon([shapely.Polygon(part[0], part[1:]) for part in parts.values()])
 
 

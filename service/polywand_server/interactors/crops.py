@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Box, Prompt
 from polywand_server.regions import ProbabilityMap, Region, snap
 from polywand_server.specs import MarginCrop, WholeCrop, ZoomInCrop
@@ -28,16 +29,18 @@ class Crops:
         self._height = height
         self._fixed_size = fixed_size
 
-    def first(self, prompt: Prompt, previous: ProbabilityMap | None, threshold: float) -> Region:
-        """Choose the region of a prompt's first pass; previous: the map of what the prompt extends."""
+    def first(self, prompt: Prompt, previous: Estimate | None, threshold: float) -> Region:
+        """Choose the region of a prompt's first pass; previous: the estimate that the prompt extends."""
         policy, box = self._policy, prompt.starting_box()
         if isinstance(policy, WholeCrop):
             return self.whole()
         if isinstance(policy, MarginCrop):
             return self.whole() if box is None else self._around(box, policy.fraction, policy.pixels)
         if previous is not None:
-            closer = self.closer(prompt, previous, threshold)
-            return previous.region if self._may_stay(previous, closer, prompt, threshold) else closer
+            mask = previous.probabilities
+            closer = self.closer(prompt, mask, threshold)
+            stays = not previous.is_seed and self._may_stay(mask, closer, prompt, threshold)
+            return mask.region if stays else closer
         return self.whole() if box is None else self._zoom(box, 1 + 2 * policy.box_margin, SMALLEST_CROP)
 
     def refining(self, prompt: Prompt, first: ProbabilityMap, threshold: float) -> Region | None:
@@ -69,12 +72,8 @@ class Crops:
     def _may_stay(self, previous: ProbabilityMap, closer: Region, prompt: Prompt, threshold: float) -> bool:
         """Whether a crop that the network has seen already will do, where a closer one is not much better."""
         policy, region = self._policy, previous.region
-        is_one_of_ours = region == self._region(
-            region.left, region.top, region.left + region.width, region.top + region.height
-        )  # and not a seed's, say
         return (
             isinstance(policy, ZoomInCrop)
-            and is_one_of_ours
             and region != self.whole()
             and region.holds(prompt.clicks())
             and region.overlap(closer) > policy.keep_above

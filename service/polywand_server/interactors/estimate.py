@@ -10,10 +10,14 @@ from polywand_server.regions import ProbabilityMap
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """probabilities: where the object is. state: the model's own (its `STATE_OUT`, float32), handed back unread."""
+    """probabilities: where the object is. state: the model's own (its `STATE_OUT`, float32), handed back unread.
+
+    is_seed: whether the client said it, and no network has looked at it yet.
+    """
 
     probabilities: ProbabilityMap
     state: NDArray[np.float32] | None = None
+    is_seed: bool = False
 
     @property
     def nbytes(self) -> int:

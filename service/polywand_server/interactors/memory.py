@@ -15,20 +15,22 @@ class Allowance:
     def __init__(self, max_bytes: int, total_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._total_bytes = total_bytes
-        self._sharers = 0
+        self._sharers: set[EstimateMemory] = set()
 
     @property
     def nbytes(self) -> int:
         """Of one memory, now."""
-        return min(self._max_bytes, self._total_bytes // max(1, self._sharers))
+        return min(self._max_bytes, self._total_bytes // max(1, len(self._sharers)))
 
-    def join(self) -> None:
-        """One memory more."""
-        self._sharers += 1
+    def join(self, memory: "EstimateMemory") -> None:
+        """One memory more: all others make room."""
+        self._sharers.add(memory)
+        for sharer in self._sharers:
+            sharer.trim()
 
-    def leave(self) -> None:
+    def leave(self, memory: "EstimateMemory") -> None:
         """One memory less."""
-        self._sharers -= 1
+        self._sharers.discard(memory)
 
 
 class EstimateMemory:
@@ -39,9 +41,9 @@ class EstimateMemory:
 
     def __init__(self, allowance: Allowance) -> None:
         self._allowance = allowance
-        self._allowance.join()
         self._bytes = 0
         self._estimates: OrderedDict[_Key, Estimate] = OrderedDict()
+        allowance.join(self)
 
     def exact(self, prompt: Prompt, version: int) -> Estimate | None:
         """Find the estimate of the very same points, box and seed: an undo, or a change of output options only."""
@@ -71,14 +73,18 @@ class EstimateMemory:
     def close(self) -> None:
         """Forget everything, and leave the allowance to others."""
         self.clear()
-        self._allowance.leave()
+        self._allowance.leave(self)
+
+    def trim(self) -> None:
+        """Forget what is over the allowance."""
+        while self._bytes > self._allowance.nbytes:
+            self._grow(-_cost(*self._estimates.popitem(last=False)))
 
     def _keep(self, key: _Key, estimate: Estimate) -> None:
         replaced = self._estimates.pop(key, None)
         self._estimates[key] = estimate
         self._grow(_cost(key, estimate) - (_cost(key, replaced) if replaced else 0))
-        while self._bytes > self._allowance.nbytes:
-            self._grow(-_cost(*self._estimates.popitem(last=False)))
+        self.trim()
 
     def _find(self, key: _Key) -> Estimate | None:
         found = self._estimates.get(key)

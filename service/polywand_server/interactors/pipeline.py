@@ -51,7 +51,7 @@ async def segment(
             with watch.stage("geometry"):
                 return await inference.compute(lambda: _read(answer, region, tool.name))
 
-    result = await one_pass(crops.first(prompt, previous.probabilities if previous else None, threshold), previous)
+    result = await one_pass(crops.first(prompt, previous, threshold), previous)
     if previous is None and not is_superseded():
         region = crops.refining(prompt, result.probabilities, threshold)
         if region is not None:
@@ -96,7 +96,9 @@ def _fill(tensors: Mapping[str, Array], view: View, prompt: Prompt, region: Regi
     if "PREV_MASK" in tensors:
         tensors["PREV_MASK"][0, 0] = 0 if previous is None else previous.probabilities.resampled(region)
     if "STATE" in tensors:
-        tensors["STATE"][0] = 0 if previous is None or previous.state is None else previous.state
+        state = previous.state if previous is not None else None
+        # Of another shape: it is of the model that was there before a reload.
+        tensors["STATE"][0] = state if state is not None and state.shape == tensors["STATE"].shape[1:] else 0
 
 
 def _read(answer: Mapping[str, Array], region: Region, model: str) -> Estimate:

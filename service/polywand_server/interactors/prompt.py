@@ -65,6 +65,12 @@ class Prompt:
         """About how much memory it takes while it waits."""
         return PROMPT_BYTES + POINT_BYTES * len(self.points) + (self.seed.nbytes if self.seed is not None else 0)
 
+    def asks_the_same(self, other: "Prompt") -> bool:
+        """Whether the network would be asked the same; the answers' form may differ."""
+        return (self.model, self.version, self.points, self.box) == (
+            *(other.model, other.version, other.points, other.box),
+        ) and (self.seed and self.seed.digest) == (other.seed and other.seed.digest)
+
     @property
     def is_seed_alone(self) -> bool:
         """Whether nothing is asked but what the seed is."""

@@ -13,7 +13,7 @@ from polywand.raster import decode_rle
 from polywand_server.errors import InvalidInputError
 from polywand_server.regions import ProbabilityMap, Region
 
-# A seed whose box is larger is held at less than the image's resolution; no network sees more of it.
+# A seed whose box is larger is held at less than the image's resolution.
 LONGEST_SIDE = 1024
 # OpenCV fills every pixel that an edge touches; drawn finer, that is an eighth of a pixel.
 OVERSAMPLING = 4
@@ -83,8 +83,10 @@ def _map_of_rle(seed: RleSeed, width: int, height: int) -> ProbabilityMap:
         raise InvalidInputError("prompt.seed.rle.counts", "the mask is empty")
     region = _around(left, top, left + box_width, top + box_height)
     inner = mask[top : top + box_height, left : left + box_width]
-    framed = cv2.copyMakeBorder(inner, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0).astype(np.float32)
-    return ProbabilityMap(region, cv2.resize(framed, region.size[::-1], interpolation=cv2.INTER_AREA))
+    framed = cv2.copyMakeBorder(inner, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    framed *= 255
+    coverage = cv2.resize(framed, region.size[::-1], interpolation=cv2.INTER_AREA)
+    return ProbabilityMap(region, coverage.astype(np.float32) / 255)
 
 
 def _map_of_polygons(seed: PolygonSeed, width: int, height: int) -> ProbabilityMap:

@@ -194,6 +194,10 @@ class TritonClient:
         except TimeoutError as error:
             raise DeadlineError(f"{what}: Triton at {self.url} did not answer in time") from error
 
+    def is_reviving(self, model: str) -> bool:
+        """Whether a model whose process died is being loaded again."""
+        return model in self._revivals
+
     def _revive(self, model: str) -> None:
         """Load a model whose process died; Triton itself calls it READY and fails every request, a second each."""
         if model in self._revivals:

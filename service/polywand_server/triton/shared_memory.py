@@ -10,6 +10,7 @@ import logging
 import mmap
 import os
 import secrets
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polywand_server import metrics
-from polywand_server.errors import PolywandError
+from polywand_server.errors import ModelFailedError, PolywandError
 from polywand_server.triton.client import TritonClient
 from polywand_server.triton.failures import RegionError
 from polywand_server.triton.tensors import Array, Placed, TensorForm
@@ -33,6 +34,8 @@ ALIGNMENT_BYTES = 64
 # How often Triton is asked whether it still uses a retired slot, and after how many times it no longer matters.
 RETIRE_POLL_S = 0.25
 RETIRE_POLLS = 240
+# How long nothing is asked of a file system that was full.
+FULL_PAUSE_S = 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +79,7 @@ class SharedMemory:
         self._prefix = prefix
         self._max_bytes = max_bytes
         self._bytes = 0
+        self._full_until = 0.0
         self._free: defaultdict[int, list[Slot]] = defaultdict(list)
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -88,7 +92,7 @@ class SharedMemory:
         nbytes = max(SMALLEST_SLOT_BYTES, 1 << (needed - 1).bit_length())
         if self._free[nbytes]:
             return self._free[nbytes].pop()
-        if nbytes > self._max_bytes:
+        if nbytes > self._max_bytes or time.monotonic() < self._full_until:
             return None
         if self._bytes + nbytes > self._max_bytes:
             self._retire_a_free_one()
@@ -125,11 +129,16 @@ class SharedMemory:
                 "%d MiB of shared memory are all there is (%s): what does not fit goes to Triton by gRPC",
                 *(self._bytes >> 20, error.strerror),
             )
-            self._max_bytes = self._bytes
+            self._full_until = time.monotonic() + FULL_PAUSE_S
             return None
         self._grow(nbytes)
         try:
             await self._client.register_region(name, nbytes)
+        except ModelFailedError as error:
+            self._grow(-nbytes)
+            self._max_bytes = 0
+            _log.warning("Triton refuses shared memory, so tensors go to it by gRPC (%s)", error)
+            return None
         except RegionError as error:
             self._grow(-nbytes)
             self._max_bytes = 0
