@@ -1,7 +1,7 @@
 """Interceptors: what every call gets without asking for it: counts by method and code, and a place in the drain."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, TypeAlias
 
@@ -56,12 +56,12 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         else:
             inner, make = handler.unary_stream, grpc.unary_stream_rpc_method_handler
 
-        async def by_generator(request: Any, context: _Context) -> AsyncIterator[Any]:
+        async def by_generator(request: Any, context: _Context) -> None:
+            # Written here, because gRPC leaves a generator whose client has gone to the collector.
             with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), self._counted(method, context):
-                # Closed here and now when the client goes, and not when the collector comes by.
                 async with aclosing(inner(request, context)) as responses:
                     async for response in responses:
-                        yield response
+                        await context.write(response)
 
         async def by_writing(request: Any, context: _Context) -> None:
             with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), self._counted(method, context):
