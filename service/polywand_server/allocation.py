@@ -2,7 +2,8 @@
 
 import ctypes
 
-MEBIBYTE = 1024 * 1024
+from polywand_server.config import MEBIBYTE
+
 # Arrays of a click are below, images above: these are mapped by themselves, and go back to the system when they go.
 MAPPED_FROM_BYTES = 4 * MEBIBYTE
 # What is free at the end of the heap stays up to this, for the next click; fetching it anew costs as long as a contour.
