@@ -86,6 +86,9 @@ def make_repository(root: Path) -> Path:
     add_model(root, "mix_nice", MIX_CONFIG + NICE, mix_network())
     for precision in ("f32", "bf16", "auto", "f64"):
         add_model(root, f"mix_openvino_{precision}", MIX_CONFIG + OPENVINO % precision, mix_network())
+    refusing = mix_network()
+    helper.set_model_props(refusing, {"bfloat16": "off"})
+    add_model(root, "mix_openvino_refusing", MIX_CONFIG + OPENVINO % "auto", refusing)
     return root
 
 

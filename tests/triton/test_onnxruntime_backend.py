@@ -47,6 +47,12 @@ async def test_precision_auto_loads_on_every_processor(client: TritonClient) -> 
     np.testing.assert_allclose(result["LOGITS"], MIXED, rtol=0, atol=4.0)
 
 
+async def test_a_network_that_refuses_bfloat16_is_computed_in_single_precision(client: TritonClient) -> None:
+    await client.load("mix_openvino_refusing")
+    result = await client.infer("mix_openvino_refusing", 0, {"IMAGE": IMAGES}, ["LOGITS"], timeout_s=10.0)
+    np.testing.assert_allclose(result["LOGITS"], MIXED, rtol=0, atol=1e-3)
+
+
 async def test_an_unknown_precision_is_refused_at_load_with_the_known_ones(client: TritonClient) -> None:
     with pytest.raises(ModelFailedError, match="'f64'; it may be f32, bf16 or auto"):
         await client.load("mix_openvino_f64")

@@ -125,13 +125,23 @@ def list_published() -> None:
     show_default=True,
     help="What the network computes in; fp16 is for GPUs.",
 )
-def import_published(name: str, checkpoint: Path, repository: Path, version: int | None, precision: str) -> None:
+@click.option(
+    "--bfloat16",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Whether processors that have bfloat16 compute in it; auto: if masks stay the same (IoU 0.99).",
+)
+def import_published(
+    name: str, checkpoint: Path, repository: Path, version: int | None, precision: str, bfloat16: str
+) -> None:
     """Import a checkpoint of a published interactor; `polywand-zoo list` shows the names.
 
     The weights are read without running any code of the file, the exported graph is compared with PyTorch, and the
     version appears in the repository whole or not at all.
     """
     from polywand_zoo.onnx_export import ExportError  # noqa: PLC0415
+    from polywand_zoo.published.bfloat import Bfloat  # noqa: PLC0415
     from polywand_zoo.published.checkpoint import CheckpointError  # noqa: PLC0415
     from polywand_zoo.published.export import Precision  # noqa: PLC0415
     from polywand_zoo.published.importing import import_checkpoint  # noqa: PLC0415
@@ -139,7 +149,11 @@ def import_published(name: str, checkpoint: Path, repository: Path, version: int
 
     try:
         added = import_checkpoint(
-            name, checkpoint, repository, version=version, precision=Precision(precision), tell=click.echo
+            *(name, checkpoint, repository),
+            version=version,
+            precision=Precision(precision),
+            bfloat=Bfloat(bfloat16),
+            tell=click.echo,
         )
     except (CheckpointError, ExportError, RepositoryError, OSError) as error:
         raise click.ClickException(str(error)) from error

@@ -38,7 +38,7 @@ output [
 instance_group [ {{ count: 1 }} ]  # no kind: on the GPU where there is one
 dynamic_batching {{ }}
 
-# auto: bfloat16 where the processor has it; f32 is exact, and slower there.
+# auto: bfloat16 where the processor has it and a version's metadata do not refuse it; f32: single precision everywhere.
 optimization {{
   execution_accelerators {{
     cpu_execution_accelerator: [ {{ name: "openvino" parameters {{ key: "precision" value: "auto" }} }} ]

@@ -149,6 +149,14 @@ def build(network: nn.Module, precision: Precision = Precision.FP32, **metadata:
     return data
 
 
+def add_metadata(data: bytes, **metadata: str) -> bytes:
+    """Return an ONNX file with some metadata more."""
+    model = onnx.load_from_string(data)
+    helper.set_model_props(model, {prop.key: prop.value for prop in model.metadata_props} | metadata)
+    changed: bytes = model.SerializeToString(deterministic=True)
+    return changed
+
+
 def _describe_output(model: onnx.ModelProto, size: tuple[int | str, int | str]) -> None:
     """State the output's shape, which the exporter loses on its way."""
     (output,) = model.graph.output

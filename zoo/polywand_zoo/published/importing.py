@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polywand_zoo.published import checkpoint, repository
+from polywand_zoo.published.bfloat import Bfloat, judge
 from polywand_zoo.published.catalogue import CATALOGUE
 from polywand_zoo.published.config import model_config, notice
-from polywand_zoo.published.export import Precision, export, interactor
+from polywand_zoo.published.export import Precision, add_metadata, export, interactor
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ def import_checkpoint(
     *,
     version: int | None,
     precision: Precision,
+    bfloat: Bfloat,
     tell: Callable[[str], None],
 ) -> Import:
     """Add a checkpoint as a version of a catalogued model to a repository; tell: gets a line for all that was verified.
@@ -53,12 +55,18 @@ def import_checkpoint(
     tell(f"graph: {precision}, {len(exported.data) / 1e6:.1f} MB; on {exported.prompts} random prompts {agreement}")
 
     wrapped = interactor(read.network)
+    verdict = judge(bfloat, exported.data, published, wrapped)
+    tell(f"bfloat16: {'used where a processor has it' if verdict.use else 'not used'}; {verdict.why}")
     config = model_config(
-        published, points=wrapped.POINTS, size=wrapped.SIZE, has_previous_mask="PREV_MASK" in wrapped.INPUTS
+        published,
+        points=wrapped.POINTS,
+        size=wrapped.SIZE,
+        has_previous_mask="PREV_MASK" in wrapped.INPUTS,
     )
     is_new = not (models / name).exists()
     text = notice(published, checkpoint=file.name, sha256=sha256, precision=precision)
-    files = {"model.onnx": exported.data, "NOTICE": text.encode()}
+    data = add_metadata(exported.data, bfloat16="on" if verdict.use else "off")
+    files = {"model.onnx": data, "NOTICE": text.encode()}
     folder = repository.add_version(models, name, version, files, config)
     return Import(folder, version, is_new)
 

@@ -4,7 +4,8 @@ It stands in for NVIDIA's `onnxruntime` backend, which the nvidia-pytriton wheel
 runs in the embedded server and in the stock container. It reads the same lines of `config.pbtxt`:
 
     optimization { execution_accelerators { cpu_execution_accelerator: [ { name: "openvino" ... } ] } }
-        Use OpenVINO. Its parameter `precision`: "f32" (the default), "bf16", "auto" (bf16 where the processor has it).
+        Use OpenVINO. Its parameter `precision`: "f32" (the default), "bf16", "auto" (bf16 where the processor has it,
+        unless the metadata of a version's model.onnx say `bfloat16: off`, as those of an import whose masks suffer do).
     parameters { key: "intra_op_thread_count" value: { string_value: "4" } }
         Threads of one inference. By default, or with "0": as many as there are cores for this process.
     parameters { key: "inter_op_thread_count" value: { string_value: "1" } }
@@ -77,17 +78,18 @@ class OpenVino:
 
     batches = False
 
-    def __init__(self, path: Path, threads: int, precision: str, *, has_batch_axis: bool) -> None:
+    def __init__(self, path: Path, threads: int, asked: str, *, has_batch_axis: bool) -> None:
         import openvino  # noqa: PLC0415
 
         core = openvino.Core()
         network = core.read_model(path)
+        self.precision = openvino_precision(asked, core, network)
         if has_batch_axis:
             network.reshape({port.any_name: [1, *list(port.partial_shape)[1:]] for port in network.inputs})
         options = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_PRECISION_HINT": self.precision,
         }
         compiled = core.compile_model(network, "CPU", options)
         self._outputs = [port.any_name for port in compiled.outputs]
@@ -187,26 +189,26 @@ def load(path: Path, config: dict[str, Any]) -> Runtime:
     if openvino is not None:
         asked = openvino.get("parameters", {}).get("precision", "f32")
         try:
-            precision = openvino_precision(asked)
-            runtime = OpenVino(path, threads, precision, has_batch_axis=config["max_batch_size"] > 0)
+            runtime = OpenVino(path, threads, asked, has_batch_axis=config["max_batch_size"] > 0)
         except ImportError:
             pb_utils.Logger.log_warn(f"{config['name']} runs on ONNX Runtime, slower: OpenVINO is not installed here")
         else:
-            pb_utils.Logger.log_info(f"{config['name']}: OpenVINO, {precision}, {threads} threads")
+            pb_utils.Logger.log_info(f"{config['name']}: OpenVINO, {runtime.precision}, {threads} threads")
             return runtime
     pb_utils.Logger.log_info(f"{config['name']}: ONNX Runtime, {threads} threads")
     return OnnxRuntime(path, threads, int(parameters.get("inter_op_thread_count", 0)))
 
 
-def openvino_precision(asked: str) -> str:
-    """Return OpenVINO's name of the precision to compute in."""
+def openvino_precision(asked: str, core: Any, network: Any) -> str:
+    """Return OpenVINO's name of the precision to compute a network in."""
     if asked not in ("f32", "bf16", "auto"):
         raise pb_utils.TritonModelException(f"precision of openvino is {asked!r}; it may be f32, bf16 or auto")
     if asked != "auto":
         return asked
-    import openvino  # noqa: PLC0415
-
-    return "bf16" if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+    refused = ["framework", "bfloat16"]  # where OpenVINO puts an ONNX file's metadata
+    if network.has_rt_info(refused) and network.get_rt_info(refused).astype(str) == "off":
+        return "f32"
+    return "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
 
 
 def available_cores() -> int:
