@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PROTO := proto/polywand/v1/annotation.proto
 GENERATED := clients/python/polywand/v1
 
-.PHONY: serve test test-zoo test-conversion bench bench-stages bench-outage soak check format proto proto-check setup setup-zoo clean
+.PHONY: serve test test-zoo test-conversion bench bench-stages bench-outage bench-published soak check format proto proto-check setup setup-zoo clean
 
 serve: $(VENV)/.serve  ## run the service with its own Triton
 	exec $(BIN)/polywand-server $(ARGS)
@@ -30,6 +30,9 @@ bench-stages: $(VENV)/.dev  ## what an answer of every tool costs, stage by stag
 
 bench-outage: $(VENV)/.dev  ## how long an annotator waits when Triton dies
 	$(BIN)/python -m tests.bench.outage $(ARGS)
+
+bench-published: $(VENV)/.zoo  ## how long a prompt of every published interactor takes, beside eager PyTorch
+	$(BIN)/python -m tests.bench.published $(ARGS)
 
 soak: $(VENV)/.dev  ## annotators come and go for MINUTES (20); fails when anything has grown meanwhile
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),20) $(ARGS)
