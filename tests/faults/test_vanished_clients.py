@@ -1,25 +1,28 @@
 """A client that cancels or disappears frees all that it held at once, down to the request at Triton."""
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc.aio
 import pytest
 
 from polywand.v1 import annotation_pb2 as pb
 from polywand.v1.annotation_pb2_grpc import AnnotationServiceStub
-from tests.faults.clients import BRIGHT, own_connection
+from tests.faults.clients import BRIGHT, comb, own_connection, requests
 from tests.faults.footprint import DETECT_STREAMS, IMAGE_MEMORY, INTERACT_STREAMS, MASK_MEMORY
 from tests.faults.models import count, journal_of
 from tests.faults.relay import Relay
 from tests.faults.victim import FIRST_CLICK, UPLOAD_BYTES, send_prompts
 from tests.running import Service, wait_for
-from tests.streams import InteractStream, prompt
+from tests.streams import POSITIVE, InteractStream, prompt
 
 ROOT = Path(__file__).parents[2]
 SOON_SECONDS = 10
+INTERACT = "/polywand.v1.AnnotationService/Interact"
 FRAMES = [
     pb.DetectStreamRequest(frame_id=number, request=pb.DetectRequest(model="snail", image=BRIGHT))
     for number in range(4)
@@ -110,3 +113,23 @@ def test_a_client_killed_in_the_middle_of_an_upload_leaves_nothing(sturdy, sturd
             assert other.ask(prompt("shade", FIRST_CLICK)).segmentation.shape.polygons
         wait_for(lambda: sturdy.metric(INTERACT_STREAMS) == 1, SOON_SECONDS, sturdy)
         wait_for(lambda: sturdy.metric(IMAGE_MEMORY) == held, SOON_SECONDS, sturdy)
+
+
+async def test_streams_that_end_and_are_cancelled_in_the_same_moment_leave_nothing(sturdy):
+    """Whose replies fill the outbox: nobody is to wait for room in it, whichever of the two is noticed first."""
+    clicks = [prompt("shade", (1, 1, POSITIVE), object_id=str(number), tolerance=0) for number in range(60)]
+    messages = [request.SerializeToString() for request in requests([comb(600), *clicks])]
+
+    async def come_and_go(milliseconds: float) -> None:
+        async with grpc.aio.insecure_channel(sturdy.target) as channel:
+            call = channel.stream_stream(INTERACT)()
+            for message in messages:
+                await call.write(message)
+            await asyncio.sleep(0.3)
+            await call.done_writing()
+            await asyncio.sleep(milliseconds / 1000)
+            call.cancel()
+
+    for number in range(20):
+        await asyncio.gather(*(come_and_go((number % 10) / 5) for _ in range(3)))
+    wait_for(lambda: sturdy.metric(INTERACT_STREAMS) == 0, SOON_SECONDS, sturdy)

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
@@ -184,8 +183,10 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
 
 async def _cancel(task: asyncio.Future[Any]) -> None:
     task.cancel()
-    with suppress(asyncio.CancelledError, Exception):
-        await task
+    # Awaiting the task itself could not tell its cancellation from that of whoever waits here, which has to go on.
+    await asyncio.wait((task,))
+    if not task.cancelled():
+        task.exception()  # seen, and of no interest any more
 
 
 async def _ended(reader: asyncio.Task[None], context: _Context) -> None:
