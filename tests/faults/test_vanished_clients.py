@@ -130,6 +130,6 @@ async def test_streams_that_end_and_are_cancelled_in_the_same_moment_leave_nothi
             await asyncio.sleep(milliseconds / 1000)
             call.cancel()
 
-    for number in range(20):
+    for number in range(40):
         await asyncio.gather(*(come_and_go((number % 10) / 5) for _ in range(3)))
     wait_for(lambda: sturdy.metric(INTERACT_STREAMS) == 0, SOON_SECONDS, sturdy)
