@@ -1,5 +1,6 @@
 """Resampling: the conventions by which published predictors resize crops and maps, each exactly as its authors do."""
 
+from collections.abc import Iterator
 from enum import StrEnum
 
 import cv2
@@ -11,6 +12,8 @@ Values = NDArray[np.float32]
 
 # Of Keys' cubic kernel, as in OpenCV.
 CUBIC_A = -0.75
+# How many values are interpolated at a time.
+BAND_VALUES = 2**17
 
 
 class Resampling(StrEnum):
@@ -41,7 +44,8 @@ def resize(window: Pixels, target: Pixels, resampling: Resampling) -> None:
         np.copyto(target, window)
         return
     rows, columns = (np.linspace(0, window.shape[axis] - 1, target.shape[axis]) for axis in (0, 1))
-    np.copyto(target, np.rint(sample(window, rows, columns)), casting="unsafe")
+    for part, band in _bands(window, rows, columns, cubic=False):
+        target[part] = np.rint(band)
 
 
 def sample(
@@ -51,9 +55,21 @@ def sample(
 
     OpenCV's `warpAffine` and `remap` would round positions to 1/32 of a pixel. Outside, the outermost values go on.
     """
-    sampled = cv2.transpose(_along(cv2.transpose(_along(values, rows, cubic)), columns, cubic))
-    result: Values = sampled
+    result = np.empty((len(rows), len(columns), *values.shape[2:]), np.float32)
+    for part, band in _bands(values, rows, columns, cubic):
+        result[part] = band
     return result
+
+
+def _bands(
+    values: NDArray[np.generic], rows: NDArray[np.float64], columns: NDArray[np.float64], cubic: bool
+) -> Iterator[tuple[slice, Values]]:
+    """Sample a few rows at a time, which stay in the processor's cache."""
+    height = max(1, BAND_VALUES * len(values) // values.size)
+    for start in range(0, len(rows), height):
+        part = slice(start, start + height)
+        along_columns = cv2.transpose(_along(values, rows[part], cubic))
+        yield part, cv2.transpose(_along(along_columns, columns, cubic))
 
 
 def _along(values: NDArray[np.generic], positions: NDArray[np.float64], cubic: bool) -> Values:
