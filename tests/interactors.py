@@ -78,16 +78,31 @@ BROKEN = (
 """
 )
 
+# LOGITS: 10 right of the first point, and -6 left of it. STATE counts the inferences of each half of the batch.
+LEANING = (
+    PREAMBLE
+    + """
+    def answer(self, request):
+        image, points = self.tensor(request, "IMAGE"), self.tensor(request, "POINTS")
+        count = self.tensor(request, "STATE") + 1
+        logits = np.where(np.arange(image.shape[2]) > points[:, 0, :1], 10, -6)[:, None, None]
+        logits = np.repeat(logits, image.shape[1], axis=2) - 3 * (count.reshape(-1, 1, 1, 1) - 1)
+        logits = np.where(image[:, None, ..., 0] > 200, -100, logits).astype(np.float32)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("LOGITS", logits), pb_utils.Tensor("STATE_OUT", count)])
+"""
+)
+
 CONFIG = """
 backend: "python"
-max_batch_size: 1
+max_batch_size: 2
 input [
   {{ name: "IMAGE" data_type: TYPE_UINT8 dims: [ {size}, {size}, 3 ] }},
   {{ name: "POINTS" data_type: TYPE_FP32 dims: [ 16, 3 ] }}{inputs}
 ]
 output [ {{ name: "LOGITS" data_type: TYPE_FP32 dims: [ 1, {size}, {size} ] }}{outputs} ]
 parameters {{ key: "polywand" value: {{ string_value: '{{'
-  '"kind": "interactor", "display_name": "{name}", "prompt": {{"box": "optional"}}, "crop": {crop}'
+  '"kind": "interactor", "display_name": "{name}", "prompt": {{"box": "optional"}}, "crop": {crop},'
+  '"flip": {flip}'
 '}}' }} }}
 """
 WHOLE = '{"policy": "whole"}'
@@ -103,15 +118,25 @@ def make_interactors(root: Path) -> Path:
     add_interactor(root, "keeper_of_any_size", KEEPER, size=-1, inputs=PREV_MASK % (-1, -1))
     add_interactor(root, "slow", SLOW)
     add_interactor(root, "broken", BROKEN)
+    add_interactor(root, "leaning", LEANING, inputs=STATE, outputs=STATE_OUT)
+    add_interactor(root, "leaning_flipped", LEANING, inputs=STATE, outputs=STATE_OUT, flip="true")
     return root
 
 
 def add_interactor(
-    root: Path, name: str, code: str, *, size: int = 256, inputs: str = "", outputs: str = "", crop: str = WHOLE
+    root: Path,
+    name: str,
+    code: str,
+    *,
+    size: int = 256,
+    inputs: str = "",
+    outputs: str = "",
+    crop: str = WHOLE,
+    flip: str = "false",
 ) -> None:
     """Add version 1 of one."""
     folder = root / name / "1"
     folder.mkdir(parents=True)
-    config = CONFIG.format(name=name, size=size, inputs=inputs, outputs=outputs, crop=crop)
+    config = CONFIG.format(name=name, size=size, inputs=inputs, outputs=outputs, crop=crop, flip=flip)
     (folder.parent / "config.pbtxt").write_text(config)
     (folder / "model.py").write_text(code)

@@ -8,6 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polywand_server.images import Picture
+from polywand_server.resampling import Resampling, resize, sample
+
+# A map that is brought back to the image's pixels has no more of them; those of larger crops are merged.
+LARGEST_MAP = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +21,8 @@ class Region:
     left, top, width, height: in whole image pixels (corner convention: it spans left .. left + width); may reach
         outside the image, where pixels read as black and probabilities as 0.
     size: (height, width) of the network's input.
+    resampling: how one becomes the other.
+    margin: image pixels on each side that the network sees, and where its answer is not kept.
     """
 
     left: int
@@ -24,6 +30,8 @@ class Region:
     width: int
     height: int
     size: tuple[int, int]
+    resampling: Resampling = Resampling.SMOOTH
+    margin: int = 0
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -36,14 +44,38 @@ class Region:
         return max(1 / self.scale[0], 1 / self.scale[1])
 
     def to_input(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Map points [N, 2] (x, y) from image pixels (corners at integers) to input pixels (centres at integers)."""
-        result: NDArray[np.float64] = (points - (self.left, self.top)) * self.scale - 0.5
-        return result
+        """Tell the network where points [N, 2] lie: from image pixels (corners at integers) to input pixels (centres).
+
+        By any resampling but SMOOTH that is how its authors count, which is not where `from_input` leads back from.
+        """
+        if self.resampling is Resampling.SMOOTH:
+            result: NDArray[np.float64] = (points - (self.left, self.top)) * self.scale - 0.5
+            return result
+        indices = np.floor(points) - (self.left, self.top)
+        return _single_towards_zero(indices * self.size[::-1] * (1 / np.array([self.width, self.height])))
 
     def from_input(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Map points [N, 2] (x, y) from input pixels (centres at integers) to image pixels (corners at integers)."""
-        result: NDArray[np.float64] = (points + 0.5) / self.scale + (self.left, self.top)
+        origin, scale, shift = self._grid()
+        result: NDArray[np.float64] = (points + shift) / scale + origin
         return result
+
+    def places(self, other: "Region") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Find the rows [h] and columns [w] of this region's input on which the pixel centres of another one's lie."""
+        origin, scale, shift = self._grid()
+        first, second = (other.from_input(np.array([[0.0, 0.0], [1.0, 1.0]])) - origin) * scale - shift
+        step = second - first
+        columns, rows = (first[axis] + step[axis] * np.arange(other.size[1 - axis]) for axis in (0, 1))
+        return rows, columns
+
+    def _grid(self) -> tuple[tuple[float, float], tuple[float, float], float]:
+        """Where the input's pixels are: their centres are at (image pixels - origin) * scale - shift."""
+        if self.resampling is not Resampling.CORNERS:
+            return (self.left, self.top), self.scale, 0.5
+        # Of a single pixel there is no scale.
+        steps = max(self.width - 1, 1), max(self.height - 1, 1)
+        scale = max(self.size[1] - 1, 1) / steps[0], max(self.size[0] - 1, 1) / steps[1]
+        return (self.left + 0.5, self.top + 0.5), scale, 0.0
 
     def holds(self, points: NDArray[np.float64]) -> bool:
         """Whether all points [N, 2] (x, y, image pixels) lie inside."""
@@ -58,6 +90,19 @@ class Region:
         shared = max(0, width) * max(0, height)
         return shared / (self.width * self.height + other.width * other.height - shared)
 
+    def overlap_by_axes(self, other: "Region") -> float:
+        """What both share over all between their outermost edges, along x times along y."""
+        shared = 1.0
+        for low, side, other_low, other_side in (
+            (self.left, self.width, other.left, other.width),
+            (self.top, self.height, other.top, other.height),
+        ):
+            high, other_high = low + side, other_low + other_side
+            shared *= max(0, min(high, other_high) - max(low, other_low)) / (
+                max(high, other_high) - min(low, other_low)
+            )
+        return shared
+
     def inside(self, width: int, height: int) -> tuple[slice, slice]:
         """Rows and columns of the input whose centres lie in an image of this size."""
         low = np.ceil(self.to_input(np.zeros((1, 2))))[0]
@@ -65,6 +110,12 @@ class Region:
         rows = slice(max(0, int(low[1])), max(0, min(self.size[0], int(high[1]))))
         columns = slice(max(0, int(low[0])), max(0, min(self.size[1], int(high[0]))))
         return rows, columns
+
+
+def _single_towards_zero(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Round to single precision, so that what is cut down to whole numbers afterwards comes out as from double."""
+    single = values.astype(np.float32)
+    return np.where(np.abs(single) > np.abs(values), np.nextafter(single, np.float32(0)), single).astype(np.float64)
 
 
 def snap(left: float, top: float, right: float, bottom: float, size: tuple[int, int]) -> Region:
@@ -82,6 +133,10 @@ def snap(left: float, top: float, right: float, bottom: float, size: tuple[int, 
 
 def crop_into(target: NDArray[np.uint8], picture: Picture, region: Region) -> None:
     """Cut a region out of an image and resize it into RGB uint8 [h, w, 3] of the region's size; black outside."""
+    if region.resampling is not Resampling.SMOOTH:
+        window = _window(picture.levels[0], region.left, region.top, region.width, region.height)
+        resize(window, target, region.resampling)
+        return
     level = _coarsest_level(picture, region)
     step = 2**level
     window = _window(
@@ -122,15 +177,27 @@ def _window(pixels: NDArray[np.uint8], left: int, top: int, width: int, height: 
 
 @dataclass(frozen=True, slots=True)
 class ProbabilityMap:
-    """What a network says about one object: the probability per input pixel of a region, float32 [h, w] in 0..1."""
+    """What is known of one object: the probability per input pixel of a region, float32 [h, w] in 0..1, 0 outside.
+
+    region: of SMOOTH resampling. looked_at: the region that the network saw for it, where that is another one.
+    """
 
     region: Region
     values: NDArray[np.float32]
+    looked_at: Region | None = None
+
+    @property
+    def seen(self) -> Region:
+        """The region that the network saw for it."""
+        return self.looked_at or self.region
 
     def resampled(self, region: Region) -> NDArray[np.float32]:
         """Bring the map onto another region's input, float32 [h, w], bilinear; 0 where this one does not reach."""
         if region == self.region:
             return self.values
+        if region.resampling is not Resampling.SMOOTH:
+            rows, columns = self.region.places(region)
+            return sample(np.pad(self.values, 1), rows + 1, columns + 1)
         # Where the target's first and second pixel centres lie, in this map's pixels.
         first, second = self.region.to_input(region.from_input(np.array([[0.0, 0.0], [1.0, 1.0]])))
         step = second - first
@@ -143,3 +210,15 @@ class ProbabilityMap:
             borderValue=0,
         )
         return warped
+
+
+def from_network(values: NDArray[np.float32], seen: Region) -> ProbabilityMap:
+    """Make a map of a network's answer on a region, float32 [h, w] of its input's size."""
+    if seen.resampling is Resampling.SMOOTH:
+        return ProbabilityMap(seen, values)
+    width, height = seen.width - 2 * seen.margin, seen.height - 2 * seen.margin
+    reduction = max(1.0, math.sqrt(width * height / LARGEST_MAP))
+    size = max(1, round(height / reduction)), max(1, round(width / reduction))
+    kept = Region(seen.left + seen.margin, seen.top + seen.margin, width, height, size)
+    rows, columns = seen.places(kept)
+    return ProbabilityMap(kept, sample(values, rows, columns, cubic=seen.resampling is not Resampling.CORNERS), seen)

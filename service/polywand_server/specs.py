@@ -1,6 +1,6 @@
 """What the service must know of a model: the JSON under `polywand` in its config's parameters, checked."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -11,13 +11,17 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     TypeAdapter,
+    model_validator,
 )
 
+from polywand_server.resampling import Resampling
 from polywand_server.triton.client import ModelConfig
 
 PARAMETER_KEY = "polywand"
 # A box takes two rows of POINTS.
 SMALLEST_POINTS = 3
+# Requests of a batch for flip averaging: the crop, and its mirror image.
+FLIPPED = 2
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -36,13 +40,24 @@ class MarginCrop(_Spec):
     """The box (or the extreme points' box) and a margin around it; without either the whole image.
 
     fraction: of the box's width and height, on each side. pixels: added on each side, in image pixels.
+    keep_margin: whether the object may reach into the added pixels; without, the answer is 0 there (as in DEXTR).
+    resampling: see `Resampling`. Other than "smooth", the box is that of the pixels that its corners lie in.
     longest_side: of the network's input, for models of variable size.
     """
 
     policy: Literal["margin"]
     fraction: NonNegativeFloat = 0.0
     pixels: NonNegativeInt = 0
+    keep_margin: bool = True
+    resampling: Resampling = Resampling.SMOOTH
+
     longest_side: PositiveInt = 512
+
+    @model_validator(mode="after")
+    def _margin_can_be_cut(self) -> Self:
+        if not self.keep_margin and self.resampling is Resampling.SMOOTH:
+            raise ValueError('keep_margin can be false only where resampling is not "smooth"')
+        return self
 
 
 class WholeCrop(_Spec):
@@ -56,11 +71,11 @@ class WholeCrop(_Spec):
 
 
 class ZoomInCrop(_Spec):
-    """The whole image first, then the surroundings of the current mask (as in f-BRS and RITM).
+    """The whole image first, then the surroundings of the current mask.
 
     expansion: the crop's side relative to the mask's box.
     keep_above: the crop stays where it was as long as all clicks lie in it and its intersection over union with the one
-        around the current mask is above this (0.5 in RITM); 1 follows the mask with every click.
+        around the current mask is above this; 1 follows the mask with every click.
     min_fraction: the crop's shortest side relative to the image's.
     max_aspect: the crop's longer side relative to its shorter one.
     click_margin: how far beyond a click the crop reaches, relative to its longer side.
@@ -80,6 +95,30 @@ class ZoomInCrop(_Spec):
     refine_first: bool = False
     box_margin: NonNegativeFloat = 0.18
     longest_side: PositiveInt = 512
+
+
+class RoiCrop(_Spec):
+    """The whole image for the first click, then the object's region of interest, as RITM and f-BRS choose it.
+
+    That is the box of the current mask and the positive clicks, expanded. It stays while the positive clicks lie in it.
+    Its resampling is "corners" (see `Resampling`).
+    expansion: the region's side relative to the box's. min_side: of the region at least, in image pixels.
+    inside_above: the probability from which a pixel belongs to the current mask.
+    keep_from: the region moves when the product of its overlaps along both axes (intersection over union) with the one
+        around the current mask is less.
+    longest_side: of the network's input for the whole image at most. zoomed_side: the longest for a region, exactly.
+    """
+
+    policy: Literal["roi"]
+    expansion: float = Field(1.4, ge=1)
+    min_side: PositiveInt = 200
+    inside_above: Fraction = 0.5
+    keep_from: Annotated[float, Field(ge=0, le=1)] = 0.5
+    longest_side: PositiveInt = 800
+    zoomed_side: PositiveInt = 400
+
+
+CropPolicy = WholeCrop | MarginCrop | ZoomInCrop | RoiCrop
 
 
 class PromptSpec(_Spec):
@@ -114,11 +153,15 @@ class _ModelSpec(_Spec):
 
 
 class InteractorSpec(_ModelSpec):
-    """A model that turns a prompt into one object's logits."""
+    """A model that turns a prompt into one object's logits.
+
+    flip: show it every crop and its mirror image in a batch of two, and average the logits.
+    """
 
     kind: Literal["interactor"]
     prompt: PromptSpec = PromptSpec()
-    crop: Annotated[WholeCrop | MarginCrop | ZoomInCrop, Field(discriminator="policy")]
+    crop: Annotated[CropPolicy, Field(discriminator="policy")]
+    flip: bool = False
 
 
 class DetectorSpec(_ModelSpec):
@@ -158,6 +201,8 @@ def check_config(spec: ModelSpec, config: ModelConfig) -> None:
     wanted_outputs = {"LOGITS": ("FP32", 3)} if interactor else {"BOXES": ("FP32", 2), "SCORES": ("FP32", 2)}
     if config.max_batch_size < 1:
         raise ValueError("max_batch_size has to be at least 1: every tensor has a batch axis")
+    if isinstance(spec, InteractorSpec) and spec.flip and config.max_batch_size < FLIPPED:
+        raise ValueError(f"max_batch_size has to be at least {FLIPPED}: flip averaging sends a batch of {FLIPPED}")
     for tensors, wanted in ((config.inputs, wanted_inputs), (config.outputs, wanted_outputs)):
         for name, (dtype, rank) in wanted.items():
             if name not in tensors:

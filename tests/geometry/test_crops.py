@@ -9,7 +9,8 @@ from polywand_server.interactors.crops import Crops
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Box, Label, Point, Prompt
 from polywand_server.regions import ProbabilityMap, Region
-from polywand_server.specs import MarginCrop, WholeCrop, ZoomInCrop
+from polywand_server.resampling import Resampling
+from polywand_server.specs import MarginCrop, RoiCrop, WholeCrop, ZoomInCrop
 
 WIDTH, HEIGHT = 1600, 1200
 SIZE = (384, 384)
@@ -110,3 +111,81 @@ class TestAfterTheFirstCloseLook:
         follow = Crops(ZOOM.model_copy(update={"keep_above": 1.0}), WIDTH, HEIGHT, SIZE)
         mask = mask_in(self.close, 410, 390, 720, 700)
         assert follow.first(clicked((500, 500)), known(mask), 0.5) != self.close
+
+
+def test_a_published_margin_is_counted_from_the_pixels_that_the_points_lie_in():
+    policy = MarginCrop(policy="margin", pixels=50, keep_margin=False, resampling=Resampling.CUBIC)
+    for shift in (0, 0.5, 0.99):
+        points = [Point(x + shift, y + shift, Label.EXTREME) for x, y in ((120, 90), (330, 160), (200, 260), (90, 170))]
+        region = Crops(policy, WIDTH, HEIGHT, (512, 512)).first(Prompt("model", 1, "", tuple(points)), None, 0.8)
+        assert region == Region(40, 40, 341, 271, (512, 512), Resampling.CUBIC, margin=50)
+
+
+def test_a_margin_is_not_cut_from_a_network_that_averages():
+    with pytest.raises(ValueError, match="keep_margin"):
+        MarginCrop(policy="margin", pixels=50, keep_margin=False)
+
+
+class TestRegionsOfInterest:
+    """As RITM and f-BRS choose them; expected numbers are by hand from their papers' code."""
+
+    policy = RoiCrop(policy="roi")
+    crops = Crops(policy, WIDTH, HEIGHT, None)
+
+    def seen(self, region: Region, x0: int, y0: int, x1: int, y1: int) -> Estimate:
+        """What is known after the network looked at a region: a rectangle of pixels, at the image's resolution."""
+        plain = Region(region.left, region.top, region.width, region.height, (region.height, region.width))
+        mask = mask_in(plain, x0, y0, x1, y1)
+        return Estimate(ProbabilityMap(plain, mask.values, region))
+
+    def test_the_first_click_sees_the_whole_image_of_limited_size(self):
+        whole = Region(0, 0, WIDTH, HEIGHT, (600, 800), Resampling.CORNERS)
+        assert self.crops.first(clicked((100, 100)), None, 0.49) == whole
+        small = Crops(self.policy, 300, 200, None).first(clicked((100, 100)), None, 0.49)
+        assert small.size == (200, 300)  # never enlarged
+
+    def test_the_second_click_sees_the_masks_surroundings_enlarged_or_reduced_to_the_target(self):
+        before = self.seen(self.crops.whole(), 400, 300, 900, 600)
+        region = self.crops.first(clicked((500, 500), (600, 400)), before, 0.49)
+        # 500 pixels by 300, 1.4 times around 649.5 and 449.5: 299.5 to 999.5 and 239.5 to 659.5, rounded to even.
+        assert edges(region) == (300, 240, 1001, 661)
+        assert (region.size, region.resampling) == ((240, 400), Resampling.CORNERS)
+
+    def test_a_region_has_a_smallest_side_and_ends_at_the_image(self):
+        before = self.seen(self.crops.whole(), 0, 0, 20, 20)
+        region = self.crops.first(clicked((5, 5), (6, 6)), before, 0.49)
+        assert edges(region) == (0, 0, 111, 111)  # 200 around 9.5: -90.5 to 109.5, rounded to even, inclusive
+        assert region.size == (400, 400)
+
+    def test_a_region_holds_every_positive_click_and_ignores_negative_ones(self):
+        before = self.seen(self.crops.whole(), 400, 400, 600, 600)
+        points = (Point(500, 500, Label.POSITIVE), Point(1000.7, 500, Label.POSITIVE), Point(5, 5, Label.NEGATIVE))
+        region = self.crops.first(Prompt("model", 1, "", points), before, 0.49)
+        assert region.left > 200
+        assert edges(region)[2] > 1000
+
+    def test_it_stays_while_it_overlaps_along_both_axes_enough(self):
+        seen = Region(300, 300, 400, 400, (400, 400), Resampling.CORNERS)
+        prompt = clicked((500, 500), (450, 450))
+        assert self.crops.first(prompt, self.seen(seen, 360, 360, 640, 640), 0.49) == seen
+        assert self.crops.first(prompt, self.seen(seen, 340, 340, 560, 560), 0.49) == seen
+        assert self.crops.first(prompt, self.seen(seen, 400, 400, 510, 510), 0.49) != seen
+
+    def test_a_positive_click_outside_moves_it_and_a_negative_one_does_not(self):
+        seen = Region(300, 300, 400, 400, (400, 400), Resampling.CORNERS)
+        before = self.seen(seen, 360, 360, 640, 640)
+        assert self.crops.first(clicked((500, 500), (750, 500)), before, 0.49) != seen
+        points = (Point(500, 500, Label.POSITIVE), Point(750, 500, Label.NEGATIVE))
+        assert self.crops.first(Prompt("model", 1, "", points), before, 0.49) == seen
+
+    def test_nothing_found_leads_back_to_the_whole_image(self):
+        seen = Region(300, 300, 400, 400, (400, 400), Resampling.CORNERS)
+        assert (
+            self.crops.first(clicked((500, 500), (400, 400)), self.seen(seen, 0, 0, 0, 0), 0.49) == self.crops.whole()
+        )
+
+    def test_a_seeds_own_region_never_stays(self):
+        seed = Region(380, 380, 240, 240, (240, 240))
+        before = known(mask_in(seed, 400, 400, 600, 600), is_seed=True)
+        region = self.crops.first(clicked((500, 500), (450, 450)), before, 0.49)
+        assert (region.width, region.resampling) == (281, Resampling.CORNERS)

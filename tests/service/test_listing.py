@@ -94,6 +94,7 @@ def test_broken_models_say_why_a_new_folder_appears_and_the_others_serve(tmp_pat
     copy_model("grabcut", repository, "a_wrong_card", change=('"box": "optional"', '"box": "perhaps"'))
     copy_model("grabcut", repository, "somebody_elses", change=('key: "polywand"', 'key: "other"'))
     copy_model("grabcut", repository, "no_points", change=('name: "POINTS"', 'name: "PLACES"'))
+    copy_model("grabcut", repository, "no_pairs", change=('"crop": {', '"flip": true, "crop": {'))
     (copy_model("nanodet", repository, "a_lost_file") / "1" / "model.onnx").unlink()
     (copy_model("grabcut", repository, "no_config") / "config.pbtxt").unlink()
     with (
@@ -105,12 +106,13 @@ def test_broken_models_say_why_a_new_folder_appears_and_the_others_serve(tmp_pat
         for name, reason in (
             ("no_points", "POINTS"),
             ("a_wrong_card", "prompt.box"),
+            ("no_pairs", "flip averaging"),
             ("a_lost_file", "model.onnx"),
             ("no_config", "no_config"),
         ):
             wait_until(lambda name=name, reason=reason: reason in models(stub)[name].not_ready_reason)
             assert not models(stub)[name].ready
-        wait_until(lambda: len(models(stub)) == 5)  # somebody else's is there until it is loaded and known
+        wait_until(lambda: len(models(stub)) == 6)  # somebody else's is there until it is loaded and known
         assert models(stub)["grabcut"].ready
         with pytest.raises(grpc.RpcError, match=r"model\.onnx") as caught:
             stub.Detect(pb.DetectRequest(model="a_lost_file", image=pb.Image(encoded=b"x")))

@@ -25,7 +25,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     repository = make_interactors(folder / "models")
     options = ["--stream-memory-mebibytes=2", "--memory-mebibytes=4", "--images-mebibytes=32"]
     with running_service(folder / "log", f"--model-repository={repository}", *options) as started:
-        started.wait_ready("counter", "keeper", "keeper_of_any_size", "broken")
+        started.wait_ready("counter", "keeper", "keeper_of_any_size", "broken", "leaning", "leaning_flipped")
         yield started
 
 
@@ -277,3 +277,24 @@ def test_a_model_that_answers_no_numbers_fails_alone(stream):
     assert reply.error.code == grpc.StatusCode.INTERNAL.value[0], reply
     assert "model 'broken' answered LOGITS that are no 256 x 256 numbers" in reply.error.message
     assert inferences(stream, clicks(1)) == (1, 1)
+
+
+def test_flip_averaging_asks_about_the_mirror_image_too_and_each_half_keeps_its_state(stream):
+    """The model says 10 right of the point and -6 left of it; what is bright in the image belongs to nobody."""
+    pixels = np.zeros((256, 256, 3), np.uint8)
+    pixels[:, 200:] = 255
+    stream.ask(raw_image(pixels))
+    one_sided, averaged = (
+        mask_of(stream.ask(prompt(name, (64.5, 128, POSITIVE), include_mask=True)))
+        for name in ("leaning", "leaning_flipped")
+    )
+    assert one_sided[:, 65:200].all()
+    assert not one_sided[:, :64].any()
+    assert averaged[:, :64].all()  # 2 on average
+    assert averaged[:, 65:200].all()
+    assert not averaged[:, 64].any()  # the point itself is on no side
+    assert not averaged[:, 200:].any()
+    # One inference more costs each half 3, so that nothing is left on average.
+    again = stream.ask(prompt("leaning_flipped", (64.5, 128, POSITIVE), (64.5, 130, POSITIVE)))
+    assert not again.segmentation.shape.polygons
+    assert again.timing.inferences == 1

@@ -82,12 +82,19 @@ def logits(name: str) -> NDArray[np.float32]:
     return output
 
 
-def predicted(name: str) -> NDArray[np.float32]:
-    """Return the probability map of a golden predictor, at image size."""
+def predicted(predictor: str, key: str = "probability") -> NDArray[np.float32]:
+    """Return a probability map at image size of a golden predictor, by its file's name."""
     assert FOLDER is not None
-    stored = np.load(Path(FOLDER) / f"{GOLDEN[name][0]}_predictor.npz")["probability"]
+    stored = np.load(Path(FOLDER) / f"{predictor}_predictor.npz")[key]
     probability: NDArray[np.float32] = stored.astype(np.float32) / 65535
     return probability
+
+
+def clicks(predictor: str) -> list[tuple[int, int, bool]]:
+    """Return a golden predictor's clicks in order: x and y, as indices of pixels, and whether positive."""
+    assert FOLDER is not None
+    listed = json.loads((Path(FOLDER) / f"{predictor}_predictor.clicks.json").read_text())
+    return [(click["yx"][1], click["yx"][0], click["positive"]) for click in listed]
 
 
 def weights(names_and_shapes: Iterable[tuple[str, Iterable[int]]]) -> OrderedDict[str, torch.Tensor]:

@@ -20,7 +20,8 @@ from onnx import TensorProto
 from tritonclient.grpc import model_config_pb2
 
 import polywand
-from polywand_server.specs import InteractorSpec, MarginCrop, ZoomInCrop, parse_spec
+from polywand_server.resampling import Resampling
+from polywand_server.specs import InteractorSpec, MarginCrop, RoiCrop, parse_spec
 from polywand_zoo.cli import main
 from polywand_zoo.published.architectures import ARCHITECTURES
 from polywand_zoo.published.catalogue import CATALOGUE
@@ -143,16 +144,15 @@ def test_a_configuration_is_what_the_service_and_the_graph_need(name: str) -> No
     assert spec.license == published.license
     if name == "dextr_resnet101":
         assert (spec.prompt.extreme_points, spec.prompt.min_positive_points, spec.prompt.box) == (4, 0, "none")
-        assert spec.crop == MarginCrop(policy="margin", pixels=50)
+        assert spec.crop == MarginCrop(policy="margin", pixels=50, keep_margin=False, resampling=Resampling.CUBIC)
         assert spec.threshold == 0.8
     elif name == "iog_resnet101":
         assert (spec.prompt.extreme_points, spec.prompt.min_positive_points, spec.prompt.box) == (0, 1, "required")
-        assert spec.crop == MarginCrop(policy="margin", pixels=30)
+        assert spec.crop == MarginCrop(policy="margin", pixels=30, resampling=Resampling.LINEAR)
         assert spec.threshold == 0.8
     else:
         assert (spec.prompt.extreme_points, spec.prompt.min_positive_points, spec.prompt.box) == (0, 1, "none")
-        assert isinstance(spec.crop, ZoomInCrop)
-        assert spec.crop.expansion == 1.4
+        assert spec.crop == RoiCrop(policy="roi", expansion=1.4, min_side=200, longest_side=800, zoomed_side=400)
         assert spec.threshold == 0.49
 
 

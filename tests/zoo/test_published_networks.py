@@ -2,11 +2,9 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -18,6 +16,7 @@ from torch.nn import functional
 from polywand_zoo.networks.psp import averaging_matrix
 from polywand_zoo.points import Label
 from polywand_zoo.published.architectures import ARCHITECTURES
+from polywand_zoo.published.catalogue import CATALOGUE
 from polywand_zoo.published.checkpoint import read
 from polywand_zoo.published.export import Precision, build, interactor
 from polywand_zoo.published.interactors import Interactor
@@ -62,7 +61,11 @@ def feeds(
     return {name: tensors[name] for name in wrapped.INPUTS}
 
 
-def in_pytorch(network: nn.Module) -> Callable[[dict[str, NDArray[Any]]], NDArray[np.float32]]:
+Run = Callable[[dict[str, NDArray[Any]]], NDArray[np.float32]]
+Imported = Callable[[str], Path]
+
+
+def in_pytorch(network: nn.Module) -> Run:
     def run(inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
         with torch.inference_mode():
             return interactor(network)(*(torch.from_numpy(array) for array in inputs.values())).numpy()
@@ -70,88 +73,27 @@ def in_pytorch(network: nn.Module) -> Callable[[dict[str, NDArray[Any]]], NDArra
     return run
 
 
-def in_onnx_runtime(network: nn.Module) -> Callable[[dict[str, NDArray[Any]]], NDArray[np.float32]]:
-    session = ort.InferenceSession(build(network, Precision.FP32), providers=["CPUExecutionProvider"])
+def in_onnx_runtime(graph: bytes | Path) -> Run:
+    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
     return lambda inputs: session.run(["LOGITS"], inputs)[0]
 
 
 @needs_golden
-@pytest.mark.parametrize("runtime", [in_pytorch, in_onnx_runtime])
 @pytest.mark.parametrize("name", PROMPTS)
-def test_a_checkpoint_gives_the_authors_logits(
-    name: str, runtime: Callable[[nn.Module], Callable[[Any], NDArray[np.float32]]], tmp_path: Path
-) -> None:
-    checkpoint = read(golden.write_checkpoint(tmp_path, name), name)
+def test_a_checkpoint_gives_the_authors_logits(name: str, tmp_path: Path, imported: Imported) -> None:
+    network = read(golden.write_checkpoint(tmp_path, name), name).network
     expected = golden.logits(name)
     if name == "dextr_resnet101":  # kept at an eighth of the size; the graph enlarges it as the authors do
         enlarged = functional.interpolate(torch.from_numpy(expected), (512, 512), mode="bilinear", align_corners=True)
         expected = enlarged.numpy()
     image = golden.recipe().image(*expected.shape[2:])
     mask = golden.recipe().previous_mask(*expected.shape[2:])
-    computed = runtime(checkpoint.network)(feeds(interactor(checkpoint.network), image, PROMPTS[name], mask))
-    assert computed.shape == expected.shape
-    assert np.abs(computed - expected).max() < TOLERANCE * expected.std()
-
-
-# What DEXTR's and IOG's authors do around their networks; the service does it in its own way, which is tested there.
-
-
-@dataclass(frozen=True)
-class Predictor:
-    """One golden predictor: rows of x, y (pixel indices) and label, and the margin around their box.
-
-    enlarged_by: how crops are resized. relaxed: whether the result keeps away from the margin.
-    """
-
-    rows: tuple[tuple[int, int, Label], ...]
-    margin: int
-    enlarged_by: int
-    relaxed: bool
-
-
-PREDICTORS = {
-    "dextr_resnet101": Predictor(
-        tuple((x, y, Label.EXTREME) for x, y in ((120, 90), (330, 160), (200, 260), (90, 170))),
-        margin=50,
-        enlarged_by=cv2.INTER_CUBIC,
-        relaxed=True,
-    ),
-    "iog_resnet101": Predictor(
-        ((90, 90, Label.BOX_TOP_LEFT), (330, 260, Label.BOX_BOTTOM_RIGHT), (210, 170, Label.POSITIVE)),
-        margin=30,
-        enlarged_by=cv2.INTER_LINEAR,
-        relaxed=False,
-    ),
-}
-
-
-@needs_golden
-@pytest.mark.parametrize("name", PREDICTORS)
-def test_clicks_between_pixels_of_a_crop_count_as_in_the_authors_predictors(name: str, tmp_path: Path) -> None:
-    predictor = PREDICTORS[name]
-    wrapped = interactor(read(golden.write_checkpoint(tmp_path, name), name).network)
-    clicks = np.array([row[:2] for row in predictor.rows])
-    left, top = clicks.min(axis=0) - predictor.margin
-    width, height = clicks.max(axis=0) - clicks.min(axis=0) + 1 + 2 * predictor.margin
-    # The crops reach outside of the image, and are black there.
-    border = 100
-    window = slice(top + border, top + border + height), slice(left + border, left + border + width)
-    image = np.pad(golden.recipe().image(360, 480), ((border, border), (border, border), (0, 0)))
-    crop = cv2.resize(image[window], (512, 512), interpolation=predictor.enlarged_by)
-
-    placed = (clicks - (left, top)) * (512 / width, 512 / height)
-    rows = tuple((x, y, label) for (x, y), (_, _, label) in zip(placed, predictor.rows, strict=True))
-    inputs = feeds(wrapped, crop, rows, np.zeros((1, 512, 512), np.float32))
-    with torch.inference_mode():
-        logits = wrapped(*(torch.from_numpy(array) for array in inputs.values()))
-    probability = cv2.resize(logits[0, 0].sigmoid().numpy(), (width, height), interpolation=cv2.INTER_CUBIC)
-
-    whole = np.zeros(image.shape[:2], np.float32)
-    kept = predictor.margin if predictor.relaxed else 0
-    inner = slice(kept, height - kept), slice(kept, width - kept)
-    whole[window][inner] = probability[inner]
-    expected = golden.predicted(name)
-    np.testing.assert_allclose(whole[border:-border, border:-border], expected, atol=TOLERANCE * expected.std())
+    inputs = feeds(interactor(network), image, PROMPTS[name], mask)
+    graph = imported(name) / "1" / "model.onnx" if name in CATALOGUE else build(network, Precision.FP32)
+    for runtime in (in_pytorch(network), in_onnx_runtime(graph)):
+        computed = runtime(inputs)
+        assert computed.shape == expected.shape
+        assert np.abs(computed - expected).max() < TOLERANCE * expected.std()
 
 
 @needs_golden

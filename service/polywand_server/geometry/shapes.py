@@ -59,7 +59,7 @@ def make_shape(
     exact = outline(probabilities, threshold, image_width, image_height, keep)
     tolerance = options.tolerance
     if tolerance is None:
-        tolerance = max(SMALLEST_DEFAULT_TOLERANCE, probabilities.region.pixel_size / 2)
+        tolerance = max(SMALLEST_DEFAULT_TOLERANCE, probabilities.seen.pixel_size / 2)
     simple, applied = simplify(exact, tolerance, options.max_points)
     rle = to_rle(exact, image_width, image_height) if options.include_mask else None
     iou = 1.0 if simple is exact else intersection_over_union(exact, simple)

@@ -5,9 +5,10 @@ import math
 import numpy as np
 
 from polywand_server.interactors.estimate import Estimate
-from polywand_server.interactors.prompt import Box, Prompt
+from polywand_server.interactors.prompt import Box, Label, Prompt
 from polywand_server.regions import ProbabilityMap, Region, snap
-from polywand_server.specs import MarginCrop, WholeCrop, ZoomInCrop
+from polywand_server.resampling import Resampling
+from polywand_server.specs import CropPolicy, MarginCrop, RoiCrop, WholeCrop, ZoomInCrop
 
 # A mask of fewer input pixels than this says nothing about where the object is.
 SMALLEST_MASK_PIXELS = 20
@@ -21,9 +22,7 @@ class Crops:
     fixed_size: (height, width) of the network's input, or None for a network that takes any.
     """
 
-    def __init__(
-        self, policy: WholeCrop | MarginCrop | ZoomInCrop, width: int, height: int, fixed_size: tuple[int, int] | None
-    ) -> None:
+    def __init__(self, policy: CropPolicy, width: int, height: int, fixed_size: tuple[int, int] | None) -> None:
         self._policy = policy
         self._width = width
         self._height = height
@@ -35,7 +34,9 @@ class Crops:
         if isinstance(policy, WholeCrop):
             return self.whole()
         if isinstance(policy, MarginCrop):
-            return self.whole() if box is None else self._around(box, policy.fraction, policy.pixels)
+            return self.whole() if box is None else self._around(box, policy)
+        if isinstance(policy, RoiCrop):
+            return self.whole() if previous is None else self._of_interest(prompt, previous, policy)
         if previous is not None:
             mask = previous.probabilities
             closer = self.closer(prompt, mask, threshold)
@@ -53,11 +54,14 @@ class Crops:
 
     def whole(self) -> Region:
         """The whole image."""
+        if isinstance(self._policy, RoiCrop):
+            side = min(self._policy.longest_side, max(self._width, self._height))
+            return self._cornered(0, 0, self._width, self._height, side)
         return self._region(0, 0, self._width, self._height)
 
     def closer(self, prompt: Prompt, mask: ProbabilityMap, threshold: float) -> Region:
         """Choose the crop around the current mask that also holds the prompt's clicks and box."""
-        policy, box = self._policy, _mask_box(mask, threshold)
+        policy, box = self._policy, _mask_box(mask, threshold, SMALLEST_MASK_PIXELS)
         if box is None or not isinstance(policy, ZoomInCrop):
             return self.whole()
         if prompt.box is not None:
@@ -90,14 +94,46 @@ class Crops:
             or (region.top + region.height < self._height and inside[-1].any())
         )
 
-    def _around(self, box: Box, fraction: float, pixels: float) -> Region:
+    def _around(self, box: Box, policy: MarginCrop) -> Region:
         """A margin may reach outside the image, where pixels read as black."""
-        x, y = (box.x1 - box.x0) * fraction + pixels, (box.y1 - box.y0) * fraction + pixels
+        if policy.resampling is not Resampling.SMOOTH:
+            first, last = (self._pixel(x, y) for x, y in ((box.x0, box.y0), (box.x1, box.y1)))
+            box = Box(*first, last[0] + 1, last[1] + 1)
+        x, y = ((side * policy.fraction + policy.pixels) for side in (box.x1 - box.x0, box.y1 - box.y0))
         left, right = math.floor(box.x0 - x), math.ceil(box.x1 + x)
         top, bottom = math.floor(box.y0 - y), math.ceil(box.y1 + y)
-        if pixels == 0:
+        if policy.pixels == 0:
             left, top, right, bottom = max(left, 0), max(top, 0), min(right, self._width), min(bottom, self._height)
-        return self._region(left, top, right, bottom)
+        if policy.resampling is Resampling.SMOOTH:
+            return self._region(left, top, right, bottom)
+        size = self._size(right - left, bottom - top)
+        margin = 0 if policy.keep_margin else policy.pixels
+        return Region(left, top, right - left, bottom - top, size, policy.resampling, margin)
+
+    def _of_interest(self, prompt: Prompt, previous: Estimate, policy: RoiCrop) -> Region:
+        """The region that RITM's and f-BRS's code looks at (its edges are of pixels, the last one included)."""
+        mask = previous.probabilities
+        box = _mask_box(mask, policy.inside_above, 1)
+        if box is None or len(prompt.clicks()) < 2:
+            return self.whole()
+        clicked = [self._pixel(point.x, point.y) for point in prompt.points if point.label == Label.POSITIVE]
+        xs, ys = [x for x, _ in clicked], [y for _, y in clicked]
+        left, right = _expanded([box.x0, box.x1 - 1, *xs], policy)
+        top, bottom = _expanded([box.y0, box.y1 - 1, *ys], policy)
+        left, top, right, bottom = max(left, 0), max(top, 0), min(right, self._width), min(bottom, self._height)
+        region = self._cornered(left, top, right, bottom, policy.zoomed_side)
+
+        seen = mask.seen
+        holds = all(
+            seen.left <= x < seen.left + seen.width - 1 and seen.top <= y < seen.top + seen.height - 1
+            for x, y in clicked
+        )
+        stays = holds and seen.overlap_by_axes(region) >= policy.keep_from
+        return seen if stays and not previous.is_seed and seen != self.whole() else region
+
+    def _pixel(self, x: float, y: float) -> tuple[int, int]:
+        """Column and row of the image's pixel that a point lies in; the image's far edges belong to its last pixels."""
+        return min(math.floor(x), self._width - 1), min(math.floor(y), self._height - 1)
 
     def _zoom(self, box: Box, expansion: float, smallest: float, prompt: Prompt | None = None) -> Region:
         policy = self._policy
@@ -116,19 +152,34 @@ class Crops:
             return self.whole()
         return self._region(math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom))
 
-    def _region(self, left: int, top: int, right: int, bottom: int) -> Region:
+    def _cornered(self, left: int, top: int, right: int, bottom: int, longest_side: int) -> Region:
+        """Make the region between these edges, whose input has this longest side."""
         width, height = right - left, bottom - top
-        if self._fixed_size is not None:
-            return snap(left, top, right, bottom, self._fixed_size)
+        scale = longest_side / max(width, height)
+        size = self._fixed_size or (max(1, round(height * scale)), max(1, round(width * scale)))
+        return Region(left, top, width, height, size, Resampling.CORNERS)
+
+    def _region(self, left: int, top: int, right: int, bottom: int) -> Region:
+        return snap(left, top, right, bottom, self._size(right - left, bottom - top))
+
+    def _size(self, width: int, height: int) -> tuple[int, int]:
+        """Height and width of the input for a crop of this size."""
         reduction = max(1.0, max(width, height) / self._policy.longest_side)
-        size = max(1, round(height / reduction)), max(1, round(width / reduction))
-        return snap(left, top, right, bottom, size)
+        return self._fixed_size or (max(1, round(height / reduction)), max(1, round(width / reduction)))
 
 
-def _mask_box(mask: ProbabilityMap, threshold: float) -> Box | None:
-    """The box of what is above the threshold, in image pixels."""
+def _expanded(pixels: list[float], policy: RoiCrop) -> tuple[int, int]:
+    """Both edges, along one axis, of the region around pixels."""
+    first, last = min(pixels), max(pixels)
+    side = max(policy.expansion * (last - first + 1), policy.min_side)
+    centre = (first + last) / 2
+    return round(centre - side / 2), round(centre + side / 2) + 1
+
+
+def _mask_box(mask: ProbabilityMap, threshold: float, smallest: int) -> Box | None:
+    """The box of what is above the threshold, in image pixels; None where fewer pixels than the smallest number are."""
     inside = mask.values > threshold
-    if np.count_nonzero(inside) < SMALLEST_MASK_PIXELS:
+    if np.count_nonzero(inside) < smallest:
         return None
     columns, rows = np.flatnonzero(inside.any(axis=0)), np.flatnonzero(inside.any(axis=1))
     # Half an input pixel beyond the outermost centres lie the outermost edges.

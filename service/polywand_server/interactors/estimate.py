@@ -10,7 +10,8 @@ from polywand_server.regions import ProbabilityMap
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """probabilities: where the object is. state: the model's own (its `STATE_OUT`, float32), handed back unread.
+    """probabilities: where the object is. state: the model's own (its `STATE_OUT`, float32,
+    batch axis included), handed back unread.
 
     is_seed: whether the client said it, and no network has looked at it yet.
     """

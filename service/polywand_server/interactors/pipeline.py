@@ -12,9 +12,9 @@ from polywand_server.interactors.crops import Crops
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Label, Prompt
 from polywand_server.interactors.view import View
-from polywand_server.regions import ProbabilityMap, Region
+from polywand_server.regions import Region, from_network
 from polywand_server.registry import Interactor
-from polywand_server.specs import PromptSpec
+from polywand_server.specs import FLIPPED, PromptSpec
 from polywand_server.timing import Stopwatch
 from polywand_server.triton.client import ModelConfig
 from polywand_server.triton.exchange import Forms
@@ -43,7 +43,7 @@ async def segment(
     crops = Crops(tool.spec.crop, view.picture.width, view.picture.height, _fixed_size(tool.config))
 
     async def one_pass(region: Region, before: Estimate | None) -> Estimate:
-        inputs, outputs = _forms(tool.config, region)
+        inputs, outputs = _forms(tool.config, region, FLIPPED if tool.spec.flip else 1)
         async with inference.exchange(tool.name, tool.version, inputs, outputs) as exchange:
             with watch.stage("prepare"):
                 await inference.compute(lambda: _fill(exchange.inputs, view, prompt, region, before))
@@ -74,19 +74,19 @@ def _fixed_size(config: ModelConfig) -> tuple[int, int] | None:
     return None if height < 0 or width < 0 else (height, width)
 
 
-def _forms(config: ModelConfig, region: Region) -> tuple[dict[str, TensorForm], Forms]:
+def _forms(config: ModelConfig, region: Region, batch: int) -> tuple[dict[str, TensorForm], Forms]:
     """What the tensors of one pass will be."""
     height, width = region.size
     inputs = {
-        "IMAGE": TensorForm("UINT8", (1, height, width, 3)),
-        "POINTS": TensorForm("FP32", (1, config.inputs["POINTS"].dims[0], 3)),
+        "IMAGE": TensorForm("UINT8", (batch, height, width, 3)),
+        "POINTS": TensorForm("FP32", (batch, config.inputs["POINTS"].dims[0], 3)),
     }
-    outputs = {"LOGITS": TensorForm("FP32", (1, 1, height, width))}
+    outputs = {"LOGITS": TensorForm("FP32", (batch, 1, height, width))}
     if "PREV_MASK" in config.inputs:
-        inputs["PREV_MASK"] = TensorForm("FP32", (1, 1, height, width))
+        inputs["PREV_MASK"] = TensorForm("FP32", (batch, 1, height, width))
     if "STATE" in config.inputs:
-        inputs["STATE"] = TensorForm("FP32", (1, *config.inputs["STATE"].dims))
-        outputs["STATE_OUT"] = TensorForm("FP32", (1, *config.outputs["STATE_OUT"].dims))
+        inputs["STATE"] = TensorForm("FP32", (batch, *config.inputs["STATE"].dims))
+        outputs["STATE_OUT"] = TensorForm("FP32", (batch, *config.outputs["STATE_OUT"].dims))
     return inputs, outputs
 
 
@@ -98,18 +98,30 @@ def _fill(tensors: Mapping[str, Array], view: View, prompt: Prompt, region: Regi
     if "STATE" in tensors:
         state = previous.state if previous is not None else None
         # Of another shape: it is of the model that was there before a reload.
-        tensors["STATE"][0] = state if state is not None and state.shape == tensors["STATE"].shape[1:] else 0
+        tensors["STATE"][:] = state if state is not None and state.shape == tensors["STATE"].shape else 0
+    if len(tensors["IMAGE"]) == FLIPPED:
+        _flip(tensors, region)
+
+
+def _flip(tensors: Mapping[str, Array], region: Region) -> None:
+    """Make the second request of a batch the first one's mirror image; each keeps its own state."""
+    cv2.flip(tensors["IMAGE"][0], 1, dst=tensors["IMAGE"][1])
+    tensors["POINTS"][1] = tensors["POINTS"][0]
+    tensors["POINTS"][1, :, 0] = region.size[1] - 1 - tensors["POINTS"][0, :, 0]
+    if "PREV_MASK" in tensors:
+        cv2.flip(tensors["PREV_MASK"][0, 0], 1, dst=tensors["PREV_MASK"][1, 0])
 
 
 def _read(answer: Mapping[str, Array], region: Region, model: str) -> Estimate:
     """Copy what is to be kept out of the tensors, whose memory the next inference overwrites."""
-    logits = answer["LOGITS"][0, 0]
-    if logits.shape != region.size or np.isnan(logits).any():
+    logits = answer["LOGITS"][:, 0]
+    if logits.shape[1:] != region.size or np.isnan(logits).any():
         raise ModelFailedError(
             f"model '{model}' answered LOGITS that are no {region.size[0]} x {region.size[1]} numbers"
         )
-    probabilities = ProbabilityMap(region, sigmoid(logits))
-    return Estimate(probabilities, answer["STATE_OUT"][0].copy() if "STATE_OUT" in answer else None)
+    mean = (logits[0] + logits[1][:, ::-1]) / 2 if len(logits) == FLIPPED else logits[0]
+    probabilities = from_network(sigmoid(mean), region)
+    return Estimate(probabilities, answer["STATE_OUT"].copy() if "STATE_OUT" in answer else None)
 
 
 def point_rows(prompt: Prompt, region: Region, rows: int) -> NDArray[np.float32]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-# DEXTR and IOG cut the object's box and a margin out of the image, and fill up with black.
 Crop = Mapping[str, Any]
 
 
@@ -41,6 +40,19 @@ class Published:
         return f"{self.paper}; trained on {self.trained_on}; {self.page}"
 
 
+def zoom_in(*, zoomed_side: int) -> Crop:
+    """Return how the predictors of RITM (400 pixels) and f-BRS (480) choose what they look at."""
+    return {
+        "policy": "roi",
+        "expansion": 1.4,
+        "min_side": 200,
+        "inside_above": 0.5,
+        "keep_from": 0.5,
+        "longest_side": 800,
+        "zoomed_side": zoomed_side,
+    }
+
+
 def _ritm(name: str, title: str, parameters: float, *checkpoints: str) -> Published:
     return Published(
         name=name,
@@ -56,17 +68,7 @@ def _ritm(name: str, title: str, parameters: float, *checkpoints: str) -> Publis
         trained_on="COCO and LVIS, or SBD",
         threshold=0.49,
         prompt={"min_positive_points": 1, "min_negative_points": 0, "extreme_points": 0, "box": "none"},
-        # The whole image, then 1.4 times the mask's box; crops may have any shape and end at the image's edges.
-        crop={
-            "policy": "zoom_in",
-            "expansion": 1.4,
-            "min_fraction": 0.25,
-            "max_aspect": 1000,
-            "click_margin": 0,
-            "whole_image_above": 1,
-            "refine_first": False,
-            "longest_side": 400,
-        },
+        crop=zoom_in(zoomed_side=400),
     )
 
 
@@ -85,7 +87,7 @@ _ALL = (
         trained_on="PASCAL VOC and SBD",
         threshold=0.8,
         prompt={"min_positive_points": 0, "min_negative_points": 0, "extreme_points": 4, "box": "none"},
-        crop={"policy": "margin", "pixels": 50},
+        crop={"policy": "margin", "pixels": 50, "keep_margin": False, "resampling": "cubic"},
     ),
     Published(
         name="iog_resnet101",
@@ -101,7 +103,7 @@ _ALL = (
         trained_on="PASCAL VOC and SBD",
         threshold=0.8,
         prompt={"min_positive_points": 1, "min_negative_points": 0, "extreme_points": 0, "box": "required"},
-        crop={"policy": "margin", "pixels": 30},
+        crop={"policy": "margin", "pixels": 30, "keep_margin": True, "resampling": "linear"},
     ),
     _ritm("hrnet18s", "RITM (HRNet-18s)", 4.2, "coco_lvis_h18s_itermask.pth"),
     _ritm("hrnet18", "RITM (HRNet-18)", 10.0, "coco_lvis_h18_itermask.pth", "sbd_h18_itermask.pth"),

@@ -84,6 +84,7 @@ def _spec(published: Published) -> str:
         "threshold": published.threshold,
         "prompt": published.prompt,
         "crop": published.crop,
+        "flip": False,
     }
     fields = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in spec.items())
     return f"{{\n{fields}\n}}"
