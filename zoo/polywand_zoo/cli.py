@@ -1,10 +1,24 @@
 """The command line of the zoo: bring models into the model repository."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from polywand_zoo.published.catalogue import CATALOGUE
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _repository(help_text: str) -> Callable[[Command], Command]:
+    return click.option(
+        "--repository",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=Path("model_repository"),
+        show_default=True,
+        help=help_text,
+    )
 
 
 @click.group()
@@ -14,13 +28,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="SOURCE_JSON")
-@click.option(
-    "--repository",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("model_repository"),
-    show_default=True,
-    help="The model repository to write to.",
-)
+@_repository("The model repository to write to.")
 def convert_nanodet(source: Path, repository: Path) -> None:
     """Convert NanoDet-g 416 from TensorFlow.js to nanodet/1/model.onnx.
 
@@ -47,13 +55,7 @@ def convert_nanodet(source: Path, repository: Path) -> None:
     required=True,
     help="Weights of the wand network, as its training wrote them.",
 )
-@click.option(
-    "--repository",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("model_repository"),
-    show_default=True,
-    help="The model repository to write to.",
-)
+@_repository("The model repository to write to.")
 @click.option(
     "--version",
     type=click.IntRange(min=1),
@@ -93,9 +95,7 @@ def list_published() -> None:
         )
         for published in CATALOGUE.values()
     ]
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    for row in (heads, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    _echo_table([heads, *rows])
 
 
 @main.command("import")
@@ -106,13 +106,7 @@ def list_published() -> None:
     required=True,
     help="The weights as their authors publish them.",
 )
-@click.option(
-    "--repository",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("model_repository"),
-    show_default=True,
-    help="The model repository to add to; it may be in use.",
-)
+@_repository("The model repository to add to; it may be in use.")
 @click.option(
     "--version",
     type=click.IntRange(min=1),
@@ -145,3 +139,56 @@ def import_published(name: str, checkpoint: Path, repository: Path, version: int
         raise click.ClickException(str(error)) from error
     kind = "a new model" if added.is_new else "a further version of a model, whose configuration stays"
     click.echo(f"{added.folder}: version {added.version}, {kind}")
+
+
+@main.command()
+@click.argument("name")
+@_repository("The model repository; it may be in use.")
+def rollback(name: str, repository: Path) -> None:
+    """Take the highest version of a model out of service; a running service goes to the one before within seconds.
+
+    Its folder gets a zero before its name, which Triton overlooks. `polywand-zoo restore NAME` brings it back.
+    """
+    from polywand_zoo.versions import VersionError, roll_back  # noqa: PLC0415
+
+    try:
+        change = roll_back(repository, name)
+    except (VersionError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{name}: version {change.version} is out of service, prompts go to version {change.highest}")
+    click.echo(f"`polywand-zoo restore {name} --version {change.version}` brings it back")
+
+
+@main.command()
+@click.argument("name")
+@_repository("The model repository; it may be in use.")
+@click.option("--version", type=click.IntRange(min=1), help="The version to bring back; needed if there are several.")
+def restore(name: str, repository: Path, version: int | None) -> None:
+    """Bring back into service a version that `polywand-zoo rollback` took out."""
+    from polywand_zoo.versions import VersionError  # noqa: PLC0415
+    from polywand_zoo.versions import restore as bring_back  # noqa: PLC0415
+
+    try:
+        change = bring_back(repository, name, version)
+    except (VersionError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{name}: version {change.version} is back, prompts go to version {change.highest}")
+
+
+@main.command("versions")
+@_repository("The model repository to look into.")
+def list_versions(repository: Path) -> None:
+    """List the models of a repository, their versions, and those that were taken out of service."""
+    from polywand_zoo.versions import models, versions  # noqa: PLC0415
+
+    rows: list[tuple[str, ...]] = [("NAME", "VERSIONS", "OUT OF SERVICE")]
+    for model in models(repository):
+        found = versions(model)
+        rows.append((model.name, *(", ".join(map(str, part)) or "-" for part in (found.served, found.aside))))
+    _echo_table(rows)
+
+
+def _echo_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
