@@ -1,6 +1,10 @@
 """The command line of the zoo: bring models into the model repository."""
 
-from collections.abc import Callable, Sequence
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +23,26 @@ def _repository(help_text: str) -> Callable[[Command], Command]:
         show_default=True,
         help=help_text,
     )
+
+
+_NEW_VERSION = click.option(
+    "--version",
+    type=click.IntRange(min=1),
+    help="The version to add; by default the one after the highest that is there.",
+)
+_PRECISION = click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="What the network computes in; fp16 is for GPUs.",
+)
+
+
+def _checked_sha256(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not re.fullmatch("[0-9a-fA-F]{64}", value):
+        raise click.BadParameter("a SHA-256 has 64 hexadecimal digits")
+    return value.lower() if value else None
 
 
 @click.group()
@@ -107,38 +131,65 @@ def list_published() -> None:
     help="The weights as their authors publish them.",
 )
 @_repository("The model repository to add to; it may be in use.")
-@click.option(
-    "--version",
-    type=click.IntRange(min=1),
-    help="The version to add; by default the one after the highest that is there.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "fp16"]),
-    default="fp32",
-    show_default=True,
-    help="What the network computes in; fp16 is for GPUs.",
-)
+@_NEW_VERSION
+@_PRECISION
 def import_published(name: str, checkpoint: Path, repository: Path, version: int | None, precision: str) -> None:
     """Import a checkpoint of a published interactor; `polywand-zoo list` shows the names.
 
     The weights are read without running any code of the file, the exported graph is compared with PyTorch, and the
     version appears in the repository whole or not at all.
     """
-    from polywand_zoo.onnx_export import ExportError  # noqa: PLC0415
-    from polywand_zoo.published.checkpoint import CheckpointError  # noqa: PLC0415
-    from polywand_zoo.published.export import Precision  # noqa: PLC0415
-    from polywand_zoo.published.importing import import_checkpoint  # noqa: PLC0415
-    from polywand_zoo.published.repository import RepositoryError  # noqa: PLC0415
+    _import(name, checkpoint, repository, version, precision)
 
+
+@main.command()
+@click.argument("name", type=click.Choice(list(CATALOGUE)), metavar="NAME")
+@click.option("--file", "wanted", help="Which of the authors' checkpoints, by file name; with --url, what to call it.")
+@click.option("--url", help="Where to download from, instead of the authors' release.")
+@click.option("--sha256", metavar="HEX", callback=_checked_sha256, help="The sum that the file has to have.")
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where downloads are kept.  [default: polywand/checkpoints in XDG_CACHE_HOME or ~/.cache]",
+)
+@click.option("--timeout", default=30.0, show_default=True, help="Seconds to wait for the next byte.")
+@_repository("The model repository to add to; it may be in use.")
+@_NEW_VERSION
+@_PRECISION
+def pull(
+    name: str,
+    wanted: str | None,
+    url: str | None,
+    sha256: str | None,
+    cache: Path | None,
+    timeout: float,
+    repository: Path,
+    version: int | None,
+    precision: str,
+) -> None:
+    """Download a checkpoint of a published interactor and import it, as `polywand-zoo import` does.
+
+    A download that was cut goes on where it ended; a file that is there already is not downloaded again.
+    """
+    from polywand_zoo.download import DownloadError, download, file_name  # noqa: PLC0415
+    from polywand_zoo.published.catalogue import SourceError  # noqa: PLC0415
+    from polywand_zoo.published.repository import RepositoryError, next_version  # noqa: PLC0415
+
+    published = CATALOGUE[name]
     try:
-        added = import_checkpoint(
-            name, checkpoint, repository, version=version, precision=Precision(precision), tell=click.echo
+        source = url or published.url(wanted)
+        target = (cache or _cache()) / Path(wanted or file_name(source) or f"{name}.pth").name
+        version = next_version(repository, name, version)  # before a long download
+        sum_found = download(
+            *(source, target), sha256=sha256, progress=_progress, tell=click.echo, timeout_seconds=timeout
         )
-    except (CheckpointError, ExportError, RepositoryError, OSError) as error:
+    except (SourceError, RepositoryError) as error:
         raise click.ClickException(str(error)) from error
-    kind = "a new model" if added.is_new else "a further version of a model, whose configuration stays"
-    click.echo(f"{added.folder}: version {added.version}, {kind}")
+    except DownloadError as error:
+        hint = "" if url else f"; its authors' page is {published.page}"
+        raise click.ClickException(f"{error}{hint}") from error
+    click.echo(f"downloaded: {target}, SHA-256 {sum_found}{' as it should be' if sha256 else ''}")
+    _import(name, target, repository, version, precision)
 
 
 @main.command()
@@ -186,6 +237,41 @@ def list_versions(repository: Path) -> None:
         found = versions(model)
         rows.append((model.name, *(", ".join(map(str, part)) or "-" for part in (found.served, found.aside))))
     _echo_table(rows)
+
+
+def _import(name: str, checkpoint: Path, repository: Path, version: int | None, precision: str) -> None:
+    from polywand_zoo.onnx_export import ExportError  # noqa: PLC0415
+    from polywand_zoo.published.checkpoint import CheckpointError  # noqa: PLC0415
+    from polywand_zoo.published.export import Precision  # noqa: PLC0415
+    from polywand_zoo.published.importing import import_checkpoint  # noqa: PLC0415
+    from polywand_zoo.published.repository import RepositoryError  # noqa: PLC0415
+
+    try:
+        added = import_checkpoint(
+            name, checkpoint, repository, version=version, precision=Precision(precision), tell=click.echo
+        )
+    except (CheckpointError, ExportError, RepositoryError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    kind = "a new model" if added.is_new else "a further version of a model, whose configuration stays"
+    click.echo(f"{added.folder}: version {added.version}, {kind}")
+
+
+def _cache() -> Path:
+    """Return where downloads are kept, as the XDG Base Directory Specification has it: relative paths do not count."""
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (named if named.is_absolute() else Path.home() / ".cache") / "polywand" / "checkpoints"
+
+
+@contextmanager
+def _progress(start: int, total: int | None) -> Iterator[Callable[[int], object]]:
+    """Show a bar on a terminal; where the size is unknown there is none to show."""
+    if total is None:
+        yield lambda _: None
+        return
+    label = f"{total / 1e6:.1f} MB"
+    with click.progressbar(length=total, label=label, file=sys.stderr, update_min_steps=total // 200 or 1) as bar:
+        bar.update(start)
+        yield bar.update
 
 
 def _echo_table(rows: Sequence[Sequence[str]]) -> None:
