@@ -51,7 +51,8 @@ class Settings:
     """How this process runs.
 
     triton_url: host:port of a Triton elsewhere; None starts the embedded one on model_repository.
-    load_models: ask Triton to load every model of its repository that it has not been asked for yet.
+    load_models: ask Triton to load every model of its repository that it has not been asked for yet, and from the
+        embedded one's repository again what has changed.
     poll_seconds: between two looks at Triton's repository index.
     infer_timeout_seconds: for one inference, its wait in Triton's queue included.
     drain_seconds: for running requests to finish after SIGTERM.

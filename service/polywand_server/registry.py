@@ -6,9 +6,11 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from polywand_server import metrics
 from polywand_server.errors import RETRY_SECONDS, NotFoundError, PolywandError, UnavailableError, WrongStateError
+from polywand_server.folders import ModelFolders
 from polywand_server.loader import ModelLoader
 from polywand_server.specs import PARAMETER_KEY, DetectorSpec, InteractorSpec, ModelSpec, check_config, parse_spec
 from polywand_server.triton.client import IndexEntry, ModelConfig, TritonClient
@@ -16,6 +18,8 @@ from polywand_server.triton.client import IndexEntry, ModelConfig, TritonClient
 log = logging.getLogger(__name__)
 
 READY = "READY"
+# Parameters of a model's config that name models which it calls.
+PART_KEYS = ("encoder", "head")
 # While Triton is away it is asked this often, so that recovery shows at once.
 AWAY_POLL_SECONDS = 0.25
 # What failed to load stays as it is until somebody mends it; nobody is to wait for that as for a restart.
@@ -98,6 +102,7 @@ class Registry:
     """Follows Triton's repository: what is loaded appears, what is unloaded goes.
 
     load_models: load what the repository holds; else that is left to whoever runs Triton.
+    repository: its folder, if it is on this machine: then changes in it are loaded too.
     on_change: called after every look that changed anything.
     """
 
@@ -106,12 +111,14 @@ class Registry:
         triton: TritonClient,
         *,
         load_models: bool,
+        repository: Path | None,
         poll_seconds: float,
         on_change: Callable[[], None],
     ) -> None:
         self._triton = triton
         self._look_again = asyncio.Event()
-        self._loader = ModelLoader(triton, on_loaded=self._look_again.set) if load_models else None
+        self._loader = ModelLoader(triton, ModelFolders(repository), self._after_load) if load_models else None
+        self._just_loaded: set[str] = set()
         self._poll_seconds = poll_seconds
         self._on_change = on_change
         self._tools: dict[str, Tool] = {}
@@ -191,6 +198,16 @@ class Registry:
             await self._look()
             self._last_look = number
 
+    def _after_load(self, name: str) -> None:
+        self._just_loaded.add(name)
+        self._look_again.set()
+
+    def _parts(self) -> dict[str, tuple[str, ...]]:
+        """Tell which models are called by which; a version calls the same version of them."""
+        configs = {name: tool.config.parameters for name, tool in self._tools.items() if tool.config}
+        parts = {name: tuple(own[key] for key in PART_KEYS if key in own) for name, own in configs.items()}
+        return {name: names for name, names in parts.items() if names}
+
     async def _pause(self, seconds: float) -> None:
         """Wait before the next look: a model that has just been loaded is to serve at once."""
         with suppress(TimeoutError):
@@ -219,7 +236,7 @@ class Registry:
                 self._loader.forget()
         else:
             if self._loader:
-                self._loader.consider(index)
+                await self._loader.consider(index, self._parts())
         if before != (self.triton_up, self._tools):
             self._report_changes(before[1])
             self._on_change()
@@ -239,14 +256,16 @@ class Registry:
         for entry in index:
             # With a loader, what was never loaded is about to be; without, it is not there for us.
             is_gone = _was_unloaded(entry) and not self._triton.is_reviving(entry.name)
+            is_gone |= self._loader is not None and self._loader.is_deleted(entry)
             if (entry.state or self._loader) and not is_gone:
                 entries[entry.name].append(entry)
+        just_loaded, self._just_loaded = self._just_loaded, set()
         self._reread += 1
         turn = sorted(entries)[self._reread % len(entries)] if entries else None
         tools = {}
         for name, versions in entries.items():
             try:
-                tool = await self._read_tool(name, versions, again=name == turn)
+                tool = await self._read_tool(name, versions, again=name == turn or name in just_loaded)
             except PolywandError as error:  # it went between index and config; Triton itself is there
                 known = self._tools.get(name)
                 tool = Tool(name, known.spec if known else None, known.config if known else None, (), str(error))

@@ -124,7 +124,11 @@ class Server:
 
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
         registry = Registry(
-            triton, load_models=settings.load_models, poll_seconds=settings.poll_seconds, on_change=changed.set
+            triton,
+            load_models=settings.load_models,
+            repository=None if settings.triton_url else settings.model_repository,
+            poll_seconds=settings.poll_seconds,
+            on_change=changed.set,
         )
         limits, precedence = settings.limits, Precedence()
         frames = inference("frames", FRAME_PRIORITY, gives_way_to=precedence)

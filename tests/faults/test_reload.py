@@ -1,6 +1,8 @@
-"""A model gets a new version, and loses it again, while annotators work with it: nobody notices but by the number."""
+"""A model's files change while annotators work with it: nobody notices but by the number."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
@@ -20,14 +22,25 @@ ANSWERS = 6  # by each annotator, after a change has shown
 
 
 @pytest.fixture(scope="module")
-def two_versions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Path]]:
-    """A service, and the folder of its model, which has version 1."""
-    root = tmp_path_factory.mktemp("two-versions")
+def tended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Path]]:
+    """A service, and the folder of its model."""
+    root = tmp_path_factory.mktemp("tended")
     folder = root / "models" / MODEL
     shutil.copytree(REPOSITORY / MODEL, folder)
     with running_service(root / "log", f"--model-repository={folder.parent}") as service:
         service.wait_ready(MODEL)
         yield service, folder
+
+
+@pytest.fixture
+def one_version(tended) -> tuple[Service, Path]:
+    """The same, with version 1 alone as it is shipped, whatever a test before has made of it."""
+    service, folder = tended
+    for path in (path for path in folder.iterdir() if path.is_dir() and path.name != "1"):
+        shutil.rmtree(path)
+    shutil.copy(REPOSITORY / MODEL / "config.pbtxt", folder)
+    wait_for(lambda: listed(service) == {1: ""} and threshold(service) == 0.5, SOON_SECONDS, service)
+    return service, folder
 
 
 @contextmanager
@@ -45,49 +58,153 @@ def versions(annotator: Annotator) -> list[int]:
     return [reply.segmentation.version for reply in annotator.replies]
 
 
-def all_answer_with(version: int, newest: list[Annotator]) -> bool:
-    return all(versions(annotator)[-ANSWERS:] == [version] * ANSWERS for annotator in newest)
+def answer_with(version: int, annotators: list[Annotator], service: Service) -> None:
+    """Wait until all have had so many answers of this version in a row."""
+    before = [len(annotator.replies) for annotator in annotators]
+
+    def done() -> bool:
+        new = [versions(annotator)[start:] for annotator, start in zip(annotators, before, strict=True)]
+        return all(answers[-ANSWERS:] == [version] * ANSWERS for answers in new)
+
+    wait_for(done, SOON_SECONDS, service)
 
 
-def reload(service: Service) -> None:
-    with InferenceServerClient(service.triton) as triton:
-        triton.load_model(MODEL)
-
-
-def listed(service: Service) -> list[int]:
+def model(service: Service) -> pb.Model:
+    """What the service says of the model; nothing while it is not there."""
     with own_connection(service) as channel:
-        (model,) = AnnotationServiceStub(channel).ListModels(pb.ListModelsRequest()).models
-    return [version.version for version in model.versions if version.ready]
+        models = AnnotationServiceStub(channel).ListModels(pb.ListModelsRequest()).models
+    return next((model for model in models if model.name == MODEL), pb.Model())
 
 
-def test_a_new_version_is_used_as_soon_as_it_is_loaded_and_the_old_one_on_demand(two_versions, astronaut):
-    service, folder = two_versions
+def listed(service: Service) -> dict[int, str]:
+    """Why each version is not ready; empty for one that is."""
+    return {version.version: version.not_ready_reason for version in model(service).versions}
+
+
+def threshold(service: Service) -> float:
+    return round(model(service).default_threshold, 3)
+
+
+def starts(service: Service) -> int:
+    """How often Triton has started a process for the model; it says that it loads versions which it leaves alone."""
+    return service.log.read_text().count(f"ModelInstanceInitialize: {MODEL}_0_0")
+
+
+def zoo(command: str, folder: Path) -> str:
+    """Run a command on the model; returns what it says."""
+    program = "from polywand_zoo.cli import main; main()"
+    arguments = [command, folder.name, "--repository", str(folder.parent)]
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_a_new_version_is_used_as_soon_as_it_is_there_and_the_old_one_on_demand(one_version, astronaut):
+    service, folder = one_version
+    before = starts(service)
     with annotators(service, astronaut) as (newest, old):
-        wait_for(lambda: all_answer_with(1, newest), SOON_SECONDS, service)
+        answer_with(1, newest, service)
         shutil.copytree(folder / "1", folder / "2")
-        reload(service)
-        wait_for(lambda: all_answer_with(2, newest), SOON_SECONDS, service)
-        wait_for(lambda: listed(service) == [1, 2], SOON_SECONDS, service)
+        answer_with(2, newest, service)
+        wait_for(lambda: listed(service) == {1: "", 2: ""}, SOON_SECONDS, service)
+        answer_with(1, [old], service)
         for annotator in newest:
             annotator.stop()
             assert all(before <= after for before, after in pairwise(versions(annotator)))
         old.stop()
         assert set(versions(old)) == {1}
+    assert starts(service) == before + 1  # of version 2; version 1 has gone on all the time
 
 
-def test_a_version_that_is_taken_back_is_missed_by_nobody(two_versions, astronaut):
-    service, folder = two_versions
-    if not (folder / "2").exists():
-        shutil.copytree(folder / "1", folder / "2")
-        reload(service)
+def test_a_version_that_is_rolled_back_is_missed_by_nobody_and_can_be_restored(one_version, astronaut):
+    service, folder = one_version
+    shutil.copytree(folder / "1", folder / "2")
+    wait_for(lambda: listed(service) == {1: "", 2: ""}, SOON_SECONDS, service)
+    before = starts(service)
     with annotators(service, astronaut) as (newest, old):
-        wait_for(lambda: all_answer_with(2, newest), SOON_SECONDS, service)
-        shutil.rmtree(folder / "2")
-        reload(service)
-        wait_for(lambda: all_answer_with(1, newest), SOON_SECONDS, service)
-        wait_for(lambda: listed(service) == [1], SOON_SECONDS, service)
+        answer_with(2, newest, service)
+        assert "prompts go to version 1" in zoo("rollback", folder)
+        answer_with(1, newest, service)
+        wait_for(lambda: listed(service) == {1: ""}, SOON_SECONDS, service)
+        assert "prompts go to version 2" in zoo("restore", folder)
+        answer_with(2, newest, service)
         for annotator in newest:
             annotator.stop()
-            assert all(before >= after for before, after in pairwise(versions(annotator)))
+            assert set(versions(annotator)) == {1, 2}
         old.stop()
         assert set(versions(old)) == {1}
+    assert starts(service) == before + 1  # of version 2, when it came back
+
+
+def test_a_version_whose_folder_is_deleted_goes(one_version, astronaut):
+    service, folder = one_version
+    shutil.copytree(folder / "1", folder / "2")
+    wait_for(lambda: listed(service) == {1: "", 2: ""}, SOON_SECONDS, service)
+    with annotators(service, astronaut) as (newest, _):
+        answer_with(2, newest, service)
+        shutil.rmtree(folder / "2")
+        answer_with(1, newest, service)
+        wait_for(lambda: listed(service) == {1: ""}, SOON_SECONDS, service)
+
+
+def test_a_version_that_was_copied_in_part_disturbs_nobody_and_serves_when_it_is_whole(one_version, astronaut):
+    service, folder = one_version
+    whole = (folder / "1" / "model.onnx").read_bytes()
+    with annotators(service, astronaut) as (newest, old):
+        (folder / "2").mkdir()
+        with (folder / "2" / "model.onnx").open("wb", buffering=0) as file:
+            file.write(whole[: len(whole) // 2])  # and then the copy stalls
+            wait_for(lambda: "model" in listed(service).get(2, ""), SOON_SECONDS, service)
+            answer_with(1, newest, service)
+            file.write(whole[len(whole) // 2 :])
+        answer_with(2, newest, service)
+        wait_for(lambda: listed(service) == {1: "", 2: ""}, SOON_SECONDS, service)
+        old.stop()
+        assert set(versions(old)) == {1}
+
+
+def test_a_broken_version_that_is_taken_away_is_forgotten(one_version):
+    service, folder = one_version
+    (folder / "2").mkdir()
+    wait_for(lambda: "model.onnx" in listed(service).get(2, ""), SOON_SECONDS, service)
+    (folder / "2").rmdir()
+    wait_for(lambda: listed(service) == {1: ""}, SOON_SECONDS, service)
+
+
+def test_an_edited_configuration_takes_effect_and_a_broken_one_disturbs_nobody(one_version, astronaut):
+    service, folder = one_version
+    config = folder / "config.pbtxt"
+    good = config.read_text()
+    with annotators(service, astronaut) as (newest, _):
+        config.write_text(good.replace('"threshold": 0.5', '"threshold": 0.625'))
+        wait_for(lambda: threshold(service) == 0.625, SOON_SECONDS, service)
+        config.write_text(good[: len(good) // 2])
+        wait_for(lambda: f"model {MODEL} did not load" in service.log.read_text(), SOON_SECONDS, service)
+        answer_with(1, newest, service)
+        config.write_text(good.replace('"threshold": 0.5', '"threshold": 0.75'))
+        wait_for(lambda: threshold(service) == 0.75, SOON_SECONDS, service)
+        answer_with(1, newest, service)
+
+
+def test_what_somebody_unloaded_stays_unloaded_though_its_files_change(one_version):
+    service, folder = one_version
+    with InferenceServerClient(service.triton) as triton:
+        triton.unload_model(MODEL)
+        wait_for(lambda: listed(service) == {}, SOON_SECONDS, service)
+        shutil.copytree(folder / "1", folder / "2")
+        other = shutil.copytree(REPOSITORY / "nanodet", folder.parent / "nanodet")  # seen later, and loaded
+        service.wait_ready("nanodet", seconds=SOON_SECONDS)
+        shutil.rmtree(other)
+        states = {entry.state for entry in triton.get_model_repository_index().models if entry.name == MODEL}
+        assert states == {"UNAVAILABLE"}
+        triton.load_model(MODEL)
+    wait_for(lambda: listed(service) == {1: "", 2: ""}, SOON_SECONDS, service)
+
+
+def test_a_model_whose_folder_goes_is_unloaded_and_comes_back_with_it(one_version, tmp_path):
+    service, folder = one_version
+    unloads = service.log.read_text().count("successfully unloaded")
+    shutil.move(folder, tmp_path / "aside")
+    wait_for(lambda: service.log.read_text().count("successfully unloaded") > unloads, SOON_SECONDS, service)
+    shutil.move(tmp_path / "aside", folder)
+    wait_for(lambda: listed(service) == {1: ""}, SOON_SECONDS, service)

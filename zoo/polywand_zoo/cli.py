@@ -1,10 +1,55 @@
 """The command line of the zoo: bring models into the model repository."""
 
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from polywand_zoo.published.catalogue import CATALOGUE
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _repository(help_text: str) -> Callable[[Command], Command]:
+    return click.option(
+        "--repository",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=Path("model_repository"),
+        show_default=True,
+        help=help_text,
+    )
+
+
+_NEW_VERSION = click.option(
+    "--version",
+    type=click.IntRange(min=1),
+    help="The version to add; by default the one after the highest that is there.",
+)
+_PRECISION = click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="What the network computes in; fp16 is for GPUs.",
+)
+_BFLOAT = click.option(
+    "--bfloat16",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Whether processors that have bfloat16 compute in it; auto: if masks stay the same (IoU 0.99).",
+)
+
+
+def _checked_sha256(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not re.fullmatch("[0-9a-fA-F]{64}", value):
+        raise click.BadParameter("a SHA-256 has 64 hexadecimal digits")
+    return value.lower() if value else None
 
 
 @click.group()
@@ -14,13 +59,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="SOURCE_JSON")
-@click.option(
-    "--repository",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("model_repository"),
-    show_default=True,
-    help="The model repository to write to.",
-)
+@_repository("The model repository to write to.")
 def convert_nanodet(source: Path, repository: Path) -> None:
     """Convert NanoDet-g 416 from TensorFlow.js to nanodet/1/model.onnx.
 
@@ -47,13 +86,7 @@ def convert_nanodet(source: Path, repository: Path) -> None:
     required=True,
     help="Weights of the wand network, as its training wrote them.",
 )
-@click.option(
-    "--repository",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("model_repository"),
-    show_default=True,
-    help="The model repository to write to.",
-)
+@_repository("The model repository to write to.")
 @click.option(
     "--version",
     type=click.IntRange(min=1),
@@ -93,9 +126,7 @@ def list_published() -> None:
         )
         for published in CATALOGUE.values()
     ]
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    for row in (heads, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    _echo_table([heads, *rows])
 
 
 @main.command("import")
@@ -106,32 +137,10 @@ def list_published() -> None:
     required=True,
     help="The weights as their authors publish them.",
 )
-@click.option(
-    "--repository",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("model_repository"),
-    show_default=True,
-    help="The model repository to add to; it may be in use.",
-)
-@click.option(
-    "--version",
-    type=click.IntRange(min=1),
-    help="The version to add; by default the one after the highest that is there.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "fp16"]),
-    default="fp32",
-    show_default=True,
-    help="What the network computes in; fp16 is for GPUs.",
-)
-@click.option(
-    "--bfloat16",
-    type=click.Choice(["auto", "on", "off"]),
-    default="auto",
-    show_default=True,
-    help="Whether processors that have bfloat16 compute in it; auto: if masks stay the same (IoU 0.99).",
-)
+@_repository("The model repository to add to; it may be in use.")
+@_NEW_VERSION
+@_PRECISION
+@_BFLOAT
 def import_published(
     name: str, checkpoint: Path, repository: Path, version: int | None, precision: str, bfloat16: str
 ) -> None:
@@ -140,6 +149,109 @@ def import_published(
     The weights are read without running any code of the file, the exported graph is compared with PyTorch, and the
     version appears in the repository whole or not at all.
     """
+    _import(name, checkpoint, repository, version, precision, bfloat16)
+
+
+@main.command()
+@click.argument("name", type=click.Choice(list(CATALOGUE)), metavar="NAME")
+@click.option("--file", "wanted", help="Which of the authors' checkpoints, by file name; with --url, what to call it.")
+@click.option("--url", help="Where to download from, instead of the authors' release.")
+@click.option("--sha256", metavar="HEX", callback=_checked_sha256, help="The sum that the file has to have.")
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where downloads are kept.  [default: polywand/checkpoints in XDG_CACHE_HOME or ~/.cache]",
+)
+@click.option("--timeout", default=30.0, show_default=True, help="Seconds to wait for the next byte.")
+@_repository("The model repository to add to; it may be in use.")
+@_NEW_VERSION
+@_PRECISION
+@_BFLOAT
+def pull(
+    name: str,
+    wanted: str | None,
+    url: str | None,
+    sha256: str | None,
+    cache: Path | None,
+    timeout: float,
+    repository: Path,
+    version: int | None,
+    precision: str,
+    bfloat16: str,
+) -> None:
+    """Download a checkpoint of a published interactor and import it, as `polywand-zoo import` does.
+
+    A download that was cut goes on where it ended; a file that is there already is not downloaded again.
+    """
+    from polywand_zoo.download import DownloadError, download, file_name  # noqa: PLC0415
+    from polywand_zoo.published.catalogue import SourceError  # noqa: PLC0415
+    from polywand_zoo.published.repository import RepositoryError, next_version  # noqa: PLC0415
+
+    published = CATALOGUE[name]
+    try:
+        source = url or published.url(wanted)
+        target = (cache or _cache()) / Path(wanted or file_name(source) or f"{name}.pth").name
+        version = next_version(repository, name, version)  # before a long download
+        sum_found = download(
+            *(source, target), sha256=sha256, progress=_progress, tell=click.echo, timeout_seconds=timeout
+        )
+    except (SourceError, RepositoryError) as error:
+        raise click.ClickException(str(error)) from error
+    except DownloadError as error:
+        hint = "" if url else f"; its authors' page is {published.page}"
+        raise click.ClickException(f"{error}{hint}") from error
+    click.echo(f"downloaded: {target}, SHA-256 {sum_found}{' as it should be' if sha256 else ''}")
+    _import(name, target, repository, version, precision, bfloat16)
+
+
+@main.command()
+@click.argument("name")
+@_repository("The model repository; it may be in use.")
+def rollback(name: str, repository: Path) -> None:
+    """Take the highest version of a model out of service; a running service goes to the one before within seconds.
+
+    Its folder gets a zero before its name, which Triton overlooks. `polywand-zoo restore NAME` brings it back.
+    """
+    from polywand_zoo.versions import VersionError, roll_back  # noqa: PLC0415
+
+    try:
+        change = roll_back(repository, name)
+    except (VersionError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{name}: version {change.version} is out of service, prompts go to version {change.highest}")
+    click.echo(f"`polywand-zoo restore {name} --version {change.version}` brings it back")
+
+
+@main.command()
+@click.argument("name")
+@_repository("The model repository; it may be in use.")
+@click.option("--version", type=click.IntRange(min=1), help="The version to bring back; needed if there are several.")
+def restore(name: str, repository: Path, version: int | None) -> None:
+    """Bring back into service a version that `polywand-zoo rollback` took out."""
+    from polywand_zoo.versions import VersionError  # noqa: PLC0415
+    from polywand_zoo.versions import restore as bring_back  # noqa: PLC0415
+
+    try:
+        change = bring_back(repository, name, version)
+    except (VersionError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{name}: version {change.version} is back, prompts go to version {change.highest}")
+
+
+@main.command("versions")
+@_repository("The model repository to look into.")
+def list_versions(repository: Path) -> None:
+    """List the models of a repository, their versions, and those that were taken out of service."""
+    from polywand_zoo.versions import models, versions  # noqa: PLC0415
+
+    rows: list[tuple[str, ...]] = [("NAME", "VERSIONS", "OUT OF SERVICE")]
+    for model in models(repository):
+        found = versions(model)
+        rows.append((model.name, *(", ".join(map(str, part)) or "-" for part in (found.served, found.aside))))
+    _echo_table(rows)
+
+
+def _import(name: str, checkpoint: Path, repository: Path, version: int | None, precision: str, bfloat16: str) -> None:
     from polywand_zoo.onnx_export import ExportError  # noqa: PLC0415
     from polywand_zoo.published.bfloat import Bfloat  # noqa: PLC0415
     from polywand_zoo.published.checkpoint import CheckpointError  # noqa: PLC0415
@@ -159,3 +271,27 @@ def import_published(
         raise click.ClickException(str(error)) from error
     kind = "a new model" if added.is_new else "a further version of a model, whose configuration stays"
     click.echo(f"{added.folder}: version {added.version}, {kind}")
+
+
+def _cache() -> Path:
+    """Return where downloads are kept, as the XDG Base Directory Specification has it: relative paths do not count."""
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (named if named.is_absolute() else Path.home() / ".cache") / "polywand" / "checkpoints"
+
+
+@contextmanager
+def _progress(start: int, total: int | None) -> Iterator[Callable[[int], object]]:
+    """Show a bar on a terminal; where the size is unknown there is none to show."""
+    if total is None:
+        yield lambda _: None
+        return
+    label = f"{total / 1e6:.1f} MB"
+    with click.progressbar(length=total, label=label, file=sys.stderr, update_min_steps=total // 200 or 1) as bar:
+        bar.update(start)
+        yield bar.update
+
+
+def _echo_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

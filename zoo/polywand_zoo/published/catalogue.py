@@ -8,6 +8,10 @@ from typing import Any
 Crop = Mapping[str, Any]
 
 
+class SourceError(Exception):
+    """A checkpoint has no address that a program could download it from; the message says where to look."""
+
+
 @dataclass(frozen=True, slots=True)
 class Published:
     """A published interactor.
@@ -16,6 +20,7 @@ class Published:
     prompt_style: what a user does, in a few words.
     parameters: of the network, in millions. input_size: what the network sees.
     checkpoints: file names under which its authors publish weights. page: where.
+    release: the address of the folder that holds these files; empty where a browser is needed to get them.
     paper, license, trained_on: of the weights.
     """
 
@@ -33,11 +38,28 @@ class Published:
     threshold: float
     prompt: Mapping[str, Any]
     crop: Crop
+    release: str = ""
 
     @property
     def weights_source(self) -> str:
         """Whose weights these are, in one line."""
         return f"{self.paper}; trained on {self.trained_on}; {self.page}"
+
+    def url(self, checkpoint: str | None) -> str:
+        """Return where a checkpoint can be downloaded, by its file name; None for the first.
+
+        Raises:
+            SourceError
+        """
+        if checkpoint is not None and checkpoint not in self.checkpoints:
+            listed = ", ".join(self.checkpoints)
+            raise SourceError(f"the authors of {self.name} publish no {checkpoint}, but {listed}")
+        if not self.release:
+            raise SourceError(
+                f"the weights of {self.name} have no address for programs: download {self.checkpoints[0]} with a "
+                f"browser from {self.page} and import it with --checkpoint, or name an address with --url"
+            )
+        return f"{self.release}/{checkpoint or self.checkpoints[0]}"
 
 
 def zoom_in(*, zoomed_side: int) -> Crop:
@@ -63,6 +85,7 @@ def _ritm(name: str, title: str, parameters: float, *checkpoints: str) -> Publis
         input_size="any",
         checkpoints=checkpoints,
         page="https://github.com/saic-vul/ritm_interactive_segmentation",
+        release="https://github.com/saic-vul/ritm_interactive_segmentation/releases/download/v1.0",
         paper="Sofiiuk, Petrov, Konushin: Reviving Iterative Training with Mask Guidance (2021)",
         license="MIT",
         trained_on="COCO and LVIS, or SBD",
@@ -82,6 +105,7 @@ _ALL = (
         input_size="512 x 512",
         checkpoints=("dextr_pascal-sbd.pth",),
         page="https://github.com/scaelles/DEXTR-PyTorch",
+        release="https://data.vision.ee.ethz.ch/kmaninis/share/DEXTR/Downloads/models",
         paper="Maninis, Caelles, Pont-Tuset, Van Gool: Deep Extreme Cut (2018)",
         license="MIT",
         trained_on="PASCAL VOC and SBD",
