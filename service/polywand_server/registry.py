@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -251,7 +251,7 @@ class Registry:
                 known = self._tools.get(name)
                 tool = Tool(name, known.spec if known else None, known.config if known else None, (), str(error))
             if tool is not None:
-                tools[name] = tool
+                tools[name] = _with_parts(tool, index)
         return tools
 
     async def _read_tool(self, name: str, entries: list[IndexEntry], *, again: bool) -> Tool | None:
@@ -302,6 +302,22 @@ class Registry:
         ready = [tool.spec.kind for tool in self._tools.values() if tool.ready and tool.spec]
         for kind in ("interactor", "detector"):
             metrics.MODELS_READY.labels(kind).set(ready.count(kind))
+
+
+def _with_parts(tool: Tool, index: Sequence[IndexEntry]) -> Tool:
+    """Return a tool of which no version is ready whose parts are not: version N calls version N of them."""
+    if not isinstance(tool.spec, InteractorSpec) or not tool.spec.parts or not tool.ready:
+        return tool
+    ready = {(entry.name, entry.version) for entry in index if entry.state == READY}
+    versions = []
+    for version in tool.versions:
+        lacking = next((part for part in tool.spec.parts if (part, version.version) not in ready), None)
+        if version.ready and lacking is not None:
+            reason = f"version {version.version} of its part '{lacking}' is not ready"
+            version = replace(version, ready=False, reason=reason)  # noqa: PLW2901
+        versions.append(version)
+    reasons = [version.reason for version in versions]
+    return replace(tool, versions=tuple(versions), reason="" if "" in reasons else "; ".join(reasons))
 
 
 def _was_unloaded(entry: IndexEntry) -> bool:

@@ -7,6 +7,19 @@ from typing import Any
 
 # DEXTR and IOG cut the object's box and a margin out of the image, and fill up with black.
 Crop = Mapping[str, Any]
+# RITM and f-BRS: the whole image, then 1.4 times the mask's box; crops may have any shape and end at the image's edges.
+WHOLE_THEN_ZOOMED: Crop = MappingProxyType(
+    {
+        "policy": "zoom_in",
+        "expansion": 1.4,
+        "min_fraction": 0.25,
+        "max_aspect": 1000,
+        "click_margin": 0,
+        "whole_image_above": 1,
+        "refine_first": False,
+        "longest_side": 400,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +31,7 @@ class Published:
     parameters: of the network, in millions. input_size: what the network sees.
     checkpoints: file names under which its authors publish weights. page: where.
     paper, license, trained_on: of the weights.
+    is_refined: whether it is served in two parts, with f-BRS between them.
     """
 
     name: str
@@ -34,6 +48,7 @@ class Published:
     threshold: float
     prompt: Mapping[str, Any]
     crop: Crop
+    is_refined: bool = False
 
     @property
     def weights_source(self) -> str:
@@ -56,17 +71,28 @@ def _ritm(name: str, title: str, parameters: float, *checkpoints: str) -> Publis
         trained_on="COCO and LVIS, or SBD",
         threshold=0.49,
         prompt={"min_positive_points": 1, "min_negative_points": 0, "extreme_points": 0, "box": "none"},
-        # The whole image, then 1.4 times the mask's box; crops may have any shape and end at the image's edges.
-        crop={
-            "policy": "zoom_in",
-            "expansion": 1.4,
-            "min_fraction": 0.25,
-            "max_aspect": 1000,
-            "click_margin": 0,
-            "whole_image_above": 1,
-            "refine_first": False,
-            "longest_side": 400,
-        },
+        crop=WHOLE_THEN_ZOOMED,
+    )
+
+
+def _fbrs(name: str, title: str, parameters: float, *checkpoints: str) -> Published:
+    return Published(
+        name=name,
+        title=title,
+        help_message="Click on the object; click what is missing, and right-click what is too much. It goes over its"
+        " answer until that agrees with every click, which takes a moment.",
+        prompt_style="clicks",
+        parameters=parameters,
+        input_size="any",
+        checkpoints=checkpoints,
+        page="https://github.com/saic-vul/fbrs_interactive_segmentation",
+        paper="Sofiiuk, Petrov, Barinova, Konushin: f-BRS: Rethinking Backpropagating Refinement (2020)",
+        license="MPL-2.0",
+        trained_on="SBD, or COCO and LVIS",
+        threshold=0.5,
+        prompt={"min_positive_points": 1, "min_negative_points": 0, "extreme_points": 0, "box": "none"},
+        crop=WHOLE_THEN_ZOOMED,
+        is_refined=True,
     )
 
 
@@ -106,6 +132,11 @@ _ALL = (
     _ritm("hrnet18s", "RITM (HRNet-18s)", 4.2, "coco_lvis_h18s_itermask.pth"),
     _ritm("hrnet18", "RITM (HRNet-18)", 10.0, "coco_lvis_h18_itermask.pth", "sbd_h18_itermask.pth"),
     _ritm("hrnet32", "RITM (HRNet-32)", 31.0, "coco_lvis_h32_itermask.pth"),
+    _fbrs("fbrs_resnet34", "f-BRS (ResNet-34)", 23.3, "resnet34_dh128_sbd.pth"),
+    _fbrs("fbrs_resnet50", "f-BRS (ResNet-50)", 31.4, "resnet50_dh128_sbd.pth", "resnet50_dh128_lvis.pth"),
+    _fbrs("fbrs_resnet101", "f-BRS (ResNet-101)", 58.4, "resnet101_dh256_sbd.pth"),
+    _fbrs("fbrs_hrnet18", "f-BRS (HRNet-18)", 10.0, "hrnet18_ocr64_sbd.pth"),
+    _fbrs("fbrs_hrnet32", "f-BRS (HRNet-32)", 30.9, "hrnet32_ocr128_sbd.pth", "hrnet32_ocr128_lvis.pth"),
 )
 
 CATALOGUE: Mapping[str, Published] = MappingProxyType({published.name: published for published in _ALL})

@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+from collections.abc import Sequence
 
 from polywand_zoo.published.catalogue import Published
 
@@ -49,10 +50,15 @@ parameters {{
   key: "polywand"
   value: {{
     string_value:
-{textwrap.indent(_as_strings(_spec(published)), " " * 6)}
+{parameter(published)}
   }}
 }}
 """
+
+
+def parameter(published: Published, parts: Sequence[str] = ()) -> str:
+    """Return the parameter `polywand` as indented strings; parts: models that the tool calls."""
+    return textwrap.indent(_as_strings(_spec(published, parts)), " " * 6)
 
 
 def notice(published: Published, *, checkpoint: str, sha256: str, precision: str) -> str:
@@ -60,7 +66,7 @@ def notice(published: Published, *, checkpoint: str, sha256: str, precision: str
     return f"""\
 {published.name}: {published.title}
 
-The weights in model.onnx are those of the file {checkpoint}
+The weights are those of the file {checkpoint}
 (SHA-256 {sha256}).
 
 Paper: {published.paper}
@@ -73,7 +79,7 @@ surrounds the network (normalisation of the image, maps of the prompt) part of t
 """
 
 
-def _spec(published: Published) -> str:
+def _spec(published: Published, parts: Sequence[str]) -> str:
     spec = {
         "kind": "interactor",
         "display_name": published.title,
@@ -82,9 +88,9 @@ def _spec(published: Published) -> str:
         "license": published.license,
         "weights_source": published.weights_source,
         "threshold": published.threshold,
-        "prompt": published.prompt,
-        "crop": published.crop,
-    }
+        "prompt": dict(published.prompt),
+        "crop": dict(published.crop),
+    } | ({"parts": list(parts)} if parts else {})
     fields = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in spec.items())
     return f"{{\n{fields}\n}}"
 
