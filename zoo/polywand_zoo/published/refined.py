@@ -7,12 +7,14 @@ from torch import Tensor, nn
 
 from polywand_zoo import refinement
 from polywand_zoo.networks.fbrs import FbrsDeepLab, FbrsHrnet
+from polywand_zoo.networks.hrnet import together
 from polywand_zoo.networks.refinable import Refinable
 from polywand_zoo.published.catalogue import Published
 from polywand_zoo.published.config import parameter
 from polywand_zoo.published.export import CHECKED_SIZES, Precision, in_half, random_request
 from polywand_zoo.published.folding import fold
 from polywand_zoo.published.interactors import FbrsInteractor
+from polywand_zoo.published.refined_hrnet import BranchDecoding, BranchEncoding
 from polywand_zoo.published.repository import Addition
 from polywand_zoo.refinement.config import encoder_config, encoder_name, head_config, head_name, tool_config
 from polywand_zoo.refinement.export import export
@@ -53,7 +55,17 @@ def divide_for_serving(network: Refinable) -> Parts:
     """Divide a network in the form that computes the same with the least work."""
     assert isinstance(network, nn.Module)
     folded = fold(network)
-    return divide(folded)
+    if not isinstance(folded, FbrsHrnet):
+        return divide(folded)
+    hrnet = folded.feature_extractor
+    channels = hrnet.branch_channels
+    return Parts(
+        FbrsInteractor(BranchEncoding(folded)).eval(),
+        BranchDecoding(hrnet, list(channels)).eval(),
+        channels,
+        scaled=len(channels),
+        joined=lambda *branches: (together(branches),),
+    )
 
 
 def part_names(name: str) -> tuple[str, str]:
