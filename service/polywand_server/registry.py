@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -16,6 +16,8 @@ from polywand_server.triton.client import IndexEntry, ModelConfig, TritonClient
 log = logging.getLogger(__name__)
 
 READY = "READY"
+# Parameters of a model's config that name models which it calls.
+PART_KEYS = ("encoder", "head")
 # While Triton is away it is asked this often, so that recovery shows at once.
 AWAY_POLL_SECONDS = 0.25
 # What failed to load stays as it is until somebody mends it; nobody is to wait for that as for a restart.
@@ -251,8 +253,8 @@ class Registry:
                 known = self._tools.get(name)
                 tool = Tool(name, known.spec if known else None, known.config if known else None, (), str(error))
             if tool is not None:
-                tools[name] = _with_parts(tool, index)
-        return tools
+                tools[name] = tool
+        return _with_parts(tools, index)
 
     async def _read_tool(self, name: str, entries: list[IndexEntry], *, again: bool) -> Tool | None:
         versions = tuple(
@@ -304,20 +306,38 @@ class Registry:
             metrics.MODELS_READY.labels(kind).set(ready.count(kind))
 
 
-def _with_parts(tool: Tool, index: Sequence[IndexEntry]) -> Tool:
-    """Return a tool of which no version is ready whose parts are not: version N calls version N of them."""
-    if not isinstance(tool.spec, InteractorSpec) or not tool.spec.parts or not tool.ready:
-        return tool
+def _with_parts(tools: Mapping[str, Tool], index: Sequence[IndexEntry]) -> dict[str, Tool]:
+    """Return tools, ready as far as their parts are, and without what is a part only; version N calls version N."""
     ready = {(entry.name, entry.version) for entry in index if entry.state == READY}
+    parts = {name: _parts_of(tool) for name, tool in tools.items()}
+    only_parts = {part for names in parts.values() for part in names if part in tools and tools[part].spec is None}
+    reasons = {part: tools[part].reason for part in only_parts}
+    return {
+        name: _called_off(tool, parts[name], ready, reasons) for name, tool in tools.items() if name not in only_parts
+    }
+
+
+def _parts_of(tool: Tool) -> list[str]:
+    parameters = tool.config.parameters if tool.config else {}
+    return [parameters[key] for key in PART_KEYS if key in parameters]
+
+
+def _called_off(
+    tool: Tool, parts: Sequence[str], ready: Collection[tuple[str, int | None]], reasons: Mapping[str, str]
+) -> Tool:
+    """Return a tool whose versions are not ready that lack a part; reasons: why parts are not."""
+    if not parts or not tool.ready:
+        return tool
     versions = []
     for version in tool.versions:
-        lacking = next((part for part in tool.spec.parts if (part, version.version) not in ready), None)
+        lacking = next((part for part in parts if (part, version.version) not in ready), None)
         if version.ready and lacking is not None:
-            reason = f"version {version.version} of its part '{lacking}' is not ready"
-            version = replace(version, ready=False, reason=reason)  # noqa: PLW2901
-        versions.append(version)
-    reasons = [version.reason for version in versions]
-    return replace(tool, versions=tuple(versions), reason="" if "" in reasons else "; ".join(reasons))
+            why = reasons.get(lacking) or f"it has no version {version.version} in service"
+            versions.append(replace(version, ready=False, reason=f"its part '{lacking}' is not ready: {why}"))
+        else:
+            versions.append(version)
+    reason = "" if any(version.ready for version in versions) else "; ".join(version.reason for version in versions)
+    return replace(tool, versions=tuple(versions), reason=reason)
 
 
 def _was_unloaded(entry: IndexEntry) -> bool:

@@ -114,13 +114,9 @@ class _ModelSpec(_Spec):
 
 
 class InteractorSpec(_ModelSpec):
-    """A model that turns a prompt into one object's logits.
-
-    parts: other models in Triton that it calls; version N of it calls version N of them.
-    """
+    """A model that turns a prompt into one object's logits."""
 
     kind: Literal["interactor"]
-    parts: tuple[str, ...] = ()
     prompt: PromptSpec = PromptSpec()
     crop: Annotated[WholeCrop | MarginCrop | ZoomInCrop, Field(discriminator="policy")]
 

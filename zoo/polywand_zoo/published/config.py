@@ -2,7 +2,6 @@
 
 import json
 import textwrap
-from collections.abc import Sequence
 
 from polywand_zoo.published.catalogue import Published
 
@@ -56,9 +55,9 @@ parameters {{
 """
 
 
-def parameter(published: Published, parts: Sequence[str] = ()) -> str:
-    """Return the parameter `polywand` as indented strings; parts: models that the tool calls."""
-    return textwrap.indent(_as_strings(_spec(published, parts)), " " * 6)
+def parameter(published: Published) -> str:
+    """Return the parameter `polywand` as strings of Triton's text format, indented."""
+    return textwrap.indent(_as_strings(_spec(published)), " " * 6)
 
 
 def notice(published: Published, *, checkpoint: str, sha256: str, precision: str) -> str:
@@ -79,7 +78,7 @@ surrounds the network (normalisation of the image, maps of the prompt) part of t
 """
 
 
-def _spec(published: Published, parts: Sequence[str]) -> str:
+def _spec(published: Published) -> str:
     spec = {
         "kind": "interactor",
         "display_name": published.title,
@@ -90,7 +89,7 @@ def _spec(published: Published, parts: Sequence[str]) -> str:
         "threshold": published.threshold,
         "prompt": dict(published.prompt),
         "crop": dict(published.crop),
-    } | ({"parts": list(parts)} if parts else {})
+    }
     fields = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in spec.items())
     return f"{{\n{fields}\n}}"
 

@@ -101,13 +101,13 @@ def additions(
     )
     tell(
         f"head: fp32, {len(graphs.head) / 1e6:.1f} MB; no logit differs from PyTorch's by more than"
-        f" {graphs.difference:.1g} deviations, no derivative from autograd's by more than"
-        f" {graphs.gradient_difference:.1g}"
+        f" {graphs.difference:.1g} deviations, no gradient from autograd's by more than"
+        f" {graphs.gradient_difference:.1g} of its length"
     )
     name = published.name
     source = resources.files(refinement).joinpath("triton_model.py").read_bytes()
     return [
         Addition(encoder_name(name), {"model.onnx": graphs.encoder}, encoder_config(name, parts)),
         Addition(head_name(name), {"model.onnx": graphs.head}, head_config(name, parts)),
-        Addition(name, {"model.py": source}, tool_config(name, parts, parameter(published, part_names(name)))),
+        Addition(name, {"model.py": source}, tool_config(name, parts, parameter(published))),
     ]

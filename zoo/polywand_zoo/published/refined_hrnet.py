@@ -38,7 +38,7 @@ class BranchDecoding(nn.Module):
         self.auxiliary = nn.Sequential(hidden_activation, auxiliary)
         self.gather = ObjectGather()
         self.attention = network.ocr_distri_head.object_context_block
-        join, (_, activation) = network.ocr_distri_head.conv_bn_dropout
+        join, activation = network.ocr_distri_head.conv_bn_dropout  # with what has become of the normalisation
         assert isinstance(join, nn.Conv2d)
         self.join = Join(join)
         self.classify = nn.Sequential(activation, network.cls_head)
@@ -59,7 +59,9 @@ class Join(nn.Module):
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         half = convolution.in_channels // 2
-        self.context, self.pixels = (nn.Conv2d(half, convolution.out_channels, 1, bias=first) for first in (True, False))
+        self.context, self.pixels = (
+            nn.Conv2d(half, convolution.out_channels, 1, bias=first) for first in (True, False)
+        )
         weight = convolution.weight.detach()
         for part, columns in ((self.context, weight[:, :half]), (self.pixels, weight[:, half:])):
             part.weight = nn.Parameter(columns.clone(), requires_grad=False)

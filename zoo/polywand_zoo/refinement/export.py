@@ -28,8 +28,9 @@ LOSS_EPSILON = 1e-5
 TOLERANCE = 1e-3
 # Half precision: the mean difference of the features.
 HALF_TOLERANCE = 2e-2
-# Where a rounding lets a ReLU be open in one and closed in the other, a whole pixel's share of a gradient differs.
-GRADIENT_TOLERANCE = 1e-2
+# Of the gradient's length. Where rounding opens a ReLU that is closed in the other, a whole pixel's share differs:
+# PyTorch's own gradients in single precision are up to 1e-2 off so.
+GRADIENT_TOLERANCE = 5e-2
 
 InHalf = Callable[[onnx.NodeProto], bool]
 Request = tuple[NDArray[np.uint8], NDArray[np.float32]]  # IMAGE [B, H, W, 3], POINTS [B, N, 3]
@@ -40,8 +41,8 @@ class Graphs:
     """Proven graphs.
 
     encoder, head: the ONNX files. prompts: how many random ones they were compared on.
-    feature_difference, difference, gradient_difference: of the features (in half precision the mean one), of logits and
-        losses, and of gradients, in deviations.
+    feature_difference, difference: of the features (in half precision the mean one), and of logits, in deviations.
+    gradient_difference: of the gradients, in their length.
     """
 
     encoder: bytes
@@ -121,7 +122,7 @@ def export(
         worst = max(worst, _difference(answer["LOGITS"], truth["LOGITS"]))
         worst = max(worst, float(((answer["LOSS"] - truth["LOSS"]) / truth["LOSS"]).abs().max()))
         for name in ("SCALE_GRADIENT", "BIAS_GRADIENT"):
-            worst_gradient = max(worst_gradient, _difference(answer[name], truth[name]))
+            worst_gradient = max(worst_gradient, _relative(answer[name], truth[name]))
         prompts += batch
     for what, found, allowed in (
         ("features", worst_features, TOLERANCE if half is None else HALF_TOLERANCE),
@@ -129,9 +130,7 @@ def export(
         ("gradients", worst_gradient, GRADIENT_TOLERANCE),
     ):
         if not found <= allowed:  # false for NaN, too
-            raise ExportError(
-                f"the graphs' {what} differ from PyTorch's by {found:.2g} deviations, and {allowed:g} are allowed"
-            )
+            raise ExportError(f"the graphs' {what} differ from PyTorch's by {found:.2g}, and {allowed:g} is allowed")
     return Graphs(encoder, head, prompts, worst_features, worst, worst_gradient)
 
 
@@ -216,6 +215,10 @@ def _session(data: bytes) -> onnxruntime.InferenceSession:
 
 def _difference(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.std())
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max())
 
 
 def _mean_difference(found: Tensor, expected: Tensor) -> float:

@@ -1,8 +1,8 @@
 """Convolutions over a pyramid: maps of several sizes, all resized to the finest one's and put together.
 
-What was enlarged holds no more than before. So the coarse maps' share of a convolution is computed where they are small:
-first the mixing of the channels, once for each place in the kernel, then the resizing, with the kernel's shift in it, as
-two products of matrices. That is exact, and for maps of a quarter of the size or less it is several times less work.
+What was enlarged holds no more than before. So the coarse maps' share of a convolution is computed where they are
+small: first the mixing of the channels, once for each place in the kernel, then the resizing, with the kernel's shift
+in it, as two products of matrices. That is exact, and for maps of a quarter of the size or less much less work.
 """
 
 from collections.abc import Sequence
