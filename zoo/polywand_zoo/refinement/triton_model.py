@@ -154,7 +154,8 @@ class TritonPythonModel:
             )
         else:
             evaluation(state)
-        return together(evaluation.enlarged(evaluation.best_logits))[None], state.astype(np.float32)
+        logits = enlarged(evaluation.best_logits, (image.shape[0], image.shape[1]))
+        return together(logits)[None], state.astype(np.float32)
 
 
 class Parts:
@@ -206,7 +207,6 @@ class Evaluation:
         self._features = features
         self._size = size
         self._pixels = clicked_pixels(prompts, size)
-        self._resizing: tuple[Array, Array] | None = None
         self._best_loss = math.inf
         self._last_mask: Array | None = None
         self.best_logits: Array = np.empty(0)
@@ -228,7 +228,7 @@ class Evaluation:
         loss = float(answer["LOSS"].sum() + scale_weight * (scale @ scale) + bias_weight * (bias @ bias))
         logits = answer["LOGITS"][:, 0]
         if self.best_logits.size == 0 or loss < self._best_loss:
-            self._best_loss, self.best_logits = loss, logits
+            self._best_loss, self.best_logits = loss, logits.copy()
         if self._agrees(*answer["WORST"].max(0)) or self._has_settled(logits):
             return loss, np.zeros_like(variables)
         slopes = (
@@ -236,16 +236,6 @@ class Evaluation:
             answer["BIAS_GRADIENT"].sum(0) + 2 * bias_weight * bias,
         )
         return loss, np.concatenate(slopes).astype(np.float64)
-
-    def enlarged(self, logits: Array) -> Array:
-        """Resize [B, h, w] to the image's size, bilinear, corners on corners."""
-        if self._resizing is None:
-            down, across = (
-                interpolation(length, small) for length, small in zip(self._size, logits.shape[1:], strict=True)
-            )
-            self._resizing = down, np.ascontiguousarray(across.T)
-        down, across = self._resizing
-        return down @ logits @ across
 
     def _agrees(self, worst_positive: float, worst_negative: float) -> bool:
         """Whether all clicked pixels are on their side of the mask's outline."""
@@ -255,7 +245,7 @@ class Evaluation:
     def _has_settled(self, logits: Array) -> bool:
         """Whether the mask is the one that the last evaluation gave, but for little."""
         threshold, least_change = self._parts.settings.prob_threshold, self._parts.settings.min_iou_diff
-        mask = self.enlarged(logits) > math.log(threshold / (1 - threshold))
+        mask = enlarged(logits, self._size) > math.log(threshold / (1 - threshold))
         if self._last_mask is not None and least_change > 0:
             union = (mask | self._last_mask).sum((1, 2))
             common = (mask & self._last_mask).sum((1, 2))[union > 0]
@@ -311,10 +301,20 @@ def clicked_pixels(prompts: Array, size: tuple[int, int]) -> Array:
     return pixels
 
 
-def interpolation(length: int, small: int) -> Array:
-    """Weights [length, small] of a bilinear resizing from `small` to `length` pixels, corners on corners."""
-    places = np.arange(length) * (small - 1) / max(1, length - 1)
-    return np.maximum(0, 1 - abs(places[:, None] - np.arange(small))).astype(np.float32)
+def enlarged(logits: Array, size: tuple[int, int]) -> Array:
+    """Resize [B, h, w] to a height and a width, bilinear, corners on corners.
+
+    Not by products of matrices: after each of those, NumPy's threads keep a core busy that the head needs.
+    """
+    for axis, length in enumerate(size, 1):
+        small = logits.shape[axis]
+        places = np.arange(length) * (small - 1) / max(1, length - 1)
+        before = places.astype(np.int64)
+        after = np.minimum(before + 1, small - 1)
+        fraction = (places - before).astype(np.float32).reshape((-1, 1) if axis == 1 else (1, -1))
+        low = np.take(logits, before, axis)
+        logits = low + (np.take(logits, after, axis) - low) * fraction
+    return logits
 
 
 def together(logits: Array) -> Array:
