@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -202,10 +202,9 @@ class Registry:
         self._just_loaded.add(name)
         self._look_again.set()
 
-    def _parts(self) -> dict[str, tuple[str, ...]]:
+    def _parts(self) -> dict[str, list[str]]:
         """Tell which models are called by which; a version calls the same version of them."""
-        configs = {name: tool.config.parameters for name, tool in self._tools.items() if tool.config}
-        parts = {name: tuple(own[key] for key in PART_KEYS if key in own) for name, own in configs.items()}
+        parts = {name: _parts_of(tool) for name, tool in self._tools.items()}
         return {name: names for name, names in parts.items() if names}
 
     async def _pause(self, seconds: float) -> None:
@@ -271,7 +270,7 @@ class Registry:
                 tool = Tool(name, known.spec if known else None, known.config if known else None, (), str(error))
             if tool is not None:
                 tools[name] = tool
-        return tools
+        return _with_parts(tools, index)
 
     async def _read_tool(self, name: str, entries: list[IndexEntry], *, again: bool) -> Tool | None:
         versions = tuple(
@@ -321,6 +320,40 @@ class Registry:
         ready = [tool.spec.kind for tool in self._tools.values() if tool.ready and tool.spec]
         for kind in ("interactor", "detector"):
             metrics.MODELS_READY.labels(kind).set(ready.count(kind))
+
+
+def _with_parts(tools: Mapping[str, Tool], index: Sequence[IndexEntry]) -> dict[str, Tool]:
+    """Return tools, ready as far as their parts are, and without what is a part only; version N calls version N."""
+    ready = {(entry.name, entry.version) for entry in index if entry.state == READY}
+    parts = {name: _parts_of(tool) for name, tool in tools.items()}
+    only_parts = {part for names in parts.values() for part in names if part in tools and tools[part].spec is None}
+    reasons = {part: tools[part].reason for part in only_parts}
+    return {
+        name: _called_off(tool, parts[name], ready, reasons) for name, tool in tools.items() if name not in only_parts
+    }
+
+
+def _parts_of(tool: Tool) -> list[str]:
+    parameters = tool.config.parameters if tool.config else {}
+    return [parameters[key] for key in PART_KEYS if key in parameters]
+
+
+def _called_off(
+    tool: Tool, parts: Sequence[str], ready: Collection[tuple[str, int | None]], reasons: Mapping[str, str]
+) -> Tool:
+    """Return a tool whose versions are not ready that lack a part; reasons: why parts are not."""
+    if not parts or not tool.ready:
+        return tool
+    versions = []
+    for version in tool.versions:
+        lacking = next((part for part in parts if (part, version.version) not in ready), None)
+        if version.ready and lacking is not None:
+            why = reasons.get(lacking) or f"it has no version {version.version} in service"
+            versions.append(replace(version, ready=False, reason=f"its part '{lacking}' is not ready: {why}"))
+        else:
+            versions.append(version)
+    reason = "" if any(version.ready for version in versions) else "; ".join(version.reason for version in versions)
+    return replace(tool, versions=tuple(versions), reason=reason)
 
 
 def _was_unloaded(entry: IndexEntry) -> bool:

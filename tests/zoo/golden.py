@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import nn
+
+from polywand_zoo.published.architectures import ARCHITECTURES
 
 FOLDER = os.environ.get("POLYWAND_GOLDEN")
 
@@ -116,3 +119,18 @@ def write_checkpoint(folder: Path, name: str) -> Path:
     path = folder / GOLDEN[name][1]
     torch.save(content, path, _use_new_zipfile_serialization=not old_format)
     return path
+
+
+def seeded_network(name: str) -> nn.Module:
+    """Make a network of a published architecture with random weights, whose normalisations do something."""
+    torch.manual_seed(0)
+    network = ARCHITECTURES[name]()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_var is not None
+            assert module.running_mean is not None
+            for tensor in (module.weight.data, module.running_var):
+                tensor.uniform_(0.5, 1.5)
+            for tensor in (module.bias.data, module.running_mean):
+                tensor.normal_(std=0.2)
+    return network.eval().requires_grad_(False)

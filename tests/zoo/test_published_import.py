@@ -23,10 +23,13 @@ import polywand
 from polywand_server.resampling import Resampling
 from polywand_server.specs import InteractorSpec, MarginCrop, RoiCrop, parse_spec
 from polywand_zoo.cli import main
+from polywand_zoo.networks.fbrs import FbrsDeepLab, FbrsHrnet
 from polywand_zoo.published.architectures import ARCHITECTURES
 from polywand_zoo.published.catalogue import CATALOGUE
-from polywand_zoo.published.config import model_config
+from polywand_zoo.published.config import model_config, parameter
 from polywand_zoo.published.export import interactor
+from polywand_zoo.published.refined import divide, part_names
+from polywand_zoo.refinement.config import encoder_config, head_config, tool_config
 from tests.running import running_service
 from tests.zoo.golden import RITM_CONFIG
 from tests.zoo.test_published_checkpoints import Payload
@@ -118,7 +121,7 @@ def test_a_version_can_be_chosen_and_is_never_replaced(checkpoint: Path, tmp_pat
     assert files(tmp_path / "models") == before
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", [name for name, published in CATALOGUE.items() if not published.is_refined])
 def test_a_configuration_is_what_the_service_and_the_graph_need(name: str) -> None:
     with torch.device("meta"):
         wrapped = interactor(ARCHITECTURES[name]())
@@ -156,6 +159,34 @@ def test_a_configuration_is_what_the_service_and_the_graph_need(name: str) -> No
         assert spec.threshold == 0.49
 
 
+@pytest.mark.parametrize("name", [name for name, published in CATALOGUE.items() if published.is_refined])
+def test_the_configurations_of_a_tool_and_its_parts_fit_together(name: str) -> None:
+    with torch.device("meta"):
+        network = ARCHITECTURES[name]()
+    assert isinstance(network, FbrsDeepLab | FbrsHrnet)
+    parts = divide(network)
+    tool, encoder, head = (
+        text_format.Parse(text, model_config_pb2.ModelConfig())
+        for text in (
+            tool_config(name, parts, parameter(CATALOGUE[name])),
+            encoder_config(name, parts),
+            head_config(name, parts),
+        )
+    )
+    assert [config.name for config in (tool, encoder, head)] == [name, *part_names(name)]
+    assert [tool.parameters[key].string_value for key in ("encoder", "head")] == list(part_names(name))
+    assert tool.parameters["features"].string_value == "FEATURES"
+    spec = parse_spec(tool.parameters["polywand"].string_value)
+    assert isinstance(spec, InteractorSpec)
+    assert (spec.license, spec.threshold) == ("MPL-2.0", 0.5)
+    assert all("polywand" not in config.parameters for config in (encoder, head))
+    dims = {tensor.name: list(tensor.dims) for tensor in [*tool.input, *tool.output, *head.input, *head.output]}
+    variables = network.feature_channels
+    assert dims["STATE"] == dims["STATE_OUT"] == [2 * variables]
+    assert all(dims[key] == [variables] for key in ("SCALE", "BIAS", "SCALE_GRADIENT", "BIAS_GRADIENT"))
+    assert dims["FEATURES"] == list(encoder.output[0].dims) == [variables, -1, -1]
+
+
 def test_the_configuration_in_the_repository_describes_the_graph_in_it(checkpoint: Path, tmp_path: Path) -> None:
     run("hrnet18s", checkpoint, tmp_path)
     config = read_config(tmp_path / "hrnet18s" / "config.pbtxt")
@@ -187,7 +218,7 @@ def test_the_list_shows_names_prompts_sizes_and_pages() -> None:
     result = CliRunner().invoke(main, ["list"])
     assert result.exit_code == 0, result.output
     rows = result.output.splitlines()[1:]
-    assert [row.split()[0] for row in rows] == ["dextr_resnet101", "iog_resnet101", "hrnet18s", "hrnet18", "hrnet32"]
+    assert [row.split()[0] for row in rows] == list(ARCHITECTURES)
     for row, published in zip(rows, CATALOGUE.values(), strict=True):
         assert published.prompt_style in row
         assert row.endswith(published.page)

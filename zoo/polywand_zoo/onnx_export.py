@@ -21,15 +21,16 @@ def trace(
     module: nn.Module,
     inputs: tuple[Tensor, ...],
     names: tuple[str, ...],
-    output: str,
+    outputs: str | tuple[str, ...],
     *,
     variable: Axes | None = None,
 ) -> onnx.ModelProto:
-    """Return a module as an ONNX model whose inputs and output have a batch axis of any size in front.
+    """Return a module as an ONNX model whose inputs and outputs have a batch axis of any size in front.
 
     variable: the other axes whose size is not fixed to the example's.
     """
-    axes = {name: {0: BATCH, **(variable or {}).get(name, {})} for name in (*names, output)}
+    outputs = (outputs,) if isinstance(outputs, str) else outputs
+    axes = {name: {0: BATCH, **(variable or {}).get(name, {})} for name in (*names, *outputs)}
     file = io.BytesIO()
     with warnings.catch_warnings():
         # PyTorch would rather have its newer exporter used, which needs another package and writes a longer graph.
@@ -39,7 +40,7 @@ def trace(
             inputs,
             file,  # type: ignore[arg-type]  # the older exporter takes a buffer, too
             input_names=list(names),
-            output_names=[output],
+            output_names=list(outputs),
             dynamic_axes=axes,
             opset_version=OPSET,
             dynamo=False,

@@ -163,8 +163,8 @@ class TritonClient:
         )
         try:
             response = await self._call(self._stub.ModelInfer, request, timeout_s, _called(model, version))
-        except ModelDiedError:
-            self._revive(model)
+        except ModelDiedError as error:
+            self._revive(error.part or model)
             raise
         return decode_response(response, outputs, placed)
 

@@ -10,6 +10,7 @@ Seen with Triton 2.51:
 | wrong name, type, shape, batch of an input   | INVALID_ARGUMENT | says which, and what was expected              |
 | exception in a Python model                  | INTERNAL         | the exception, then "At:" and a trace          |
 | process of a Python model gone               | INTERNAL         | "Stub process 'm_0' is not healthy."           |
+| that of a model that another one calls       | INTERNAL         | our models put "part 'm': " in front           |
 | model cannot be loaded                       | INVALID_ARGUMENT | "load failed for model 'm': ..."               |
 | load of a model that does not exist          | INTERNAL         | "failed to load 'm', failed to poll"           |
 | shared memory that Triton cannot open        | INTERNAL         | "Unable to open shared memory region: '/r'"    |
@@ -37,7 +38,7 @@ _UNAVAILABLE = {
     grpc.StatusCode.UNIMPLEMENTED: _REFUSED,
 }
 _TRACE = "\n\nAt:\n"
-_STUB_DIED = re.compile(r"^Stub process '.+' is not healthy")
+_STUB_DIED = re.compile(r"^(?:part '(?P<part>[^']+)': )?Stub process '.+' is not healthy")
 _NO_REGION = re.compile(r"Unable to (find|open) shared memory region")
 
 
@@ -46,7 +47,14 @@ class RegionError(UnavailableError):
 
 
 class ModelDiedError(UnavailableError):
-    """The process of a Python model is gone; Triton fails every request to it until it is loaded again."""
+    """The process of a Python model is gone; Triton fails every request to it until it is loaded again.
+
+    part: the model, if it is not the one that was asked but one that this calls.
+    """
+
+    def __init__(self, message: str, part: str | None) -> None:
+        super().__init__(message)
+        self.part = part
 
 
 def as_polywand_error(error: grpc.aio.AioRpcError, *, what: str, url: str) -> PolywandError:
@@ -57,8 +65,9 @@ def as_polywand_error(error: grpc.aio.AioRpcError, *, what: str, url: str) -> Po
     status, details = error.code(), _summary(error.details() or "")
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineError(f"{what}: Triton at {url} did not answer in time")
-    if _STUB_DIED.match(details):
-        return ModelDiedError(f"{what}: its process died ({details})")
+    died = _STUB_DIED.match(details)
+    if died:
+        return ModelDiedError(f"{what}: its process died ({details})", died["part"])
     if _NO_REGION.search(details):
         return RegionError(f"{what}: Triton at {url}: {details}")
     if status in _UNAVAILABLE:

@@ -1,5 +1,7 @@
 """HRNetV2 (Wang et al. 2020) with an object-contextual head: what RITM and f-BRS find and classify pixels with."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -23,6 +25,7 @@ class HighResolutionOcr(nn.Module):
         super().__init__()
         blocks, modules = (2, (1, 3, 2)) if small else (4, (1, 4, 3))
         channels = [width * 2**branch for branch in range(4)]
+        self.branch_channels = tuple(channels)
         self.channels = sum(channels)
         self.conv1 = conv(3, STEM_CHANNELS, 3, stride=2)
         self.bn1 = nn.BatchNorm2d(STEM_CHANNELS)
@@ -48,6 +51,10 @@ class HighResolutionOcr(nn.Module):
 
         prompt: [B, 64, H / 2, W / 2], added to the first features.
         """
+        return together(self.branches(image, prompt))
+
+    def branches(self, image: Tensor, prompt: Tensor | None = None) -> list[Tensor]:
+        """Map an image [B, 3, H, W] to the branches [B, width 2^i, H / 2^(i + 2), W / 2^(i + 2)]; see `encode`."""
         x = functional.relu(self.bn1(self.conv1(image)))
         if prompt is not None:
             x = x + prompt
@@ -56,8 +63,8 @@ class HighResolutionOcr(nn.Module):
         for transitions, exchange in ((self.transition2, self.stage3), (self.transition3, self.stage4)):
             # What there was stays as it is; the new branch grows out of the last one.
             branches = exchange([*branches, transitions[-1](branches[-1])])
-        finest = size_of(branches[0])
-        return torch.cat([branches[0], *(resize(branch, finest) for branch in branches[1:])], 1)
+        found: list[Tensor] = branches
+        return found
 
     def decode(self, features: Tensor) -> Tensor:
         """Map the features [B, 15 width, h, w] to logits [B, 1, h, w]."""
@@ -65,6 +72,12 @@ class HighResolutionOcr(nn.Module):
         pixels = self.conv3x3_ocr(features)
         logits: Tensor = self.cls_head(self.ocr_distri_head(pixels, self.ocr_gather_head(pixels, auxiliary)))
         return logits
+
+
+def together(branches: Sequence[Tensor]) -> Tensor:
+    """Resize all branches to the first one's size and put their channels together."""
+    finest = size_of(branches[0])
+    return torch.cat([branches[0], *(resize(branch, finest) for branch in branches[1:])], 1)
 
 
 class Exchange(nn.Module):

@@ -22,6 +22,7 @@ class Published:
     checkpoints: file names under which its authors publish weights. page: where.
     release: the address of the folder that holds these files; empty where a browser is needed to get them.
     paper, license, trained_on: of the weights.
+    is_refined: whether it is served in two parts, with f-BRS between them.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Published:
     prompt: Mapping[str, Any]
     crop: Crop
     release: str = ""
+    is_refined: bool = False
 
     @property
     def weights_source(self) -> str:
@@ -95,6 +97,28 @@ def _ritm(name: str, title: str, parameters: float, *checkpoints: str) -> Publis
     )
 
 
+def _fbrs(name: str, title: str, parameters: float, *checkpoints: str) -> Published:
+    return Published(
+        name=name,
+        title=title,
+        help_message="Click on the object; click what is missing, and right-click what is too much. It goes over its"
+        " answer until that agrees with every click, which takes a moment.",
+        prompt_style="clicks",
+        parameters=parameters,
+        input_size="any",
+        checkpoints=checkpoints,
+        page="https://github.com/saic-vul/fbrs_interactive_segmentation",
+        release="https://github.com/saic-vul/fbrs_interactive_segmentation/releases/download/v1.0",
+        paper="Sofiiuk, Petrov, Barinova, Konushin: f-BRS: Rethinking Backpropagating Refinement (2020)",
+        license="MPL-2.0",
+        trained_on="SBD, or COCO and LVIS",
+        threshold=0.5,
+        prompt={"min_positive_points": 1, "min_negative_points": 0, "extreme_points": 0, "box": "none"},
+        crop=zoom_in(zoomed_side=480),
+        is_refined=True,
+    )
+
+
 _ALL = (
     Published(
         name="dextr_resnet101",
@@ -132,6 +156,11 @@ _ALL = (
     _ritm("hrnet18s", "RITM (HRNet-18s)", 4.2, "coco_lvis_h18s_itermask.pth"),
     _ritm("hrnet18", "RITM (HRNet-18)", 10.0, "coco_lvis_h18_itermask.pth", "sbd_h18_itermask.pth"),
     _ritm("hrnet32", "RITM (HRNet-32)", 31.0, "coco_lvis_h32_itermask.pth"),
+    _fbrs("fbrs_resnet34", "f-BRS (ResNet-34)", 23.3, "resnet34_dh128_sbd.pth"),
+    _fbrs("fbrs_resnet50", "f-BRS (ResNet-50)", 31.4, "resnet50_dh128_sbd.pth", "resnet50_dh128_lvis.pth"),
+    _fbrs("fbrs_resnet101", "f-BRS (ResNet-101)", 58.4, "resnet101_dh256_sbd.pth"),
+    _fbrs("fbrs_hrnet18", "f-BRS (HRNet-18)", 10.0, "hrnet18_ocr64_sbd.pth"),
+    _fbrs("fbrs_hrnet32", "f-BRS (HRNet-32)", 30.9, "hrnet32_ocr128_sbd.pth", "hrnet32_ocr128_lvis.pth"),
 )
 
 CATALOGUE: Mapping[str, Published] = MappingProxyType({published.name: published for published in _ALL})

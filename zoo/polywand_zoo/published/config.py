@@ -49,10 +49,15 @@ parameters {{
   key: "polywand"
   value: {{
     string_value:
-{textwrap.indent(_as_strings(_spec(published)), " " * 6)}
+{parameter(published)}
   }}
 }}
 """
+
+
+def parameter(published: Published) -> str:
+    """Return the parameter `polywand` as strings of Triton's text format, indented."""
+    return textwrap.indent(_as_strings(_spec(published)), " " * 6)
 
 
 def notice(published: Published, *, checkpoint: str, sha256: str, precision: str) -> str:
@@ -60,7 +65,7 @@ def notice(published: Published, *, checkpoint: str, sha256: str, precision: str
     return f"""\
 {published.name}: {published.title}
 
-The weights in model.onnx are those of the file {checkpoint}
+The weights are those of the file {checkpoint}
 (SHA-256 {sha256}).
 
 Paper: {published.paper}
@@ -82,10 +87,11 @@ def _spec(published: Published) -> str:
         "license": published.license,
         "weights_source": published.weights_source,
         "threshold": published.threshold,
-        "prompt": published.prompt,
-        "crop": published.crop,
-        "flip": False,
+        "prompt": dict(published.prompt),
+        "crop": dict(published.crop),
     }
+    if not published.is_refined:  # which averages within its model, since both images are refined together
+        spec["flip"] = False
     fields = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in spec.items())
     return f"{{\n{fields}\n}}"
 

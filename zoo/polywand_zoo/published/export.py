@@ -105,7 +105,7 @@ def interactor(network: nn.Module) -> Interactor:
         case Ritm():
             return RitmInteractor(network).eval()
         case _:
-            return FbrsInteractor(network).eval()  # type: ignore[arg-type]  # what is left is refinable
+            return FbrsInteractor(network).eval()
 
 
 def export(network: nn.Module, precision: Precision = Precision.FP32, **metadata: str) -> Export:
@@ -142,7 +142,7 @@ def build(network: nn.Module, precision: Precision = Precision.FP32, **metadata:
         model = trace(wrapped, inputs, wrapped.INPUTS, OUTPUT, variable=None if wrapped.SIZE else VARIABLE_SIZE)
     _describe_output(model, wrapped.SIZE or ("height", "width"))
     if precision is Precision.FP16:
-        model = compute_in_half(model, _in_half)
+        model = compute_in_half(model, in_half)
     helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     data: bytes = model.SerializeToString(deterministic=True)
@@ -183,7 +183,7 @@ def random_request(wrapped: Interactor, *, seed: int, size: tuple[int, int], bat
     return Request(image, points, previous)
 
 
-def _in_half(node: onnx.NodeProto) -> bool:
+def in_half(node: onnx.NodeProto) -> bool:
     """Half precision is for the network, but not for sums over a whole image: their weights are too small for it."""
     return node.name.startswith(NETWORK_SCOPE) and GATHER_SCOPE not in node.name
 

@@ -13,7 +13,6 @@ from polywand_zoo.networks import dextr, iog
 from polywand_zoo.networks.dextr import Dextr
 from polywand_zoo.networks.iog import Iog
 from polywand_zoo.networks.layers import resize, size_of
-from polywand_zoo.networks.refinable import Refinable
 from polywand_zoo.networks.ritm import Ritm
 from polywand_zoo.published.prompts import ClickDisks, DistanceMaps, ExtremePointHeat, InsideOutsideHeat
 
@@ -99,8 +98,7 @@ class FbrsInteractor(Interactor):
 
     POINTS = 8
 
-    def __init__(self, network: Refinable) -> None:
-        assert isinstance(network, nn.Module)
+    def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
         self.normalised = ImagenetNormalisation()
         self.distances = DistanceMaps(FBRS_DISTANCE_RADIUS)

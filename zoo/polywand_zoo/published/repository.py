@@ -3,8 +3,9 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 CONFIG_FILE = "config.pbtxt"
@@ -31,32 +32,65 @@ def next_version(repository: Path, name: str, wanted: int | None) -> int:
     return wanted
 
 
-def add_version(repository: Path, name: str, version: int, files: Mapping[str, bytes], config: str) -> Path:
-    """Add a version of a model, and the model with this configuration if it is new; returns the version's folder.
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """A model's new version.
 
-    files: of the version, by name. The configuration of a model that is there stays as it is.
+    files: of the version, by name. config: of the model, if it is new; that of one which is there stays as it is.
+    """
+
+    name: str
+    files: Mapping[str, bytes]
+    config: str
+
+    @property
+    def size(self) -> int:
+        """How many bytes it takes."""
+        return sum(map(len, self.files.values())) + len(self.config)
+
+
+def add_version(repository: Path, version: int, *additions: Addition) -> Path:
+    """Add a version of a model, with those of its parts in front of it; returns the version's folder.
+
+    All are added or none.
 
     Raises:
         RepositoryError
     """
-    target = repository / name / str(version)
-    needed = sum(map(len, files.values())) + len(config)
+    target = repository / additions[-1].name / str(version)
+    needed = sum(addition.size for addition in additions)
     free = shutil.disk_usage(_existing(repository)).free
     if free < needed:
         raise RepositoryError(f"{target} needs {_megabytes(needed)} of disk space, and {_megabytes(free)} are free")
     try:
-        if (repository / name).exists():
-            with _staging(repository / name, f".{version}-") as staging:
-                _write(staging / str(version), files)
-                (staging / str(version)).rename(target)
-        else:
-            with _made(repository), _staging(_beside(repository), f".{name}-") as staging:
-                _write(staging / name / str(version), files)
-                _write(staging / name, {CONFIG_FILE: config.encode("ascii")})
-                (staging / name).rename(repository / name)
+        with ExitStack() as stack:
+            stack.enter_context(_made(repository))
+            _move([_staged(stack, repository, addition, str(version)) for addition in additions])
     except OSError as error:
         raise RepositoryError(f"{target} could not be written: {error.strerror}; nothing was left behind") from error
     return target
+
+
+def _staged(stack: ExitStack, repository: Path, addition: Addition, version: str) -> tuple[Path, Path]:
+    """Prepare a version, or a model if it is new, in a hidden folder; returns its path there, and where it belongs."""
+    folder = repository / addition.name
+    if folder.exists():
+        staging = stack.enter_context(_staging(folder, f".{version}-"))
+        _write(staging / version, addition.files)
+        return staging / version, folder / version
+    staging = stack.enter_context(_staging(_beside(repository), f".{addition.name}-"))
+    _write(staging / addition.name / version, addition.files)
+    _write(staging / addition.name, {CONFIG_FILE: addition.config.encode("ascii")})
+    return staging / addition.name, folder
+
+
+def _move(moves: Sequence[tuple[Path, Path]]) -> None:
+    """Move all or none."""
+    with ExitStack() as undo:
+        for source, target in moves:
+            source.rename(target)
+            undo.callback(target.rename, source)
+        undo.pop_all()
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -78,7 +78,7 @@ class OpenVino:
 
     batches = False
 
-    def __init__(self, path: Path, threads: int, asked: str, *, has_batch_axis: bool) -> None:
+    def __init__(self, path: Path, threads: int, asked: str, outputs: Sequence[str], *, has_batch_axis: bool) -> None:
         import openvino  # noqa: PLC0415
 
         core = openvino.Core()
@@ -92,7 +92,8 @@ class OpenVino:
             "INFERENCE_PRECISION_HINT": self.precision,
         }
         compiled = core.compile_model(network, "CPU", options)
-        self._outputs = [port.any_name for port in compiled.outputs]
+        # An output is known by the names of all that is the same value, inner ones included.
+        self._outputs = [next((n for n in outputs if n in port.names), port.any_name) for port in compiled.outputs]
         self._request = compiled.create_infer_request()
         self._has_batch_axis = has_batch_axis
 
@@ -189,7 +190,8 @@ def load(path: Path, config: dict[str, Any]) -> Runtime:
     if openvino is not None:
         asked = openvino.get("parameters", {}).get("precision", "f32")
         try:
-            runtime = OpenVino(path, threads, asked, has_batch_axis=config["max_batch_size"] > 0)
+            outputs = [tensor["name"] for tensor in config["output"]]
+            runtime = OpenVino(path, threads, asked, outputs, has_batch_axis=config["max_batch_size"] > 0)
         except ImportError:
             pb_utils.Logger.log_warn(f"{config['name']} runs on ONNX Runtime, slower: OpenVINO is not installed here")
         else:
