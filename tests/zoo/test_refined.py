@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import psutil
 import pytest
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 import polywand
 from polywand.raster import decode_rle
-from polywand_server.errors import PolywandError
+from polywand.v1 import annotation_pb2_grpc
 from polywand_server.geometry.outlines import outline
 from polywand_server.geometry.raster import to_rle
 from polywand_server.regions import ProbabilityMap, Region
@@ -27,6 +28,7 @@ from polywand_server.triton.client import TritonClient
 from polywand_zoo.cli import main
 from polywand_zoo.published.architectures import ARCHITECTURES
 from tests.running import Service, running_service, wait_for
+from tests.streams import NEGATIVE, POSITIVE, InteractStream, prompt, raw_image
 from tests.zoo import golden
 from tests.zoo.golden import needs_golden
 
@@ -249,23 +251,16 @@ def test_a_part_that_died_is_one_clear_error_and_comes_back(refined: Refined) ->
         (found,) = [child for child in children if any(PARTS[1] in word for word in child.cmdline()[:2])]
         return found
 
-    async def error() -> str:
-        client = TritonClient(refined.service.triton)
-        try:
-            inputs = {
-                "IMAGE": image()[None],
-                "POINTS": point_rows(*CLICKS),
-                "STATE": np.zeros((1, VARIABLES), np.float32),
-            }
-            await infer(client, NAME, **inputs)
-        except PolywandError as failure:
-            return str(failure)
-        finally:
-            await client.close()
-        return ""
-
     stub().kill()
-    assert f"part '{PARTS[1]}': Stub process" in asyncio.run(error())
+    clicks = [(x + 0.5, y + 0.5, POSITIVE if is_positive else NEGATIVE) for x, y, is_positive in CLICKS]
+    with (
+        grpc.insecure_channel(refined.service.target) as channel,
+        InteractStream(annotation_pb2_grpc.AnnotationServiceStub(channel)) as stream,
+    ):
+        stream.ask(raw_image(image()))
+        error = stream.ask(prompt(NAME, *clicks)).error
+    assert error.code == grpc.StatusCode.UNAVAILABLE.value[0]
+    assert f"part '{PARTS[1]}': Stub process" in error.message
     with polywand.connect(refined.service.target) as client, client.open(image()) as session:
         assert ask(session, NAME, 2).mask.any()  # sent again by the client until it is back
 

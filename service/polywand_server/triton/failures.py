@@ -10,7 +10,8 @@ Seen with Triton 2.51:
 | wrong name, type, shape, batch of an input   | INVALID_ARGUMENT | says which, and what was expected              |
 | exception in a Python model                  | INTERNAL         | the exception, then "At:" and a trace          |
 | process of a Python model gone               | INTERNAL         | "Stub process 'm_0' is not healthy."           |
-| that of a model that another one calls       | INTERNAL         | our models put "part 'm': " in front           |
+| that of a model that another one calls       | INTERNAL         | the same; our models put "part 'm': " in front |
+| a model that another one calls, not loaded   | INTERNAL         | "part 'm': ... Model 'm' is not ready."        |
 | model cannot be loaded                       | INVALID_ARGUMENT | "load failed for model 'm': ..."               |
 | load of a model that does not exist          | INTERNAL         | "failed to load 'm', failed to poll"           |
 | shared memory that Triton cannot open        | INTERNAL         | "Unable to open shared memory region: '/r'"    |
@@ -39,6 +40,7 @@ _UNAVAILABLE = {
 }
 _TRACE = "\n\nAt:\n"
 _STUB_DIED = re.compile(r"^(?:part '(?P<part>[^']+)': )?Stub process '.+' is not healthy")
+_PART_AWAY = re.compile(r"^part '.+': .* is not ready")
 _NO_REGION = re.compile(r"Unable to (find|open) shared memory region")
 
 
@@ -68,6 +70,8 @@ def as_polywand_error(error: grpc.aio.AioRpcError, *, what: str, url: str) -> Po
     died = _STUB_DIED.match(details)
     if died:
         return ModelDiedError(f"{what}: its process died ({details})", died["part"])
+    if _PART_AWAY.match(details):
+        return UnavailableError(f"{what}: {details}")
     if _NO_REGION.search(details):
         return RegionError(f"{what}: Triton at {url}: {details}")
     if status in _UNAVAILABLE:

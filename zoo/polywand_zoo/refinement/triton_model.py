@@ -174,12 +174,18 @@ class Parts:
         """Run the head once; its outputs by name."""
         names = ("LOGITS", "LOSS", "WORST", "SCALE_GRADIENT", "BIAS_GRADIENT")
         tensors = [pb_utils.Tensor(name, array) for name, array in inputs.items()]
-        answer = self._call(self.settings.head, [*features, *tensors], names)
+        # What is read here has to be in the processor's memory, wherever the head runs.
+        memory = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
+        answer = self._call(self.settings.head, [*features, *tensors], names, preferred_memory=memory)
         return {name: tensor.as_numpy() for name, tensor in zip(names, answer, strict=True)}
 
-    def _call(self, part: str, inputs: Sequence[Any], outputs: Sequence[str]) -> list[Any]:
+    def _call(self, part: str, inputs: Sequence[Any], outputs: Sequence[str], **options: Any) -> list[Any]:
         request = pb_utils.InferenceRequest(
-            model_name=part, model_version=self._version, inputs=list(inputs), requested_output_names=list(outputs)
+            model_name=part,
+            model_version=self._version,
+            inputs=list(inputs),
+            requested_output_names=list(outputs),
+            **options,
         )
         try:
             response = request.exec()
