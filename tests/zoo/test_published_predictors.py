@@ -71,21 +71,20 @@ def write_formula(folder: Path) -> None:
         replace(CATALOGUE["hrnet18"], name=folder.name), points=Formula.POINTS, size=None, has_previous_mask=True
     )
     (folder / "1").mkdir(parents=True)
-    (folder / "config.pbtxt").write_text(config.replace('"flip": false', '"flip": true'))
+    config = config.replace('"flip": false', '"flip": true').replace('"auto"', '"f32"')
+    (folder / "config.pbtxt").write_text(config)
     graph = trace(Formula(), Formula.EXAMPLE, Formula.INPUTS, OUTPUT, variable=VARIABLE_SIZE)
     (folder / "1" / "model.onnx").write_bytes(graph.SerializeToString())
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, imported: Callable[[str], Path]) -> Iterator[Service]:
-    """Return a service with the predictors, which computes in single precision as their golden outputs are."""
+    """Return a service with the predictors as the command imported them: it finds that they do not bear bfloat16."""
     folder = tmp_path_factory.mktemp("predictors")
     names = ("dextr_resnet101", "iog_resnet101")
     for name in names:
         copytree(imported(name), folder / "models" / name)
     write_formula(folder / "models" / "formula")
-    for config in folder.glob("models/*/config.pbtxt"):
-        config.write_text(config.read_text().replace('"auto"', '"f32"'))
     with running_service(folder / "log", f"--model-repository={folder / 'models'}") as running:
         running.wait_ready(*names, "formula")
         yield running
