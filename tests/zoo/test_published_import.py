@@ -44,8 +44,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(name: str, checkpoint: Path, repository: Path, *options: str) -> Result:
-    arguments = ["import", name, "--checkpoint", str(checkpoint), "--repository", str(repository), *options]
+def run(name: str, checkpoint: Path, repository: Path, *options: str, bfloat: str = "off") -> Result:
+    arguments = ["import", name, "--checkpoint", str(checkpoint), "--repository", str(repository)]
+    arguments += ["--bfloat16", bfloat, *options]
     return CliRunner().invoke(main, arguments)
 
 
@@ -64,7 +65,7 @@ def read_config(path: Path) -> Any:
 
 def test_an_import_adds_a_model_and_says_what_it_verified(checkpoint: Path, tmp_path: Path) -> None:
     repository = tmp_path / "new" / "models"
-    result = run("hrnet18s", checkpoint, repository)
+    result = run("hrnet18s", checkpoint, repository, bfloat="auto")
     assert result.exit_code == 0, result.output
     assert files(repository) == [
         "hrnet18s",
@@ -284,7 +285,7 @@ def test_a_folder_that_is_no_model_is_not_touched(checkpoint: Path, tmp_path: Pa
 def command(checkpoint: Path, repository: Path) -> list[str]:
     program = "from polywand_zoo.cli import main; main()"
     options = ["--checkpoint", str(checkpoint), "--repository", str(repository)]
-    return [sys.executable, "-c", program, "import", "hrnet18s", *options]
+    return [sys.executable, "-c", program, "import", "hrnet18s", "--bfloat16", "off", *options]
 
 
 @pytest.mark.parametrize("is_new", [True, False])

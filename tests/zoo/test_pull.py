@@ -37,7 +37,16 @@ def server(checkpoint: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileS
 
 
 def pull(server: FileServer, folder: Path, *options: str) -> Result:
-    arguments = ["--url", f"{server.url}/{FILE}", "--cache", str(folder / "cache"), "--timeout", "1"]
+    arguments = [
+        "--url",
+        f"{server.url}/{FILE}",
+        "--cache",
+        str(folder / "cache"),
+        "--timeout",
+        "1",
+        "--bfloat16",
+        "off",
+    ]
     return CliRunner().invoke(
         cli.main, ["pull", "hrnet18s", *arguments, "--repository", str(folder / "models"), *options]
     )

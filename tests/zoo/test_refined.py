@@ -184,7 +184,8 @@ def test_the_import_says_what_it_verified(refined: Refined) -> None:
     assert said[1] == f"weights: 23.3 million of {NAME}, with nothing missing and nothing left over"
     assert re.match(r"encoder: fp32, 93\.\d MB; on 3 random prompts features differ from PyTorch's by \d", said[2])
     assert re.match(r"head: fp32, 0\.6 MB; no logit differs .* no gradient from autograd's by more than \d", said[3])
-    assert said[4] == f"{refined.repository}/{NAME}/1: version 1, a new model"
+    assert said[4] == "bfloat16: not used; gradients need single precision"
+    assert said[5] == f"{refined.repository}/{NAME}/1: version 1, a new model"
     for name in (NAME, *PARTS):
         assert "MPL-2.0" in (refined.repository / name / "1" / "NOTICE").read_text()
 
