@@ -22,6 +22,7 @@ It needs NumPy and SciPy in the interpreter of Triton's Python backend, and noth
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,9 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
+
+# Before SciPy brings its own threads: each step of L-BFGS would leave one that keeps a core busy, which the head needs.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 from scipy.optimize import fmin_l_bfgs_b
 
 NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT, PADDING = 0, 1, 2, 3, -1  # labels of points
