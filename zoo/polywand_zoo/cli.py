@@ -1,15 +1,19 @@
-"""The command line of the zoo: bring models into the model repository."""
+"""The command line of the zoo: bring models into the model repository, and measure them."""
 
 from pathlib import Path
 
 import click
 
+from polywand_zoo.evaluation.command import evaluate
 from polywand_zoo.published.catalogue import CATALOGUE
 
 
 @click.group()
 def main() -> None:
-    """Import, convert and export models for Polywand's model repository."""
+    """Import, convert and export models for Polywand's model repository, and measure how good they are."""
+
+
+main.add_command(evaluate)
 
 
 @main.command()
