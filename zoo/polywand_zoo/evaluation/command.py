@@ -1,19 +1,13 @@
 """The command `polywand-zoo evaluate`."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from polywand_zoo.evaluation.objects import DataError
-    from polywand_zoo.evaluation.run import Results
-
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-TOLD_FLAWS = 10
 
 
 @click.command(context_settings={"max_content_width": 110})
@@ -85,6 +79,7 @@ def evaluate(
     from polywand_zoo.evaluation.lineup import Way, Wishes, line_up  # noqa: PLC0415
     from polywand_zoo.evaluation.modelfolder import ModelError  # noqa: PLC0415
     from polywand_zoo.evaluation.objects import DataError  # noqa: PLC0415
+    from polywand_zoo.evaluation.report import NothingMeasuredError, report  # noqa: PLC0415
     from polywand_zoo.evaluation.run import evaluate as run  # noqa: PLC0415
     from polywand_zoo.evaluation.sources import Sources, SourcesError  # noqa: PLC0415
     from polywand_zoo.evaluation.trials import Rules  # noqa: PLC0415
@@ -100,56 +95,17 @@ def evaluate(
     )
     try:
         data = Sources(**sources).read()
+        out.mkdir(parents=True, exist_ok=True)
         length = sum(len(part.subjects) for part in data)
         with (
             line_up(wishes, lambda text: click.echo(text, err=True)) as rows,
             click.progressbar(length=length, label="Objects", show_pos=True, file=sys.stderr) as bar,
         ):
             results = run(rows, data, Rules(clicks, stop_at), lambda: bar.update(1))
-        _report(results, out, worst, groups=groups)
+        report(results, out, worst, with_groups=groups)
+        if not results.agrees:
+            raise click.ClickException("the two ways differ by more than 0.5 % mean IoU")
     except SourcesError as error:
         raise click.UsageError(str(error)) from error
-    except (DataError, ModelError, PolywandError, OSError) as error:
+    except (DataError, ModelError, NothingMeasuredError, PolywandError, OSError) as error:
         raise click.ClickException(str(error)) from error
-
-
-def _report(results: "Results", out: Path, worst_count: int, *, groups: bool) -> None:
-    """Print the tables and write the files."""
-    from polywand_zoo.evaluation.plots import draw_curves  # noqa: PLC0415
-    from polywand_zoo.evaluation.report import write_json  # noqa: PLC0415
-    from polywand_zoo.evaluation.sheet import draw_sheet, worst  # noqa: PLC0415
-    from polywand_zoo.evaluation.tables import agreement_lines, group_table, main_table  # noqa: PLC0415
-
-    _tell_flaws(results.flaws)
-    out.mkdir(parents=True, exist_ok=True)
-    written = [out / "evaluation.json"]
-    write_json(results, written[0])
-    if not results.count:
-        raise click.ClickException(f"there is nothing to measure: not one object could be used (see {written[0]})")
-    click.echo(main_table(results))
-    if groups:
-        click.echo(f"\n{group_table(results) or 'No sequences and no categories.'}")
-    for row in results.rows:
-        click.echo(f"\nMasks of {row.name}: {row.tool.masks}.")
-    written.append(out / "iou.png")
-    draw_curves(results, written[-1])
-    for row in results.rows:
-        cases = worst(results.outcomes[row.name], worst_count)
-        if cases:
-            written.append(out / f"worst-{row.tool.model}-{row.tool.version}-{row.tool.way}.png")
-            draw_sheet(row.name, cases, written[-1])
-    click.echo(f"\nWritten: {', '.join(map(str, written))}")
-    for line in agreement_lines(results):
-        click.echo(line)
-    if not results.agrees:
-        raise click.ClickException("the two ways differ by more than 0.5 % mean IoU: one of them has drifted")
-
-
-def _tell_flaws(flaws: Sequence["DataError"]) -> None:
-    if not flaws:
-        return
-    click.echo(f"{len(flaws)} left out:", err=True)
-    for flaw in flaws[:TOLD_FLAWS]:
-        click.echo(f"  {flaw}", err=True)
-    if len(flaws) > TOLD_FLAWS:
-        click.echo(f"  ... and {len(flaws) - TOLD_FLAWS} more; evaluation.json has them all", err=True)

@@ -1,92 +1,65 @@
-"""Everything that an evaluation found, as JSON."""
+"""The report: tables and sentences on the terminal, and the files."""
 
-import json
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from polywand_zoo.evaluation.prompts import Prompt
-from polywand_zoo.evaluation.run import Results, Row
-from polywand_zoo.evaluation.scores import Agreement, Scores, agreement, grouped, score
-from polywand_zoo.evaluation.trials import Outcome, Trial
+import click
 
-DIGITS = 5
+from polywand_zoo.evaluation.objects import DataError
+from polywand_zoo.evaluation.plots import draw_curves
+from polywand_zoo.evaluation.record import write_json
+from polywand_zoo.evaluation.run import Results
+from polywand_zoo.evaluation.sheet import draw_sheet, worst
+from polywand_zoo.evaluation.tables import agreement_lines, group_table, main_table
 
-
-def write_json(results: Results, path: Path) -> None:
-    """Write the rules, and per tool its scores (per data set and group as well) and every prompt of every object."""
-    content = {
-        "max_clicks": results.rules.max_clicks,
-        "stop_at": results.rules.stop_at,
-        "tools": [_tool(results, row) for row in results.rows],
-        "left_out": [{"file": str(flaw.path), "why": flaw.what} for flaw in results.flaws],
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+TOLD_FLAWS = 10
 
 
-def _tool(results: Results, row: Row) -> dict[str, Any]:
-    outcomes, clicks = results.outcomes[row.name], results.rules.max_clicks
-    sets = grouped(outcomes, lambda outcome: outcome.subject.data)
-    said: dict[str, Any] = {
-        **{"model": row.tool.model, "version": row.tool.version, "way": row.tool.way, "masks": row.tool.masks},
-        "scores": _scores(score(outcomes, clicks)) if outcomes else None,
-        "data": {
-            data: {
-                "scores": _scores(score(part, clicks)),
-                "groups": {
-                    group: _scores(score(members, clicks))
-                    for group, members in grouped(part, lambda outcome: outcome.subject.group).items()
-                },
-            }
-            for data, part in sets.items()
-        },
-    }
-    if row.twin is not None:
-        said["agreement"] = {"with": row.twin.way, **_agreement(agreement(results.likenesses[row.name]))}
-    said["objects"] = [_outcome(outcome) for outcome in outcomes]
-    return said
+class NothingMeasuredError(Exception):
+    """Not one object could be used."""
 
 
-def _scores(scores: Scores) -> dict[str, Any]:
-    said: dict[str, Any] = _rounded(asdict(scores))
-    said["noc"] = {f"{level:.2f}": value for level, value in said["noc"].items()}
-    said["never"] = {f"{level:.2f}": value for level, value in said["never"].items()}
-    return said
+def report(results: Results, out: Path, worst_count: int, *, with_groups: bool) -> None:
+    """Print the tables, and write evaluation.json, iou.png and contact sheets of so many objects to a folder.
+
+    Raises:
+        NothingMeasuredError: there are no figures; the JSON says why.
+    """
+    if results.interrupted:
+        click.echo(f"\nInterrupted after {results.count} objects.", err=True)
+    _tell_flaws(results.flaws)
+    record = out / "evaluation.json"
+    write_json(results, record)
+    if not results.count:
+        raise NothingMeasuredError(f"there is nothing to measure: not one object could be used (see {record})")
+    click.echo(main_table(results))
+    if with_groups:
+        click.echo(f"\n{group_table(results) or 'There are no sequences and no categories.'}")
+    for row in results.rows:
+        click.echo(f"\nMasks of {row.name}: {row.tool.masks}.")
+    curves = out / "iou.png"
+    draw_curves(results, curves)
+    sheets = _draw_sheets(results, out, worst_count)
+    click.echo(f"\nWritten: {', '.join(map(str, (record, curves, *sheets)))}")
+    for line in agreement_lines(results):
+        click.echo(line)
 
 
-def _agreement(found: Agreement) -> dict[str, Any]:
-    return {**_rounded(asdict(found)), "difference": round(found.difference, DIGITS), "holds": found.holds}
+def _draw_sheets(results: Results, out: Path, count: int) -> list[Path]:
+    sheets = []
+    for row in results.rows:
+        cases = worst(results.outcomes[row.name], count)
+        if cases:
+            sheets.append(out / f"worst-{row.tool.model}-{row.tool.version}-{row.tool.way}.png")
+            draw_sheet(row.name, cases, sheets[-1])
+    return sheets
 
 
-def _outcome(outcome: Outcome) -> dict[str, Any]:
-    subject = outcome.subject
-    return {
-        **{"data": subject.data, "group": subject.group, "name": subject.name, "image": str(subject.image)},
-        **{"width": outcome.width, "height": outcome.height},
-        "clicks": [
-            {"x": trial.prompt.points[-1].x, "y": trial.prompt.points[-1].y, "label": trial.prompt.points[-1].label}
-            | _trial(trial)
-            for trial in outcome.clicks
-        ],
-        "starts": {kind.value: _prompt(trial.prompt) | _trial(trial) for kind, trial in outcome.starts.items()},
-    }
-
-
-def _trial(trial: Trial) -> dict[str, Any]:
-    return {"iou": round(trial.iou, DIGITS), "obeyed": trial.obeyed, "seconds": round(trial.seconds, DIGITS)}
-
-
-def _prompt(prompt: Prompt) -> dict[str, Any]:
-    return {"points": [point._asdict() for point in prompt.points], "box": prompt.box}
-
-
-def _rounded(value: Any) -> Any:
-    match value:
-        case float():
-            return round(value, DIGITS)
-        case dict():
-            return {key: _rounded(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_rounded(item) for item in value]
-        case _:
-            return value
+def _tell_flaws(flaws: Sequence[DataError]) -> None:
+    if not flaws:
+        return
+    click.echo(f"{len(flaws)} left out:", err=True)
+    for flaw in flaws[:TOLD_FLAWS]:
+        click.echo(f"  {flaw}", err=True)
+    if len(flaws) > TOLD_FLAWS:
+        click.echo(f"  ... and {len(flaws) - TOLD_FLAWS} more; evaluation.json has them all", err=True)

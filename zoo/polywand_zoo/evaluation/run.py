@@ -28,7 +28,8 @@ class Results:
     """What came out.
 
     outcomes: by row, one for each object that all tools answered, in the same order. likenesses: of rows with a twin.
-    flaws: of the data, and of tools that failed; such objects count nowhere.
+    flaws: of the data, and of tools that failed; such objects count nowhere. interrupted: whether objects are missing
+    because the user would not wait.
     """
 
     rows: Sequence[Row]
@@ -36,6 +37,7 @@ class Results:
     outcomes: dict[str, list[Outcome]] = field(default_factory=dict)
     likenesses: dict[str, list[Likeness]] = field(default_factory=dict)
     flaws: list[DataError] = field(default_factory=list)
+    interrupted: bool = False
 
     @property
     def count(self) -> int:
@@ -51,20 +53,22 @@ class Results:
 def evaluate(
     rows: Sequence[Row], data: Sequence[DataSet], rules: Rules, advance: Callable[[], None] = lambda: None
 ) -> Results:
-    """Let every tool work on every object; advance: called after each object.
+    """Let every tool work on every object; advance: called after each object. Ctrl-C ends it with what there is.
 
     Raises:
         ModelError, polywand.Unavailable: the evaluation cannot go on.
     """
     results = Results(rows, rules, {row.name: [] for row in rows}, {row.name: [] for row in rows if row.twin})
-    for data_set in data:
-        results.flaws += data_set.flaws
-        for subject in data_set.subjects:
+    results.flaws += [flaw for part in data for flaw in part.flaws]
+    try:
+        for subject in (subject for part in data for subject in part.subjects):
             try:
                 _add(results, subject)
             except DataError as flaw:
                 results.flaws.append(flaw)
             advance()
+    except KeyboardInterrupt:
+        results.interrupted = True
     return results
 
 

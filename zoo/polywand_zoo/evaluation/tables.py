@@ -51,7 +51,7 @@ def _verdict(found: Agreement) -> str:
 
 def _scores_table(heads: tuple[str, ...], lines: Sequence[tuple[tuple[str, ...], Scores]], results: Results) -> str:
     clicks = results.rules.max_clicks
-    shown = [number for number in SHOWN_IOU if number <= clicks]
+    shown = sorted({clicks, *(number for number in SHOWN_IOU if number < clicks)})
     columns = [
         *heads, "objects", *(f"NoC@{level:.0%}".rstrip("%") for level in LEVELS), "never",
         *(f"IoU@{number}" for number in shown), *START_HEADS.values(), "obeyed", "lowered", "ms",
