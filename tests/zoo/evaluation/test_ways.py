@@ -157,10 +157,16 @@ def test_a_model_that_cannot_be_evaluated_so_is_refused(photos: Path, model: str
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"state": STATE}, "hands a STATE from prompt to prompt, as f-BRS does; only the service does that"),
-        ({"flip": True}, "its option 'flip' is not reproduced here: evaluate it through the service"),
-        ({"crop": {"policy": "roi"}}, "its crop policy 'roi' is not reproduced here"),
-        ({"crop": {"policy": "margin", "keep_margin": False}}, "the option keep_margin of its crop policy 'margin'"),
+        (
+            {"state": STATE},
+            "hands a STATE from prompt to prompt, as f-BRS does, and only the service does that: evaluate it",
+        ),
+        ({"flip": True}, "has the option 'flip', which is not reproduced here: evaluate it through the service"),
+        ({"crop": {"policy": "roi"}}, "has the crop policy 'roi', which is not reproduced here"),
+        (
+            {"crop": {"policy": "margin", "keep_margin": False}},
+            "has the option 'keep_margin' of the crop policy 'margin'",
+        ),
     ],
 )
 def test_what_only_the_service_does_is_refused_on_the_graph(tmp_path: Path, more: dict, says: str):

@@ -169,17 +169,13 @@ def read_policy(crop: Mapping[str, Any]) -> Policy:
     """
     name = crop.get("policy")
     if name not in POLICIES:
-        raise UnknownPolicyError(f"its crop policy {name!r} is not reproduced here (known: {', '.join(POLICIES)})")
+        raise UnknownPolicyError(f"the crop policy {name!r}")
     policy = POLICIES[name]
     options = {option: value for option, value in crop.items() if option != "policy"}
     unknown = set(options) - {field.name for field in dataclasses.fields(policy)}
     if unknown:
-        raise UnknownPolicyError(f"{_listed(unknown)} of its crop policy {name!r} is not reproduced here")
+        raise UnknownPolicyError(f"the option {min(unknown)!r} of the crop policy {name!r}")
     return policy(**options)
-
-
-def _listed(names: set[str]) -> str:
-    return "the option " + " and the option ".join(sorted(names))
 
 
 def _whole(frame: Frame, longest_side: int) -> Window:

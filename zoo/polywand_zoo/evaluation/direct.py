@@ -23,6 +23,14 @@ KNOWN_FIELDS |= {"threshold", "prompt", "crop"}
 ADVICE = "evaluate it through the service (--way service)"
 
 
+class OnlyServedError(ModelError):
+    """A model that only the service can run. reason: why, in words."""
+
+    def __init__(self, folder: ModelFolder, reason: str) -> None:
+        self.reason = f"model '{folder.name}' {reason}"
+        super().__init__(f"{self.reason}: {ADVICE}")
+
+
 class _Row(IntEnum):
     """Labels of the rows of POINTS, as the contract numbers them."""
 
@@ -116,23 +124,22 @@ def check(folder: ModelFolder) -> None:
     """Refuse what cannot be run straight on its graph.
 
     Raises:
-        ModelError: says why, and that the service can.
+        OnlyServedError
     """
-    name = folder.name
     if folder.network is None:
-        raise ModelError(f"model '{name}' is no ONNX graph (it has no model.onnx): {ADVICE}")
+        raise OnlyServedError(folder, "is no ONNX graph (it has no model.onnx)")
     if folder.keeps_state:
-        raise ModelError(
-            f"model '{name}' hands a STATE from prompt to prompt, as f-BRS does; only the service does that: {ADVICE}"
+        raise OnlyServedError(
+            folder, "hands a STATE from prompt to prompt, as f-BRS does, and only the service does that"
         )
     unknown = sorted(set(folder.spec) - KNOWN_FIELDS)
     if unknown:
-        raise ModelError(f"model '{name}': its option '{unknown[0]}' is not reproduced here: {ADVICE}")
+        raise OnlyServedError(folder, f"has the option '{unknown[0]}', which is not reproduced here")
     crop: Mapping[str, Any] = folder.spec.get("crop", {})
     try:
         read_policy(crop)
     except UnknownPolicyError as error:
-        raise ModelError(f"model '{name}': {error}: {ADVICE}") from error
+        raise OnlyServedError(folder, f"has {error}, which is not reproduced here") from error
 
 
 def point_rows(prompt: Prompt, window: Window, rows: int) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 import polywand
-from polywand_zoo.evaluation.direct import DirectTool, check
+from polywand_zoo.evaluation.direct import DirectTool, OnlyServedError, check
 from polywand_zoo.evaluation.modelfolder import ModelError, ModelFolder, read_folder
 from polywand_zoo.evaluation.run import Row
 from polywand_zoo.evaluation.served import ServedTool
@@ -90,10 +90,10 @@ def _entry(text: str, wishes: Wishes, tell: Callable[[str], object]) -> _Entry:
         return _Entry(name, folder.version, folder, direct=False, served=True)
     try:
         check(folder)
-    except ModelError as reason:
+    except OnlyServedError as error:
         if wishes.way is not Way.AUTO:
             raise
-        tell(f"Through the service: {reason}")
+        tell(f"Through the service: {error.reason}.")
         return _Entry(name, folder.version, folder, direct=False, served=True)
     return _Entry(name, folder.version, folder, direct=True, served=wishes.way is Way.BOTH)
 
