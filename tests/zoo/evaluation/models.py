@@ -30,14 +30,9 @@ STATE = ', { name: "STATE" data_type: TYPE_FP32 dims: [ 1 ] }'
 
 
 def make_repository(root: Path) -> Path:
-    """Lay out the shipped tools, in single precision, and a network that finds red for each of two crop policies."""
+    """Lay out the shipped tools, and a network that finds red for each of two crop policies."""
     for name in ("wand_click", "grabcut"):
         shutil.copytree(REPOSITORY / name, root / name)
-    config = root / "wand_click" / "config.pbtxt"
-    text = config.read_text()
-    assert 'value: "auto"' in text
-    # bfloat16 would move masks by more than what these tests look for.
-    config.write_text(text.replace('value: "auto"', 'value: "f32"'))
     add_model(root, "red_whole", crop={"policy": "whole", "longest_side": 144})
     add_model(
         root,

@@ -52,10 +52,14 @@ def test_tools_without_clicks_have_no_figures_of_clicks():
     assert scores.starts == pytest.approx({Kind.EXTREME: 0.85})
 
 
-def test_ways_agree_up_to_half_a_percent_of_mean_iou():
+def test_ways_agree_up_to_half_a_percent_of_iou_on_average_over_prompts():
     near = agreement([Likeness(0.80, 0.804, 0.99), Likeness(0.80, 0.804, 0.97)])
     assert (near.holds, near.mutual) == (True, pytest.approx(0.98))
     assert not agreement([Likeness(0.80, 0.806, 0.99)]).holds
+
+
+def test_errors_that_cancel_in_the_mean_are_no_agreement():
+    assert not agreement([Likeness(0.80, 0.82, 0.99), Likeness(0.80, 0.78, 0.97)]).holds
 
 
 @pytest.mark.parametrize(

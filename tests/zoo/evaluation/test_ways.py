@@ -16,6 +16,7 @@ from polywand_zoo.evaluation.crops import Frame, Margin, ZoomIn
 from polywand_zoo.evaluation.direct import DirectTool, check
 from polywand_zoo.evaluation.layouts import read_folders
 from polywand_zoo.evaluation.modelfolder import ModelError, read_folder
+from polywand_zoo.evaluation.networks import Precision
 from polywand_zoo.evaluation.prompts import Prompt
 from polywand_zoo.evaluation.run import Results, Row, evaluate
 from polywand_zoo.evaluation.scores import agreement
@@ -70,8 +71,8 @@ def test_the_graph_and_the_service_agree(repository: Path, service: str, photos:
     ((name, likenesses),) = results.likenesses.items()
     found = agreement(likenesses)
     assert len(results.outcomes[name]) == 4
-    assert found.difference <= 0.005
-    assert found.typical <= 0.005
+    assert found.holds
+    assert abs(found.first - found.second) <= found.typical <= 0.005
     assert found.mutual >= 0.985
     assert found.first > 0.2  # two empty masks would agree as well
 
@@ -109,6 +110,12 @@ def test_the_command_writes_a_table_a_json_a_plot_and_the_worst_cases(repository
 def box_of(mask: np.ndarray) -> list[float]:
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
     return [x, y, x + width, y + height]
+
+
+def test_single_precision_can_be_asked_for(repository: Path):
+    folder = read_folder(repository, "wand_click")
+    assert folder.openvino_precision == "auto"
+    assert "(OpenVINO, f32)" in DirectTool(folder, Precision.FP32).masks
 
 
 def test_an_interrupted_evaluation_reports_what_it_has(repository: Path, photos: Path):

@@ -39,6 +39,13 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     show_default=True,
     help="The model repository.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["served", "fp32"]),
+    default="served",
+    show_default=True,
+    help="Of the ONNX way: what the model's configuration says (bfloat16, perhaps), or single precision.",
+)
 @click.option("--threads", type=click.IntRange(0), default=0, help="Of the ONNX way.  [default: all cores]")
 @click.option("--groups", is_flag=True, help="Also a table of sequences (DAVIS) or categories (COCO).")
 @click.option("--worst", type=click.IntRange(0), default=12, show_default=True, help="Objects on a contact sheet.")
@@ -58,6 +65,7 @@ def evaluate(
     baseline: bool,
     simplified: bool,
     repository: Path,
+    precision: str,
     threads: int,
     groups: bool,
     worst: int,
@@ -78,6 +86,7 @@ def evaluate(
     from polywand import PolywandError  # noqa: PLC0415 - each command loads only what it needs
     from polywand_zoo.evaluation.lineup import Way, Wishes, line_up  # noqa: PLC0415
     from polywand_zoo.evaluation.modelfolder import ModelError  # noqa: PLC0415
+    from polywand_zoo.evaluation.networks import Precision  # noqa: PLC0415
     from polywand_zoo.evaluation.objects import DataError  # noqa: PLC0415
     from polywand_zoo.evaluation.report import NothingMeasuredError, report  # noqa: PLC0415
     from polywand_zoo.evaluation.run import evaluate as run  # noqa: PLC0415
@@ -90,6 +99,7 @@ def evaluate(
         way=Way(way or ("service" if service else "auto")),
         service=service,
         tolerance=None if simplified else 0.0,
+        precision=Precision(precision),
         threads=threads,
         baseline=baseline,
     )
@@ -104,7 +114,7 @@ def evaluate(
             results = run(rows, data, Rules(clicks, stop_at), lambda: bar.update(1))
         report(results, out, worst, with_groups=groups)
         if not results.agrees:
-            raise click.ClickException("the two ways differ by more than 0.5 % mean IoU")
+            raise click.ClickException("the two ways differ by more than 0.5 % IoU")
     except SourcesError as error:
         raise click.UsageError(str(error)) from error
     except (DataError, ModelError, NothingMeasuredError, PolywandError, OSError) as error:

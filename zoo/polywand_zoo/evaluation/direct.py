@@ -6,17 +6,16 @@ from enum import IntEnum
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from polywand_zoo.evaluation.crops import Frame, UnknownPolicyError, read_policy
 from polywand_zoo.evaluation.modelfolder import ModelError, ModelFolder
+from polywand_zoo.evaluation.networks import Precision, load_network
 from polywand_zoo.evaluation.objects import Mask, Photo
 from polywand_zoo.evaluation.prompts import Prompt
 from polywand_zoo.evaluation.windows import Belief, Window, cut, moved, to_mask
 
 INPUTS = {"IMAGE", "POINTS", "PREV_MASK"}
-OUTPUT = "LOGITS"
 # What is said here changes nothing in the masks, or is reproduced.
 KNOWN_FIELDS = {"kind", "display_name", "help_message", "animated_gif", "license", "weights_source"}
 KNOWN_FIELDS |= {"threshold", "prompt", "crop"}
@@ -46,32 +45,23 @@ _ROWS = {"positive": _Row.POSITIVE, "negative": _Row.NEGATIVE, "extreme": _Row.E
 
 
 class DirectTool:
-    """A model's graph in ONNX Runtime, in single precision on the processor; see `Tool`.
+    """A model's graph on the processor; see `Tool`. threads: 0 is all cores.
 
     Raises ModelError when the model cannot be run so.
     """
 
     way = "onnx"
-    masks = "the pixels at whose centres the network's probability, read bilinearly, is above the model's threshold"
 
-    def __init__(self, folder: ModelFolder, threads: int = 0) -> None:
+    def __init__(self, folder: ModelFolder, precision: Precision = Precision.SERVED, threads: int = 0) -> None:
         check(folder)
         self.model, self.version, self.needs = folder.name, folder.version, folder.needs
         self._policy = read_policy(folder.spec["crop"])
         self._folder = folder
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        # Threads that wait in a loop take the cores from all others, and then wait the longer for their own turn.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(folder.network), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # its own types, which it does not export
-            raise ModelError(f"{folder.network} cannot be loaded by ONNX Runtime: {error}") from error
-        self._inputs = {tensor.name for tensor in self._session.get_inputs()}
-        if not self._inputs <= INPUTS:
-            raise ModelError(f"{folder.network} has inputs that are not known here: {sorted(self._inputs - INPUTS)}")
+        self._network = load_network(folder, precision, threads)
+        unknown = sorted(self._network.inputs - INPUTS)
+        if unknown:
+            raise ModelError(f"{folder.network} has an input that is not known here: {unknown[0]}")
+        self.masks = f"the pixels at whose centres the probability is above the threshold ({self._network.name})"
 
     @contextmanager
     def look_at(self, photo: Photo) -> Iterator["_Look"]:
@@ -94,12 +84,12 @@ class DirectTool:
 
     def _pass(self, photo: Photo, prompt: Prompt, window: Window, before: Belief | None) -> Belief:
         previous = np.zeros(window.size, np.float32) if before is None else moved(before, window)
-        feeds = {
+        feeds: dict[str, NDArray[np.generic]] = {
             "IMAGE": cut(photo.pixels, window)[None],
             "POINTS": point_rows(prompt, window, self._folder.points)[None],
             "PREV_MASK": previous[None, None],
         }
-        (logits,) = self._session.run([OUTPUT], {name: feeds[name] for name in self._inputs})
+        logits = self._network.run({name: feeds[name] for name in self._network.inputs})
         probabilities = 1 / (1 + np.exp(-logits[0, 0].clip(-60, 60)))
         return Belief(window, probabilities.astype(np.float32))
 

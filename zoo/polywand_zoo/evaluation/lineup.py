@@ -9,6 +9,7 @@ from pathlib import Path
 import polywand
 from polywand_zoo.evaluation.direct import DirectTool, OnlyServedError, check
 from polywand_zoo.evaluation.modelfolder import ModelError, ModelFolder, read_folder
+from polywand_zoo.evaluation.networks import Precision
 from polywand_zoo.evaluation.run import Row
 from polywand_zoo.evaluation.served import ServedTool
 from polywand_zoo.evaluation.server import own_service
@@ -31,7 +32,8 @@ class Wishes:
 
     models: NAME or NAME:VERSION. repository: of the models.
     service: host:port of one that runs; None starts one when it is needed.
-    tolerance: of the outlines that come over gRPC; see ServedTool. threads: of the ONNX way; 0 is all.
+    tolerance: of the outlines that come over gRPC; see ServedTool.
+    precision, threads: of the ONNX way; 0 threads are as many as there are cores.
     baseline: whether to line up GrabCut as well.
     """
 
@@ -40,6 +42,7 @@ class Wishes:
     way: Way = Way.AUTO
     service: str | None = None
     tolerance: float | None = 0.0
+    precision: Precision = Precision.SERVED
     threads: int = 0
     baseline: bool = True
 
@@ -99,8 +102,9 @@ def _entry(text: str, wishes: Wishes, tell: Callable[[str], object]) -> _Entry:
 
 
 def _rows(entry: _Entry, wishes: Wishes, client: polywand.Client | None) -> list[Row]:
-    direct = DirectTool(entry.folder, wishes.threads) if entry.direct and entry.folder is not None else None
-    served = None
+    direct = served = None
+    if entry.direct and entry.folder is not None:
+        direct = DirectTool(entry.folder, wishes.precision, wishes.threads)
     if entry.served and client is not None:
         served = ServedTool(client, entry.name, entry.version, wishes.tolerance)
     return [*([Row(direct, served)] if direct is not None else []), *([Row(served)] if served is not None else [])]

@@ -24,6 +24,7 @@ class ModelFolder:
     """One version of an interactor.
 
     network: its ONNX file, or None where it has none. keeps_state: whether it hands a STATE from prompt to prompt.
+    openvino_precision: "f32", "bf16" or "auto" where it runs in OpenVINO on processors, None where in ONNX Runtime.
     fixed_size: (height, width) of IMAGE, None where they vary. points: rows of POINTS.
     spec: the `polywand` parameter, as it stands there.
     """
@@ -32,6 +33,7 @@ class ModelFolder:
     version: int
     network: Path | None
     keeps_state: bool
+    openvino_precision: str | None
     fixed_size: tuple[int, int] | None
     points: int
     spec: dict[str, Any]
@@ -78,6 +80,7 @@ def read_folder(repository: Path, name: str, version: int = 0) -> ModelFolder:
         version=version,
         network=network if network.is_file() else None,
         keeps_state="STATE" in inputs,
+        openvino_precision=_openvino_precision(config),
         fixed_size=None if min(height, width) < 0 else (height, width),
         points=inputs["POINTS"][0],
         spec=_spec(config, folder / CONFIG_FILE),
@@ -94,6 +97,13 @@ def _parse(path: Path, name: str) -> model_config_pb2.ModelConfig:
         return text_format.Parse(text, model_config_pb2.ModelConfig())
     except text_format.ParseError as error:
         raise ModelError(f"{path}: {error}") from error
+
+
+def _openvino_precision(config: model_config_pb2.ModelConfig) -> str | None:
+    for accelerator in config.optimization.execution_accelerators.cpu_execution_accelerator:
+        if accelerator.name == "openvino":
+            return str(accelerator.parameters.get("precision", "f32"))
+    return None
 
 
 def _spec(config: model_config_pb2.ModelConfig, path: Path) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def _scores(scores: Scores) -> dict[str, Any]:
 
 
 def _agreement(found: Agreement) -> dict[str, Any]:
-    return {**_rounded(asdict(found)), "difference": round(found.difference, DIGITS), "holds": found.holds}
+    return {**_rounded(asdict(found)), "holds": found.holds}
 
 
 def _outcome(outcome: Outcome) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from polywand_zoo.evaluation.trials import Likeness, Outcome, Trial
 LEVELS = (0.80, 0.85, 0.90)
 # A click that lowers the IoU by more than this has made things worse.
 WORSE_BY = 0.03
-# Two ways that differ by more than this, in mean IoU, do not do the same.
+# Two ways whose IoU differ by more than this, on average over the same prompts, do not do the same.
 LARGEST_DIFFERENCE = 0.005
 
 
@@ -97,14 +97,9 @@ class Agreement:
     mutual: float
 
     @property
-    def difference(self) -> float:
-        """Of the mean IoU."""
-        return abs(self.first - self.second)
-
-    @property
     def holds(self) -> bool:
-        """Whether both ways do the same."""
-        return self.difference <= LARGEST_DIFFERENCE
+        """Whether both ways do the same. The means would not tell: what has drifted is better here and worse there."""
+        return self.typical <= LARGEST_DIFFERENCE
 
 
 def agreement(likenesses: Sequence[Likeness]) -> Agreement:

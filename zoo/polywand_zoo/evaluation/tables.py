@@ -46,7 +46,7 @@ def agreement_lines(results: Results) -> list[str]:
 
 def _verdict(found: Agreement) -> str:
     said = "they agree" if found.holds else "THEY DO NOT AGREE"
-    return f"{said} ({found.difference:.2%} apart; a prompt {found.typical:.2%}; their masks' IoU {found.mutual:.4f})"
+    return f"{said} ({found.typical:.2%} apart on average; the masks' IoU with each other {found.mutual:.4f})"
 
 
 def _scores_table(heads: tuple[str, ...], lines: Sequence[tuple[tuple[str, ...], Scores]], results: Results) -> str:
