@@ -1,7 +1,9 @@
 """Straight on the graph and through the service, the same prompts have the same answers; and the command."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import cv2
@@ -17,6 +19,7 @@ from polywand_zoo.evaluation.direct import DirectTool, check
 from polywand_zoo.evaluation.layouts import read_folders
 from polywand_zoo.evaluation.modelfolder import ModelError, read_folder
 from polywand_zoo.evaluation.networks import Precision
+from polywand_zoo.evaluation.objects import DataSet, Truth
 from polywand_zoo.evaluation.prompts import Prompt
 from polywand_zoo.evaluation.run import Results, Row, evaluate
 from polywand_zoo.evaluation.scores import agreement
@@ -119,15 +122,24 @@ def test_single_precision_can_be_asked_for(repository: Path):
 
 
 def test_an_interrupted_evaluation_reports_what_it_has(repository: Path, photos: Path):
-    tool, data = DirectTool(read_folder(repository, "red_whole")), read_folders(photos / "images", photos / "masks")
-    done = iter([None])
+    def interrupt() -> Truth:
+        raise KeyboardInterrupt
 
-    def interrupted_after_one() -> None:
-        if next(done, "no more") is not None:
-            raise KeyboardInterrupt
+    first, second, *others = read_folders(photos / "images", photos / "masks").subjects
+    data = DataSet("photos", [first, dataclasses.replace(second, read=interrupt), *others], [])
+    results = evaluate([Row(DirectTool(read_folder(repository, "red_whole")))], [data], Rules(1))
+    assert (results.interrupted, results.count) == ("you would not wait", 1)
 
-    results = evaluate([Row(tool)], [data], Rules(1), interrupted_after_one)
-    assert (results.interrupted, results.count) == (True, 2)
+
+def test_a_service_that_goes_away_ends_the_evaluation_with_what_there_is(tmp_path: Path, photos: Path):
+    add_model(tmp_path, "red_whole", crop={"policy": "whole", "longest_side": 144})
+    data = read_folders(photos / "images", photos / "masks")
+    with ExitStack() as running:
+        target = running.enter_context(own_service(tmp_path, ["red_whole"]))
+        with polywand.connect(target, timeout=2) as client:
+            results = evaluate([Row(ServedTool(client, "red_whole"))], [data], Rules(1), running.close)
+    assert results.count == 1
+    assert results.interrupted.startswith("red_whole 1 (service), coffee.png, coffee: ")
 
 
 # What the command says.

@@ -113,6 +113,8 @@ def evaluate(
         ):
             results = run(rows, data, Rules(clicks, stop_at), lambda: bar.update(1))
         report(results, out, worst, with_groups=groups)
+        if results.interrupted:
+            raise click.ClickException(f"interrupted: {results.interrupted}")
         if not results.agrees:
             raise click.ClickException("the two ways differ by more than 0.5 % IoU")
     except SourcesError as error:

@@ -26,7 +26,7 @@ def report(results: Results, out: Path, worst_count: int, *, with_groups: bool) 
         NothingMeasuredError: there are no figures; the JSON says why.
     """
     if results.interrupted:
-        click.echo(f"\nInterrupted after {results.count} objects.", err=True)
+        click.echo(f"\nInterrupted; so far {results.count} objects:", err=True)
     _tell_flaws(results.flaws)
     record = out / "evaluation.json"
     write_json(results, record)

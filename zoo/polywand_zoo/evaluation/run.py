@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from polywand import InvalidRequest, ServerError
+from polywand import InvalidRequest, ServerError, Unavailable
 from polywand_zoo.evaluation.objects import DataError, DataSet, Photo, Subject, load
 from polywand_zoo.evaluation.scores import agreement
 from polywand_zoo.evaluation.tools import Tool
@@ -28,8 +28,8 @@ class Results:
     """What came out.
 
     outcomes: by row, one for each object that all tools answered, in the same order. likenesses: of rows with a twin.
-    flaws: of the data, and of tools that failed; such objects count nowhere. interrupted: whether objects are missing
-    because the user would not wait.
+    flaws: of the data, and of tools that failed; such objects count nowhere.
+    interrupted: why objects are missing, or "".
     """
 
     rows: Sequence[Row]
@@ -37,7 +37,7 @@ class Results:
     outcomes: dict[str, list[Outcome]] = field(default_factory=dict)
     likenesses: dict[str, list[Likeness]] = field(default_factory=dict)
     flaws: list[DataError] = field(default_factory=list)
-    interrupted: bool = False
+    interrupted: str = ""
 
     @property
     def count(self) -> int:
@@ -53,23 +53,32 @@ class Results:
 def evaluate(
     rows: Sequence[Row], data: Sequence[DataSet], rules: Rules, advance: Callable[[], None] = lambda: None
 ) -> Results:
-    """Let every tool work on every object; advance: called after each object. Ctrl-C ends it with what there is.
+    """Let every tool work on every object; advance: called after each object.
+
+    Ctrl-C, and a service that goes away, end it with what there is.
 
     Raises:
-        ModelError, polywand.Unavailable: the evaluation cannot go on.
+        ModelError: the evaluation cannot go on.
     """
     results = Results(rows, rules, {row.name: [] for row in rows}, {row.name: [] for row in rows if row.twin})
     results.flaws += [flaw for part in data for flaw in part.flaws]
-    try:
-        for subject in (subject for part in data for subject in part.subjects):
-            try:
-                _add(results, subject)
-            except DataError as flaw:
-                results.flaws.append(flaw)
-            advance()
-    except KeyboardInterrupt:
-        results.interrupted = True
+    for subject in (subject for part in data for subject in part.subjects):
+        try:
+            _add(results, subject)
+        except DataError as flaw:
+            results.flaws.append(flaw)
+        except KeyboardInterrupt:
+            results.interrupted = "you would not wait"
+            break
+        except _GoneError as error:
+            results.interrupted = str(error)
+            break
+        advance()
     return results
+
+
+class _GoneError(Exception):
+    """The service went away, or does not answer."""
 
 
 def _add(results: Results, subject: Subject) -> None:
@@ -93,3 +102,5 @@ def _work(row: Row, photo: Photo, rules: Rules) -> tuple[Outcome, list[Likeness]
             return outcome, replay(look, photo, steps)
     except (InvalidRequest, ServerError) as error:
         raise DataError(photo.subject.image, f"{row.name} failed on {photo.subject.name}: {error}") from error
+    except Unavailable as error:
+        raise _GoneError(f"{row.name}, {photo.subject.image.name}, {photo.subject.name}: {error}") from error
