@@ -1,4 +1,4 @@
-"""The command line of the zoo: bring models into the model repository."""
+"""The command line of the zoo: bring models into the model repository, and measure them."""
 
 import os
 import re
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from polywand_zoo.evaluation.command import evaluate
 from polywand_zoo.published.catalogue import CATALOGUE
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -54,7 +55,10 @@ def _checked_sha256(_context: click.Context, _parameter: click.Parameter, value:
 
 @click.group()
 def main() -> None:
-    """Import, convert and export models for Polywand's model repository."""
+    """Import, convert and export models for Polywand's model repository, and measure how good they are."""
+
+
+main.add_command(evaluate)
 
 
 @main.command()

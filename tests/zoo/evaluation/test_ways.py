@@ -1,0 +1,246 @@
+"""Straight on the graph and through the service, the same prompts have the same answers; and the command."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+import polywand
+from polywand import Box, Point
+from polywand_zoo.cli import main
+from polywand_zoo.evaluation.crops import Frame, Margin, ZoomIn
+from polywand_zoo.evaluation.direct import DirectTool, check
+from polywand_zoo.evaluation.layouts import read_folders
+from polywand_zoo.evaluation.modelfolder import ModelError, read_folder
+from polywand_zoo.evaluation.networks import Precision
+from polywand_zoo.evaluation.objects import DataSet, Truth
+from polywand_zoo.evaluation.prompts import Prompt
+from polywand_zoo.evaluation.run import Results, Row, evaluate
+from polywand_zoo.evaluation.scores import agreement
+from polywand_zoo.evaluation.served import ServedTool
+from polywand_zoo.evaluation.server import own_service
+from polywand_zoo.evaluation.trials import Rules
+from polywand_zoo.evaluation.windows import Belief, Window, cut, moved, to_mask
+from tests.running import REPOSITORY
+from tests.zoo.evaluation import pictures
+from tests.zoo.evaluation.models import STATE, add_model, make_repository
+
+CLICKS = 3
+MODELS = ("wand_click", "grabcut", "red_whole", "red_margin")
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_repository(tmp_path_factory.mktemp("repository"))
+
+
+@pytest.fixture(scope="module")
+def service(repository: Path) -> Iterator[str]:
+    with own_service(repository, MODELS) as target:
+        yield target
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Things to outline: one is small, and one on an image that is more than twice as large as what networks see."""
+    return pictures.save_folders(
+        tmp_path_factory.mktemp("photos"),
+        astronaut=pictures.enlarged(pictures.astronaut(), 2),
+        coffee=pictures.coffee(),
+        face=pictures.face(),
+        disk=pictures.disk(),
+    )
+
+
+def compare(repository: Path, target: str, photos: Path, model: str) -> Results:
+    with polywand.connect(target) as client:
+        tool = DirectTool(read_folder(repository, model))
+        row = Row(tool, ServedTool(client, model, tool.version))
+        return evaluate([row], [read_folders(photos / "images", photos / "masks")], Rules(CLICKS))
+
+
+# Both ways.
+
+
+@pytest.mark.parametrize("model", ["wand_click", "red_whole", "red_margin"])
+def test_the_graph_and_the_service_agree(repository: Path, service: str, photos: Path, model: str):
+    results = compare(repository, service, photos, model)
+    ((name, likenesses),) = results.likenesses.items()
+    found = agreement(likenesses)
+    assert len(results.outcomes[name]) == 4
+    assert found.holds
+    assert abs(found.first - found.second) <= found.typical <= 0.005
+    assert found.mutual >= 0.985
+    assert found.first > 0.2  # two empty masks would agree as well
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
+
+
+def test_the_command_writes_a_table_a_json_a_plot_and_the_worst_cases(repository: Path, service: str, tmp_path: Path):
+    image, mask = pictures.disk()
+    photos = pictures.save_folders(tmp_path, cat=pictures.cat(), disk=(image, mask), broken=(image, mask[1:]))
+    out, data = tmp_path / "out", ("--images", photos / "images", "--masks", photos / "masks", "--clicks", 2)
+    ran = run("wand_click", *data, "--way", "both", "--service", service, "--repository", repository, "--out", out)
+    assert ran.exit_code == 0, ran.output
+    tools = ("wand_click 1 (onnx)", "wand_click 1 (service)", "grabcut 1 (service)")
+    assert all(any(f"| {tool}" in line for line in ran.output.splitlines()) for tool in tools)
+    assert "they agree" in ran.output
+    broken = f"{photos}/masks/broken.png: the mask is 300 x 199 pixels, and broken.png is 300 x 200"
+    assert f"1 left out:\n  {broken}" in ran.output
+
+    report = json.loads((out / "evaluation.json").read_text())
+    straight, served, baseline = report["tools"]
+    assert (straight["way"], served["way"], baseline["model"]) == ("onnx", "service", "grabcut")
+    assert straight["agreement"]["holds"] is True
+    assert [item["name"] for item in straight["objects"]] == ["cat", "disk"]
+    assert [len(item["clicks"]) for item in served["objects"]] == [2, 2]
+    cat = straight["objects"][0]
+    assert (cat["clicks"][0]["label"], cat["clicks"][0]["iou"] > 0.3) == ("positive", True)
+    assert cat["starts"]["box"]["box"] == box_of(pictures.cat()[1])
+    assert len(report["left_out"]) == 1
+    for picture in ("iou.png", "worst-wand_click-1-onnx.png", "worst-grabcut-1-service.png"):
+        assert cv2.imread(str(out / picture)).std() > 10
+
+
+def box_of(mask: np.ndarray) -> list[float]:
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    return [x, y, x + width, y + height]
+
+
+def test_single_precision_can_be_asked_for(repository: Path):
+    folder = read_folder(repository, "wand_click")
+    assert folder.openvino_precision == "auto"
+    assert "(OpenVINO, f32)" in DirectTool(folder, Precision.FP32).masks
+
+
+def test_an_interrupted_evaluation_reports_what_it_has(repository: Path, photos: Path):
+    def interrupt() -> Truth:
+        raise KeyboardInterrupt
+
+    first, second, *others = read_folders(photos / "images", photos / "masks").subjects
+    data = DataSet("photos", [first, dataclasses.replace(second, read=interrupt), *others], [])
+    results = evaluate([Row(DirectTool(read_folder(repository, "red_whole")))], [data], Rules(1))
+    assert (results.interrupted, results.count) == ("you would not wait", 1)
+
+
+def test_a_service_that_goes_away_ends_the_evaluation_with_what_there_is(tmp_path: Path, photos: Path):
+    add_model(tmp_path, "red_whole", crop={"policy": "whole", "longest_side": 144})
+    data = read_folders(photos / "images", photos / "masks")
+    with ExitStack() as running:
+        target = running.enter_context(own_service(tmp_path, ["red_whole"]))
+        with polywand.connect(target, timeout=2) as client:
+            results = evaluate([Row(ServedTool(client, "red_whole"))], [data], Rules(1), running.close)
+    assert results.count == 1
+    assert results.interrupted.startswith("red_whole 1 (service), coffee.png, coffee: ")
+
+
+# What the command says.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["wand_click"], "name some data"),
+        (["wand_click", "--images", "."], "--images needs --masks or --coco"),
+        (["wand_click", "--objects", __file__], "--objects needs --coco"),
+    ],
+)
+def test_data_that_does_not_fit_together_is_refused(arguments, says):
+    ran = run(*arguments)
+    assert (ran.exit_code, says in ran.output) == (2, True), ran.output
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("wand_clack", "no model 'wand_clack' in"),
+        ("wand_click:7", "has no version 7; there: 1"),
+        ("nanodet", "no interactor"),
+        ("grabcut", "model 'grabcut' is no ONNX graph (it has no model.onnx): evaluate it through the service"),
+    ],
+)
+def test_a_model_that_cannot_be_evaluated_so_is_refused(photos: Path, model: str, says: str):
+    data = ("--images", photos / "images", "--masks", photos / "masks")
+    ran = run(model, *data, "--way", "onnx", "--no-baseline", "--repository", REPOSITORY)
+    assert (ran.exit_code, says in ran.output) == (1, True), ran.output
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (
+            {"state": STATE},
+            "hands a STATE from prompt to prompt, as f-BRS does, and only the service does that: evaluate it",
+        ),
+        ({"flip": True}, "has the option 'flip', which is not reproduced here: evaluate it through the service"),
+        ({"crop": {"policy": "roi"}}, "has the crop policy 'roi', which is not reproduced here"),
+        (
+            {"crop": {"policy": "margin", "keep_margin": False}},
+            "has the option 'keep_margin' of the crop policy 'margin'",
+        ),
+    ],
+)
+def test_what_only_the_service_does_is_refused_on_the_graph(tmp_path: Path, more: dict, says: str):
+    add_model(tmp_path, "strange", **{"crop": {"policy": "whole"}, **more})
+    with pytest.raises(ModelError) as caught:
+        check(read_folder(tmp_path, "strange"))
+    assert says in str(caught.value)
+
+
+def test_a_service_that_does_not_start_says_why(tmp_path: Path):
+    with pytest.raises(ModelError, match="nowhere"), own_service(tmp_path / "nowhere", ["wand_click"]):
+        pass
+
+
+# Crops and mapping.
+
+
+def test_a_margin_in_pixels_reaches_outside_the_image_and_is_black_there():
+    window = Margin(pixels=10).first(Frame(40, 30, (20, 30), 0.5), Prompt(box=Box(5, 4, 15, 12)), None)
+    assert (window.left, window.top, window.right, window.bottom) == (-5, -6, 25, 22)
+    seen = cut(np.full((30, 40, 3), 200, np.uint8), window)
+    assert (seen[:3, :, 0].max(), seen[:, :4, 0].max(), seen[8:, 8:, 0].min()) == (0, 0, 200)
+
+
+def test_points_and_the_map_go_through_a_window_and_back():
+    window = Window(10, 20, 50, 60, (80, 120))
+    points = np.array([[10.0, 20.0], [30.5, 40.25], [50.0, 60.0]])
+    np.testing.assert_allclose(window.to_input(points), [[-0.5, -0.5], [61, 40], [119.5, 79.5]])
+    np.testing.assert_allclose(window.to_image(window.to_input(points)), points)
+
+
+def test_the_mask_is_what_is_above_the_threshold_at_pixel_centres():
+    probabilities = np.zeros((40, 40), np.float32)
+    probabilities[10:20, 4:30] = 1
+    mask = to_mask(Belief(Window(-10, 0, 70, 80, (40, 40)), probabilities), 0.5, 100, 90)
+    expected = np.zeros((90, 100), np.bool_)
+    expected[20:40, 0:50] = True
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_a_map_moves_to_another_window_and_is_nothing_where_it_does_not_reach():
+    belief = Belief(Window(0, 0, 20, 20, (20, 20)), np.ones((20, 20), np.float32))
+    elsewhere = moved(belief, Window(10, 0, 30, 20, (40, 40)))
+    np.testing.assert_array_equal(elsewhere[1:-1, :19], 1)
+    np.testing.assert_array_equal(elsewhere[:, 22:], 0)
+
+
+def test_zooming_in_keeps_the_window_until_a_click_lies_outside():
+    frame, policy = Frame(1000, 1000, (100, 100), 0.5), ZoomIn()
+    window = Window(300, 300, 700, 700, (100, 100))
+    probabilities = np.zeros((100, 100), np.float32)
+    probabilities[20:80, 20:80] = 1
+    belief = Belief(window, probabilities)
+    inside, outside = Point(450, 450), Point(900, 500)
+    assert policy.first(frame, Prompt((inside,)), belief) == window
+    wider = policy.first(frame, Prompt((inside, outside)), belief)
+    assert wider.holds(np.array([(outside.x, outside.y)]))
+    assert wider != window

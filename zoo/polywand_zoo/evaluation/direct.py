@@ -1,0 +1,145 @@
+"""The short way: prompts straight to a model's ONNX graph, with crops and mapping of our own."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polywand_zoo.evaluation.crops import Frame, UnknownPolicyError, read_policy
+from polywand_zoo.evaluation.modelfolder import ModelError, ModelFolder
+from polywand_zoo.evaluation.networks import Precision, load_network
+from polywand_zoo.evaluation.objects import Mask, Photo
+from polywand_zoo.evaluation.prompts import Prompt
+from polywand_zoo.evaluation.windows import Belief, Window, cut, moved, to_mask
+
+INPUTS = {"IMAGE", "POINTS", "PREV_MASK"}
+# What is said here changes nothing in the masks, or is reproduced.
+KNOWN_FIELDS = {"kind", "display_name", "help_message", "animated_gif", "license", "weights_source"}
+KNOWN_FIELDS |= {"threshold", "prompt", "crop"}
+ADVICE = "evaluate it through the service (--way service)"
+
+
+class OnlyServedError(ModelError):
+    """A model that only the service can run. reason: why, in words."""
+
+    def __init__(self, folder: ModelFolder, reason: str) -> None:
+        self.reason = f"model '{folder.name}' {reason}"
+        super().__init__(f"{self.reason}: {ADVICE}")
+
+
+class _Row(IntEnum):
+    """Labels of the rows of POINTS, as the contract numbers them."""
+
+    PADDING = -1
+    NEGATIVE = 0
+    POSITIVE = 1
+    BOX_TOP_LEFT = 2
+    BOX_BOTTOM_RIGHT = 3
+    EXTREME = 4
+
+
+_ROWS = {"positive": _Row.POSITIVE, "negative": _Row.NEGATIVE, "extreme": _Row.EXTREME}
+
+
+class DirectTool:
+    """A model's graph on the processor; see `Tool`. threads: 0 is all cores.
+
+    Raises ModelError when the model cannot be run so.
+    """
+
+    way = "onnx"
+
+    def __init__(self, folder: ModelFolder, precision: Precision = Precision.SERVED, threads: int = 0) -> None:
+        check(folder)
+        self.model, self.version, self.needs = folder.name, folder.version, folder.needs
+        self._policy = read_policy(folder.spec["crop"])
+        self._folder = folder
+        self._network = load_network(folder, precision, threads)
+        unknown = sorted(self._network.inputs - INPUTS)
+        if unknown:
+            raise ModelError(f"{folder.network} has an input that is not known here: {unknown[0]}")
+        self.masks = f"the pixels at whose centres the probability is above the threshold ({self._network.name})"
+
+    @contextmanager
+    def look_at(self, photo: Photo) -> Iterator["_Look"]:
+        """See Tool."""
+        yield _Look(self, photo)
+
+    def answer(self, photo: Photo, prompt: Prompt, previous: Belief | None) -> Belief:
+        """Run the network on a prompt, once or, for an object's first answer, perhaps twice."""
+        frame = Frame(photo.width, photo.height, self._folder.fixed_size, self._folder.threshold)
+        belief = self._pass(photo, prompt, self._policy.first(frame, prompt, previous), previous)
+        if previous is None:
+            window = self._policy.closer(frame, prompt, belief)
+            if window is not None:
+                belief = self._pass(photo, prompt, window, belief)
+        return belief
+
+    def mask(self, photo: Photo, belief: Belief) -> Mask:
+        """The mask of what is believed, bool [H, W]."""
+        return to_mask(belief, self._folder.threshold, photo.width, photo.height)
+
+    def _pass(self, photo: Photo, prompt: Prompt, window: Window, before: Belief | None) -> Belief:
+        previous = np.zeros(window.size, np.float32) if before is None else moved(before, window)
+        feeds: dict[str, NDArray[np.generic]] = {
+            "IMAGE": cut(photo.pixels, window)[None],
+            "POINTS": point_rows(prompt, window, self._folder.points)[None],
+            "PREV_MASK": previous[None, None],
+        }
+        logits = self._network.run({name: feeds[name] for name in self._network.inputs})
+        probabilities = 1 / (1 + np.exp(-logits[0, 0].clip(-60, 60)))
+        return Belief(window, probabilities.astype(np.float32))
+
+
+class _Look:
+    """Remembers what was believed of each object."""
+
+    def __init__(self, tool: DirectTool, photo: Photo) -> None:
+        self._tool, self._photo = tool, photo
+        self._last: dict[str, tuple[Prompt, Belief]] = {}
+
+    def ask(self, prompt: Prompt, object_id: str) -> Mask:
+        """See Look."""
+        last = self._last.get(object_id)
+        previous = last[1] if last is not None and prompt.extends(last[0]) else None
+        belief = self._tool.answer(self._photo, prompt, previous)
+        self._last[object_id] = (prompt, belief)
+        return self._tool.mask(self._photo, belief)
+
+
+def check(folder: ModelFolder) -> None:
+    """Refuse what cannot be run straight on its graph.
+
+    Raises:
+        OnlyServedError
+    """
+    if folder.network is None:
+        raise OnlyServedError(folder, "is no ONNX graph (it has no model.onnx)")
+    if folder.keeps_state:
+        raise OnlyServedError(
+            folder, "hands a STATE from prompt to prompt, as f-BRS does, and only the service does that"
+        )
+    unknown = sorted(set(folder.spec) - KNOWN_FIELDS)
+    if unknown:
+        raise OnlyServedError(folder, f"has the option '{unknown[0]}', which is not reproduced here")
+    crop: Mapping[str, Any] = folder.spec.get("crop", {})
+    try:
+        read_policy(crop)
+    except UnknownPolicyError as error:
+        raise OnlyServedError(folder, f"has {error}, which is not reproduced here") from error
+
+
+def point_rows(prompt: Prompt, window: Window, rows: int) -> NDArray[np.float32]:
+    """A prompt as POINTS, float32 [rows, 3]: x, y in input pixels (centres at integers), and a label."""
+    marks = [(point.x, point.y, _ROWS[point.label]) for point in prompt.points]
+    if prompt.box is not None:
+        x0, y0, x1, y1 = prompt.box
+        marks += [(x0, y0, _Row.BOX_TOP_LEFT), (x1, y1, _Row.BOX_BOTTOM_RIGHT)]
+    tensor = np.full((rows, 3), (0, 0, _Row.PADDING), np.float32)
+    values = np.array(marks, np.float64)
+    tensor[: len(marks), :2] = window.to_input(values[:, :2])
+    tensor[: len(marks), 2] = values[:, 2]
+    return tensor

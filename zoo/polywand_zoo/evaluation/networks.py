@@ -1,0 +1,95 @@
+"""Networks: an ONNX file in the runtime and the precision in which the service runs it on processors."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnxruntime
+import openvino
+from numpy.typing import NDArray
+
+from polywand_zoo.evaluation.modelfolder import ModelError, ModelFolder
+
+OUTPUT = "LOGITS"
+# Where OpenVINO puts what an ONNX file's metadata say of bfloat16; `polywand-zoo import` writes it.
+BFLOAT16_METADATA = ["framework", "bfloat16"]
+
+
+class Precision(StrEnum):
+    """What networks compute in. SERVED: as the model's configuration says."""
+
+    SERVED = "served"
+    FP32 = "fp32"
+
+
+class Network(Protocol):
+    """A loaded network. inputs: their names. name: of its runtime and its precision, to people."""
+
+    inputs: frozenset[str]
+    name: str
+
+    def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        """LOGITS of one crop, [1, 1, h, w]."""
+
+
+def load_network(folder: ModelFolder, precision: Precision, threads: int) -> Network:
+    """Load a model's ONNX file, which it has; threads: 0 is all cores.
+
+    Raises:
+        ModelError: the runtime refuses it.
+    """
+    assert folder.network is not None  # what has none is refused before
+    asked = "f32" if precision is Precision.FP32 else folder.openvino_precision
+    try:
+        if folder.openvino_precision is None or asked is None:
+            return _OnnxRuntime(folder.network, threads)
+        return _OpenVino(folder.network, asked, threads)
+    except Exception as error:  # both raise types of their own, which they do not export
+        raise ModelError(f"{folder.network} cannot be loaded: {error}") from error
+
+
+class _OnnxRuntime:
+    name = "ONNX Runtime, f32"
+
+    def __init__(self, path: Path, threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        # Threads that wait in a loop take the cores from all others, and then wait the longer for their own turn.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.inputs = frozenset(tensor.name for tensor in self._session.get_inputs())
+
+    def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        """See Network."""
+        logits: NDArray[np.float32] = self._session.run([OUTPUT], dict(feeds))[0]
+        return logits
+
+
+class _OpenVino:
+    def __init__(self, path: Path, asked: str, threads: int) -> None:
+        core = openvino.Core()
+        network = core.read_model(path)
+        precision = _precision(asked, core, network)
+        network.reshape({port.any_name: [1, *list(port.partial_shape)[1:]] for port in network.inputs})
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = str(threads)
+        self._compiled = core.compile_model(network, "CPU", options)
+        self.inputs = frozenset(port.any_name for port in network.inputs)
+        self.name = f"OpenVINO, {precision}"
+
+    def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        """See Network."""
+        logits: NDArray[np.float32] = self._compiled(dict(feeds))[OUTPUT]
+        return logits
+
+
+def _precision(asked: str, core: openvino.Core, network: openvino.Model) -> str:
+    """OpenVINO's name of a precision; "auto" is bfloat16 where the processor has it and the file does not refuse it."""
+    if asked != "auto":
+        return asked
+    if network.has_rt_info(BFLOAT16_METADATA) and network.get_rt_info(BFLOAT16_METADATA).astype(str) == "off":
+        return "f32"
+    return "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"

@@ -1,0 +1,106 @@
+"""A run: every object of every data set, given to every tool."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from polywand import InvalidRequest, ServerError, Unavailable
+from polywand_zoo.evaluation.objects import DataError, DataSet, Photo, Subject, load
+from polywand_zoo.evaluation.scores import agreement
+from polywand_zoo.evaluation.tools import Tool
+from polywand_zoo.evaluation.trials import Likeness, Outcome, Rules, Step, play, replay
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A tool as the report tells of it. twin: the same tool by another way, which is to do the same; or None."""
+
+    tool: Tool
+    twin: Tool | None = None
+
+    @property
+    def name(self) -> str:
+        """Model, version and way."""
+        return f"{self.tool.model} {self.tool.version} ({self.tool.way})"
+
+
+@dataclass(slots=True)
+class Results:
+    """What came out.
+
+    outcomes: by row, one for each object that all tools answered, in the same order. likenesses: of rows with a twin.
+    flaws: of the data, and of tools that failed; such objects count nowhere.
+    interrupted: why objects are missing, or "".
+    """
+
+    rows: Sequence[Row]
+    rules: Rules
+    outcomes: dict[str, list[Outcome]] = field(default_factory=dict)
+    likenesses: dict[str, list[Likeness]] = field(default_factory=dict)
+    flaws: list[DataError] = field(default_factory=list)
+    interrupted: str = ""
+
+    @property
+    def count(self) -> int:
+        """How many objects were measured."""
+        return min(map(len, self.outcomes.values()), default=0)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all tools that were asked in two ways do the same in both."""
+        return all(agreement(likenesses).holds for likenesses in self.likenesses.values() if likenesses)
+
+
+def evaluate(
+    rows: Sequence[Row], data: Sequence[DataSet], rules: Rules, advance: Callable[[], None] = lambda: None
+) -> Results:
+    """Let every tool work on every object; advance: called after each object.
+
+    Ctrl-C, and a service that goes away, end it with what there is.
+
+    Raises:
+        ModelError: the evaluation cannot go on.
+    """
+    results = Results(rows, rules, {row.name: [] for row in rows}, {row.name: [] for row in rows if row.twin})
+    results.flaws += [flaw for part in data for flaw in part.flaws]
+    for subject in (subject for part in data for subject in part.subjects):
+        try:
+            _add(results, subject)
+        except DataError as flaw:
+            results.flaws.append(flaw)
+        except KeyboardInterrupt:
+            results.interrupted = "you would not wait"
+            break
+        except _GoneError as error:
+            results.interrupted = str(error)
+            break
+        advance()
+    return results
+
+
+class _GoneError(Exception):
+    """The service went away, or does not answer."""
+
+
+def _add(results: Results, subject: Subject) -> None:
+    """Give an object to all tools; it is added when all of them have answered."""
+    photo = load(subject)
+    answers = [(row, *_work(row, photo, results.rules)) for row in results.rows]
+    for row, outcome, likenesses in answers:
+        results.outcomes[row.name].append(outcome)
+        if row.twin is not None:
+            results.likenesses[row.name] += likenesses
+
+
+def _work(row: Row, photo: Photo, rules: Rules) -> tuple[Outcome, list[Likeness]]:
+    steps: list[Step] | None = None if row.twin is None else []
+    try:
+        with row.tool.look_at(photo) as look:
+            outcome = play(row.tool, look, photo, rules, steps)
+        if row.twin is None or steps is None:
+            return outcome, []
+        with row.twin.look_at(photo) as look:
+            return outcome, replay(look, photo, steps)
+    except (InvalidRequest, ServerError) as error:
+        raise DataError(photo.subject.image, f"{row.name} failed on {photo.subject.name}: {error}") from error
+    except Unavailable as error:
+        raise _GoneError(f"{row.name}, {photo.subject.image.name}, {photo.subject.name}: {error}") from error

@@ -1,0 +1,31 @@
+"""Tools: what answers prompts, however it is reached."""
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from polywand_zoo.evaluation.objects import Mask, Photo
+from polywand_zoo.evaluation.prompts import Needs, Prompt
+
+
+class Look(Protocol):
+    """A tool's look at one image."""
+
+    def ask(self, prompt: Prompt, object_id: str) -> Mask:
+        """Answer a prompt with a mask, bool [H, W]. Of an object, a prompt that adds points refines the last answer."""
+
+
+class Tool(Protocol):
+    """Answers prompts.
+
+    model: its name in the model repository. version: that answers. way: how it is reached, in a word. masks: what its
+    masks are, in a sentence.
+    """
+
+    model: str
+    version: int
+    way: str
+    masks: str
+    needs: Needs
+
+    def look_at(self, photo: Photo) -> AbstractContextManager[Look]:
+        """Look at an image until the block ends."""
