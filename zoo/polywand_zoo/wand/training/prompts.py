@@ -172,12 +172,16 @@ def roughened(answer: Pixels, random: Generator) -> Pixels:
     chance = random.random()
     if chance < 0.06:
         return np.zeros_like(answer)
-    if chance < 0.26:
-        size = answer.shape[0]
-        coarse = size // int(random.integers(2, 5))
-        smaller = cv2.resize(answer, (coarse, coarse), interpolation=cv2.INTER_AREA)
-        answer = cv2.resize(smaller, (size, size))
-    return answer
+    return coarsened(answer, random) if chance < 0.26 else answer
+
+
+def coarsened(answer: Pixels, random: Generator) -> Pixels:
+    """An answer [S, S] as it was on a crop two to four times as large."""
+    size = answer.shape[0]
+    coarse = size // int(random.integers(2, 5))
+    smaller = cv2.resize(answer, (coarse, coarse), interpolation=cv2.INTER_AREA)
+    enlarged: Pixels = cv2.resize(smaller, (size, size))
+    return enlarged
 
 
 def without(mask: Pixels, other: Pixels) -> Pixels:

@@ -19,6 +19,8 @@ from polywand_zoo.wand.training.loss import Wanted, answer_loss, soft_iou
 from polywand_zoo.wand.training.prompts import NEGATIVE, POSITIVE, PREVIOUS
 from polywand_zoo.wand.training.samples import Sample
 
+FIRST_REPEATED = 0.3  # of the first answers to clicks, those that are asked for once more without a new click
+REPEATED = 0.05  # of all other answers
 EDGE = np.ones((5, 5), np.uint8)  # the outline and two pixels on each side
 
 
@@ -71,13 +73,24 @@ def backpropagate(
         masks = (answers > 127).astype(np.uint8)
         qualities.append([_iou(mask, sample.target) for mask, sample in zip(masks, samples, strict=True)])
         if number + 1 < passes:
-            for sample, answer, mask, random in zip(samples, answers, masks, randoms, strict=True):
-                click = prompts.correction(sample.target, mask, random)
-                if click is not None:
-                    sample.click(click)
-                sample.maps[PREVIOUS] = prompts.roughened(answer, random)
+            for sample, answered, mask, random in zip(samples, answers, masks, randoms, strict=True):
+                _prepare_next(sample, answered, mask, number, random)
     torch.autograd.backward(tensors, [tensor.grad for tensor in held])
     return StepResult(total, np.array(qualities, np.float32))
+
+
+def _prepare_next(sample: Sample, answered: Pixels, mask: Pixels, number: int, random: Generator) -> None:
+    """Feed an answer back, and add the click that it calls for.
+
+    Now and then there is no click: the service looks twice for a first answer, the second time more closely.
+    """
+    if random.random() < (FIRST_REPEATED if number == 0 and sample.mode == "click" else REPEATED):
+        sample.maps[PREVIOUS] = prompts.coarsened(answered, random) if random.random() < 0.6 else answered
+        return
+    click = prompts.correction(sample.target, mask, random)
+    if click is not None:
+        sample.click(click)
+    sample.maps[PREVIOUS] = prompts.roughened(answered, random)
 
 
 def answer(network: FineNetwork, samples: Sequence[Sample]) -> Tensor:
