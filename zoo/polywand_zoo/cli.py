@@ -1,4 +1,4 @@
-"""The command line of the zoo: bring models into the model repository, and measure them."""
+"""The command line of the zoo: bring models into the model repository, train our own, and measure them."""
 
 import os
 import re
@@ -55,7 +55,7 @@ def _checked_sha256(_context: click.Context, _parameter: click.Parameter, value:
 
 @click.group()
 def main() -> None:
-    """Import, convert and export models for Polywand's model repository, and measure how good they are."""
+    """Import, convert, train and export models for Polywand's model repository, and measure how good they are."""
 
 
 main.add_command(evaluate)
@@ -84,11 +84,87 @@ def convert_nanodet(source: Path, repository: Path) -> None:
 
 
 @main.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER")
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    multiple=True,
+    required=True,
+    help="A folder with annotations.json in COCO's format and its photos, beside it or in images/; may be repeated.",
+)
+@click.option(
+    "--validation",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Such a folder to validate on; its photos are not trained on, whatever else they stand in.",
+)
+@click.option(
+    "--recipe",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Another recipe than polywand_zoo/wand/training/recipe.toml.",
+)
+@click.option(
+    "--start",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A checkpoint to begin with; without one, an untrained network.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="How many processes of one thread train together; as many as there are cores.",
+)
+@click.option("--samples", type=click.IntRange(min=1), help="Another end than the recipe's, in samples.")
+@click.option(
+    "--finish-in",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MINUTES",
+    help="End a training that has run for a while in about so many minutes more.",
+)
+def train(
+    folder: Path,
+    data: tuple[Path, ...],
+    validation: Path | None,
+    recipe: Path | None,
+    start: Path | None,
+    processes: int,
+    samples: int | None,
+    finish_in: float | None,
+) -> None:
+    """Train the wand network, or go on with the training that stands in FOLDER.
+
+    FOLDER gets latest.pt (all that is needed to go on), average.pt (the weights for `export-wand`), one such file per
+    validation in averages/, log.jsonl and validation.png.
+
+    Ctrl-C or SIGTERM ends the training after its step, and the same command goes on from there, with the recipe that
+    it began with. SIGUSR1 begins the last phase, in which the learning rate falls to nothing. SIGSTOP and SIGCONT
+    pause it.
+
+    The same data, recipe, start and number of processes give the same weights on the same kind of processor with the
+    same release of PyTorch, however often the training was interrupted.
+    """
+    from polywand_zoo.wand.checkpoint import CheckpointError  # noqa: PLC0415
+    from polywand_zoo.wand.training import run  # noqa: PLC0415
+    from polywand_zoo.wand.training.config import RecipeError  # noqa: PLC0415
+    from polywand_zoo.wand.training.dataset import DatasetError  # noqa: PLC0415
+
+    order = run.Order(folder, data, validation, recipe, start, processes, samples, finish_in)
+    try:
+        progress = run.train(order)
+    except (CheckpointError, DatasetError, RecipeError, run.TrainingError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    if progress.samples < progress.end:
+        click.echo(f"{folder}: stopped after {progress.samples} of {progress.end} samples")
+    else:
+        click.echo(f"{folder / run.AVERAGE}: after {progress.samples} samples")
+
+
+@main.command()
 @click.option(
     "--checkpoint",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     required=True,
-    help="Weights of the wand network, as its training wrote them.",
+    help="Weights of the wand network, of either generation, as its training wrote them.",
 )
 @_repository("The model repository to write to.")
 @click.option(

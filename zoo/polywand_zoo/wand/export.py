@@ -14,10 +14,13 @@ from torch import Tensor, nn
 
 from polywand_zoo.onnx_export import ExportError, trace
 from polywand_zoo.points import Label
-from polywand_zoo.wand.checkpoint import load_network
+from polywand_zoo.wand import weights
+from polywand_zoo.wand.fine import FineNetwork
 from polywand_zoo.wand.folding import fold_batch_norms, round_weights
 from polywand_zoo.wand.network import DISK_RADIUS, INPUT_SIZE, WandNetwork
-from polywand_zoo.wand.prompts import PromptMaps
+from polywand_zoo.wand.prompts import FinePromptMaps, PromptMaps
+
+Network = WandNetwork | FineNetwork
 
 MAX_POINTS = 64
 INPUTS = ("IMAGE", "POINTS", "PREV_MASK")
@@ -66,9 +69,10 @@ class Request:
 class Interactor(nn.Module):
     """A network with the mathematics around it that clients need not know: what is exported."""
 
-    def __init__(self, network: WandNetwork) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
-        self.maps = PromptMaps(INPUT_SIZE, DISK_RADIUS)
+        maps = FinePromptMaps if isinstance(network, FineNetwork) else PromptMaps
+        self.maps = maps(INPUT_SIZE, DISK_RADIUS)
         self.network = network
 
     def forward(self, image: Tensor, points: Tensor, previous: Tensor) -> Tensor:
@@ -78,8 +82,8 @@ class Interactor(nn.Module):
 
 
 def export(checkpoint: Path, target: Path) -> Export:
-    """Export a checkpoint to the ONNX file `target`, which appears whole and verified or not at all."""
-    trained = load_network(checkpoint)
+    """Export a checkpoint of either generation to the file `target`, which appears whole and verified or not at all."""
+    trained = weights.load(checkpoint)
     rounded = round_weights(fold_batch_norms(trained))
     data = build(rounded).SerializeToString(deterministic=True)
 
@@ -99,7 +103,7 @@ def export(checkpoint: Path, target: Path) -> Export:
     return Export(len(data), graph_difference, rounding_difference)
 
 
-def build(network: WandNetwork) -> onnx.ModelProto:
+def build(network: Network) -> onnx.ModelProto:
     """Return the interactor as a checked ONNX model; the network's weights must have been rounded.
 
     IMAGE: UINT8 [batch, 384, 384, 3], RGB.
@@ -128,10 +132,10 @@ def random_request(seed: int, batch: int = 2) -> Request:
 
 def _store_weights_in_half(graph: onnx.GraphProto) -> None:
     """Store the weights of convolutions in half precision; runtimes cast them once, when they load the graph."""
-    weights = {node.input[1] for node in graph.node if node.op_type == "Conv"}
+    kernels = {node.input[1] for node in graph.node if node.op_type == "Conv"}
     casts = []
     for tensor in graph.initializer:
-        if tensor.name not in weights:
+        if tensor.name not in kernels:
             continue
         exact = numpy_helper.to_array(tensor)
         half = exact.astype(np.float16)
@@ -147,17 +151,17 @@ def _store_weights_in_half(graph: onnx.GraphProto) -> None:
     graph.node.extend(nodes)
 
 
-def _graph_difference(model: bytes, network: WandNetwork, request: Request) -> float:
+def _graph_difference(model: bytes, network: Network, request: Request) -> float:
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     (logits,) = session.run([OUTPUT], dict(zip(INPUTS, request.arrays(), strict=True)))
     return float(np.abs(logits - _infer(network, request).numpy()).max())
 
 
-def _rounding_difference(trained: WandNetwork, rounded: WandNetwork, request: Request) -> float:
+def _rounding_difference(trained: Network, rounded: Network, request: Request) -> float:
     return float((_infer(trained, request).sigmoid() - _infer(rounded, request).sigmoid()).abs().mean())
 
 
-def _infer(network: WandNetwork, request: Request) -> Tensor:
+def _infer(network: Network, request: Request) -> Tensor:
     with torch.inference_mode():
         logits: Tensor = Interactor(network).eval()(*request.tensors())
         return logits

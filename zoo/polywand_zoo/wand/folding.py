@@ -1,21 +1,25 @@
 """A trained wand network as it is shipped: batch normalisation folded into convolutions, weights in half precision."""
 
 import copy
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from polywand_zoo.wand.fine import FineNetwork
 from polywand_zoo.wand.network import Attention, ConvNorm, FuseUp, WandNetwork
 
+Network = TypeVar("Network", bound=WandNetwork | FineNetwork)
 
-def fold_batch_norms(network: WandNetwork) -> WandNetwork:
+
+def fold_batch_norms(network: Network) -> Network:
     """Return a network that computes the same, for inference, without batch normalisation.
 
     The arithmetic is done in double precision, so that every processor rounds to the same weights.
     """
-    folded = copy.deepcopy(network).double().eval()
+    folded = copy.deepcopy(network)
+    folded.double().eval()
     for module in folded.modules():
         if isinstance(module, ConvNorm):
             module[0] = fuse_conv_bn_eval(cast(nn.Conv2d, module[0]), cast(nn.BatchNorm2d, module[1]))
@@ -23,6 +27,10 @@ def fold_batch_norms(network: WandNetwork) -> WandNetwork:
         elif isinstance(module, Attention):
             _fold_into_next(module.norm, module.query_key_value)
             module.norm = nn.Identity()
+        elif isinstance(module, FineNetwork):
+            fine = module.fine
+            _fold_into_sum(fine.norm, module.edges.project, fine.coarse, fine.outline, fine.prompt)
+            fine.norm = nn.Identity()
 
     decoder, laterals = folded.decoder, folded.laterals
     _fold_into_sum(decoder.context_norm, laterals.stride16, laterals.stride32)
@@ -33,10 +41,11 @@ def fold_batch_norms(network: WandNetwork) -> WandNetwork:
         (decoder.fuse2, laterals.stride2),
     ):
         _fold_fuse_up(step, lateral)
-    return folded.float()
+    folded.float()
+    return folded
 
 
-def round_weights(network: WandNetwork) -> WandNetwork:
+def round_weights(network: Network) -> Network:
     """Return a network whose convolution weights are numbers that half precision holds exactly; biases stay."""
     rounded = copy.deepcopy(network)
     for module in rounded.modules():

@@ -75,6 +75,7 @@ class CspBackbone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.frozen_stages = 0
         self.stem = conv3x3(3, 32, stride=2)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.stages = nn.ModuleList(
@@ -86,12 +87,20 @@ class CspBackbone(nn.Module):
             ]
         )
 
+    def freeze(self, stages: int) -> None:
+        """Exclude the stem and the first stages from training; 0 excludes nothing."""
+        self.frozen_stages = stages
+        for module in (self.stem, *self.stages[:stages]) if stages else ():
+            module.requires_grad_(False)
+
     def forward(self, image: Tensor) -> list[Tensor]:
         """Encode a normalised image [B, 3, S, S] to 32, 64, 128, 256, 512 channels at strides 2, 4, 8, 16, 32."""
         features = [activate(self.stem(image))]
         x = self.pool(features[0])
-        for stage in self.stages:
+        for number, stage in enumerate(self.stages):
             x = stage(x)
+            if number < self.frozen_stages:
+                x = x.detach()
             features.append(x)
         return features
 
@@ -146,16 +155,20 @@ class Laterals(nn.Module):
 class PromptEncoder(nn.Module):
     """Condenses the prompt maps, so that a click is known at every scale before the decoder begins."""
 
-    def __init__(self) -> None:
+    def __init__(self, maps: int = len(MAP_NAMES)) -> None:
         super().__init__()
-        self.stride2 = ConvNorm(len(MAP_NAMES), 16, stride=2)
+        self.stride2 = ConvNorm(maps, 16, stride=2)
         self.stride4 = ConvNorm(16, 32, stride=2)
         self.stride8 = ConvNorm(32, 48, stride=2)
         self.stride16 = ConvNorm(48, 128, stride=2)
 
     def forward(self, maps: Tensor) -> PromptFeatures:
         """Encode maps [B, 5, S, S]."""
-        at4 = self.stride4(self.stride2(maps))
+        return self.condense(self.stride2(maps))
+
+    def condense(self, at2: Tensor) -> PromptFeatures:
+        """Go on from the maps at stride 2, [B, 16, S / 2, S / 2]."""
+        at4 = self.stride4(at2)
         at8 = self.stride8(at4)
         return PromptFeatures(at4, at8, self.stride16(at8))
 
@@ -163,10 +176,10 @@ class PromptEncoder(nn.Module):
 class Decoder(nn.Module):
     """Carries a click across the image at stride 16, then sharpens the outline up to stride 2."""
 
-    def __init__(self) -> None:
+    def __init__(self, dilations: tuple[int, ...] = (1, 2, 4)) -> None:
         super().__init__()
         self.context_norm: nn.Module = nn.BatchNorm2d(128)
-        self.context = nn.Sequential(*(ContextBlock(128, dilation) for dilation in (1, 2, 4)))
+        self.context = nn.Sequential(*(ContextBlock(128, dilation) for dilation in dilations))
         self.fuse8 = FuseUp(128, 96, refine=Residual(96), prompt_channels=48)
         self.fuse4 = FuseUp(96, 48, refine=Residual(48), prompt_channels=32)
         self.fuse2 = FuseUp(48, 16, refine=ConvNorm(16, 16))
@@ -186,10 +199,15 @@ class Decoder(nn.Module):
 
     def sharpen(self, x: Tensor, image: ImageFeatures, prompt: PromptFeatures) -> Tensor:
         """Find the outline: from the features of `coarse` to logits [B, 1, S / 2, S / 2]."""
-        x = self.fuse4(x, image.stride4, prompt.stride4)
-        x = self.fuse2(x, image.stride2)
-        logits: Tensor = self.output(x)
+        _, at2 = self.outline(x, image, prompt)
+        logits: Tensor = self.output(at2)
         return logits
+
+    def outline(self, x: Tensor, image: ImageFeatures, prompt: PromptFeatures) -> tuple[Tensor, Tensor]:
+        """Go on from the features of `coarse`: [B, 48, S / 4, S / 4] and [B, 16, S / 2, S / 2]."""
+        at4: Tensor = self.fuse4(x, image.stride4, prompt.stride4)
+        at2: Tensor = self.fuse2(at4, image.stride2)
+        return at4, at2
 
 
 class ContextBlock(nn.Module):

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from polywand_zoo.points import Label, borders_passed
 
 MAP_NAMES = ("positive", "negative", "extreme", "box", "previous")  # the channels, in order
+FINE_MAP_NAMES = (*MAP_NAMES, "diamond")  # of the second generation
+FAR = 1e4  # pixels, beyond every point
+DIAMOND_RAMPS = 16  # how many ramps of a diamond's edge fit beside one another in a map
 
 
 class PromptMaps(nn.Module):
@@ -66,11 +69,80 @@ class PromptMaps(nn.Module):
         """Fill the box among the points [B, N, 3]; without both corners nothing is filled: [B, 1, S, S] of 0 and 1."""
         label = points[..., 2:]
         edges = borders_passed(points, self.box_borders)[..., :2]
-        start = torch.where(label == Label.BOX_TOP_LEFT, edges, self.size).amin(1)  # [B, 2]
-        stop = torch.where(label == Label.BOX_BOTTOM_RIGHT, edges, 0).amax(1)
+        start = torch.where(self.starts_box(label), edges, self.size).amin(1)  # [B, 2]
+        stop = torch.where(self.stops_box(label), edges, 0).amax(1)
         inside = (self.pixels >= start.unsqueeze(-1)) & (self.pixels < stop.unsqueeze(-1))  # [B, 2, S]
         columns, rows = inside.unbind(1)
         return (rows.unsqueeze(-1) & columns.unsqueeze(-2)).unsqueeze(1).to(points.dtype)
+
+    def starts_box(self, label: Tensor) -> Tensor:
+        """Whether a point bounds the box from the left and above."""
+        return label == Label.BOX_TOP_LEFT
+
+    def stops_box(self, label: Tensor) -> Tensor:
+        """Whether a point bounds the box from the right and below."""
+        return label == Label.BOX_BOTTOM_RIGHT
+
+
+class FinePromptMaps(PromptMaps):
+    """The maps of the second generation: extreme points bring the box around them, and the diamond between them.
+
+    The diamond is the only map that is arithmetic of coordinates. In bfloat16 its edge may be off by two pixels, which
+    is a twelfth of the ramp that it is drawn with.
+    """
+
+    grid: Tensor
+
+    def __init__(self, size: int, radius: int) -> None:
+        super().__init__(size, radius)
+        self.register_buffer("grid", torch.arange(size, dtype=torch.float32), persistent=False)
+
+    def forward(self, points: Tensor, previous: Tensor) -> Tensor:
+        """Draw points [B, N, 3] (x, y, label; pixel centres at integers) beside previous [B, 1, S, S]: [B, 6, S, S]."""
+        return torch.cat([super().forward(points, previous), self.diamond(points)], dim=1)
+
+    def starts_box(self, label: Tensor) -> Tensor:
+        """Whether a point bounds the box from the left and above."""
+        return (label == Label.BOX_TOP_LEFT) | (label == Label.EXTREME)
+
+    def stops_box(self, label: Tensor) -> Tensor:
+        """Whether a point bounds the box from the right and below."""
+        return (label == Label.BOX_BOTTOM_RIGHT) | (label == Label.EXTREME)
+
+    def diamond(self, points: Tensor) -> Tensor:
+        """Draw the diamond between the extreme points among [B, N, 3], nothing where there are none: [B, 1, S, S]."""
+        extreme = points[..., 2:] == Label.EXTREME
+        places = points[..., :2]
+        first = torch.where(extreme, places, FAR).argmin(1)  # [B, 2]: the leftmost and the topmost
+        last = torch.where(extreme, places, -FAR).argmax(1)
+        order = torch.cat([first, last], dim=1)  # [B, 4], clockwise from the leftmost
+        corners = torch.stack([points[..., axis].gather(1, order) for axis in (0, 1)], dim=-1)  # [B, 4, 2]
+        along = torch.cat([corners[:, 1:], corners[:, :1]], dim=1) - corners
+        lengths = along.square().sum(-1, keepdim=True).sqrt()
+        is_edge = lengths >= 1
+        along = along / lengths.clamp(min=1)
+        (x, y), (dx, dy) = corners.unsqueeze(-2).unbind(-1), along.unsqueeze(-2).unbind(-1)  # each [B, 4, 1]
+        below = torch.where(is_edge, dx * (self.grid - y), FAR)  # [B, 4, S]
+        beside = torch.where(is_edge, dy * (self.grid - x), 0)
+        depth = (below.unsqueeze(-1) - beside.unsqueeze(-2)).amin(1, keepdim=True)
+        drawn = (0.5 + depth * (DIAMOND_RAMPS / self.size)).clamp(0, 1)
+        return drawn * extreme.any(1, keepdim=True).unsqueeze(-1).to(drawn.dtype)
+
+
+def diamond(extremes: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Draw the diamond between extreme points [N, 2] as `FinePromptMaps` does: [S, S], 1 inside, 0 outside.
+
+    Its edges are ramps of `size / DIAMOND_RAMPS` pixels, with 0.5 where the edge is: it is a hint and no outline.
+    """
+    corners = extremes[[*extremes.argmin(axis=0), *extremes.argmax(axis=0)]]
+    along = np.roll(corners, -1, axis=0) - corners
+    lengths = np.hypot(along[:, 0], along[:, 1])
+    pixels = np.arange(size, dtype=np.float32)
+    depth = np.full((size, size), np.inf, np.float32)
+    for (x, y), (dx, dy), length in zip(corners, along, lengths, strict=True):
+        if length >= 1:
+            np.minimum(depth, (dx * (pixels[:, None] - y) - dy * (pixels - x)) / length, out=depth)
+    return np.clip(0.5 + depth * (DIAMOND_RAMPS / size), 0, 1)
 
 
 def point_borders(size: int, radius: int) -> NDArray[np.float32]:

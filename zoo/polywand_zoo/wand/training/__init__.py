@@ -1,0 +1,1 @@
+"""Training of the wand network: photos with outlines in, weights out."""

@@ -1,0 +1,175 @@
+"""Photos and outlines to train on: folders in COCO's format, decoded once, so that every process can share them."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as run_lengths
+
+LONGEST_SIDE = 512  # of a photo in memory; larger ones are reduced
+SMALLEST_SIDE = 10  # of an object's box, in pixels
+SMALLEST_AREA = 250  # of an object, in pixels
+AREA_SHARES = (0.0015, 0.92)  # of the photo, for an object that says something
+
+Pixels = NDArray[np.uint8]
+
+
+class DatasetError(ValueError):
+    """A folder holds nothing to train on; the message says what was looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """One outlined object.
+
+    photo: its photo's index in `Dataset.photos`.
+    mask: COCO's compressed run lengths.
+    box: left, top, width, height, in pixels.
+    group: the data it comes from; the recipe's weights go by it.
+    """
+
+    photo: int
+    mask: dict[str, Any]
+    box: tuple[int, int, int, int]
+    group: str
+    annotation: int
+
+    def pixels(self) -> Pixels:
+        """Decode the mask: [h, w] of 0 and 1."""
+        decoded: Pixels = run_lengths.decode(self.mask)
+        return decoded
+
+
+def shape_of(pixels: Pixels) -> tuple[int, int]:
+    """(height, width) of an image or a mask."""
+    return pixels.shape[0], pixels.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Photos, RGB uint8 [h, w, 3], and the things on them."""
+
+    photos: Sequence[Pixels]
+    things: Sequence[Thing]
+
+    def by_photo(self) -> dict[int, list[Thing]]:
+        """List each photo's things."""
+        found: dict[int, list[Thing]] = defaultdict(list)
+        for thing in self.things:
+            found[thing.photo].append(thing)
+        return dict(found)
+
+
+def load(folders: Iterable[Path], *, without: Iterable[Path] = (), only: frozenset[int] | None = None) -> Dataset:
+    """Read folders that hold annotations.json and the photos, in images/ or where file_name says.
+
+    without: folders whose photos must not be read, whatever else they stand in (known by COCO's number or by name).
+    only: the annotation ids to keep.
+    """
+    forbidden = {_identity(photo["file_name"]) for folder in without for photo in _read(folder)["images"]}
+    photos: list[Pixels] = []
+    things: list[Thing] = []
+    for folder in folders:
+        before = len(things)
+        for pixels, found in _photos(folder, forbidden, only):
+            things += [Thing(len(photos), mask, box, group, annotation) for mask, box, group, annotation in found]
+            photos.append(pixels)
+        if len(things) == before:
+            raise DatasetError(f"{folder}: no outlined object of a usable size in annotations.json")
+    return Dataset(photos, things)
+
+
+Found = list[tuple[dict[str, Any], tuple[int, int, int, int], str, int]]
+
+
+def _photos(folder: Path, forbidden: set[str], only: frozenset[int] | None) -> Iterator[tuple[Pixels, Found]]:
+    content = _read(folder)
+    annotations = defaultdict(list)
+    for annotation in content["annotations"]:
+        if not annotation.get("iscrowd") and (only is None or annotation["id"] in only):
+            annotations[annotation["image_id"]].append(annotation)
+    for photo in sorted(content["images"], key=lambda entry: entry["id"]):
+        wanted = annotations.get(photo["id"], [])
+        if not wanted or _identity(photo["file_name"]) in forbidden:
+            continue
+        pixels = _decode(folder, photo["file_name"])
+        height, width = pixels.shape[:2]
+        found = []
+        for annotation in wanted:
+            mask = _mask(annotation["segmentation"], photo, (height, width))
+            box = _usable_box(mask, height * width)
+            if box is not None:
+                group = annotation.get("source") or folder.name
+                found.append(
+                    (mask, box, f"{group}/part" if annotation.get("kind") == "part" else group, annotation["id"])
+                )
+        if found:
+            yield pixels, found
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / "annotations.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DatasetError(f"{folder}: there is no annotations.json") from error
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{path}: {error}") from error
+    if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
+        raise DatasetError(f"{path}: COCO's format has images and annotations")
+    return content
+
+
+def _identity(file_name: str) -> str:
+    """Name a photo so that copies are known: by COCO's number of twelve digits if it has one, or else by its stem."""
+    stem = Path(file_name).stem
+    number = re.search(r"\d{12}", stem)
+    return number.group() if number else stem
+
+
+def _decode(folder: Path, file_name: str) -> Pixels:
+    for path in (folder / "images" / file_name, folder / file_name, folder / "images" / Path(file_name).name):
+        if path.is_file():
+            break
+    else:
+        raise DatasetError(f"{folder}: there is no photo {file_name}")
+    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    if pixels is None:
+        raise DatasetError(f"{path} cannot be decoded")
+    reduction = max(pixels.shape[:2]) / LONGEST_SIDE
+    if reduction <= 1:
+        found: Pixels = pixels
+        return found
+    size = [max(1, round(side / reduction)) for side in pixels.shape[1::-1]]
+    reduced: Pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    return reduced
+
+
+def _mask(segmentation: Any, photo: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """Return compressed run lengths of a photo's size from whichever of COCO's three forms."""
+    height, width = photo["height"], photo["width"]
+    if isinstance(segmentation, list):
+        segmentation = run_lengths.merge(run_lengths.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        segmentation = run_lengths.frPyObjects(segmentation, height, width)
+    if tuple(segmentation["size"]) != size:
+        pixels = cv2.resize(run_lengths.decode(segmentation), size[::-1], interpolation=cv2.INTER_NEAREST)
+        segmentation = run_lengths.encode(np.asfortranarray(pixels))
+    mask: dict[str, Any] = segmentation
+    return mask
+
+
+def _usable_box(mask: dict[str, Any], photo_area: int) -> tuple[int, int, int, int] | None:
+    area = float(run_lengths.area(mask))
+    smallest, largest = (share * photo_area for share in AREA_SHARES)
+    left, top, width, height = (int(value) for value in run_lengths.toBbox(mask))
+    if not max(SMALLEST_AREA, smallest) <= area <= largest or min(width, height) < SMALLEST_SIDE:
+        return None
+    return left, top, width, height
