@@ -139,7 +139,7 @@ def test_a_service_that_goes_away_ends_the_evaluation_with_what_there_is(tmp_pat
         with polywand.connect(target, timeout=2) as client:
             results = evaluate([Row(ServedTool(client, "red_whole"))], [data], Rules(1), running.close)
     assert results.count == 1
-    assert results.interrupted.startswith("red_whole 1 (service), coffee.png, coffee: ")
+    assert results.interrupted.startswith("coffee.png, red_whole (service), coffee: ")
 
 
 # What the command says.

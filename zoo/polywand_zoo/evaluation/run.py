@@ -1,12 +1,13 @@
 """A run: every object of every data set, given to every tool."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from polywand import InvalidRequest, ServerError, Unavailable
 from polywand_zoo.evaluation.objects import DataError, DataSet, Photo, Subject, load
 from polywand_zoo.evaluation.scores import agreement
-from polywand_zoo.evaluation.tools import Tool
+from polywand_zoo.evaluation.tools import Look, Tool
 from polywand_zoo.evaluation.trials import Likeness, Outcome, Rules, Step, play, replay
 
 
@@ -92,15 +93,23 @@ def _add(results: Results, subject: Subject) -> None:
 
 
 def _work(row: Row, photo: Photo, rules: Rules) -> tuple[Outcome, list[Likeness]]:
-    steps: list[Step] | None = None if row.twin is None else []
+    steps: list[Step] = []
+    with _look(row.tool, photo) as look:
+        outcome = play(row.tool, look, photo, rules, steps)
+    if row.twin is None:
+        return outcome, []
+    with _look(row.twin, photo) as look:
+        return outcome, replay(look, photo, steps)
+
+
+@contextmanager
+def _look(tool: Tool, photo: Photo) -> Iterator[Look]:
+    """Look at an image with a tool; what goes wrong is said with both their names."""
+    where = f"{tool.model} ({tool.way}), {photo.subject.name}"
     try:
-        with row.tool.look_at(photo) as look:
-            outcome = play(row.tool, look, photo, rules, steps)
-        if row.twin is None or steps is None:
-            return outcome, []
-        with row.twin.look_at(photo) as look:
-            return outcome, replay(look, photo, steps)
+        with tool.look_at(photo) as look:
+            yield look
     except (InvalidRequest, ServerError) as error:
-        raise DataError(photo.subject.image, f"{row.name} failed on {photo.subject.name}: {error}") from error
+        raise DataError(photo.subject.image, f"{where}: {error}") from error
     except Unavailable as error:
-        raise _GoneError(f"{row.name}, {photo.subject.image.name}, {photo.subject.name}: {error}") from error
+        raise _GoneError(f"{photo.subject.image.name}, {where}: {error}") from error

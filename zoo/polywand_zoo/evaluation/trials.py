@@ -83,7 +83,7 @@ class Rules:
     stop_at: float | None = None
 
 
-def play(tool: Tool, look: Look, photo: Photo, rules: Rules, steps: list[Step] | None = None) -> Outcome:
+def play(tool: Tool, look: Look, photo: Photo, rules: Rules, steps: list[Step]) -> Outcome:
     """Let the simulated annotator work on one object; steps: takes what was asked and answered."""
     clicks = tuple(_clicks(tool, look, photo, rules, steps)) if tool.needs.understands(Kind.CLICKS) else ()
     starts = {
@@ -104,7 +104,7 @@ def replay(look: Look, photo: Photo, steps: Sequence[Step]) -> list[Likeness]:
     return likenesses
 
 
-def _clicks(tool: Tool, look: Look, photo: Photo, rules: Rules, steps: list[Step] | None) -> Iterator[Trial]:
+def _clicks(tool: Tool, look: Look, photo: Photo, rules: Rules, steps: list[Step]) -> Iterator[Trial]:
     mask, prompt = np.zeros_like(photo.truth.inside), Prompt()
     for number in range(1, 1 + min(rules.max_clicks, tool.needs.max_points)):
         click = next_click(mask, photo.truth, prompt.points)
@@ -129,17 +129,14 @@ def _start(kind: Kind, truth: Truth) -> Prompt:
             raise ValueError("clicks follow answers")
 
 
-def _trial(look: Look, photo: Photo, prompt: Prompt, kind: Kind, steps: list[Step] | None) -> Trial:
+def _trial(look: Look, photo: Photo, prompt: Prompt, kind: Kind, steps: list[Step]) -> Trial:
     return _ask(look, photo, prompt, kind, steps, keep=True)[0]
 
 
-def _ask(
-    look: Look, photo: Photo, prompt: Prompt, kind: Kind, steps: list[Step] | None, *, keep: bool
-) -> tuple[Trial, Mask]:
+def _ask(look: Look, photo: Photo, prompt: Prompt, kind: Kind, steps: list[Step], *, keep: bool) -> tuple[Trial, Mask]:
     begun = time.perf_counter()
     mask = look.ask(prompt, kind)
     seconds = time.perf_counter() - begun
-    if steps is not None:
-        steps.append(Step(prompt, kind, mask))
+    steps.append(Step(prompt, kind, mask))
     kept = encode_rle(mask) if keep else None
     return Trial(prompt, iou(mask, photo.truth), obeys(mask, prompt.points), seconds, kept), mask
