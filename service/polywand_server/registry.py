@@ -152,7 +152,7 @@ class Registry:
         """
         tool, chosen = self._find(name, version, path)
         if not isinstance(tool.spec, InteractorSpec) or tool.config is None:
-            raise WrongStateError(f"{path}model", f"model '{name}' is a detector, which takes no prompt: use Detect")
+            raise WrongStateError(f"{path}model", f"model '{name}' is a detector (see Detect); an interactor is needed")
         return Interactor(name, chosen, tool.spec, tool.config)
 
     def detector(self, name: str, version: int) -> Detector:
