@@ -94,14 +94,14 @@ LEANING = (
 
 CONFIG = """
 backend: "python"
-max_batch_size: 2
+max_batch_size: {batch}
 input [
   {{ name: "IMAGE" data_type: TYPE_UINT8 dims: [ {size}, {size}, 3 ] }},
   {{ name: "POINTS" data_type: TYPE_FP32 dims: [ 16, 3 ] }}{inputs}
 ]
 output [ {{ name: "LOGITS" data_type: TYPE_FP32 dims: [ 1, {size}, {size} ] }}{outputs} ]
 parameters {{ key: "polywand" value: {{ string_value: '{{'
-  '"kind": "interactor", "display_name": "{name}", "prompt": {{"box": "optional"}}, "crop": {crop},'
+  '"kind": "interactor", "display_name": "{name}", "prompt": {prompt}, "crop": {crop},'
   '"flip": {flip}'
 '}}' }} }}
 """
@@ -133,10 +133,13 @@ def add_interactor(
     outputs: str = "",
     crop: str = WHOLE,
     flip: str = "false",
+    batch: int = 2,
+    prompt: str = '{"box": "optional"}',
 ) -> None:
     """Add version 1 of one."""
     folder = root / name / "1"
     folder.mkdir(parents=True)
-    config = CONFIG.format(name=name, size=size, inputs=inputs, outputs=outputs, crop=crop, flip=flip)
+    fields = {"size": size, "inputs": inputs, "outputs": outputs, "crop": crop, "flip": flip, "prompt": prompt}
+    config = CONFIG.format(name=name, batch=batch, **fields)
     (folder.parent / "config.pbtxt").write_text(config)
     (folder / "model.py").write_text(code)

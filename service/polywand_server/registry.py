@@ -142,17 +142,17 @@ class Registry:
         """Whether a name may stand in a metric's label."""
         return name in self._tools
 
-    def interactor(self, name: str, version: int) -> Interactor:
+    def interactor(self, name: str, version: int, path: str = "prompt.") -> Interactor:
         """Find a ready interactor; version 0 is the highest ready one.
+
+        path: of the message that holds the fields model and version, for errors.
 
         Raises:
             NotFoundError, WrongStateError (it is a detector), UnavailableError (not now)
         """
-        tool, chosen = self._find(name, version, "prompt.")
+        tool, chosen = self._find(name, version, path)
         if not isinstance(tool.spec, InteractorSpec) or tool.config is None:
-            raise WrongStateError(
-                "prompt.model", f"model '{name}' is a detector: use it with Detect, not with Interact"
-            )
+            raise WrongStateError(f"{path}model", f"model '{name}' is a detector (see Detect); an interactor is needed")
         return Interactor(name, chosen, tool.spec, tool.config)
 
     def detector(self, name: str, version: int) -> Detector:

@@ -51,6 +51,12 @@ async def test_both_clients_give_the_same_answers(
         assert theirs.mask is not None
         np.testing.assert_array_equal(ours.mask, theirs.mask)
         assert (await client.detect(astronaut)).items == plain.detect(astronaut).items
+        outlined, plainly = (
+            (await client.detect(astronaut, polygons=True))[0],
+            plain.detect(astronaut, polygons=True)[0],
+        )
+        assert outlined.polygons
+        np.testing.assert_array_equal(outlined.polygons[0].exterior, plainly.polygons[0].exterior)
 
 
 async def test_errors_are_those_of_the_synchronous_client(session: Session, client: Client) -> None:

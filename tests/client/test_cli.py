@@ -91,6 +91,8 @@ def test_no_server_is_told_in_one_line_with_exit_code_1() -> None:
         (["detect"], "Missing argument"),
         (["detect", "x.png", "--label", "=car"], "names no label"),
         (["detect", "a/x.png", "b/x.png", "--overlay", "out"], "same name"),
+        (["detect", "x.png", "--interactor", "grabcut"], "add --polygons"),
+        (["detect", "x.png", "--tolerance", "0"], "add --polygons"),
         (["segment"], "No such command 'segment'"),
     ],
 )
@@ -266,6 +268,37 @@ def test_several_images_are_one_json_object_a_line(run: Run, photos: tuple[Path,
     assert [(line["width"], line["height"]) for line in lines] == [(512, 512), (600, 400)]
     assert lines[0]["detections"][0]["label"] == "human"
     assert {one["label"] for line in lines for one in line["detections"]} <= {"human", "cup"}
+
+
+def test_polygons_are_told_and_drawn(
+    run: Run, photos: tuple[Path, Path], server: Service, astronaut: RGB, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.png"
+    arguments = ("--polygons", "--interactor", "wand_click", "--tolerance", "0", "--max-detections", "1")
+    text = run("detect", photos[0], *arguments, "--overlay", out)
+    assert text.returncode == 0, text.stderr
+    header, first = text.stdout.splitlines()
+    assert "by nanodet version 1 and wand_click version 1" in header
+    assert re.search(r"person  [-\d., ]+  \d+ parts?, \d+ holes?, \d+ vertices, [\d.]+ square pixels$", first), first
+    with polywand.connect(server.target) as client:
+        (best,) = client.detect(astronaut, polygons="wand_click", tolerance=0, max_detections=1)
+    (printed,) = the_json(run("detect", photos[0], *arguments, "--json"))["detections"]
+    assert best.outline is not None
+    assert printed["outline"]["area"] == best.outline.area
+    assert (printed["outline"]["model"], printed["outline"]["version"]) == ("wand_click", 1)
+    for ours, theirs in zip(printed["outline"]["polygons"], best.polygons, strict=True):
+        np.testing.assert_array_equal(np.array(ours["exterior"], np.float32), theirs.exterior)
+    inside = polywand.rasterise(best.polygons, 512, 512)
+    tagged = np.zeros_like(inside)
+    tagged[:44, :200] = True  # the label, which goes before all
+    changed = (read_rgb(out) != astronaut).any(axis=2)
+    assert changed[inside & ~tagged].mean() > 0.98
+    far = ~cv2.dilate(inside.astype(np.uint8), np.ones((15, 15))).astype(bool) & ~tagged
+    assert changed[far].mean() < 0.001
+
+
+def test_detections_without_polygons_have_no_outline_in_json(run: Run, photos: tuple[Path, Path]) -> None:
+    assert "outline" not in the_json(run("detect", photos[0], "--json"))["detections"][0]
 
 
 def test_max_detections_limits_each_image(run: Run, photos: tuple[Path, Path]) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 import polywand
 from polywand import Client, Detections, PolywandError
 from polywand.frames import FRAMES_AHEAD
+from polywand.wire import DetectOptions
 from tests.client.helpers import FACE, polywand_threads
 
 
@@ -35,6 +36,64 @@ def test_labels_are_mapped_and_others_dropped(client: Client, astronaut: NDArray
 def test_detections_are_as_many_as_asked_for(client: Client, coffee: NDArray[np.uint8]) -> None:
     assert len(client.detect(coffee, threshold=0.05)) > 2
     assert len(client.detect(coffee, threshold=0.05, max_detections=2)) == 2
+
+
+def test_polygons_outline_what_was_detected(client: Client, astronaut: NDArray[np.uint8]) -> None:
+    found = client.detect(astronaut, polygons="wand_click", tolerance=0, mask=True, polygons_threshold=0.6)
+    best = found[0]
+    assert best.outline is not None
+    assert (best.outline.model, best.outline.version) == ("wand_click", 1)
+    assert best.outline.threshold == pytest.approx(0.6)
+    assert best.outline.mask is not None
+    assert best.outline.mask[FACE[1], FACE[0]]
+    assert best.polygons == best.outline.polygons
+    np.testing.assert_array_equal(polywand.rasterise(best.polygons, found.width, found.height), best.outline.mask)
+    coarse = client.detect(astronaut, polygons=True, max_points=12)[0]
+    assert coarse.box == best.box
+    assert coarse.outline is not None
+    assert coarse.outline.mask is None
+    rings = [ring for polygon in coarse.polygons for ring in (polygon.exterior, *polygon.holes)]
+    assert 3 <= sum(map(len, rings)) <= 12
+
+
+def test_without_polygons_there_are_none(client: Client, astronaut: NDArray[np.uint8]) -> None:
+    best = client.detect(astronaut)[0]
+    assert best.outline is None
+    assert best.polygons == ()
+
+
+def test_the_outline_of_a_detection_is_a_seed_for_clicks(client: Client, astronaut: NDArray[np.uint8]) -> None:
+    outline = client.detect(astronaut, polygons=True, tolerance=0)[0].outline
+    with client.open(astronaut) as session:
+        again = session.prompt("wand_click", seed=outline, tolerance=0)
+    assert outline is not None
+    assert again.area == pytest.approx(outline.area, rel=0.01)
+
+
+def test_an_interactor_that_does_not_exist_is_told_by_the_field(client: Client, astronaut: NDArray[np.uint8]) -> None:
+    with pytest.raises(polywand.InvalidRequest, match="no_such_tool") as caught:
+        client.detect(astronaut, polygons="no_such_tool")
+    assert [violation.field for violation in caught.value.violations] == ["polygons.model"]
+
+
+@pytest.mark.parametrize("option", [{"tolerance": 0.0}, {"max_points": 9}, {"mask": True}, {"polygons_version": 1}])
+def test_options_of_polygons_without_polygons_are_the_callers_mistake(
+    client: Client, astronaut: NDArray[np.uint8], option: DetectOptions
+) -> None:
+    with pytest.raises(ValueError, match="polygons=True"):
+        client.detect(astronaut, **option)
+    with pytest.raises(ValueError, match="polygons=True"):
+        next(client.detect_stream([astronaut], **option))
+
+
+def test_a_stream_outlines_every_frame(client: Client, astronaut: NDArray[np.uint8], coffee: NDArray[np.uint8]) -> None:
+    answers = dict(client.detect_stream([astronaut, b"no image", coffee], polygons=True))
+    assert isinstance(answers[1], polywand.InvalidRequest)
+    for frame in (0, 2):
+        found = answers[frame]
+        assert isinstance(found, Detections)
+        assert all(one.outline is not None for one in found)
+        assert found[0].polygons
 
 
 def test_a_stream_answers_every_frame_in_order_and_bad_ones_with_errors(

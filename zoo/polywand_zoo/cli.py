@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from polywand_zoo.evaluation.command import evaluate
+from polywand_zoo.evaluation.detections_command import evaluate_detections
 from polywand_zoo.published.catalogue import CATALOGUE
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -59,6 +60,7 @@ def main() -> None:
 
 
 main.add_command(evaluate)
+main.add_command(evaluate_detections)
 
 
 @main.command()

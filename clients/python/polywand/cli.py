@@ -22,6 +22,10 @@ from polywand.results import Box
 PATH = click.Path(path_type=Path)
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
 THRESHOLD = click.option("--threshold", type=float, help="From which a pixel or detection counts.  [default: model's]")
+TOLERANCE = click.option(
+    "--tolerance", type=float, help="Simplification in pixels; 0 keeps every vertex.  [default: server's]"
+)
+MAX_POINTS = click.option("--max-points", type=int, help="Vertices of one outline at most.")
 VERSION = click.option("--version", default=0, help="Of the model; 0 is the highest that is ready.")
 
 
@@ -83,8 +87,8 @@ def models(client: polywand.Client, as_json: bool) -> None:
     help="Refine this mask of the object: an image file of IMAGE's size, inside where it is not black.",
 )
 @THRESHOLD
-@click.option("--tolerance", type=float, help="Simplification in pixels; 0 keeps every vertex.  [default: server's]")
-@click.option("--max-points", type=int, help="Vertices at most.")
+@TOLERANCE
+@MAX_POINTS
 @VERSION
 @AS_JSON
 @click.option("--overlay", "picture", type=PATH, help="Draw the answer on the image, into this file.")
@@ -149,6 +153,10 @@ def interact(
     help="Keep this label of the model, under the task's name for it. Repeatable.  [default: all]",
 )
 @click.option("--max-detections", type=int, help="On one image, best first.  [default: 100]")
+@click.option("--polygons", is_flag=True, help="Outline each object too, starting from its box.")
+@click.option("--interactor", help="With --polygons: the tool that outlines.  [default: server's]")
+@TOLERANCE
+@MAX_POINTS
 @VERSION
 @AS_JSON
 @click.option(
@@ -165,12 +173,18 @@ def detect(
     threshold: float | None,
     labels: tuple[tuple[str, str], ...],
     max_detections: int | None,
+    polygons: bool,
+    interactor: str | None,
+    tolerance: float | None,
+    max_points: int | None,
     version: int,
     as_json: bool,
     picture: Path | None,
 ) -> None:
     """Find objects on each IMAGE. One that fails does not stop the others; the exit code is then 1."""
     client: polywand.Client = ctx.obj
+    if not polygons and (interactor, tolerance, max_points) != (None, None, None):
+        raise click.UsageError("--interactor, --tolerance and --max-points say how outlines are made: add --polygons.")
     pictures = _pictures(images, picture)
     answers = client.detect_stream(
         images,
@@ -179,6 +193,9 @@ def detect(
         threshold=threshold,
         labels=dict(labels),
         max_detections=max_detections,
+        polygons=interactor or polygons,
+        tolerance=tolerance,
+        max_points=max_points,
     )
     failed = False
     for number, found in answers:

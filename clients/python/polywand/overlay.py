@@ -75,14 +75,9 @@ def draw_segmentation(
     image: RGB, polygons: Sequence[Polygon], points: Iterable[Point] = (), box: Box | None = None
 ) -> RGB:
     """Draw an outline with its translucent inside (holes left open), the clicks and the box of a prompt; on a copy."""
-    height, width = image.shape[:2]
     canvas = image.copy()
-    inside = rasterise(polygons, width, height)
-    canvas[inside] = np.rint(image[inside] * (1 - FILL_OPACITY) + np.array(OUTLINE) * FILL_OPACITY).astype(np.uint8)
     line = _line_width(image)
-    rings = [_fixed(ring) for polygon in polygons for ring in (polygon.exterior, *polygon.holes)]
-    cv2.polylines(canvas, rings, True, WHITE, 2 * line, cv2.LINE_AA, SHIFT)
-    cv2.polylines(canvas, rings, True, OUTLINE, line, cv2.LINE_AA, SHIFT)
+    _shape(canvas, polygons, OUTLINE, line)
     if box is not None:
         _rectangle(canvas, box, WHITE, line)
     for point in points:
@@ -92,12 +87,18 @@ def draw_segmentation(
 
 
 def draw_detections(image: RGB, detections: Iterable[Detection]) -> RGB:
-    """Draw boxes with label and score, one colour per label; on a copy. The best is on top."""
+    """Draw outlines, or boxes where there are none, with label and score, one colour per label; on a copy.
+
+    The best is on top.
+    """
     canvas = image.copy()
     line = _line_width(image)
     worst_first = [(PALETTE[crc32(d.label.encode()) % len(PALETTE)], d) for d in reversed(list(detections))]
     for colour, detection in worst_first:
-        _rectangle(canvas, detection.box, colour, line)
+        if detection.polygons:
+            _shape(canvas, detection.polygons, colour, line)
+        else:
+            _rectangle(canvas, detection.box, colour, line)
     for colour, detection in worst_first:
         # OpenCV's letters are ASCII: accents go, and so does what has no Latin letter.
         label = normalize("NFKD", detection.label).encode("ascii", "ignore").decode()
@@ -113,6 +114,16 @@ def _fixed(points: NDArray[np.float32]) -> NDArray[np.int32]:
     # OpenCV has pixel centres at integers, the contract has corners there.
     fixed: NDArray[np.int32] = np.rint((points - 0.5) * (1 << SHIFT)).astype(np.int32)
     return fixed
+
+
+def _shape(canvas: RGB, polygons: Sequence[Polygon], colour: Colour, line: int) -> None:
+    """Draw an outline with its translucent inside; holes are left open."""
+    height, width = canvas.shape[:2]
+    inside = rasterise(polygons, width, height)
+    canvas[inside] = np.rint(canvas[inside] * (1 - FILL_OPACITY) + np.array(colour) * FILL_OPACITY).astype(np.uint8)
+    rings = [_fixed(ring) for polygon in polygons for ring in (polygon.exterior, *polygon.holes)]
+    cv2.polylines(canvas, rings, True, WHITE, 2 * line, cv2.LINE_AA, SHIFT)
+    cv2.polylines(canvas, rings, True, colour, line, cv2.LINE_AA, SHIFT)
 
 
 def _rectangle(canvas: RGB, box: Box, colour: Colour, line: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polywand.results import Detections, InteractorSpec, Model, Segmentation, Timing
+from polywand.results import Detections, InteractorSpec, Model, Outline, Segmentation, Timing
 
 
 def models_text(models: Sequence[Model]) -> str:
@@ -27,15 +27,7 @@ def models_text(models: Sequence[Model]) -> str:
 
 def segmentation_text(image: str, found: Segmentation) -> str:
     """Parts, vertices, area, box and time of one outline."""
-    rings = [ring for polygon in found.polygons for ring in (polygon.exterior, *polygon.holes)]
-    holes = len(rings) - len(found.polygons)
-    shape = (
-        f"{_count(len(found.polygons), 'part')}, {_count(holes, 'hole')}, {_count(sum(map(len, rings)), 'vertex')}, "
-        f"{found.area:.1f} square pixels"
-        if found.box is not None
-        else f"nothing above the threshold {_short(found.threshold)}"
-    )
-    lines = [f"{image}: {shape}"]
+    lines = [f"{image}: {_shape(found)}"]
     if found.box is not None:
         lines.append(f"  box        {', '.join(f'{edge:.1f}' for edge in found.box)}")
     lines += [
@@ -47,12 +39,17 @@ def segmentation_text(image: str, found: Segmentation) -> str:
 
 
 def detections_text(image: str, found: Detections) -> str:
-    """One line per detection: score, label and box."""
-    lines = [f"{image}: {_count(len(found), 'object')} by {found.model} version {found.version}, {_time(found.timing)}"]
+    """One line per detection: score, label and box, and what its outline consists of, if there is one."""
+    outline = next((detection.outline for detection in found if detection.outline is not None), None)
+    tools = f"{found.model} version {found.version}"
+    if outline is not None:
+        tools += f" and {outline.model} version {outline.version}"
+    lines = [f"{image}: {_count(len(found), 'object')} by {tools}, {_time(found.timing)}"]
     for detection in found:
         alias = f" ({detection.model_label})" if detection.model_label != detection.label else ""
         box = ", ".join(f"{edge:.1f}" for edge in detection.box)
-        lines.append(f"  {detection.score:.2f}  {detection.label}{alias}  {box}")
+        shape = "" if detection.outline is None else f"  {_shape(detection.outline)}"
+        lines.append(f"  {detection.score:.2f}  {detection.label}{alias}  {box}{shape}")
     return "\n".join(lines)
 
 
@@ -68,14 +65,7 @@ def segmentation_json(image: str, found: Segmentation) -> dict[str, Any]:
         "model": found.model,
         "version": found.version,
         "threshold": _short(found.threshold),
-        "tolerance": found.tolerance,
-        "iou": found.iou,
-        "area": found.area,
-        "box": None if found.box is None else [_short(edge) for edge in found.box],
-        "polygons": [
-            {"exterior": _ring(polygon.exterior), "holes": [_ring(hole) for hole in polygon.holes]}
-            for polygon in found.polygons
-        ],
+        **_outline_json(found),
         "timing": asdict(found.timing),
     }
 
@@ -94,11 +84,39 @@ def detections_json(image: str, found: Detections) -> dict[str, Any]:
                 "model_label": detection.model_label,
                 "score": _short(detection.score),
                 "box": [_short(edge) for edge in detection.box],
+                **({} if detection.outline is None else {"outline": _detected_json(detection.outline)}),
             }
             for detection in found
         ],
         "timing": asdict(found.timing),
     }
+
+
+def _detected_json(outline: Outline) -> dict[str, Any]:
+    made_by = {"model": outline.model, "version": outline.version, "threshold": _short(outline.threshold)}
+    return made_by | _outline_json(outline)
+
+
+def _outline_json(outline: Outline) -> dict[str, Any]:
+    return {
+        "tolerance": outline.tolerance,
+        "iou": outline.iou,
+        "area": outline.area,
+        "box": None if outline.box is None else [_short(edge) for edge in outline.box],
+        "polygons": [
+            {"exterior": _ring(polygon.exterior), "holes": [_ring(hole) for hole in polygon.holes]}
+            for polygon in outline.polygons
+        ],
+    }
+
+
+def _shape(outline: Outline) -> str:
+    if outline.box is None:
+        return f"nothing above the threshold {_short(outline.threshold)}"
+    rings = [ring for polygon in outline.polygons for ring in (polygon.exterior, *polygon.holes)]
+    parts = len(outline.polygons)
+    counts = (_count(parts, "part"), _count(len(rings) - parts, "hole"), _count(sum(map(len, rings)), "vertex"))
+    return f"{', '.join(counts)}, {outline.area:.1f} square pixels"
 
 
 def _needs(model: Model) -> str:

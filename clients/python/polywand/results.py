@@ -58,17 +58,16 @@ class Polygon:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Segmentation:
-    """The outline of one object, as one prompt asked for it.
+class Outline:
+    """The outline of one object.
 
     polygons: the object's parts, largest first; empty when the model found nothing above the threshold.
     box: tight around all polygons; None when there are none.
     area: square pixels enclosed (holes taken off), before simplification.
-    mask: bool [H, W] before simplification, or None when the prompt did not say `mask=True`.
+    mask: bool [H, W] before simplification, or None when the request did not say `mask=True`.
     model, version: the tool that answered.
     threshold: the probability that was applied. tolerance: the simplification that was applied, in pixels.
     iou: intersection over union of the polygons and the outline before simplification; 1 when there is nothing.
-    skipped: how many earlier prompts of this object this answer stands in for, because it overtook them.
     """
 
     polygons: tuple[Polygon, ...]
@@ -80,8 +79,6 @@ class Segmentation:
     threshold: float
     tolerance: float
     iou: float
-    skipped: int
-    timing: Timing
 
     def to_coco(self) -> list[list[float]]:
         """Exteriors as COCO's `segmentation` lists [x0, y0, x1, y1, ...], one per part.
@@ -91,17 +88,35 @@ class Segmentation:
         return [polygon.exterior.ravel().tolist() for polygon in self.polygons]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Segmentation(Outline):
+    """The outline of one object, as one prompt asked for it.
+
+    skipped: how many earlier prompts of this object this answer stands in for, because it overtook them.
+    """
+
+    skipped: int
+    timing: Timing
+
+
 @dataclass(frozen=True, slots=True)
 class Detection:
     """One object that a detector found.
 
     label: the task's label, after mapping. model_label: the model's own. score: 0 to 1.
+    box: the detector's. outline: what an interactor made of that box; None when no polygons were asked for.
     """
 
     label: str
     model_label: str
     score: float
     box: Box
+    outline: Outline | None = None
+
+    @property
+    def polygons(self) -> tuple[Polygon, ...]:
+        """The outline's; empty when there is none, or nothing in it."""
+        return () if self.outline is None else self.outline.polygons
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from polywand.errors import InvalidRequest
 from polywand.raster import encode_rle
-from polywand.results import Polygon, Segmentation
+from polywand.results import Outline, Polygon
 from polywand.v1 import annotation_pb2 as pb
 
-SeedLike: TypeAlias = NDArray[np.bool_ | np.uint8] | Segmentation | Sequence[Polygon | ArrayLike]
-"""A mask [H, W] of the image's size (nonzero is inside); an outline that an earlier prompt returned, whose polygons
-count; or polygons, each a `Polygon` or its exterior's vertices [N, 2] (x, y)."""
+SeedLike: TypeAlias = NDArray[np.bool_ | np.uint8] | Outline | Sequence[Polygon | ArrayLike]
+"""A mask [H, W] of the image's size (nonzero is inside); an outline that an earlier prompt returned, or that of a
+detection, whose polygons count; or polygons, each a `Polygon` or its exterior's vertices [N, 2] (x, y)."""
 
 
 def to_message(seed: SeedLike) -> pb.SeedMask:
@@ -24,11 +24,11 @@ def to_message(seed: SeedLike) -> pb.SeedMask:
     """
     if isinstance(seed, np.ndarray):
         return pb.SeedMask(rle=_mask(seed))
-    if isinstance(seed, Segmentation):
+    if isinstance(seed, Outline):
         return pb.SeedMask(polygons=_polygons(seed.polygons))
     if isinstance(seed, Sequence) and not isinstance(seed, str | bytes):
         return pb.SeedMask(polygons=_polygons(seed))
-    raise TypeError(f"a seed is a mask, a Segmentation or a sequence of polygons, not {type(seed).__name__}")
+    raise TypeError(f"a seed is a mask, an Outline or a sequence of polygons, not {type(seed).__name__}")
 
 
 def _mask(mask: NDArray[Any]) -> pb.RleMask:

@@ -5,6 +5,7 @@ from typing import TypedDict
 
 import grpc
 import numpy as np
+from numpy.typing import NDArray
 
 from polywand import errors, images
 from polywand.images import ImageLike
@@ -18,6 +19,7 @@ from polywand.results import (
     Model,
     ModelKind,
     ModelVersion,
+    Outline,
     Polygon,
     Segmentation,
     Timing,
@@ -32,6 +34,12 @@ class DetectOptions(TypedDict, total=False):
     threshold: score from which a detection counts, 0 to 1; None is the model's own.
     labels: from the model's labels to the task's; labels that are not in it are dropped. None keeps all as they are.
     max_detections: at most, best first; None is 100.
+    polygons: whether to outline each detection too, by an interactor that starts from its box: True leaves to the
+    server which, a name says it. The rest is only for these outlines, and a ValueError without:
+    polygons_version: of a named interactor; 0 is the highest that is ready.
+    polygons_threshold: probability from which a pixel counts, above 0 and below 1; None is the interactor's own.
+    tolerance: how far an outline may be simplified, in pixels; 0 keeps every vertex, None is the server's choice.
+    max_points: vertices of one outline at most, over all its rings. mask: whether to send the masks too.
     """
 
     model: str
@@ -39,6 +47,12 @@ class DetectOptions(TypedDict, total=False):
     threshold: float | None
     labels: Mapping[str, str] | None
     max_detections: int | None
+    polygons: bool | str
+    polygons_version: int
+    polygons_threshold: float | None
+    tolerance: float | None
+    max_points: int | None
+    mask: bool
 
 
 _KINDS: dict[int, ModelKind] = {pb.MODEL_KIND_INTERACTOR: "interactor", pb.MODEL_KIND_DETECTOR: "detector"}
@@ -57,8 +71,25 @@ def detect_request(
     threshold: float | None = None,
     labels: Mapping[str, str] | None = None,
     max_detections: int | None = None,
+    polygons: bool | str = False,
+    polygons_version: int = 0,
+    polygons_threshold: float | None = None,
+    tolerance: float | None = None,
+    max_points: int | None = None,
+    mask: bool = False,
 ) -> pb.DetectRequest:
-    """Make the request for one image; see `DetectOptions`. Raises InvalidRequest when the image cannot be read."""
+    """Make the request for one image; see `DetectOptions`.
+
+    Raises InvalidRequest when the image cannot be read, and ValueError when options of polygons come without them.
+    """
+    output = pb.OutputOptions(
+        threshold=polygons_threshold, tolerance=tolerance, max_points=max_points, include_mask=mask
+    )
+    options = pb.PolygonOptions(
+        model=polygons if isinstance(polygons, str) else "", version=polygons_version, output=output
+    )
+    if not polygons and (polygons_version or output.ByteSize()):
+        raise ValueError("these options say how polygons are to be made, and none are asked for: add polygons=True")
     return pb.DetectRequest(
         model=model,
         version=version,
@@ -66,6 +97,7 @@ def detect_request(
         threshold=threshold,
         labels=labels,
         max_detections=max_detections,
+        polygons=options if polygons else None,
     )
 
 
@@ -98,37 +130,62 @@ def model(message: pb.Model) -> Model:
 
 
 def segmentation(message: pb.Segmentation, timing: pb.Timing, skipped: int) -> Segmentation:
-    """Read one outline. Raises ServerError when its mask is not one."""
-    shape = message.shape
-    try:
-        mask = decode_rle(shape.mask.counts, shape.mask.width, shape.mask.height) if shape.HasField("mask") else None
-    except ValueError as error:
-        raise errors.ServerError(f"The server sent a broken mask: {error}.", grpc.StatusCode.DATA_LOSS) from error
+    """Read the answer to a prompt. Raises ServerError when its mask is not one."""
     return Segmentation(
-        polygons=tuple(_polygon(polygon) for polygon in shape.polygons),
-        box=_box(shape.box) if shape.HasField("box") else None,
-        area=shape.area,
-        mask=mask,
+        **_outline(message.shape),
         model=message.model,
         version=message.version,
         threshold=message.threshold,
-        tolerance=shape.tolerance,
-        iou=shape.iou,
         skipped=skipped,
         timing=_timing(timing),
     )
 
 
 def detections(message: pb.DetectResponse) -> Detections:
-    """Read what was found on one image."""
+    """Read what was found on one image. Raises ServerError when a mask is not one."""
     return Detections(
-        items=tuple(Detection(d.label, d.model_label, d.score, _box(d.box)) for d in message.detections),
+        items=tuple(_detection(detection, message.polygons) for detection in message.detections),
         width=message.image.width,
         height=message.image.height,
         model=message.model,
         version=message.version,
         timing=_timing(message.timing),
     )
+
+
+def _detection(message: pb.Detection, source: pb.PolygonSource) -> Detection:
+    outline = None
+    if message.HasField("shape"):
+        outline = Outline(
+            **_outline(message.shape), model=source.model, version=source.version, threshold=source.threshold
+        )
+    return Detection(message.label, message.model_label, message.score, _box(message.box), outline)
+
+
+class _OutlineFields(TypedDict):
+    """What an `Outline` takes from the contract's `Shape`."""
+
+    polygons: tuple[Polygon, ...]
+    box: Box | None
+    area: float
+    mask: NDArray[np.bool_] | None
+    tolerance: float
+    iou: float
+
+
+def _outline(shape: pb.Shape) -> _OutlineFields:
+    try:
+        mask = decode_rle(shape.mask.counts, shape.mask.width, shape.mask.height) if shape.HasField("mask") else None
+    except ValueError as error:
+        raise errors.ServerError(f"The server sent a broken mask: {error}.", grpc.StatusCode.DATA_LOSS) from error
+    return {
+        "polygons": tuple(_polygon(polygon) for polygon in shape.polygons),
+        "box": _box(shape.box) if shape.HasField("box") else None,
+        "area": shape.area,
+        "mask": mask,
+        "tolerance": shape.tolerance,
+        "iou": shape.iou,
+    }
 
 
 def _polygon(message: pb.Polygon) -> Polygon:

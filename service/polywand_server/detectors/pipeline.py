@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from polywand_server.detectors.outlines import PolygonOptions
 from polywand_server.detectors.suppression import Candidates, above, suppress
 from polywand_server.errors import InvalidInputError
 from polywand_server.images import Picture
@@ -28,6 +29,7 @@ class DetectOptions:
     threshold: float | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     max_detections: int = DEFAULT_MAX_DETECTIONS
+    polygons: PolygonOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Detection:
 async def detect(
     inference: Inference, tool: Detector, picture: Picture, options: DetectOptions, watch: Stopwatch
 ) -> list[Detection]:
-    """Find objects on an image, by descending score.
+    """Find the boxes of objects on an image, by descending score.
 
     Raises:
         InvalidInputError (a mapped label that the model does not have), UnavailableError, DeadlineError,

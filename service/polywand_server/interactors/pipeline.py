@@ -40,16 +40,16 @@ async def segment(
         UnavailableError, DeadlineError, ModelFailedError
     """
     threshold = tool.spec.threshold
-    crops = Crops(tool.spec.crop, view.picture.width, view.picture.height, _fixed_size(tool.config))
+    crops = Crops(tool.spec.crop, view.picture.width, view.picture.height, fixed_size(tool.config))
 
     async def one_pass(region: Region, before: Estimate | None) -> Estimate:
-        inputs, outputs = _forms(tool.config, region, FLIPPED if tool.spec.flip else 1)
+        inputs, outputs = forms(tool.config, region, FLIPPED if tool.spec.flip else 1)
         async with inference.exchange(tool.name, tool.version, inputs, outputs) as exchange:
             with watch.stage("prepare"):
-                await inference.compute(lambda: _fill(exchange.inputs, view, prompt, region, before))
+                await inference.compute(lambda: fill(exchange.inputs, view, prompt, region, before))
             answer = await inference.run(exchange, watch)
             with watch.stage("geometry"):
-                return await inference.compute(lambda: _read(answer, region, tool.name))
+                return await inference.compute(lambda: read(answer, region, tool.name))
 
     result = await one_pass(crops.first(prompt, previous, threshold), previous)
     if previous is None and not is_superseded():
@@ -69,13 +69,14 @@ def reads_seed(config: ModelConfig) -> bool:
     return "PREV_MASK" in config.inputs
 
 
-def _fixed_size(config: ModelConfig) -> tuple[int, int] | None:
+def fixed_size(config: ModelConfig) -> tuple[int, int] | None:
+    """Height and width of the network's input; None when it takes any."""
     height, width = config.inputs["IMAGE"].dims[:2]
     return None if height < 0 or width < 0 else (height, width)
 
 
-def _forms(config: ModelConfig, region: Region, batch: int) -> tuple[dict[str, TensorForm], Forms]:
-    """What the tensors of one pass will be."""
+def forms(config: ModelConfig, region: Region, batch: int) -> tuple[dict[str, TensorForm], Forms]:
+    """What the tensors of one pass will be; region: one of its prompts'. batch: rows of all of them together."""
     height, width = region.size
     inputs = {
         "IMAGE": TensorForm("UINT8", (batch, height, width, 3)),
@@ -90,7 +91,8 @@ def _forms(config: ModelConfig, region: Region, batch: int) -> tuple[dict[str, T
     return inputs, outputs
 
 
-def _fill(tensors: Mapping[str, Array], view: View, prompt: Prompt, region: Region, previous: Estimate | None) -> None:
+def fill(tensors: Mapping[str, Array], view: View, prompt: Prompt, region: Region, previous: Estimate | None) -> None:
+    """Write one prompt's rows of the inputs: a single one, or two where crops are flipped."""
     view.crop_into(tensors["IMAGE"][0], region)
     tensors["POINTS"][0] = point_rows(prompt, region, tensors["POINTS"].shape[1])
     if "PREV_MASK" in tensors:
@@ -112,8 +114,8 @@ def _flip(tensors: Mapping[str, Array], region: Region) -> None:
         cv2.flip(tensors["PREV_MASK"][0, 0], 1, dst=tensors["PREV_MASK"][1, 0])
 
 
-def _read(answer: Mapping[str, Array], region: Region, model: str) -> Estimate:
-    """Copy what is to be kept out of the tensors, whose memory the next inference overwrites."""
+def read(answer: Mapping[str, Array], region: Region, model: str) -> Estimate:
+    """Copy what is to be kept out of one prompt's rows of the outputs, whose memory the next inference overwrites."""
     logits = answer["LOGITS"][:, 0]
     if logits.shape[1:] != region.size or np.isnan(logits).any():
         raise ModelFailedError(

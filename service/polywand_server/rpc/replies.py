@@ -7,9 +7,11 @@ import shapely
 
 from polywand.v1 import annotation_pb2 as pb
 from polywand_server.answers import Draining, ImageReady, Reply, Segmentation
+from polywand_server.detectors.outlines import Outlines
 from polywand_server.detectors.pipeline import Detection
 from polywand_server.errors import PolywandError
 from polywand_server.geometry.rings import vertices
+from polywand_server.geometry.shapes import Shape
 from polywand_server.images import Picture
 from polywand_server.interactors.pipeline import max_points, reads_seed
 from polywand_server.interactors.prompt import Missing
@@ -50,7 +52,7 @@ def write_reply(reply: Reply) -> pb.InteractResponse:
 
 
 def write_detections(
-    found: Sequence[Detection], picture: Picture, tool: Detector, watch: Stopwatch
+    found: Sequence[Detection], outlines: Outlines | None, picture: Picture, tool: Detector, watch: Stopwatch
 ) -> pb.DetectResponse:
     """Write the answer to one frame."""
     response = pb.DetectResponse(
@@ -61,6 +63,8 @@ def write_detections(
         response.detections.add(
             label=item.label, model_label=item.model_label, score=item.score, box=pb.Box(x0=x0, y0=y0, x1=x1, y1=y1)
         )
+    if outlines is not None:
+        _write_outlines(outlines, picture, response)
     response.timing.CopyFrom(write_timing(watch))
     return response
 
@@ -114,19 +118,29 @@ def write_model(tool: Tool) -> pb.Model:
 
 
 def _write_segmentation(segmentation: Segmentation, message: pb.Segmentation) -> None:
-    shape = segmentation.shape
     message.model, message.version = segmentation.model, segmentation.version
     message.threshold = segmentation.threshold
-    message.shape.area, message.shape.tolerance, message.shape.iou = shape.area, shape.tolerance, shape.iou
+    _write_shape(segmentation.shape, segmentation.width, segmentation.height, message.shape)
+
+
+def _write_outlines(outlines: Outlines, picture: Picture, response: pb.DetectResponse) -> None:
+    response.polygons.model, response.polygons.version = outlines.model, outlines.version
+    response.polygons.threshold = outlines.threshold
+    for shape, detection in zip(outlines.shapes, response.detections, strict=True):
+        _write_shape(shape, picture.width, picture.height, detection.shape)
+
+
+def _write_shape(shape: Shape, width: int, height: int, message: pb.Shape) -> None:
+    """width, height: of the image."""
+    message.area, message.tolerance, message.iou = shape.area, shape.tolerance, shape.iou
     if shape.rle is not None:
-        mask = pb.RleMask(width=segmentation.width, height=segmentation.height, counts=shape.rle)
-        message.shape.mask.CopyFrom(mask)
+        message.mask.CopyFrom(pb.RleMask(width=width, height=height, counts=shape.rle))
     if shape.polygons.is_empty:
         return
     x0, y0, x1, y1 = shape.polygons.bounds
-    message.shape.box.CopyFrom(pb.Box(x0=x0, y0=y0, x1=x1, y1=y1))
+    message.box.CopyFrom(pb.Box(x0=x0, y0=y0, x1=x1, y1=y1))
     for part in shape.polygons.geoms:
-        polygon = message.shape.polygons.add()
+        polygon = message.polygons.add()
         polygon.exterior.coordinates.extend(_coordinates(part.exterior))
         for hole in part.interiors:
             polygon.holes.add().coordinates.extend(_coordinates(hole))

@@ -6,6 +6,7 @@ from itertools import chain
 import numpy as np
 
 from polywand.v1 import annotation_pb2 as pb
+from polywand_server.detectors.outlines import PolygonOptions
 from polywand_server.detectors.pipeline import DEFAULT_MAX_DETECTIONS, DetectOptions
 from polywand_server.errors import InvalidInputError
 from polywand_server.geometry.shapes import OutputOptions
@@ -59,7 +60,7 @@ def read_prompt(prompt: pb.Prompt) -> Prompt:
         points=tuple(_point(point, f"prompt.points[{number}]") for number, point in enumerate(prompt.points)),
         box=_box(prompt.box, "prompt.box") if prompt.HasField("box") else None,
         seed=_seed(prompt.seed) if prompt.HasField("seed") else None,
-        output=_output(prompt.output),
+        output=_output(prompt.output, "prompt.output"),
     )
 
 
@@ -79,6 +80,18 @@ def read_detect(request: pb.DetectRequest) -> DetectOptions:
         threshold=threshold,
         labels=dict(request.labels),
         max_detections=limit,
+        polygons=_polygons(request.polygons) if request.HasField("polygons") else None,
+    )
+
+
+def _polygons(polygons: pb.PolygonOptions) -> PolygonOptions:
+    version = _version(polygons.version, "polygons.version")
+    if version and not polygons.model:
+        raise InvalidInputError("polygons.version", f"{version} of which model? Only a named one can have a version")
+    return PolygonOptions(
+        model=_model(polygons.model, "polygons.model") if polygons.model else None,
+        version=version,
+        output=_output(polygons.output, "polygons.output"),
     )
 
 
@@ -145,14 +158,14 @@ def _polygon_seed(polygons: pb.PolygonSet) -> PolygonSeed:
     return PolygonSeed(arrays)
 
 
-def _output(output: pb.OutputOptions) -> OutputOptions:
+def _output(output: pb.OutputOptions, field: str) -> OutputOptions:
     threshold = output.threshold if output.HasField("threshold") else None
     if threshold is not None and not 0 < threshold < 1:
-        raise InvalidInputError("prompt.output.threshold", f"{threshold:g} is not above 0 and below 1")
+        raise InvalidInputError(f"{field}.threshold", f"{threshold:g} is not above 0 and below 1")
     tolerance = output.tolerance if output.HasField("tolerance") else None
     if tolerance is not None and not 0 <= tolerance <= MAX_TOLERANCE:
-        raise InvalidInputError("prompt.output.tolerance", f"{tolerance:g} is not from 0 to {MAX_TOLERANCE} pixels")
+        raise InvalidInputError(f"{field}.tolerance", f"{tolerance:g} is not from 0 to {MAX_TOLERANCE} pixels")
     points = output.max_points if output.HasField("max_points") else None
     if points is not None and not 3 <= points <= MAX_MAX_POINTS:
-        raise InvalidInputError("prompt.output.max_points", f"{points} is not from 3 to {MAX_MAX_POINTS}")
+        raise InvalidInputError(f"{field}.max_points", f"{points} is not from 3 to {MAX_MAX_POINTS}")
     return OutputOptions(threshold, tolerance, points, output.include_mask)

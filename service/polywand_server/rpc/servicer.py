@@ -11,9 +11,11 @@ from google.protobuf.message import DecodeError
 from polywand.v1 import annotation_pb2 as pb
 from polywand.v1 import annotation_pb2_grpc as pb_grpc
 from polywand_server import metrics
+from polywand_server.detectors.outlines import find_outliner, outline
 from polywand_server.detectors.pipeline import detect
 from polywand_server.errors import InvalidInputError, PolywandError, or_error
 from polywand_server.inference import Inference
+from polywand_server.interactors.prompt import Box
 from polywand_server.rpc.replies import DRAINING_TEXT, write_detections, write_model, write_reply
 from polywand_server.rpc.requests import read_detect, read_image, read_prompt
 from polywand_server.rpc.status import code_of, to_status
@@ -148,14 +150,17 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
             options = read_detect(request)
             tool = self._place.registry.detector(options.model, options.version)
             model = tool.name
+            outliner = find_outliner(self._place.registry, options.polygons) if options.polygons else None
             source = read_image(request.image, "image")
             async with self._frame_places:
                 watch.waited()
                 await self._frames.turn(watch)
                 picture = await self._place.decoder.decode(source, watch)
                 found = await detect(self._frames, tool, picture, options, watch)
+                boxes = [Box(*item.box) for item in found]
+                outlines = await outline(self._frames, outliner, picture, boxes, watch) if outliner else None
             outcome = "ok"
-            return write_detections(found, picture, tool, watch)
+            return write_detections(found, outlines, picture, tool, watch)
         finally:
             metrics.FRAMES.labels(model, outcome).inc()
             metrics.observe_stages(watch, model)

@@ -1119,6 +1119,7 @@ class DetectRequest(_message.Message):
     THRESHOLD_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     MAX_DETECTIONS_FIELD_NUMBER: _builtins.int
+    POLYGONS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """A tool of kind DETECTOR. Required."""
     version: _builtins.int
@@ -1137,6 +1138,10 @@ class DetectRequest(_message.Message):
         that is no label of the model is an error. Empty: all labels under their own names.
         """
 
+    @_builtins.property
+    def polygons(self) -> Global___PolygonOptions:
+        """Outline every detection too: its box is the prompt of an interactor. Absent: boxes only."""
+
     def __init__(
         self,
         *,
@@ -1146,10 +1151,11 @@ class DetectRequest(_message.Message):
         threshold: _builtins.float | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         max_detections: _builtins.int | None = ...,
+        polygons: Global___PolygonOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_detections", b"_max_detections", "_threshold", b"_threshold", "image", b"image", "max_detections", b"max_detections", "threshold", b"threshold"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_detections", b"_max_detections", "_threshold", b"_threshold", "image", b"image", "max_detections", b"max_detections", "polygons", b"polygons", "threshold", b"threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_detections", b"_max_detections", "_threshold", b"_threshold", "image", b"image", "labels", b"labels", "max_detections", b"max_detections", "model", b"model", "threshold", b"threshold", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_detections", b"_max_detections", "_threshold", b"_threshold", "image", b"image", "labels", b"labels", "max_detections", b"max_detections", "model", b"model", "polygons", b"polygons", "threshold", b"threshold", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_detections: _TypeAlias = _typing.Literal["max_detections"]  # noqa: Y015
     _WhichOneofArgType__max_detections: _TypeAlias = _typing.Literal["_max_detections", b"_max_detections"]  # noqa: Y015
@@ -1163,6 +1169,40 @@ class DetectRequest(_message.Message):
 Global___DetectRequest: _TypeAlias = DetectRequest  # noqa: Y015
 
 @_typing.final
+class PolygonOptions(_message.Message):
+    """How detections are to be outlined."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """A tool of kind INTERACTOR for which a box is enough of a prompt. Empty: the server's choice, which is the first of
+    `wand_box` and `wand_click` that is ready and starts from a box.
+    """
+    version: _builtins.int
+    """0: the highest ready version. Only with a model."""
+    @_builtins.property
+    def output(self) -> Global___OutputOptions:
+        """Applies to every outline by itself. Absent: all defaults."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        output: Global___OutputOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "output", b"output", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolygonOptions: _TypeAlias = PolygonOptions  # noqa: Y015
+
+@_typing.final
 class DetectResponse(_message.Message):
     """What was found."""
 
@@ -1173,6 +1213,7 @@ class DetectResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
+    POLYGONS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The tool that found them."""
     version: _builtins.int
@@ -1187,7 +1228,11 @@ class DetectResponse(_message.Message):
 
     @_builtins.property
     def timing(self) -> Global___Timing:
-        """Where the time went."""
+        """Where the time went; of all networks together."""
+
+    @_builtins.property
+    def polygons(self) -> Global___PolygonSource:
+        """What made the outlines; absent when none were asked for."""
 
     def __init__(
         self,
@@ -1197,14 +1242,45 @@ class DetectResponse(_message.Message):
         model: _builtins.str = ...,
         version: _builtins.int = ...,
         timing: Global___Timing | None = ...,
+        polygons: Global___PolygonSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "timing", b"timing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "polygons", b"polygons", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detections", b"detections", "image", b"image", "model", b"model", "timing", b"timing", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detections", b"detections", "image", b"image", "model", b"model", "polygons", b"polygons", "timing", b"timing", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DetectResponse: _TypeAlias = DetectResponse  # noqa: Y015
+
+@_typing.final
+class PolygonSource(_message.Message):
+    """What made the outlines of an image's detections."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The interactor."""
+    version: _builtins.int
+    """Its version."""
+    threshold: _builtins.float
+    """The threshold that was applied."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        threshold: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "threshold", b"threshold", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolygonSource: _TypeAlias = PolygonSource  # noqa: Y015
 
 @_typing.final
 class Detection(_message.Message):
@@ -1216,6 +1292,7 @@ class Detection(_message.Message):
     MODEL_LABEL_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
     BOX_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
     label: _builtins.str
     """The task's label: the model's after mapping."""
     model_label: _builtins.str
@@ -1224,7 +1301,13 @@ class Detection(_message.Message):
     """0 to 1."""
     @_builtins.property
     def box(self) -> Global___Box:
-        """Where it is, inside the image."""
+        """Where it is, inside the image. This is the detector's box, with or without an outline."""
+
+    @_builtins.property
+    def shape(self) -> Global___Shape:
+        """Its outline; present when the request asked for polygons. It may reach beyond the box, and has no polygons when the
+        interactor found nothing above its threshold.
+        """
 
     def __init__(
         self,
@@ -1233,10 +1316,11 @@ class Detection(_message.Message):
         model_label: _builtins.str = ...,
         score: _builtins.float = ...,
         box: Global___Box | None = ...,
+        shape: Global___Shape | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "label", b"label", "model_label", b"model_label", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "label", b"label", "model_label", b"model_label", "score", b"score", "shape", b"shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

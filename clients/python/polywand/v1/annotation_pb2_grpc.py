@@ -77,14 +77,14 @@ class AnnotationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Detect(self, request, context):
-        """Labelled boxes on one image.
+        """Labelled boxes on one image, and their outlines if asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DetectStream(self, request_iterator, context):
-        """Labelled boxes on many images. Replies come in the order of the frames; a bad frame gets an error of its own.
+        """The same on many images. Replies come in the order of the frames; a bad frame gets an error of its own.
         At most a few frames are in work at a time (a server setting); beyond that the stream is read no faster than
         frames are answered, so a sender feels ordinary gRPC flow control.
         """

@@ -66,9 +66,9 @@ class AnnotationServiceStub:
     Nothing outlives the stream. Several objects may be worked on at the same time; they do not wait for each other.
     """
     Detect: _grpc.UnaryUnaryMultiCallable[_annotation_pb2.DetectRequest, _annotation_pb2.DetectResponse]
-    """Labelled boxes on one image."""
+    """Labelled boxes on one image, and their outlines if asked for."""
     DetectStream: _grpc.StreamStreamMultiCallable[_annotation_pb2.DetectStreamRequest, _annotation_pb2.DetectStreamResponse]
-    """Labelled boxes on many images. Replies come in the order of the frames; a bad frame gets an error of its own.
+    """The same on many images. Replies come in the order of the frames; a bad frame gets an error of its own.
     At most a few frames are in work at a time (a server setting); beyond that the stream is read no faster than
     frames are answered, so a sender feels ordinary gRPC flow control.
     """
@@ -85,9 +85,9 @@ class AnnotationServiceAsyncStub(AnnotationServiceStub):
     Nothing outlives the stream. Several objects may be worked on at the same time; they do not wait for each other.
     """
     Detect: _aio.UnaryUnaryMultiCallable[_annotation_pb2.DetectRequest, _annotation_pb2.DetectResponse]  # type: ignore[assignment]
-    """Labelled boxes on one image."""
+    """Labelled boxes on one image, and their outlines if asked for."""
     DetectStream: _aio.StreamStreamMultiCallable[_annotation_pb2.DetectStreamRequest, _annotation_pb2.DetectStreamResponse]  # type: ignore[assignment]
-    """Labelled boxes on many images. Replies come in the order of the frames; a bad frame gets an error of its own.
+    """The same on many images. Replies come in the order of the frames; a bad frame gets an error of its own.
     At most a few frames are in work at a time (a server setting); beyond that the stream is read no faster than
     frames are answered, so a sender feels ordinary gRPC flow control.
     """
@@ -119,7 +119,7 @@ class AnnotationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _annotation_pb2.DetectRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_annotation_pb2.DetectResponse, _abc.Awaitable[_annotation_pb2.DetectResponse]]:
-        """Labelled boxes on one image."""
+        """Labelled boxes on one image, and their outlines if asked for."""
 
     @_abc_1.abstractmethod
     def DetectStream(
@@ -127,7 +127,7 @@ class AnnotationServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_annotation_pb2.DetectStreamRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_annotation_pb2.DetectStreamResponse], _abc.AsyncIterator[_annotation_pb2.DetectStreamResponse]]:
-        """Labelled boxes on many images. Replies come in the order of the frames; a bad frame gets an error of its own.
+        """The same on many images. Replies come in the order of the frames; a bad frame gets an error of its own.
         At most a few frames are in work at a time (a server setting); beyond that the stream is read no faster than
         frames are answered, so a sender feels ordinary gRPC flow control.
         """

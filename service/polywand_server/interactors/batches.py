@@ -1,0 +1,122 @@
+"""Many objects of one image, each prompted by a box alone, in as few inferences as they fit into."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from polywand_server.errors import ModelFailedError
+from polywand_server.images import Picture
+from polywand_server.inference import Inference
+from polywand_server.interactors.crops import Crops
+from polywand_server.interactors.estimate import Estimate
+from polywand_server.interactors.pipeline import fill, fixed_size, forms, read
+from polywand_server.interactors.prompt import Box, Prompt
+from polywand_server.interactors.view import View
+from polywand_server.regions import Region
+from polywand_server.registry import Interactor
+from polywand_server.specs import FLIPPED
+from polywand_server.timing import Stopwatch
+
+T = TypeVar("T")
+
+# No inference is given more pixels than this, whatever batches the model takes: some 20 MB of tensors.
+MAX_BATCH_PIXELS = 2**21
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One box: its place among all, its prompt, and the crop that the network is to see."""
+
+    number: int
+    prompt: Prompt
+    region: Region
+
+
+async def segment_boxes(
+    inference: Inference,
+    tool: Interactor,
+    picture: Picture,
+    boxes: Sequence[Box],
+    watch: Stopwatch,
+    finish: Callable[[Estimate], T],
+) -> list[T]:
+    """Run an interactor on boxes of one image; returns what each estimate was made into, in their order.
+
+    boxes: inside the image; enough of a prompt for this interactor, so that one pass does for each.
+    finish: makes of an estimate what is kept of it. It runs in a thread, a batch at a time, so that an image of a
+        thousand boxes never holds more than a batch of probability maps.
+
+    Raises:
+        UnavailableError, DeadlineError, ModelFailedError
+    """
+    if not boxes:
+        return []
+    view = View(picture)
+    finished: dict[int, T] = {}
+    with watch.stage("prepare"):
+        items = await inference.compute(lambda: _look(tool, picture, boxes))
+    for batch in _batches(items, tool):
+        answers = await _segment_batch(inference, tool, view, batch, watch, finish)
+        finished.update(zip((item.number for item in batch), answers, strict=True))
+    return [finished[number] for number in range(len(boxes))]
+
+
+async def _segment_batch(
+    inference: Inference,
+    tool: Interactor,
+    view: View,
+    batch: Sequence[_Item],
+    watch: Stopwatch,
+    finish: Callable[[Estimate], T],
+) -> list[T]:
+    copies = _copies(tool)
+    total = copies * len(batch)
+    places = [slice(start, start + copies) for start in range(0, total, copies)]
+    inputs, outputs = forms(tool.config, batch[0].region, total)
+    async with inference.exchange(tool.name, tool.version, inputs, outputs) as exchange:
+
+        def fill_all() -> None:
+            for item, rows in zip(batch, places, strict=True):
+                tensors = {name: tensor[rows] for name, tensor in exchange.inputs.items()}
+                fill(tensors, view, item.prompt, item.region, None)
+
+        def finish_all() -> list[T]:
+            parts = [{name: tensor[rows] for name, tensor in answer.items()} for rows in places]
+            return [finish(read(part, item.region, tool.name)) for item, part in zip(batch, parts, strict=True)]
+
+        await inference.turn(watch)
+        with watch.stage("prepare"):
+            await inference.compute(fill_all)
+        await inference.turn(watch)
+        answer = await inference.run(exchange, watch)
+        for name, tensor in answer.items():
+            if len(tensor) != total:
+                raise ModelFailedError(f"model '{tool.name}' answered {name} of {len(tensor)} objects for {total}")
+        await inference.turn(watch)
+        with watch.stage("geometry"):
+            return await inference.compute(finish_all)
+
+
+def _look(tool: Interactor, picture: Picture, boxes: Sequence[Box]) -> list[_Item]:
+    crops = Crops(tool.spec.crop, picture.width, picture.height, fixed_size(tool.config))
+    prompts = [Prompt(tool.name, tool.version, "", box=box) for box in boxes]
+    return [
+        _Item(number, prompt, crops.first(prompt, None, tool.spec.threshold)) for number, prompt in enumerate(prompts)
+    ]
+
+
+def _batches(items: Sequence[_Item], tool: Interactor) -> Iterator[list[_Item]]:
+    """Put together what the network takes together: inputs of the same size, as many as fit into its batch."""
+    by_size: defaultdict[tuple[int, int], list[_Item]] = defaultdict(list)
+    for item in items:
+        by_size[item.region.size].append(item)
+    for (height, width), alike in by_size.items():
+        rows = min(tool.config.max_batch_size, MAX_BATCH_PIXELS // (height * width))
+        length = max(1, rows // _copies(tool))
+        yield from (alike[start : start + length] for start in range(0, len(alike), length))
+
+
+def _copies(tool: Interactor) -> int:
+    """Rows of a batch that one prompt takes."""
+    return FLIPPED if tool.spec.flip else 1

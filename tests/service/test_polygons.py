@@ -1,0 +1,352 @@
+"""What Detect and DetectStream promise when polygons are asked for."""
+
+import queue
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from pycocotools import mask as coco
+
+from polywand.v1 import annotation_pb2 as pb
+from polywand.v1 import annotation_pb2_grpc
+from polywand_server.precedence import PATIENCE_SECONDS
+from tests.interactors import PREAMBLE, SLOW, add_interactor
+from tests.running import REPOSITORY, Service, running_service, wait_for
+from tests.streams import POSITIVE, InteractStream, prompt, raw_image
+
+# Enough for more than one batch of every interactor here.
+MANY = {"threshold": 0.05}
+MARGIN = '{"policy": "margin", "fraction": 0.3, "longest_side": 128}'
+BATCH = 4
+
+# LOGITS: the upper half of the box, on every row by itself. A file tells how many rows each request had, of which size.
+UPPER_HALF = (
+    PREAMBLE
+    + """
+    def answer(self, request):
+        image, points = self.tensor(request, "IMAGE"), self.tensor(request, "POINTS")
+        with open("JOURNAL", "a") as journal:
+            journal.write("%d %d %d\\n" % image.shape[:3])
+        rows, columns = np.mgrid[: image.shape[1], : image.shape[2]]
+        logits = []
+        for row in points:
+            corners = row[(row[:, 2] == 2) | (row[:, 2] == 3), :2]
+            (x0, y0), (x1, y1) = corners.min(axis=0), corners.max(axis=0)
+            inside = np.minimum(np.minimum(columns - x0, x1 - columns), np.minimum(rows - y0, (y0 + y1) / 2 - rows))
+            logits.append(inside)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("LOGITS", np.stack(logits)[:, None].astype(np.float32))])
+"""
+)
+
+# LOGITS: nothing anywhere.
+NOTHING = (
+    PREAMBLE
+    + """
+    def answer(self, request):
+        image = self.tensor(request, "IMAGE")
+        logits = np.full((len(image), 1, *image.shape[1:3]), -9, np.float32)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("LOGITS", logits)])
+"""
+)
+
+# LOGITS: of one object, however many were asked for.
+SHORT = NOTHING.replace("(len(image), 1,", "(1, 1,")
+
+# Its process dies.
+MORTAL = (
+    PREAMBLE
+    + """
+    def answer(self, request):
+        import os, signal
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped detector, and interactors that tell what the service sent them."""
+    root = tmp_path_factory.mktemp("polygons") / "models"
+    shutil.copytree(REPOSITORY / "nanodet", root / "nanodet")
+    add_upper_half(root, "upper_half")
+    add_upper_half(root, "upper_half_flipped", flip="true")
+    add_upper_half(root, "upper_half_of_any_size", size=-1)
+    add_upper_half(root, "wand_click")
+    add_interactor(root, "nothing", NOTHING)
+    add_interactor(root, "short", SHORT)
+    add_interactor(root, "mortal", MORTAL)
+    add_interactor(root, "slow", SLOW, batch=1)
+    add_interactor(root, "no_box", NOTHING, prompt='{"box": "none"}')
+    add_interactor(root, "box_and_point", NOTHING, prompt='{"box": "required", "min_positive_points": 1}')
+    add_interactor(root, "doomed", "import nothing_of_that_name")
+    return root
+
+
+def add_upper_half(root: Path, name: str, **options) -> None:
+    code = UPPER_HALF.replace("JOURNAL", str(journal(root, name)))
+    add_interactor(root, name, code, **{"crop": MARGIN, "batch": BATCH} | options)
+
+
+def journal(root: Path, name: str) -> Path:
+    return root.parent / f"{name}-journal"
+
+
+@pytest.fixture(scope="module")
+def own(repository: Path) -> Iterator[Service]:
+    """A service on that repository."""
+    with running_service(repository.parent / "log", f"--model-repository={repository}") as started:
+        started.wait_ready("nanodet", "upper_half", "upper_half_flipped", "upper_half_of_any_size", "wand_click")
+        started.wait_ready("nothing", "short", "mortal", "slow", "no_box", "box_and_point")
+        wait_for(lambda: "model doomed is not ready" in started.log.read_text(), 30, started)
+        yield started
+
+
+@pytest.fixture(scope="module")
+def own_stub(own: Service) -> Iterator[annotation_pb2_grpc.AnnotationServiceStub]:
+    with grpc.insecure_channel(own.target) as channel:
+        yield annotation_pb2_grpc.AnnotationServiceStub(channel)
+
+
+def request(pixels, polygons: dict | None, **options) -> pb.DetectRequest:
+    wanted = None if polygons is None else pb.PolygonOptions(**polygons)
+    return pb.DetectRequest(model="nanodet", image=raw_image(pixels), polygons=wanted, **options)
+
+
+def detect(stub, pixels, polygons: dict | None, **options) -> pb.DetectResponse:
+    return stub.Detect(request(pixels, polygons, **options))
+
+
+def corners(box: pb.Box) -> tuple[float, ...]:
+    return box.x0, box.y0, box.x1, box.y1
+
+
+def decoded(mask: pb.RleMask) -> np.ndarray:
+    return coco.decode({"size": [mask.height, mask.width], "counts": mask.counts}).astype(bool)
+
+
+def vertices(shape: pb.Shape) -> int:
+    return sum(len(ring.coordinates) // 2 for part in shape.polygons for ring in (part.exterior, *part.holes))
+
+
+# On the shipped models
+
+
+@pytest.mark.parametrize("model", ["wand_click", "grabcut"])
+def test_every_detection_gets_the_outline_that_a_prompt_with_its_box_gets(stub, astronaut, model):
+    asked = {"model": model, "output": pb.OutputOptions(include_mask=True, threshold=0.6)}
+    response = detect(stub, astronaut, asked, threshold=0.1)
+    assert (response.polygons.model, response.polygons.version) == (model, 1)
+    assert response.polygons.threshold == pytest.approx(0.6)
+    assert len(response.detections) > 2
+    with InteractStream(stub) as stream:
+        stream.ask(raw_image(astronaut))
+        for number, found in enumerate(response.detections):
+            output = {"include_mask": True, "threshold": 0.6}
+            answer = stream.ask(prompt(model, box=corners(found.box), object_id=str(number), **output))
+            alone = answer.segmentation.shape
+            ours, theirs = decoded(found.shape.mask), decoded(alone.mask)
+            assert (ours & theirs).sum() >= 0.97 * (ours | theirs).sum()
+            assert found.shape.tolerance == alone.tolerance
+
+
+def test_the_person_is_outlined_and_not_just_boxed(stub, astronaut):
+    best = detect(stub, astronaut, {}).detections[0]
+    box = (best.box.x1 - best.box.x0) * (best.box.y1 - best.box.y0)
+    assert best.label == "person"
+    assert 0.3 * box < best.shape.area < 0.9 * box
+    assert vertices(best.shape) > 20
+
+
+def test_boxes_and_scores_are_those_of_a_request_without_polygons(stub, astronaut):
+    plain = detect(stub, astronaut, None, **MANY)
+    assert not plain.HasField("polygons")
+    assert not any(found.HasField("shape") for found in plain.detections)
+    outlined = detect(stub, astronaut, {}, **MANY)
+    assert outlined.HasField("polygons")
+    assert all(found.HasField("shape") for found in outlined.detections)
+    for found in outlined.detections:
+        found.ClearField("shape")
+    assert list(outlined.detections) == list(plain.detections)
+
+
+def test_output_options_apply_to_each_outline(stub, astronaut):
+    asked = {"model": "wand_click", "output": pb.OutputOptions(max_points=12)}
+    coarse = detect(stub, astronaut, asked, threshold=0.1).detections
+    assert all(3 <= vertices(found.shape) <= 12 for found in coarse if found.shape.polygons)
+    assert not any(found.shape.HasField("mask") for found in coarse)
+    asked["output"] = pb.OutputOptions(tolerance=0, include_mask=True)
+    exact = detect(stub, astronaut, asked, threshold=0.1).detections
+    assert len(exact) == len(coarse) > 2
+    assert vertices(exact[0].shape) > 100
+    for found in exact:
+        assert (found.shape.mask.width, found.shape.mask.height) == (512, 512)
+        assert decoded(found.shape.mask).sum() == pytest.approx(found.shape.area, rel=0.05, abs=30)
+
+
+def test_an_image_without_objects_has_no_outlines_and_asks_no_interactor(stub):
+    response = detect(stub, np.full((300, 400, 3), 127, np.uint8), {})
+    assert not response.detections
+    assert response.polygons.model
+    assert response.timing.inferences == 1
+
+
+# What the interactors are sent
+
+
+@pytest.mark.parametrize(("model", "rows"), [("upper_half", 1), ("upper_half_flipped", 2)])
+def test_the_boxes_of_a_frame_go_in_batches_of_the_models_size(own_stub, repository, astronaut, model, rows):
+    written = journal(repository, model)
+    written.unlink(missing_ok=True)
+    response = detect(own_stub, astronaut, {"model": model}, **MANY)
+    count = rows * len(response.detections)
+    assert count > BATCH
+    sizes = [int(line.split()[0]) for line in written.read_text().splitlines()]
+    assert sizes == [BATCH] * (count // BATCH) + [count % BATCH] * (count % BATCH > 0)
+    assert response.timing.inferences == 1 + len(sizes)
+    check_upper_halves(response)
+
+
+def test_crops_of_different_sizes_share_no_batch(own_stub, repository, astronaut):
+    written = journal(repository, "upper_half_of_any_size")
+    response = detect(own_stub, astronaut, {"model": "upper_half_of_any_size"}, **MANY)
+    lines = [tuple(map(int, line.split())) for line in written.read_text().splitlines()]
+    assert sum(rows for rows, _, _ in lines) == len(response.detections)
+    assert len({(height, width) for _, height, width in lines}) > 1
+    check_upper_halves(response)
+
+
+def check_upper_halves(response: pb.DetectResponse) -> None:
+    """Every outline is the upper half of its own box, as exactly as the crop shows it."""
+    large = [found for found in response.detections if min(box_sides(found.box)) > 20]
+    assert len(large) > 3
+    for found in large:
+        x0, y0, x1, y1 = corners(found.box)
+        pixel = max(box_sides(found.box)) * 1.6 / 128
+        assert corners(found.shape.box) == pytest.approx((x0, y0, x1, (y0 + y1) / 2), abs=1 + pixel)
+
+
+def box_sides(box: pb.Box) -> tuple[float, float]:
+    return box.x1 - box.x0, box.y1 - box.y0
+
+
+def test_a_detection_in_which_nothing_is_found_keeps_its_box(own_stub, astronaut):
+    found = detect(own_stub, astronaut, {"model": "nothing"}).detections[0]
+    assert found.label == "person"
+    assert found.box.x1 > found.box.x0
+    assert found.HasField("shape")
+    assert not found.shape.polygons
+    assert not found.shape.HasField("box")
+    assert found.shape.area == 0
+
+
+# Which interactor
+
+
+def test_the_servers_choice_is_wand_box_where_it_is_ready_and_else_wand_click(own, own_stub, repository, astronaut):
+    def choice() -> str:
+        return detect(own_stub, astronaut, {}, max_detections=1).polygons.model
+
+    assert choice() == "wand_click"
+    box_tool = repository / "wand_box"
+    try:
+        add_upper_half(repository, "wand_box", prompt='{"box": "required", "min_positive_points": 0}')
+        own.wait_ready("wand_box")
+        assert choice() == "wand_box"
+    finally:
+        shutil.rmtree(box_tool)
+    wait_for(lambda: "model wand_box was unloaded" in own.log.read_text(), 30, own)
+    assert choice() == "wand_click"
+
+
+@pytest.mark.parametrize(
+    ("polygons", "code", "field", "words"),
+    [
+        ({"model": "no_such"}, "NOT_FOUND", "polygons.model", "there is no model 'no_such'"),
+        ({"model": "nanodet"}, "FAILED_PRECONDITION", "polygons.model", "'nanodet' is a detector"),
+        ({"model": "no_box"}, "INVALID_ARGUMENT", "polygons.model", "'no_box' reads no box"),
+        ({"model": "box_and_point"}, "INVALID_ARGUMENT", "polygons.model", "more than a box: one more positive point"),
+        ({"model": "x" * 300}, "INVALID_ARGUMENT", "polygons.model", "256 bytes"),
+        ({"model": "nothing", "version": 9}, "NOT_FOUND", "polygons.version", "has no version 9"),
+        ({"version": 1}, "INVALID_ARGUMENT", "polygons.version", "of which model"),
+        ({"model": "nothing", "version": -1}, "INVALID_ARGUMENT", "polygons.version", "-1"),
+        ({"output": pb.OutputOptions(tolerance=-1)}, "INVALID_ARGUMENT", "polygons.output.tolerance", "1000 pixels"),
+        ({"output": pb.OutputOptions(max_points=2)}, "INVALID_ARGUMENT", "polygons.output.max_points", "from 3"),
+        ({"output": pb.OutputOptions(threshold=1)}, "INVALID_ARGUMENT", "polygons.output.threshold", "below 1"),
+    ],
+)
+def test_what_cannot_outline_is_told_by_the_field(own_stub, astronaut, polygons, code, field, words):
+    with pytest.raises(grpc.RpcError) as caught:
+        detect(own_stub, astronaut, polygons)
+    assert caught.value.code() is grpc.StatusCode[code]
+    status = rpc_status.from_call(caught.value)
+    details = error_details_pb2.BadRequest()
+    assert status.details[0].Unpack(details)
+    assert details.field_violations[0].field == field
+    assert words in details.field_violations[0].description
+
+
+def test_one_that_is_not_ready_is_told_by_the_field_and_may_be_asked_again(own_stub, astronaut):
+    with pytest.raises(grpc.RpcError) as caught:
+        detect(own_stub, astronaut, {"model": "doomed"})
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert caught.value.details().startswith("polygons.model: model 'doomed' is not ready: ")
+    status = rpc_status.from_call(caught.value)
+    assert status.details[0].Is(error_details_pb2.RetryInfo.DESCRIPTOR)
+
+
+# What goes wrong on the way
+
+
+def test_an_interactor_that_fails_or_dies_is_an_error_of_that_frame_only(own_stub, astronaut):
+    replies: queue.Queue[None] = queue.Queue()
+    wanted = [{"model": "upper_half"}, {"model": "short"}, {"model": "mortal"}, None, {"model": "upper_half"}]
+
+    def frames() -> Iterator[pb.DetectStreamRequest]:
+        for number, polygons in enumerate(wanted):  # one after another, so that no other is in work when one fails
+            yield pb.DetectStreamRequest(frame_id=number, request=request(astronaut, polygons, **MANY))
+            replies.get(timeout=60)
+
+    answers = []
+    for answer in own_stub.DetectStream(frames()):
+        answers.append(answer)
+        replies.put(None)
+    assert [answer.frame_id for answer in answers] == [0, 1, 2, 3, 4]
+    assert [answer.WhichOneof("result") for answer in answers] == ["response", "error", "error", "response", "response"]
+    assert answers[1].error.code == grpc.StatusCode.INTERNAL.value[0]
+    assert "model 'short' answered LOGITS of 1 objects for 2" in answers[1].error.message
+    assert answers[2].error.code == grpc.StatusCode.UNAVAILABLE.value[0]
+    assert answers[4].response.detections[0].shape.polygons
+
+
+@pytest.fixture
+def slow_notes(repository: Path) -> tuple[Path, Path]:
+    """The files that tell that a request to `slow` has begun, and that it was cancelled; none is there yet."""
+    begun, cancelled = (repository / "slow" / word for word in ("begun", "cancelled"))
+    begun.unlink(missing_ok=True)
+    cancelled.unlink(missing_ok=True)
+    return begun, cancelled
+
+
+def test_a_client_that_goes_away_takes_its_outlines_with_it(own_stub, slow_notes, astronaut):
+    begun, cancelled = slow_notes
+    call = own_stub.Detect.future(request(astronaut, {"model": "slow"}, **MANY))
+    wait_for(begun.exists, 30)
+    call.cancel()
+    wait_for(cancelled.exists, 10)
+
+
+def test_clicks_go_before_outlines(own_stub, slow_notes, astronaut):
+    """While a prompt is in work, every stage of an outline waits for as long as can be asked."""
+    with InteractStream(own_stub) as stream:
+        stream.ask(raw_image(astronaut))
+        stream.send(prompt("slow", (100, 100, POSITIVE)))
+        wait_for(slow_notes[0].exists, 30)
+        boxes = detect(own_stub, astronaut, None, max_detections=1).timing
+        outlined = detect(own_stub, astronaut, {"model": "upper_half"}, max_detections=1).timing
+    stages = 3  # preparing, asking, drawing
+    assert outlined.wait_us - boxes.wait_us > 0.8 * stages * PATIENCE_SECONDS * 1e6

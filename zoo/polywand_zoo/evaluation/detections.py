@@ -1,0 +1,168 @@
+"""Detections on photos whose objects are known: how many are found, and how well an interactor outlines these."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import polywand
+from polywand import Box, Detection
+from polywand_zoo.evaluation.objects import DataError, DataSet, Subject, Truth, load
+from polywand_zoo.evaluation.simulation import iou, tight_box
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked of the service; threshold: of the detector, None is its own.
+
+    same_from: from this IoU of their boxes on, a detection and an object of its label are the same.
+    """
+
+    detector: str
+    interactor: str
+    threshold: float | None = None
+    same_from: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A detection and its object. IoU: of both boxes; of the detected box, filled, and of the outline with the mask."""
+
+    photo: str
+    name: str
+    label: str
+    score: float
+    box_iou: float
+    filled_box_iou: float
+    outline_iou: float
+
+
+@dataclass(slots=True)
+class Found:
+    """What came out for one interactor; objects: those whose label the detector knows. seconds: of each photo."""
+
+    asked: Asked
+    objects: int = 0
+    detections: int = 0
+    matches: list[Match] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    flaws: list[DataError] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Known:
+    """An object of a photo."""
+
+    subject: Subject
+    truth: Truth
+    box: Box
+
+
+def measure(client: polywand.Client, data: DataSet, asked: Asked, advance: Callable[[], None] = lambda: None) -> Found:
+    """Detect and outline on every photo of a data set; advance: called after each photo.
+
+    Raises:
+        polywand.PolywandError: the service is away, or has no such tools.
+    """
+    labels = next((model.labels for model in client.models() if model.name == asked.detector), ())
+    found = Found(asked)
+    for photo, subjects in _by_photo(data):
+        known, flaws = _known([subject for subject in subjects if subject.group in labels])
+        found.flaws += flaws
+        if known:
+            answer = client.detect(
+                photo, model=asked.detector, threshold=asked.threshold, polygons=asked.interactor, tolerance=0
+            )
+            found.objects += len(known)
+            found.detections += len(answer)
+            found.matches += _matches(photo, answer, known, asked.same_from)
+            found.seconds.append(answer.timing.total_us / 1e6)
+        advance()
+    return found
+
+
+def match(detections: Sequence[Detection], labels: Sequence[str], boxes: Sequence[Box], same_from: float) -> list[int]:
+    """Give each detection, best first, the object of its label whose box is most alike, and is nobody's yet; -1: none.
+
+    labels, boxes: of the objects.
+    """
+    taken: list[int] = []
+    for detection in detections:
+        alike = [
+            (overlap(detection.box, box), number)
+            for number, (label, box) in enumerate(zip(labels, boxes, strict=True))
+            if label == detection.model_label and number not in taken
+        ]
+        best, number = max(alike, default=(0.0, -1))
+        taken.append(number if best >= same_from else -1)
+    return taken
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Intersection over union of two boxes."""
+    width = min(one.x1, other.x1) - max(one.x0, other.x0)
+    height = min(one.y1, other.y1) - max(one.y0, other.y0)
+    shared = max(0.0, width) * max(0.0, height)
+    return shared / (_area(one) + _area(other) - shared)
+
+
+def photos(data: DataSet) -> int:
+    """How many photos a data set has."""
+    return len({subject.image for subject in data.subjects})
+
+
+def first_photos(data: DataSet, limit: int | None) -> DataSet:
+    """The objects of so many photos at most, evenly spread; None is all."""
+    names = list(dict.fromkeys(subject.image for subject in data.subjects))
+    if limit is None or limit >= len(names):
+        return data
+    chosen = {names[number * len(names) // limit] for number in range(limit)}
+    return DataSet(data.name, [subject for subject in data.subjects if subject.image in chosen], data.flaws)
+
+
+def _by_photo(data: DataSet) -> Iterator[tuple[Path, list[Subject]]]:
+    groups: dict[Path, list[Subject]] = {}
+    for subject in data.subjects:
+        groups.setdefault(subject.image, []).append(subject)
+    yield from groups.items()
+
+
+def _known(subjects: Sequence[Subject]) -> tuple[list[_Known], list[DataError]]:
+    known, flaws = [], []
+    for subject in subjects:
+        try:
+            truth = load(subject).truth
+        except DataError as flaw:
+            flaws.append(flaw)
+        else:
+            known.append(_Known(subject, truth, tight_box(truth)))
+    return known, flaws
+
+
+def _matches(photo: Path, answer: polywand.Detections, known: Sequence[_Known], same_from: float) -> Iterator[Match]:
+    numbers = match(answer, [item.subject.group for item in known], [item.box for item in known], same_from)
+    for detection, number in zip(answer, numbers, strict=True):
+        if number >= 0:
+            yield _compare(photo, detection, answer, known[number])
+
+
+def _compare(photo: Path, detection: Detection, answer: polywand.Detections, known: _Known) -> Match:
+    x0, y0, x1, y1 = detection.box
+    corners: NDArray[np.float32] = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], np.float32)
+    filled = polywand.rasterise([polywand.Polygon(corners)], answer.width, answer.height)
+    outlined = polywand.rasterise(detection.polygons, answer.width, answer.height)
+    return Match(
+        photo=photo.name,
+        name=known.subject.name,
+        label=detection.model_label,
+        score=detection.score,
+        box_iou=overlap(detection.box, known.box),
+        filled_box_iou=iou(filled, known.truth),
+        outline_iou=iou(outlined, known.truth),
+    )
+
+
+def _area(box: Box) -> float:
+    return (box.x1 - box.x0) * (box.y1 - box.y0)
