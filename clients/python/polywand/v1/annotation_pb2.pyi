@@ -614,7 +614,9 @@ Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
-    """One tool: a model in Triton, or one of several that a model there is: these come and go with it, and have its versions."""
+    """One tool: a model in Triton, or one of several that a model there is. These come and go together, with the same
+    versions.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
