@@ -12,7 +12,8 @@ from polywand_server import metrics
 from polywand_server.errors import RETRY_SECONDS, NotFoundError, PolywandError, UnavailableError, WrongStateError
 from polywand_server.folders import ModelFolders
 from polywand_server.loader import ModelLoader
-from polywand_server.specs import PARAMETER_KEY, DetectorSpec, InteractorSpec, ModelSpec, check_config, parse_spec
+from polywand_server.specs import PARAMETER_KEY, DetectorSpec, InteractorSpec, check_config, parse_specs
+from polywand_server.tools import BROKEN_RETRY_SECONDS, Model, Tool, ToolVersion, share_out
 from polywand_server.triton.client import IndexEntry, ModelConfig, TritonClient
 
 log = logging.getLogger(__name__)
@@ -22,67 +23,16 @@ READY = "READY"
 PART_KEYS = ("encoder", "head")
 # While Triton is away it is asked this often, so that recovery shows at once.
 AWAY_POLL_SECONDS = 0.25
-# What failed to load stays as it is until somebody mends it; nobody is to wait for that as for a restart.
-BROKEN_RETRY_SECONDS = 60.0
 # How long a look at the index may take before Triton counts as away.
 POLL_TIMEOUT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class ToolVersion:
-    """One version of a tool; reason says why it is not ready."""
-
-    version: int
-    ready: bool
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tool:
-    """One model of Triton that Polywand can use.
-
-    spec, config: None while the model has never been loaded, so that nobody knows what it is.
-    reason: why the tool as a whole is not ready; empty when it is.
-    retry_seconds: when it makes sense to ask again, if it is not ready.
-    """
-
-    name: str
-    spec: ModelSpec | None
-    config: ModelConfig | None
-    versions: tuple[ToolVersion, ...]
-    reason: str
-    retry_seconds: float = RETRY_SECONDS
-
-    @property
-    def ready(self) -> bool:
-        """Whether a request would be served now."""
-        return not self.reason
-
-    def version(self, wanted: int, path: str) -> int:
-        """Choose a ready version: the wanted one, or the highest for 0; path: of the field's message, for errors.
-
-        Raises:
-            NotFoundError, UnavailableError
-        """
-        if self.reason:
-            raise UnavailableError(f"model '{self.name}' is not ready: {self.reason}", self.retry_seconds)
-        ready = [version.version for version in self.versions if version.ready]
-        if wanted == 0:
-            return max(ready)
-        known = {version.version: version for version in self.versions}
-        if wanted not in known:
-            listed = ", ".join(map(str, sorted(known)))
-            raise NotFoundError(f"{path}version", f"model '{self.name}' has no version {wanted}; it has {listed}")
-        if not known[wanted].ready:
-            raise UnavailableError(f"version {wanted} of model '{self.name}' is not ready: {known[wanted].reason}")
-        return wanted
-
-
-@dataclass(frozen=True, slots=True)
 class Interactor:
-    """A ready version of an interactor, as one request uses it."""
+    """A ready version of an interactor, as one request uses it. model: its name in Triton."""
 
     name: str
+    model: str
     version: int
     spec: InteractorSpec
     config: ModelConfig
@@ -90,9 +40,10 @@ class Interactor:
 
 @dataclass(frozen=True, slots=True)
 class Detector:
-    """A ready version of a detector, as one request uses it."""
+    """A ready version of a detector, as one request uses it. model: its name in Triton."""
 
     name: str
+    model: str
     version: int
     spec: DetectorSpec
     config: ModelConfig
@@ -121,6 +72,7 @@ class Registry:
         self._just_loaded: set[str] = set()
         self._poll_seconds = poll_seconds
         self._on_change = on_change
+        self._models: dict[str, Model] = {}
         self._tools: dict[str, Tool] = {}
         self._reread = 0
         self._looks_begun = 0
@@ -153,7 +105,7 @@ class Registry:
         tool, chosen = self._find(name, version, path)
         if not isinstance(tool.spec, InteractorSpec) or tool.config is None:
             raise WrongStateError(f"{path}model", f"model '{name}' is a detector (see Detect); an interactor is needed")
-        return Interactor(name, chosen, tool.spec, tool.config)
+        return Interactor(name, tool.model, chosen, tool.spec, tool.config)
 
     def detector(self, name: str, version: int) -> Detector:
         """Find a ready detector; version 0 is the highest ready one.
@@ -164,7 +116,7 @@ class Registry:
         tool, chosen = self._find(name, version, "")
         if not isinstance(tool.spec, DetectorSpec) or tool.config is None:
             raise WrongStateError("model", f"model '{name}' is an interactor: use it with Interact, not with Detect")
-        return Detector(name, chosen, tool.spec, tool.config)
+        return Detector(name, tool.model, chosen, tool.spec, tool.config)
 
     def _find(self, name: str, version: int, path: str) -> tuple[Tool, int]:
         """path: of the message that holds the fields model and version, for errors."""
@@ -204,7 +156,7 @@ class Registry:
 
     def _parts(self) -> dict[str, list[str]]:
         """Tell which models are called by which; a version calls the same version of them."""
-        parts = {name: _parts_of(tool) for name, tool in self._tools.items()}
+        parts = {name: _parts_of(model) for name, model in self._models.items()}
         return {name: names for name, names in parts.items() if names}
 
     async def _pause(self, seconds: float) -> None:
@@ -219,18 +171,11 @@ class Registry:
             async with asyncio.timeout(POLL_TIMEOUT_SECONDS):
                 # Triton takes a hidden folder for a model; somebody is preparing something there.
                 index = [entry for entry in await self._triton.repository_index() if not entry.name.startswith(".")]
-                self._tools = await self._read(index)
+                self._take(await self._read(index))
             self._set_up(True)
         except (PolywandError, TimeoutError) as error:
             self._set_up(False, str(error) or "it did not answer in time")
-            self._tools = {
-                name: replace(
-                    tool,
-                    reason="Triton is away",
-                    versions=tuple(ToolVersion(version.version, False, "Triton is away") for version in tool.versions),
-                )
-                for name, tool in self._tools.items()
-            }
+            self._take({name: model.called_off("Triton is away") for name, model in self._models.items()})
             if self._loader:
                 self._loader.forget()
         else:
@@ -240,14 +185,17 @@ class Registry:
             self._report_changes(before[1])
             self._on_change()
 
+    def _take(self, models: dict[str, Model]) -> None:
+        self._models, self._tools = models, share_out(models, self._tools)
+
     def _set_up(self, up: bool, why_not: str = "") -> None:
         if up != self.triton_up:
             log.info("Triton answers") if up else log.warning("Triton is away: %s", why_not)
         self.triton_up = up
         metrics.TRITON_UP.set(up)
 
-    async def _read(self, index: list[IndexEntry]) -> dict[str, Tool]:
-        """Make the tools of an index, asking only for configs that are new or whose turn it is.
+    async def _read(self, index: list[IndexEntry]) -> dict[str, Model]:
+        """Read the models of an index, asking only for configs that are new or whose turn it is.
 
         A reload under the same version leaves no trace in the index, so each look reads one known config again.
         """
@@ -261,44 +209,47 @@ class Registry:
         just_loaded, self._just_loaded = self._just_loaded, set()
         self._reread += 1
         turn = sorted(entries)[self._reread % len(entries)] if entries else None
-        tools = {}
+        models = {}
         for name, versions in entries.items():
             try:
-                tool = await self._read_tool(name, versions, again=name == turn or name in just_loaded)
+                model = await self._read_model(name, versions, again=name == turn or name in just_loaded)
             except PolywandError as error:  # it went between index and config; Triton itself is there
-                known = self._tools.get(name)
-                tool = Tool(name, known.spec if known else None, known.config if known else None, (), str(error))
-            if tool is not None:
-                tools[name] = tool
-        return _with_parts(tools, index)
+                model = replace(self._known(name), versions=(), reason=str(error))
+            if model is not None:
+                models[name] = model
+        return _with_parts(models, index)
 
-    async def _read_tool(self, name: str, entries: list[IndexEntry], *, again: bool) -> Tool | None:
+    def _known(self, name: str) -> Model:
+        """What was known of a model at the last look."""
+        return self._models.get(name) or Model(name, {}, None, (), "it is not known yet")
+
+    async def _read_model(self, name: str, entries: list[IndexEntry], *, again: bool) -> Model | None:
         versions = tuple(
             ToolVersion(entry.version, entry.state == READY, "" if entry.state == READY else self._why_not(entry))
             for entry in sorted(entries, key=lambda entry: entry.version or 0)
             if entry.version is not None
         )
         ready = [version.version for version in versions if version.ready]
-        known = self._tools.get(name)
+        known = self._known(name)
         if not ready:
             reason = "; ".join(dict.fromkeys(self._why_not(entry) for entry in entries))
-            return Tool(
-                *(name, known.spec if known else None, known.config if known else None, versions, reason),
-                retry_seconds=BROKEN_RETRY_SECONDS if self._why_failed(name) else RETRY_SECONDS,
-            )
-        if known and known.spec and known.ready and not again and known.versions == versions:
+            retry_seconds = BROKEN_RETRY_SECONDS if self._why_failed(name) else RETRY_SECONDS
+            return replace(known, versions=versions, reason=reason, retry_seconds=retry_seconds)
+        if known.specs and not known.reason and not again and known.versions == versions:
             return known
         config = await self._triton.model_config(name, max(ready))
         text = config.parameters.get(PARAMETER_KEY)
         if text is None:
             return None  # a part of another model, or somebody else's
         try:
-            spec = parse_spec(text)
-            check_config(spec, config)
-            return Tool(name, spec, config, versions, "")
+            specs = parse_specs(text, name)
+            for spec in specs.values():
+                check_config(spec, config)
+            return Model(name, specs, config, versions, "")
         except ValueError as error:
-            reason = f"its configuration is wrong: {error}"
-            return Tool(name, None, config, versions, reason, BROKEN_RETRY_SECONDS)
+            # Its tools, if they are known, stay in the list and say so.
+            wrong = replace(known, config=known.config if known.specs else config, versions=versions)
+            return wrong.called_off(f"its configuration is wrong: {error}", BROKEN_RETRY_SECONDS)
 
     def _why_failed(self, name: str) -> str:
         return self._loader.why_failed(name) if self._loader else ""
@@ -311,7 +262,8 @@ class Registry:
         for name in sorted(before.keys() | self._tools.keys()):
             old, new = before.get(name), self._tools.get(name)
             if new is None:
-                log.info("model %s was unloaded", name)
+                if old is not None and (old.spec or old.model not in self._models):  # else its tools have come instead
+                    log.info("model %s was unloaded", name)
             elif new.ready and (old is None or not old.ready or old.versions != new.versions):
                 versions = ", ".join(str(version.version) for version in new.versions if version.ready)
                 log.info("model %s is ready (version %s)", name, versions)
@@ -322,30 +274,32 @@ class Registry:
             metrics.MODELS_READY.labels(kind).set(ready.count(kind))
 
 
-def _with_parts(tools: Mapping[str, Tool], index: Sequence[IndexEntry]) -> dict[str, Tool]:
-    """Return tools, ready as far as their parts are, and without what is a part only; version N calls version N."""
+def _with_parts(models: Mapping[str, Model], index: Sequence[IndexEntry]) -> dict[str, Model]:
+    """Return models, ready as far as their parts are, and without what is a part only; version N calls version N."""
     ready = {(entry.name, entry.version) for entry in index if entry.state == READY}
-    parts = {name: _parts_of(tool) for name, tool in tools.items()}
-    only_parts = {part for names in parts.values() for part in names if part in tools and tools[part].spec is None}
-    reasons = {part: tools[part].reason for part in only_parts}
+    parts = {name: _parts_of(model) for name, model in models.items()}
+    only_parts = {part for names in parts.values() for part in names if part in models and not models[part].specs}
+    reasons = {part: models[part].reason for part in only_parts}
     return {
-        name: _called_off(tool, parts[name], ready, reasons) for name, tool in tools.items() if name not in only_parts
+        name: _without_parts(model, parts[name], ready, reasons)
+        for name, model in models.items()
+        if name not in only_parts
     }
 
 
-def _parts_of(tool: Tool) -> list[str]:
-    parameters = tool.config.parameters if tool.config else {}
+def _parts_of(model: Model) -> list[str]:
+    parameters = model.config.parameters if model.config else {}
     return [parameters[key] for key in PART_KEYS if key in parameters]
 
 
-def _called_off(
-    tool: Tool, parts: Sequence[str], ready: Collection[tuple[str, int | None]], reasons: Mapping[str, str]
-) -> Tool:
-    """Return a tool whose versions are not ready that lack a part; reasons: why parts are not."""
-    if not parts or not tool.ready:
-        return tool
+def _without_parts(
+    model: Model, parts: Sequence[str], ready: Collection[tuple[str, int | None]], reasons: Mapping[str, str]
+) -> Model:
+    """Return a model whose versions are not ready that lack a part; reasons: why parts are not."""
+    if not parts or model.reason:
+        return model
     versions = []
-    for version in tool.versions:
+    for version in model.versions:
         lacking = next((part for part in parts if (part, version.version) not in ready), None)
         if version.ready and lacking is not None:
             why = reasons.get(lacking) or f"it has no version {version.version} in service"
@@ -353,7 +307,7 @@ def _called_off(
         else:
             versions.append(version)
     reason = "" if any(version.ready for version in versions) else "; ".join(version.reason for version in versions)
-    return replace(tool, versions=tuple(versions), reason=reason)
+    return replace(model, versions=tuple(versions), reason=reason)
 
 
 def _was_unloaded(entry: IndexEntry) -> bool:

@@ -1,5 +1,6 @@
-"""What the service must know of a model: the JSON under `polywand` in its config's parameters, checked."""
+"""What the service must know of a model's tools: the JSON under `polywand` in its config's parameters, checked."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -10,9 +11,11 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    StringConstraints,
     TypeAdapter,
     model_validator,
 )
+from pydantic_core import from_json
 
 from polywand_server.resampling import Resampling
 from polywand_server.triton.client import ModelConfig
@@ -141,7 +144,7 @@ class Suppression(_Spec):
     any_class_iou: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
-class _ModelSpec(_Spec):
+class _ToolSpec(_Spec):
     """What every tool says of itself; the fields mean what the contract's `Model` says."""
 
     display_name: str = Field(min_length=1)
@@ -152,7 +155,7 @@ class _ModelSpec(_Spec):
     threshold: Fraction = 0.5
 
 
-class InteractorSpec(_ModelSpec):
+class InteractorSpec(_ToolSpec):
     """A model that turns a prompt into one object's logits.
 
     flip: show it every crop and its mirror image in a batch of two, and average the logits.
@@ -164,7 +167,7 @@ class InteractorSpec(_ModelSpec):
     flip: bool = False
 
 
-class DetectorSpec(_ModelSpec):
+class DetectorSpec(_ToolSpec):
     """A model that turns an image into scored boxes.
 
     labels: by class index.
@@ -176,22 +179,33 @@ class DetectorSpec(_ModelSpec):
     crop: LetterboxCrop = LetterboxCrop(policy="letterbox")
 
 
-ModelSpec = InteractorSpec | DetectorSpec
+ToolSpec = InteractorSpec | DetectorSpec
+_AnyKind = Annotated[ToolSpec, Field(discriminator="kind")]
+_ONE_TOOL: TypeAdapter[ToolSpec] = TypeAdapter(_AnyKind)
+# As Triton's models are named: the name is typed on command lines and becomes part of file names.
+ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)]
 
-_ADAPTER: TypeAdapter[ModelSpec] = TypeAdapter(Annotated[ModelSpec, Field(discriminator="kind")])
+
+class Tools(_Spec):
+    """Several tools that one model is, by name: the same weights, each with prompts and a crop of its own."""
+
+    tools: dict[ToolName, _AnyKind] = Field(min_length=1)
 
 
-def parse_spec(text: str) -> ModelSpec:
-    """Parse the parameter's JSON.
+def parse_specs(text: str, model: str) -> Mapping[str, ToolSpec]:
+    """Parse the parameter's JSON: the tools by name; a spec that stands alone is that of a tool named like the model.
 
     Raises:
         ValueError: it is not JSON, or a field is wrong; the message names the field and what is expected.
     """
-    return _ADAPTER.validate_json(text)
+    said = from_json(text)
+    if isinstance(said, dict) and "tools" in said:
+        return Tools.model_validate(said).tools
+    return {model: _ONE_TOOL.validate_python(said)}
 
 
-def check_config(spec: ModelSpec, config: ModelConfig) -> None:
-    """Check that a model has the tensors that its kind needs (see the README, "A model of your own").
+def check_config(spec: ToolSpec, config: ModelConfig) -> None:
+    """Check that a model has the tensors that a tool's kind needs (see the README, "A model of your own").
 
     Raises:
         ValueError: says which tensor, and what it has to be; dims are without the batch axis.

@@ -30,7 +30,7 @@ from tests.bench.servers import Servers, running_servers
 from tests.bench.sizes import measure_size
 from tests.bench.targets import targets
 
-MODEL, DETECTOR = "wand_click", "nanodet"
+TOOL, MODEL, DETECTOR = "wand_click", "wand", "nanodet"
 STREAMS = (0, 1, 4)  # of frames, beside an annotator
 THROUGHPUT_MEGAPIXELS = 2
 SETTLE_SECONDS = 3  # for the last streams to be gone
@@ -165,7 +165,7 @@ def main() -> None:
     for megapixels in {*settings.megapixels, CLICKED_MEGAPIXELS, THROUGHPUT_MEGAPIXELS}:
         photos(megapixels)
     log.info("starting the servers")
-    with running_servers(folder / "service.log", MODEL, DETECTOR) as servers:
+    with running_servers(folder / "service.log", TOOL, MODEL, DETECTOR) as servers:
         results = asyncio.run(run(servers, settings))
     results.seconds = time.monotonic() - begin
     reached = targets(results)

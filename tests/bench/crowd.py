@@ -26,7 +26,7 @@ RAMP_UP_SECONDS = 1.0
 # The three ways to have a click answered: each makes one annotator's connection.
 WAYS: dict[str, Callable[[Servers], Any]] = {
     "bare": lambda servers: BareModel(servers.triton, servers.model),
-    "service": lambda servers: Annotator(servers.target, servers.model),
+    "service": lambda servers: Annotator(servers.target, servers.tool),
     "json": lambda servers: JsonAnnotator(servers.json_url),
 }
 

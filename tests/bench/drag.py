@@ -75,7 +75,7 @@ async def measure_drag(servers: Servers, click: str, megapixels: float, seconds:
     """Drag the first or the second click of fresh objects in circles."""
     result = DragResult(click, megapixels)
     photo = photos(megapixels)[0]
-    async with Annotator(servers.target, servers.model) as annotator, BareModel(servers.triton, servers.model) as bare:
+    async with Annotator(servers.target, servers.tool) as annotator, BareModel(servers.triton, servers.model) as bare:
         await annotator.open(photo)
         for number in range(drags):
             object_id = f"drag {number}"

@@ -93,7 +93,7 @@ async def measure_flood(servers: Servers, result: FloodResult, seconds: float, l
     generator = np.random.default_rng(len(result.next))
     photo = photos(CLICKED_MEGAPIXELS)[0]
     async with AsyncExitStack() as stack:
-        annotator = await stack.enter_async_context(Annotator(servers.target, servers.model))
+        annotator = await stack.enter_async_context(Annotator(servers.target, servers.tool))
         await annotator.open(photo)
         streams = [
             await stack.enter_async_context(FrameStream(servers.target, servers.detector))

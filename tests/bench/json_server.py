@@ -5,7 +5,7 @@ is the interface; behind it everything is as quick as good libraries make it: uv
 orjson, which writes the mask straight from its array, OpenCV, and the same model in the same Triton. All work on pixels
 runs in threads, off the event loop. One pass of the network per click, where Polywand makes two for an object's first.
 
-    python -m tests.bench.json_server --triton unix:/path --model wand_click
+    python -m tests.bench.json_server --triton unix:/path --model wand
 
 Prints its port on standard output, then serves until it is told to stop.
 """

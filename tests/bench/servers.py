@@ -12,11 +12,12 @@ from tests.running import REPOSITORY, running_service
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """Where they listen, and the models that are asked. target: the service's gRPC port."""
+    """Where they listen, and what is asked. target: the service's gRPC port. model: of the tool, in Triton."""
 
     target: str
     triton: str
     json_url: str
+    tool: str
     model: str
     detector: str
     pids: dict[str, int]
@@ -27,10 +28,10 @@ class Servers:
 
 
 @contextmanager
-def running_servers(log: Path, model: str, detector: str) -> Iterator[Servers]:
+def running_servers(log: Path, tool: str, model: str, detector: str) -> Iterator[Servers]:
     """Run all servers as processes of their own until the block ends."""
     with running_service(log, f"--model-repository={REPOSITORY}") as service:
-        service.wait_ready(model, detector)
+        service.wait_ready(tool, detector)
         with running_json_server(service.triton, model) as (json_url, json_pid):
             pids = {"service": service.process.pid, "json": json_pid}
-            yield Servers(service.target, service.triton, json_url, model, detector, pids)
+            yield Servers(service.target, service.triton, json_url, tool, model, detector, pids)

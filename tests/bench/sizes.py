@@ -63,7 +63,7 @@ async def measure_size(servers: Servers, megapixels: float, seconds: float, leas
     result = SizeResult(megapixels, jpeg_bytes=float(np.mean([len(photo.jpeg) for photo in photos(megapixels)])))
     generator = np.random.default_rng(0)
     async with AsyncExitStack() as stack:
-        annotator = await stack.enter_async_context(Annotator(servers.target, servers.model))
+        annotator = await stack.enter_async_context(Annotator(servers.target, servers.tool))
         bare = await stack.enter_async_context(BareModel(servers.triton, servers.model))
         peer = await stack.enter_async_context(JsonAnnotator(servers.json_url))
         warm_up = SizeResult(megapixels)

@@ -20,7 +20,7 @@ def test_the_json_server_finds_the_same_object(server):
         ours = session.prompt("wand_click", positive=[(at.x, at.y) for at in clicks], mask=True).mask
     body = {"image": base64_text(photo.jpeg), "points": [[at.x, at.y, 1] for at in clicks]}
     with (
-        running_json_server(server.triton, "wand_click") as (url, _),
+        running_json_server(server.triton, "wand") as (url, _),
         urlopen(Request(url, orjson.dumps(body))) as reply,
     ):
         theirs = np.array(orjson.loads(reply.read())["mask"], bool)
@@ -31,7 +31,7 @@ def test_the_json_server_finds_the_same_object(server):
 async def test_next_clicks_are_paired_with_one_inference_each(server):
     photo = photos(0.5)[0]
     clicks = photo.clicks(np.random.default_rng(1))
-    async with Annotator(server.target, "wand_click") as annotator, BareModel(server.triton, "wand_click") as bare:
+    async with Annotator(server.target, "wand_click") as annotator, BareModel(server.triton, "wand") as bare:
         await annotator.open(photo)
         ours = [await annotator.click("a", clicks[:count]) for count in range(1, len(clicks) + 1)]
         floor = [await bare.click("a", clicks[:count]) for count in range(2, len(clicks) + 1)]

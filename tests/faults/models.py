@@ -87,7 +87,7 @@ _SNAIL_CARD = {"kind": "detector", "display_name": "Snail", "labels": ["nothing"
 
 def make_repository(root: Path) -> Path:
     """Lay out the shipped click network beside `shade` and `snail`, whose journals are `journal_of` their names."""
-    shutil.copytree(REPOSITORY / "wand_click", root / "wand_click")
+    shutil.copytree(REPOSITORY / "wand", root / "wand")
     for name, config, card, code in (
         ("shade", _SHADE_CONFIG, _SHADE_CARD, _SHADE),
         ("snail", _SNAIL_CONFIG, _SNAIL_CARD, _SNAIL),

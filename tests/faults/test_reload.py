@@ -16,7 +16,7 @@ from polywand.v1.annotation_pb2_grpc import AnnotationServiceStub
 from tests.faults.clients import Annotator, own_connection
 from tests.running import REPOSITORY, Service, running_service, wait_for
 
-MODEL = "wand_click"
+MODEL, TOOL = "wand", "wand_click"
 SOON_SECONDS = 30
 ANSWERS = 6  # by each annotator, after a change has shown
 
@@ -28,7 +28,7 @@ def tended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, 
     folder = root / "models" / MODEL
     shutil.copytree(REPOSITORY / MODEL, folder)
     with running_service(root / "log", f"--model-repository={folder.parent}") as service:
-        service.wait_ready(MODEL)
+        service.wait_ready(TOOL)
         yield service, folder
 
 
@@ -48,8 +48,8 @@ def annotators(service: Service, image) -> Iterator[tuple[list[Annotator], Annot
     """Three who take the newest version, and one who insists on version 1."""
     with ExitStack() as stack:
         stub = AnnotationServiceStub(stack.enter_context(own_connection(service)))
-        newest = [stack.enter_context(Annotator(stub, image, model=MODEL, seed=seed)) for seed in range(3)]
-        yield newest, stack.enter_context(Annotator(stub, image, model=MODEL, version=1, seed=3))
+        newest = [stack.enter_context(Annotator(stub, image, model=TOOL, seed=seed)) for seed in range(3)]
+        yield newest, stack.enter_context(Annotator(stub, image, model=TOOL, version=1, seed=3))
 
 
 def versions(annotator: Annotator) -> list[int]:
@@ -70,10 +70,10 @@ def answer_with(version: int, annotators: list[Annotator], service: Service) -> 
 
 
 def model(service: Service) -> pb.Model:
-    """What the service says of the model; nothing while it is not there."""
+    """What the service says of the model as one of its tools; nothing while it is not there."""
     with own_connection(service) as channel:
         models = AnnotationServiceStub(channel).ListModels(pb.ListModelsRequest()).models
-    return next((model for model in models if model.name == MODEL), pb.Model())
+    return next((model for model in models if model.name == TOOL), pb.Model())
 
 
 def listed(service: Service) -> dict[int, str]:

@@ -67,6 +67,7 @@ def test_metrics_move(server, stub, astronaut):
             'polywand_prompts_total{model="wand_click",outcome="segmentation"}',
             'polywand_prompts_total{model="unknown",outcome="error"}',
             'polywand_inferences_total{model="nanodet",outcome="ok",version="1"}',
+            'polywand_inferences_total{model="wand",outcome="ok",version="1"}',
             'polywand_stage_duration_seconds_count{model="wand_click",stage="prepare"}',
             'polywand_stage_duration_seconds_count{model="wand_click",stage="triton"}',
             'polywand_stage_duration_seconds_count{model="wand_click",stage="geometry"}',
@@ -173,7 +174,7 @@ def triton_by_hand(certificates, tmp_path):
         port = free.getsockname()[1]
     arguments = [
         *(str(wheel.server), f"--model-repository={REPOSITORY}", f"--backend-directory={scratch / 'backends'}"),
-        *("--model-control-mode=explicit", "--load-model=wand_click", "--disable-auto-complete-config"),
+        *("--model-control-mode=explicit", "--load-model=wand", "--disable-auto-complete-config"),
         *("--grpc-address=127.0.0.1", f"--grpc-port={port}", "--allow-http=false", "--allow-metrics=false"),
         *("--grpc-use-ssl=true", "--grpc-use-ssl-mutual=true", f"--grpc-root-cert={certificates / 'ca.pem'}"),
         f"--grpc-server-cert={certificates / 'localhost.pem'}",
@@ -198,7 +199,8 @@ def test_a_triton_elsewhere_serves_over_mutual_tls(triton_by_hand, certificates,
         assert not tritonservers(service)
         with grpc.insecure_channel(service.target) as channel:
             stub = annotation_pb2_grpc.AnnotationServiceStub(channel)
-            assert [model.name for model in stub.ListModels(pb.ListModelsRequest()).models] == ["wand_click"]
+            listed = [model.name for model in stub.ListModels(pb.ListModelsRequest()).models]
+            assert listed == ["wand_box", "wand_click", "wand_extreme"]
             with InteractStream(stub) as stream:
                 stream.ask(raw_image(astronaut))
                 assert stream.ask(CLICK).segmentation.shape.polygons

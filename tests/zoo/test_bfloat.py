@@ -14,7 +14,7 @@ from polywand_zoo.published.bfloat import Bfloat, judge
 from polywand_zoo.published.catalogue import CATALOGUE
 from polywand_zoo.published.interactors import Interactor
 
-WAND = Path(__file__).parents[2] / "model_repository" / "wand_click" / "1" / "model.onnx"
+WAND = Path(__file__).parents[2] / "model_repository" / "wand" / "1" / "model.onnx"
 CLICKED = replace(CATALOGUE["hrnet18"], threshold=0.5)
 
 has_bfloat = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

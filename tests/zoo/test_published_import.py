@@ -21,7 +21,7 @@ from tritonclient.grpc import model_config_pb2
 
 import polywand
 from polywand_server.resampling import Resampling
-from polywand_server.specs import InteractorSpec, MarginCrop, RoiCrop, parse_spec
+from polywand_server.specs import InteractorSpec, MarginCrop, RoiCrop, parse_specs
 from polywand_zoo.cli import main
 from polywand_zoo.networks.fbrs import FbrsDeepLab, FbrsHrnet
 from polywand_zoo.published.architectures import ARCHITECTURES
@@ -141,7 +141,7 @@ def test_a_configuration_is_what_the_service_and_the_graph_need(name: str) -> No
         *([[1, side, side]] if "PREV_MASK" in wrapped.INPUTS else []),
         [1, side, side],
     ]
-    spec = parse_spec(config.parameters["polywand"].string_value)
+    spec = parse_specs(config.parameters["polywand"].string_value, name)[name]
     assert isinstance(spec, InteractorSpec)
     assert spec.display_name == published.title
     assert published.page in spec.weights_source
@@ -177,7 +177,7 @@ def test_the_configurations_of_a_tool_and_its_parts_fit_together(name: str) -> N
     assert [config.name for config in (tool, encoder, head)] == [name, *part_names(name)]
     assert [tool.parameters[key].string_value for key in ("encoder", "head")] == list(part_names(name))
     assert tool.parameters["features"].string_value == "FEATURES"
-    spec = parse_spec(tool.parameters["polywand"].string_value)
+    spec = parse_specs(tool.parameters["polywand"].string_value, name)[name]
     assert isinstance(spec, InteractorSpec)
     assert (spec.license, spec.threshold) == ("MPL-2.0", 0.5)
     assert all("polywand" not in config.parameters for config in (encoder, head))

@@ -30,13 +30,13 @@ from polywand_zoo.wand.folding import fold_batch_norms
 from polywand_zoo.wand.network import DISK_RADIUS, INPUT_SIZE, WandNetwork
 from polywand_zoo.wand.prompts import MAP_NAMES, PromptMaps
 
-MODEL_FOLDER = Path(__file__).parents[2] / "model_repository" / "wand_click"
+MODEL_FOLDER = Path(__file__).parents[2] / "model_repository" / "wand"
 MODEL_FILE = MODEL_FOLDER / "1" / "model.onnx"
 CHECKPOINT = os.environ.get("POLYWAND_WAND_CHECKPOINT")
 
 needs_checkpoint = pytest.mark.skipif(
     CHECKPOINT is None,
-    reason="NOT RUN: set POLYWAND_WAND_CHECKPOINT to the checkpoint that wand_click was exported from",
+    reason="NOT RUN: set POLYWAND_WAND_CHECKPOINT to the checkpoint that wand was exported from",
 )
 
 POSITIVE, NEGATIVE, EXTREME, BOX, PREVIOUS = range(len(MAP_NAMES))
@@ -81,7 +81,7 @@ def segment(wand: ort.InferenceSession, image: NDArray[np.uint8], points: Points
     return probabilities
 
 
-def test_wand_click_has_the_contract_of_an_interactor(wand: ort.InferenceSession) -> None:
+def test_wand_has_the_contract_of_an_interactor(wand: ort.InferenceSession) -> None:
     tensors = [*wand.get_inputs(), *wand.get_outputs()]
     assert [(tensor.name, tensor.type, tensor.shape) for tensor in tensors] == [
         ("IMAGE", "tensor(uint8)", ["batch", 384, 384, 3]),
@@ -102,18 +102,16 @@ def test_the_config_describes_the_tensors_of_the_model(wand: ort.InferenceSessio
 
 
 def test_the_config_says_what_the_service_must_know(config: Any) -> None:
-    parameters = json.loads(config.parameters["polywand"].string_value)
+    tools = json.loads(config.parameters["polywand"].string_value)["tools"]
     assert config.backend == "onnxruntime"
     assert config.optimization.execution_accelerators.cpu_execution_accelerator[0].name == "openvino"
-    assert parameters["kind"] == "interactor"
-    assert parameters["license"] == "Apache-2.0"
-    assert parameters["prompt"] == {
-        "min_positive_points": 1,
-        "min_negative_points": 0,
-        "extreme_points": 0,
-        "box": "optional",
+    assert all((tool["kind"], tool["license"]) == ("interactor", "Apache-2.0") for tool in tools.values())
+    assert all(tool["crop"]["policy"] == "zoom_in" for tool in tools.values())
+    assert {name: tuple(tool["prompt"].values()) for name, tool in tools.items()} == {
+        "wand_click": (1, 0, 0, "optional"),
+        "wand_extreme": (0, 0, 4, "none"),
+        "wand_box": (0, 0, 0, "required"),
     }
-    assert parameters["crop"]["policy"] == "zoom_in"
 
 
 def test_the_model_stores_its_weights_in_half_precision_and_knows_no_batch_normalisation() -> None:
@@ -223,8 +221,21 @@ def test_disks_are_opencvs_pixel_for_pixel(draw: Callable[[Points], Maps]) -> No
         maps = draw(points)[0]
         for channel, label in ((POSITIVE, Label.POSITIVE), (NEGATIVE, Label.NEGATIVE), (EXTREME, Label.EXTREME)):
             np.testing.assert_array_equal(maps[channel], opencv_disks(points, label))
-        assert not maps[BOX].any()
         assert maps[PREVIOUS].all()
+
+
+def test_extreme_points_bring_the_box_around_them_and_clicks_bring_none(draw: Callable[[Points], Maps]) -> None:
+    extremes = [
+        (100, 200, Label.EXTREME),
+        (180, 80, Label.EXTREME),
+        (300, 210, Label.EXTREME),
+        (190, 330, Label.EXTREME),
+    ]
+    corners = (100, 80, Label.BOX_TOP_LEFT), (300, 330, Label.BOX_BOTTOM_RIGHT)
+    np.testing.assert_array_equal(draw(prompt(*extremes))[0, BOX], draw(prompt(*corners))[0, BOX])
+    clicks = random_clicks(seed=0)
+    clicks[0, clicks[0, :, 2] == Label.EXTREME, 2] = Label.POSITIVE
+    assert not draw(clicks)[0, BOX].any()
 
 
 @pytest.mark.parametrize("step", [1, 0.5, 0.25, 1.37])
@@ -326,7 +337,7 @@ def test_an_export_is_verified_and_can_be_repeated_byte_for_byte(
     arguments = ["export-wand", "--checkpoint", str(checkpoint), "--repository", str(tmp_path), "--version", "3"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
-    written = tmp_path / "wand_click" / "3" / "model.onnx"
+    written = tmp_path / "wand" / "3" / "model.onnx"
     assert f"{written}: {written.stat().st_size} bytes" in result.output
 
     again = tmp_path / "again.onnx"

@@ -169,7 +169,7 @@ def test_its_weights_can_be_exported_as_the_second_version(together: list[Path],
     arguments = ["export-wand", "--checkpoint", str(together[0] / "average.pt"), "--repository", str(tmp_path)]
     result = CliRunner().invoke(main, [*arguments, "--version", "2"])
     assert result.exit_code == 0, result.output
-    session = ort.InferenceSession(str(tmp_path / "wand_click" / "2" / "model.onnx"))
+    session = ort.InferenceSession(str(tmp_path / "wand" / "2" / "model.onnx"))
     tensors = [*session.get_inputs(), *session.get_outputs()]
     assert [tensor.name for tensor in tensors] == ["IMAGE", "POINTS", "PREV_MASK", "LOGITS"]
     assert tensors[-1].shape == ["batch", 1, 384, 384]

@@ -177,12 +177,12 @@ def train(
     help="The version of the model to write.",
 )
 def export_wand(checkpoint: Path, repository: Path, version: int) -> None:
-    """Export a checkpoint of the wand network to wand_click/VERSION/model.onnx."""
+    """Export a checkpoint of the wand network to wand/VERSION/model.onnx."""
     from polywand_zoo.onnx_export import ExportError  # noqa: PLC0415
     from polywand_zoo.wand.checkpoint import CheckpointError  # noqa: PLC0415
     from polywand_zoo.wand.export import export  # noqa: PLC0415
 
-    target = repository / "wand_click" / str(version) / "model.onnx"
+    target = repository / "wand" / str(version) / "model.onnx"
     try:
         result = export(checkpoint, target)
     except (CheckpointError, ExportError, OSError) as error:

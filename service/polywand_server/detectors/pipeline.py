@@ -57,7 +57,7 @@ async def detect(
     threshold = tool.spec.threshold if options.threshold is None else options.threshold
     inputs = {"IMAGE": TensorForm("UINT8", (1, height, width, 3))}
     outputs = {name: _form(tool.config.outputs[name]) for name in ("BOXES", "SCORES")}
-    async with inference.exchange(tool.name, tool.version, inputs, outputs) as exchange:
+    async with inference.exchange(tool.model, tool.version, inputs, outputs) as exchange:
         await inference.turn(watch)
         with watch.stage("prepare"):
             await inference.compute(lambda: crop_into(exchange.inputs["IMAGE"][0], picture, region))

@@ -74,7 +74,7 @@ async def _segment_batch(
     total = copies * len(batch)
     places = [slice(start, start + copies) for start in range(0, total, copies)]
     inputs, outputs = forms(tool.config, batch[0].region, total)
-    async with inference.exchange(tool.name, tool.version, inputs, outputs) as exchange:
+    async with inference.exchange(tool.model, tool.version, inputs, outputs) as exchange:
 
         def fill_all() -> None:
             for item, rows in zip(batch, places, strict=True):

@@ -44,7 +44,7 @@ async def segment(
 
     async def one_pass(region: Region, before: Estimate | None) -> Estimate:
         inputs, outputs = forms(tool.config, region, FLIPPED if tool.spec.flip else 1)
-        async with inference.exchange(tool.name, tool.version, inputs, outputs) as exchange:
+        async with inference.exchange(tool.model, tool.version, inputs, outputs) as exchange:
             with watch.stage("prepare"):
                 await inference.compute(lambda: fill(exchange.inputs, view, prompt, region, before))
             answer = await inference.run(exchange, watch)

@@ -15,10 +15,11 @@ from polywand_server.geometry.shapes import Shape
 from polywand_server.images import Picture
 from polywand_server.interactors.pipeline import max_points, reads_seed
 from polywand_server.interactors.prompt import Missing
-from polywand_server.registry import Detector, Tool
+from polywand_server.registry import Detector
 from polywand_server.rpc.status import to_status
 from polywand_server.specs import DetectorSpec, InteractorSpec
 from polywand_server.timing import Stopwatch
+from polywand_server.tools import Tool
 
 DRAINING_TEXT = "the server is draining: reconnect, any replica will do"
 

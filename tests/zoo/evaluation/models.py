@@ -31,7 +31,7 @@ STATE = ', { name: "STATE" data_type: TYPE_FP32 dims: [ 1 ] }'
 
 def make_repository(root: Path) -> Path:
     """Lay out the shipped tools, and a network that finds red for each of two crop policies."""
-    for name in ("wand_click", "grabcut"):
+    for name in ("wand", "grabcut"):
         shutil.copytree(REPOSITORY / name, root / name)
     add_model(root, "red_whole", crop={"policy": "whole", "longest_side": 144})
     add_model(

@@ -32,7 +32,7 @@ from tests.zoo.evaluation import pictures
 from tests.zoo.evaluation.models import STATE, add_model, make_repository
 
 CLICKS = 3
-MODELS = ("wand_click", "grabcut", "red_whole", "red_margin")
+MODELS = ("wand_click", "wand_extreme", "wand_box", "grabcut", "red_whole", "red_margin")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def compare(repository: Path, target: str, photos: Path, model: str) -> Results:
 # Both ways.
 
 
-@pytest.mark.parametrize("model", ["wand_click", "red_whole", "red_margin"])
+@pytest.mark.parametrize("model", ["wand_click", "wand_extreme", "wand_box", "red_whole", "red_margin"])
 def test_the_graph_and_the_service_agree(repository: Path, service: str, photos: Path, model: str):
     results = compare(repository, service, photos, model)
     ((name, likenesses),) = results.likenesses.items()
@@ -162,7 +162,9 @@ def test_data_that_does_not_fit_together_is_refused(arguments, says):
     ("model", "says"),
     [
         ("wand_clack", "no model 'wand_clack' in"),
+        ("wand_clack", "there: grabcut, nanodet, wand_click, wand_extreme, wand_box"),
         ("wand_click:7", "has no version 7; there: 1"),
+        ("wand", "say which of its tools: wand_click, wand_extreme, wand_box"),
         ("nanodet", "no interactor"),
         ("grabcut", "model 'grabcut' is no ONNX graph (it has no model.onnx): evaluate it through the service"),
     ],

@@ -1,4 +1,4 @@
-"""A model's folder in the model repository: what its config.pbtxt says, as far as an evaluation needs it."""
+"""A tool in the model repository: what its model's config.pbtxt says of it, as far as an evaluation needs it."""
 
 import json
 from dataclasses import dataclass
@@ -23,10 +23,11 @@ class ModelError(Exception):
 class ModelFolder:
     """One version of an interactor.
 
+    name: of the tool; its model may have another, and further tools.
     network: its ONNX file, or None where it has none. keeps_state: whether it hands a STATE from prompt to prompt.
     openvino_precision: "f32", "bf16" or "auto" where it runs in OpenVINO on processors, None where in ONNX Runtime.
     fixed_size: (height, width) of IMAGE, None where they vary. points: rows of POINTS.
-    spec: the `polywand` parameter, as it stands there.
+    spec: what the `polywand` parameter says of the tool, as it stands there.
     """
 
     name: str
@@ -58,13 +59,12 @@ class ModelFolder:
 
 
 def read_folder(repository: Path, name: str, version: int = 0) -> ModelFolder:
-    """Read a model's configuration; version 0 is the highest.
+    """Read what a model's configuration says of a tool; version 0 is the highest.
 
     Raises:
         ModelError
     """
-    folder = repository / name
-    config = _parse(folder / CONFIG_FILE, name)
+    folder, config, spec = _find(repository, name)
     versions = sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and path.name.isdecimal())
     if not versions or (version and version not in versions):
         has = ", ".join(map(str, versions)) or "none"
@@ -83,19 +83,37 @@ def read_folder(repository: Path, name: str, version: int = 0) -> ModelFolder:
         openvino_precision=_openvino_precision(config),
         fixed_size=None if min(height, width) < 0 else (height, width),
         points=inputs["POINTS"][0],
-        spec=_spec(config, folder / CONFIG_FILE),
+        spec=spec,
     )
 
 
-def _parse(path: Path, name: str) -> model_config_pb2.ModelConfig:
+def _find(repository: Path, name: str) -> tuple[Path, model_config_pb2.ModelConfig, dict[str, Any]]:
+    """Find the folder of a tool's model: it has the tool's name, or says that it has such a tool."""
+    paths = {path.parent.name: path for path in sorted(repository.glob(f"[!.]*/{CONFIG_FILE}"))}
+    if name in paths:
+        config = _parse(paths[name])
+        tools = _tools(config, paths[name])
+        if name not in tools:
+            raise ModelError(f"{paths[name]}: say which of its tools: {', '.join(tools)}")
+        return paths[name].parent, config, _interactor(tools[name], paths[name])
+    there = []
+    for model, path in paths.items():
+        try:
+            config = _parse(path)
+            tools = _tools(config, path)
+        except ModelError:  # nobody has asked for this one
+            there.append(model)
+            continue
+        if name in tools:
+            return path.parent, config, _interactor(tools[name], path)
+        there += tools
+    raise ModelError(f"no model {name!r} in {repository}; there: {', '.join(there) or 'none'}")
+
+
+def _parse(path: Path) -> model_config_pb2.ModelConfig:
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        there = sorted(found.parent.name for found in path.parent.parent.glob(f"*/{CONFIG_FILE}"))
-        raise ModelError(f"no model {name!r} in {path.parent.parent}; there: {', '.join(there) or 'none'}") from error
-    try:
-        return text_format.Parse(text, model_config_pb2.ModelConfig())
-    except text_format.ParseError as error:
+        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    except (OSError, ValueError, text_format.ParseError) as error:
         raise ModelError(f"{path}: {error}") from error
 
 
@@ -106,13 +124,19 @@ def _openvino_precision(config: model_config_pb2.ModelConfig) -> str | None:
     return None
 
 
-def _spec(config: model_config_pb2.ModelConfig, path: Path) -> dict[str, Any]:
+def _tools(config: model_config_pb2.ModelConfig, path: Path) -> dict[str, Any]:
+    """What the `polywand` parameter says of each tool, by name; a spec alone is of a tool named like the model."""
     if PARAMETER_KEY not in config.parameters:
         raise ModelError(f"{path}: no tool of Polywand, it has no parameter {PARAMETER_KEY!r}")
     try:
-        spec = json.loads(config.parameters[PARAMETER_KEY].string_value)
+        said = json.loads(config.parameters[PARAMETER_KEY].string_value)
     except ValueError as error:
         raise ModelError(f"{path}: its parameter {PARAMETER_KEY!r} is no JSON ({error})") from error
+    tools = said.get("tools") if isinstance(said, dict) else None
+    return tools if isinstance(tools, dict) else {path.parent.name: said}
+
+
+def _interactor(spec: Any, path: Path) -> dict[str, Any]:
     if not isinstance(spec, dict) or spec.get("kind") != "interactor":
         raise ModelError(f"{path}: no interactor; only these can be evaluated")
     return spec

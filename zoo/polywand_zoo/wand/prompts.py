@@ -17,6 +17,8 @@ DIAMOND_RAMPS = 16  # how many ramps of a diamond's edge fit beside one another 
 class PromptMaps(nn.Module):
     """Draws points as disks, a box as a filled rectangle, and puts the previous mask beside them.
 
+    Extreme points bring the box around them: that is how the networks learned them.
+
     The maps are those that the networks were trained on, pixel for pixel: `cv2.circle(map, pixel, radius, 1, -1)` for
     a point and `map[top:bottom, left:right] = 1` for a box whose corners were rounded as Python rounds.
 
@@ -66,26 +68,22 @@ class PromptMaps(nn.Module):
         return canvas.view(-1, len(self.DISK_LABELS), self.side, self.side)[..., inside, inside]
 
     def box(self, points: Tensor) -> Tensor:
-        """Fill the box among the points [B, N, 3]; without both corners nothing is filled: [B, 1, S, S] of 0 and 1."""
+        """Fill the box among the points [B, N, 3], or that of its extreme points: [B, 1, S, S] of 0 and 1.
+
+        Without both corners nothing is filled.
+        """
         label = points[..., 2:]
         edges = borders_passed(points, self.box_borders)[..., :2]
-        start = torch.where(self.starts_box(label), edges, self.size).amin(1)  # [B, 2]
-        stop = torch.where(self.stops_box(label), edges, 0).amax(1)
+        is_extreme = label == Label.EXTREME
+        start = torch.where((label == Label.BOX_TOP_LEFT) | is_extreme, edges, self.size).amin(1)  # [B, 2]
+        stop = torch.where((label == Label.BOX_BOTTOM_RIGHT) | is_extreme, edges, 0).amax(1)
         inside = (self.pixels >= start.unsqueeze(-1)) & (self.pixels < stop.unsqueeze(-1))  # [B, 2, S]
         columns, rows = inside.unbind(1)
         return (rows.unsqueeze(-1) & columns.unsqueeze(-2)).unsqueeze(1).to(points.dtype)
 
-    def starts_box(self, label: Tensor) -> Tensor:
-        """Whether a point bounds the box from the left and above."""
-        return label == Label.BOX_TOP_LEFT
-
-    def stops_box(self, label: Tensor) -> Tensor:
-        """Whether a point bounds the box from the right and below."""
-        return label == Label.BOX_BOTTOM_RIGHT
-
 
 class FinePromptMaps(PromptMaps):
-    """The maps of the second generation: extreme points bring the box around them, and the diamond between them.
+    """The maps of the second generation: extreme points bring the diamond between them as well.
 
     The diamond is the only map that is arithmetic of coordinates. In bfloat16 its edge may be off by two pixels, which
     is a twelfth of the ramp that it is drawn with.
@@ -100,14 +98,6 @@ class FinePromptMaps(PromptMaps):
     def forward(self, points: Tensor, previous: Tensor) -> Tensor:
         """Draw points [B, N, 3] (x, y, label; pixel centres at integers) beside previous [B, 1, S, S]: [B, 6, S, S]."""
         return torch.cat([super().forward(points, previous), self.diamond(points)], dim=1)
-
-    def starts_box(self, label: Tensor) -> Tensor:
-        """Whether a point bounds the box from the left and above."""
-        return (label == Label.BOX_TOP_LEFT) | (label == Label.EXTREME)
-
-    def stops_box(self, label: Tensor) -> Tensor:
-        """Whether a point bounds the box from the right and below."""
-        return (label == Label.BOX_BOTTOM_RIGHT) | (label == Label.EXTREME)
 
     def diamond(self, points: Tensor) -> Tensor:
         """Draw the diamond between the extreme points among [B, N, 3], nothing where there are none: [B, 1, S, S]."""

@@ -73,7 +73,7 @@ class _ModelKind:
 class _ModelKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     MODEL_KIND_UNSPECIFIED: _ModelKind.ValueType  # 0
-    """The model failed to load, so what it is is not known."""
+    """The model has never been loaded, so what it is is not known."""
     MODEL_KIND_INTERACTOR: _ModelKind.ValueType  # 1
     """Prompts to one object's outline: use it with Interact."""
     MODEL_KIND_DETECTOR: _ModelKind.ValueType  # 2
@@ -83,7 +83,7 @@ class ModelKind(_ModelKind, metaclass=_ModelKindEnumTypeWrapper):
     """What a tool does."""
 
 MODEL_KIND_UNSPECIFIED: ModelKind.ValueType  # 0
-"""The model failed to load, so what it is is not known."""
+"""The model has never been loaded, so what it is is not known."""
 MODEL_KIND_INTERACTOR: ModelKind.ValueType  # 1
 """Prompts to one object's outline: use it with Interact."""
 MODEL_KIND_DETECTOR: ModelKind.ValueType  # 2
@@ -614,7 +614,9 @@ Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
-    """One tool: a model in Triton."""
+    """One tool: a model in Triton, or one of several that a model there is. These come and go together, with the same
+    versions.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -1,0 +1,89 @@
+"""What the tools of `wand` promise: each way of pointing finds the object, and clicks go on from there."""
+
+import numpy as np
+import pytest
+
+from polywand.v1 import annotation_pb2 as pb
+from tests.service.test_bad_input import violation
+from tests.service.test_interact import decoded
+from tests.streams import EXTREME, NEGATIVE, POSITIVE, InteractStream, prompt, raw_image
+
+WOMAN = (15, 14, 364, 508)
+ENDS = [(15, 480, EXTREME), (364, 420, EXTREME), (220, 14, EXTREME), (150, 508, EXTREME)]
+SUIT = (150, 400, POSITIVE)
+NOT_THE_FACE = (220, 130, NEGATIVE)
+INFERENCES = 'polywand_inferences_total{model="wand",outcome="ok",version="1"}'
+
+
+@pytest.fixture
+def stream(stub, astronaut):
+    """A fresh stream on the portrait."""
+    with InteractStream(stub) as opened:
+        opened.ask(raw_image(astronaut))
+        yield opened
+
+
+def mask_of(reply: pb.InteractResponse) -> np.ndarray:
+    assert reply.HasField("segmentation"), reply
+    return decoded(reply.segmentation.shape.mask)
+
+
+@pytest.mark.parametrize(
+    ("tool", "pointing"),
+    [
+        ("wand_click", {"points": [SUIT]}),
+        ("wand_extreme", {"points": ENDS}),
+        ("wand_box", {"box": WOMAN}),
+        ("wand_box", {"box": WOMAN, "points": [SUIT]}),
+    ],
+)
+def test_each_tool_finds_her_and_a_click_corrects_it(stream, server, tool, pointing):
+    points, box = pointing.get("points", []), pointing.get("box")
+    before = server.metric(INFERENCES)
+    first = stream.ask(prompt(tool, *points, box=box, include_mask=True))
+    assert (first.segmentation.model, first.segmentation.version) == (tool, 1)
+    assert server.metric(INFERENCES) == before + first.timing.inferences
+    found = mask_of(first)
+    assert found[400, 150]
+    assert not found[60, 480]
+    assert found.sum() > 30_000
+    corrected = mask_of(stream.ask(prompt(tool, *points, NOT_THE_FACE, box=box, include_mask=True)))
+    assert corrected[400, 150]
+    assert not corrected[130, 220]
+    undone = stream.ask(prompt(tool, *points, box=box, include_mask=True))
+    assert undone.timing.inferences == 0
+    np.testing.assert_array_equal(mask_of(undone), found)
+
+
+def test_extreme_points_and_a_box_around_the_same_object_agree(stream):
+    by_points = mask_of(stream.ask(prompt("wand_extreme", *ENDS, include_mask=True)))
+    by_box = mask_of(stream.ask(prompt("wand_box", box=WOMAN, include_mask=True)))
+    assert (by_points & by_box).sum() / (by_points | by_box).sum() > 0.85
+
+
+def test_each_tool_says_what_it_still_lacks(stream):
+    def lacks(tool: str, *points, **more) -> str:
+        reply = stream.ask(prompt(tool, *points, **more))
+        assert reply.HasField("incomplete"), reply
+        return reply.incomplete.message
+
+    assert lacks("wand_click") == "one more positive point"
+    assert lacks("wand_extreme") == "4 more extreme points"
+    assert lacks("wand_extreme", *ENDS[:3]) == "one more extreme point"
+    assert lacks("wand_extreme", SUIT) == "4 more extreme points"
+    assert lacks("wand_box") == "a box"
+    assert lacks("wand_box", SUIT) == "a box"
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (prompt("wand_extreme", *ENDS, box=WOMAN), "prompt.box"),
+        (prompt("wand_box", *ENDS, box=WOMAN), "prompt.points"),
+        (prompt("wand_click", *ENDS), "prompt.points"),
+    ],
+)
+def test_what_a_tool_does_not_read_is_refused(stream, message, field):
+    reply = stream.ask(message)
+    assert violation(reply.error).field == field
+    assert f"'{message.model}' reads no" in violation(reply.error).description
