@@ -69,13 +69,14 @@ class Soak:
         return await self._report(f"everybody has left, {when}")
 
     async def _kill_triton(self) -> None:
+        kinds = 'polywand_models_ready{kind="interactor"}', 'polywand_models_ready{kind="detector"}'
+        before = [await asyncio.to_thread(self._service.metric, kind) for kind in kinds]
         self._tally.outage = True
         tritonserver(self._service).kill()
         print("       Triton was killed", flush=True)
         await asyncio.sleep(2)
-        restarted = 'polywand_models_ready{kind="interactor"}', 'polywand_models_ready{kind="detector"}'
         deadline = time.monotonic() + RECOVERY_SECONDS
-        while [await asyncio.to_thread(self._service.metric, sample) for sample in restarted] != [2, 1]:
+        while [await asyncio.to_thread(self._service.metric, kind) for kind in kinds] != before:
             if time.monotonic() > deadline:
                 raise AssertionError(f"Triton did not come back within {RECOVERY_SECONDS:g} s")
             await asyncio.sleep(0.5)
