@@ -66,7 +66,7 @@ async def regions(client: TritonClient) -> int:
     return len(status.regions)
 
 
-async def until(condition, seconds: float = 10) -> None:
+async def until(condition, seconds: float = 30) -> None:
     deadline = asyncio.get_running_loop().time() + seconds
     while not await condition():
         assert asyncio.get_running_loop().time() < deadline, "it did not happen in time"

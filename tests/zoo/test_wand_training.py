@@ -144,7 +144,7 @@ def together(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
     folders = [tmp_path_factory.mktemp("together") for _ in range(2)]
     for folder in folders:
         arguments = [sys.executable, "-c", "from polywand_zoo.cli import main; main()", *command(data, folder)]
-        result = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+        result = subprocess.run(arguments, capture_output=True, text=True, timeout=600, check=False)
         assert result.returncode == 0, result.stderr
         assert result.stdout.endswith(f"{folder / 'average.pt'}: after {2 * STEPS} samples\n")
     return folders
