@@ -1,8 +1,10 @@
 """Rows of POINTS, the tensor that tells a network of Polywand what a user pointed at: [B, N, 3], x, y and a label."""
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # who only wants labels does not wait for PyTorch
+    from torch import Tensor
 
 
 class Label(IntEnum):
@@ -16,7 +18,7 @@ class Label(IntEnum):
     EXTREME = 4
 
 
-def borders_passed(points: Tensor, borders: Tensor) -> Tensor:
+def borders_passed(points: "Tensor", borders: "Tensor") -> "Tensor":
     """Count for each value of points [B, N, 3] how many of the borders [K] lie below it: [B, N, 3], integers.
 
     The borders take the new axis in front, so that the comparison reads `points` itself and no reshaped copy: that is

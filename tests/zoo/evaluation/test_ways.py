@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,6 +28,7 @@ from polywand_zoo.evaluation.served import ServedTool
 from polywand_zoo.evaluation.server import own_service
 from polywand_zoo.evaluation.trials import Rules
 from polywand_zoo.evaluation.windows import Belief, Window, cut, moved, to_mask
+from polywand_zoo.versions import roll_back
 from tests.running import REPOSITORY
 from tests.zoo.evaluation import pictures
 from tests.zoo.evaluation.models import STATE, add_model, make_repository
@@ -119,6 +121,16 @@ def test_single_precision_can_be_asked_for(repository: Path):
     folder = read_folder(repository, "wand_click")
     assert folder.openvino_precision == "auto"
     assert "(OpenVINO, f32)" in DirectTool(folder, Precision.FP32).masks
+
+
+def test_a_version_that_was_rolled_back_is_not_evaluated(repository: Path, tmp_path: Path):
+    shutil.copytree(repository / "wand", tmp_path / "wand")
+    shutil.copytree(tmp_path / "wand" / "1", tmp_path / "wand" / "2")
+    assert read_folder(tmp_path, "wand_click").version == 2
+    roll_back(tmp_path, "wand")
+    assert read_folder(tmp_path, "wand_click").version == 1
+    with pytest.raises(ModelError, match="has no version 2; there: 1"):
+        read_folder(tmp_path, "wand_click", 2)
 
 
 def test_an_interrupted_evaluation_reports_what_it_has(repository: Path, photos: Path):

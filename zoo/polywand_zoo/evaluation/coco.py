@@ -10,6 +10,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from polywand_zoo.evaluation.objects import DataError, DataSet, Subject, Truth
+from polywand_zoo.segmentations import run_lengths
 
 
 def read_coco(file: Path, images: Path, only: Collection[int] | None = None) -> DataSet:
@@ -72,13 +73,7 @@ def _content(file: Path) -> dict[str, Any]:
 def _truth(file: Path, name: str, segmentation: Any, photo: Mapping[str, Any]) -> Truth:
     try:
         height, width = photo["height"], photo["width"]
-        if isinstance(segmentation, list):
-            runs = coco.merge(coco.frPyObjects(segmentation, height, width))
-        elif isinstance(segmentation["counts"], list):
-            runs = coco.frPyObjects(segmentation, height, width)
-        else:
-            runs = segmentation
-        inside = coco.decode(runs)
+        inside = coco.decode(run_lengths(segmentation, height, width))
     except Exception as error:  # pycocotools raises what comes along, down to bare exceptions
         raise DataError(file, f"the segmentation of {name} cannot be read ({error})") from error
     return Truth(np.ascontiguousarray(inside).astype(np.bool_))

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from polywand_zoo.evaluation.networks import Precision, load_network
 from polywand_zoo.evaluation.objects import Mask, Photo
 from polywand_zoo.evaluation.prompts import Prompt
 from polywand_zoo.evaluation.windows import Belief, Window, cut, moved, to_mask
+from polywand_zoo.points import Label
 
 INPUTS = {"IMAGE", "POINTS", "PREV_MASK"}
 # What is said here changes nothing in the masks, or is reproduced.
@@ -30,18 +30,7 @@ class OnlyServedError(ModelError):
         super().__init__(f"{self.reason}: {ADVICE}")
 
 
-class _Row(IntEnum):
-    """Labels of the rows of POINTS, as the contract numbers them."""
-
-    PADDING = -1
-    NEGATIVE = 0
-    POSITIVE = 1
-    BOX_TOP_LEFT = 2
-    BOX_BOTTOM_RIGHT = 3
-    EXTREME = 4
-
-
-_ROWS = {"positive": _Row.POSITIVE, "negative": _Row.NEGATIVE, "extreme": _Row.EXTREME}
+_ROWS = {"positive": Label.POSITIVE, "negative": Label.NEGATIVE, "extreme": Label.EXTREME}
 
 
 class DirectTool:
@@ -137,8 +126,8 @@ def point_rows(prompt: Prompt, window: Window, rows: int) -> NDArray[np.float32]
     marks = [(point.x, point.y, _ROWS[point.label]) for point in prompt.points]
     if prompt.box is not None:
         x0, y0, x1, y1 = prompt.box
-        marks += [(x0, y0, _Row.BOX_TOP_LEFT), (x1, y1, _Row.BOX_BOTTOM_RIGHT)]
-    tensor = np.full((rows, 3), (0, 0, _Row.PADDING), np.float32)
+        marks += [(x0, y0, Label.BOX_TOP_LEFT), (x1, y1, Label.BOX_BOTTOM_RIGHT)]
+    tensor = np.full((rows, 3), (0, 0, Label.PADDING), np.float32)
     values = np.array(marks, np.float64)
     tensor[: len(marks), :2] = window.to_input(values[:, :2])
     tensor[: len(marks), 2] = values[:, 2]

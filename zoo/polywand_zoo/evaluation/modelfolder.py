@@ -9,9 +9,10 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from polywand_zoo.evaluation.prompts import Needs
+from polywand_zoo.versions import CONFIG_FILE, versions
 
 PARAMETER_KEY = "polywand"
-CONFIG_FILE, NETWORK_FILE = "config.pbtxt", "model.onnx"
+NETWORK_FILE = "model.onnx"
 DEFAULT_THRESHOLD = 0.5
 
 
@@ -65,11 +66,11 @@ def read_folder(repository: Path, name: str, version: int = 0) -> ModelFolder:
         ModelError
     """
     folder, config, spec = _find(repository, name)
-    versions = sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and path.name.isdecimal())
-    if not versions or (version and version not in versions):
-        has = ", ".join(map(str, versions)) or "none"
+    served = versions(folder).served
+    if not served or (version and version not in served):
+        has = ", ".join(map(str, served)) or "none"
         raise ModelError(f"{folder} has no version {version or ''}".rstrip() + f"; there: {has}")
-    version = version or versions[-1]
+    version = version or served[-1]
     inputs = {tensor.name: list(tensor.dims) for tensor in config.input}
     if "IMAGE" not in inputs or "POINTS" not in inputs:
         raise ModelError(f"{folder / CONFIG_FILE}: no interactor, it has no inputs IMAGE and POINTS")

@@ -11,7 +11,9 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as run_lengths
+from pycocotools import mask as coco
+
+from polywand_zoo.segmentations import run_lengths
 
 LONGEST_SIDE = 512  # of a photo in memory; larger ones are reduced
 SMALLEST_SIDE = 10  # of an object's box, in pixels
@@ -43,7 +45,7 @@ class Thing:
 
     def pixels(self) -> Pixels:
         """Decode the mask: [h, w] of 0 and 1."""
-        decoded: Pixels = run_lengths.decode(self.mask)
+        decoded: Pixels = coco.decode(self.mask)
         return decoded
 
 
@@ -153,23 +155,18 @@ def _decode(folder: Path, file_name: str) -> Pixels:
 
 
 def _mask(segmentation: Any, photo: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """Return compressed run lengths of a photo's size from whichever of COCO's three forms."""
-    height, width = photo["height"], photo["width"]
-    if isinstance(segmentation, list):
-        segmentation = run_lengths.merge(run_lengths.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        segmentation = run_lengths.frPyObjects(segmentation, height, width)
-    if tuple(segmentation["size"]) != size:
-        pixels = cv2.resize(run_lengths.decode(segmentation), size[::-1], interpolation=cv2.INTER_NEAREST)
-        segmentation = run_lengths.encode(np.asfortranarray(pixels))
-    mask: dict[str, Any] = segmentation
+    """Return compressed run lengths of the size in memory."""
+    mask = run_lengths(segmentation, photo["height"], photo["width"])
+    if tuple(mask["size"]) != size:
+        pixels = cv2.resize(coco.decode(mask), size[::-1], interpolation=cv2.INTER_NEAREST)
+        mask = coco.encode(np.asfortranarray(pixels))
     return mask
 
 
 def _usable_box(mask: dict[str, Any], photo_area: int) -> tuple[int, int, int, int] | None:
-    area = float(run_lengths.area(mask))
+    area = float(coco.area(mask))
     smallest, largest = (share * photo_area for share in AREA_SHARES)
-    left, top, width, height = (int(value) for value in run_lengths.toBbox(mask))
+    left, top, width, height = (int(value) for value in coco.toBbox(mask))
     if not max(SMALLEST_AREA, smallest) <= area <= largest or min(width, height) < SMALLEST_SIDE:
         return None
     return left, top, width, height
