@@ -16,6 +16,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parent.parent / "model_repository"
 PORTS = re.compile(r"gRPC on ([\d.]+):(\d+), HTTP on ([\d.]+):(\d+), Triton at (\S+)")
 START_SECONDS = 90
+WAND_VERSION = max(int(path.name) for path in (REPOSITORY / "wand").iterdir() if path.name.isdecimal())
 
 
 @dataclass(frozen=True)

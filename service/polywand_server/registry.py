@@ -259,10 +259,12 @@ class Registry:
         return entry.reason or self._why_failed(entry.name) or in_words.get(entry.state, f"Triton says {entry.state}")
 
     def _report_changes(self, before: dict[str, Tool]) -> None:
+        parts = {part for names in self._parts().values() for part in names}
         for name in sorted(before.keys() | self._tools.keys()):
             old, new = before.get(name), self._tools.get(name)
             if new is None:
-                if old is not None and (old.spec or old.model not in self._models):  # else its tools have come instead
+                # Else its tools have come instead, or it has turned out to be a part of another model.
+                if old is not None and (old.spec or old.model not in self._models.keys() | parts):
                     log.info("model %s was unloaded", name)
             elif new.ready and (old is None or not old.ready or old.versions != new.versions):
                 versions = ", ".join(str(version.version) for version in new.versions if version.ready)

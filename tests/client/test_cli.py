@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import polywand
 from polywand import overlay
 from polywand.params import InClickOrder, Numbers, clicks_as_typed
-from tests.running import Service
+from tests.running import WAND_VERSION, Service
 
 POLYWAND = Path(sys.executable).parent / "polywand"
 RGB: TypeAlias = NDArray[np.uint8]
@@ -278,14 +278,14 @@ def test_polygons_are_told_and_drawn(
     text = run("detect", photos[0], *arguments, "--overlay", out)
     assert text.returncode == 0, text.stderr
     header, first = text.stdout.splitlines()
-    assert "by nanodet version 1 and wand_click version 1" in header
+    assert f"by nanodet version 1 and wand_click version {WAND_VERSION}" in header
     assert re.search(r"person  [-\d., ]+  \d+ parts?, \d+ holes?, \d+ vertices, [\d.]+ square pixels$", first), first
     with polywand.connect(server.target) as client:
         (best,) = client.detect(astronaut, polygons="wand_click", tolerance=0, max_detections=1)
     (printed,) = the_json(run("detect", photos[0], *arguments, "--json"))["detections"]
     assert best.outline is not None
     assert printed["outline"]["area"] == best.outline.area
-    assert (printed["outline"]["model"], printed["outline"]["version"]) == ("wand_click", 1)
+    assert (printed["outline"]["model"], printed["outline"]["version"]) == ("wand_click", WAND_VERSION)
     for ours, theirs in zip(printed["outline"]["polygons"], best.polygons, strict=True):
         np.testing.assert_array_equal(np.array(ours["exterior"], np.float32), theirs.exterior)
     inside = polywand.rasterise(best.polygons, 512, 512)

@@ -13,6 +13,7 @@ from polywand import Client, Detections, PolywandError
 from polywand.frames import FRAMES_AHEAD
 from polywand.wire import DetectOptions
 from tests.client.helpers import FACE, polywand_threads
+from tests.running import WAND_VERSION
 
 
 def test_a_detector_finds_the_person_on_the_photo(client: Client, astronaut: NDArray[np.uint8]) -> None:
@@ -42,7 +43,7 @@ def test_polygons_outline_what_was_detected(client: Client, astronaut: NDArray[n
     found = client.detect(astronaut, polygons="wand_click", tolerance=0, mask=True, polygons_threshold=0.6)
     best = found[0]
     assert best.outline is not None
-    assert (best.outline.model, best.outline.version) == ("wand_click", 1)
+    assert (best.outline.model, best.outline.version) == ("wand_click", WAND_VERSION)
     assert best.outline.threshold == pytest.approx(0.6)
     assert best.outline.mask is not None
     assert best.outline.mask[FACE[1], FACE[0]]

@@ -159,7 +159,7 @@ BAD_PROMPTS = {
     ),
     "unknown model": (prompt("no_such_model", POINT), code_pb2.NOT_FOUND, "prompt.model", "wand_click"),
     "no model": (prompt("", POINT), code_pb2.INVALID_ARGUMENT, "prompt.model", "needed"),
-    "unknown version": (prompt("wand_click", POINT, version=99), code_pb2.NOT_FOUND, "prompt.version", "it has 1"),
+    "unknown version": (prompt("wand_click", POINT, version=99), code_pb2.NOT_FOUND, "prompt.version", "it has 1, 2"),
     "negative version": (prompt("wand_click", POINT, version=-1), code_pb2.INVALID_ARGUMENT, "prompt.version", "0"),
     "a detector": (prompt("nanodet", POINT), code_pb2.FAILED_PRECONDITION, "prompt.model", "Detect"),
     "threshold 0": (

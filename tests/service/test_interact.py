@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as coco
 
 from polywand.v1 import annotation_pb2 as pb
-from tests.running import wait_for
+from tests.running import WAND_VERSION, wait_for
 from tests.streams import NEGATIVE, POSITIVE, InteractStream, prompt, raw_image
 
 FACE = (220, 130, POSITIVE)
@@ -53,11 +53,11 @@ def mask_of(reply: pb.InteractResponse) -> np.ndarray:
     return decoded(reply.segmentation.shape.mask)
 
 
-@pytest.mark.parametrize("model", ["wand_click", "grabcut"])
-def test_a_click_gives_an_outline_that_holds_it(stream, model):
+@pytest.mark.parametrize(("model", "version"), [("wand_click", WAND_VERSION), ("grabcut", 1)])
+def test_a_click_gives_an_outline_that_holds_it(stream, model, version):
     reply = stream.ask(prompt(model, SUIT, include_mask=True))
     shape = reply.segmentation.shape
-    assert (reply.segmentation.model, reply.segmentation.version) == (model, 1)
+    assert (reply.segmentation.model, reply.segmentation.version) == (model, version)
     assert mask_of(reply)[400, 150]
     assert shape.box.x0 < 150 < shape.box.x1
     assert shape.area == pytest.approx(mask_of(reply).sum(), rel=0.02)

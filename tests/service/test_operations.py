@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from polywand.v1 import annotation_pb2 as pb
 from polywand.v1 import annotation_pb2_grpc
 from polywand_server.triton.wheel import assemble, environment, find_wheel
-from tests.running import REPOSITORY, Service, running_service, wait_for
+from tests.running import REPOSITORY, WAND_VERSION, Service, running_service, wait_for
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 
 SERVICE = "polywand.v1.AnnotationService"
@@ -67,7 +67,7 @@ def test_metrics_move(server, stub, astronaut):
             'polywand_prompts_total{model="wand_click",outcome="segmentation"}',
             'polywand_prompts_total{model="unknown",outcome="error"}',
             'polywand_inferences_total{model="nanodet",outcome="ok",version="1"}',
-            'polywand_inferences_total{model="wand",outcome="ok",version="1"}',
+            f'polywand_inferences_total{{model="wand",outcome="ok",version="{WAND_VERSION}"}}',
             'polywand_stage_duration_seconds_count{model="wand_click",stage="prepare"}',
             'polywand_stage_duration_seconds_count{model="wand_click",stage="triton"}',
             'polywand_stage_duration_seconds_count{model="wand_click",stage="geometry"}',

@@ -16,7 +16,7 @@ from polywand.v1 import annotation_pb2 as pb
 from polywand.v1 import annotation_pb2_grpc
 from polywand_server.precedence import PATIENCE_SECONDS
 from tests.interactors import PREAMBLE, SLOW, add_interactor
-from tests.running import REPOSITORY, Service, running_service, wait_for
+from tests.running import REPOSITORY, WAND_VERSION, Service, running_service, wait_for
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 
 # Enough for more than one batch of every interactor here.
@@ -136,11 +136,11 @@ def vertices(shape: pb.Shape) -> int:
 # On the shipped models
 
 
-@pytest.mark.parametrize("model", ["wand_click", "grabcut"])
-def test_every_detection_gets_the_outline_that_a_prompt_with_its_box_gets(stub, astronaut, model):
+@pytest.mark.parametrize(("model", "version"), [("wand_click", WAND_VERSION), ("grabcut", 1)])
+def test_every_detection_gets_the_outline_that_a_prompt_with_its_box_gets(stub, astronaut, model, version):
     asked = {"model": model, "output": pb.OutputOptions(include_mask=True, threshold=0.6)}
     response = detect(stub, astronaut, asked, threshold=0.1)
-    assert (response.polygons.model, response.polygons.version) == (model, 1)
+    assert (response.polygons.model, response.polygons.version) == (model, version)
     assert response.polygons.threshold == pytest.approx(0.6)
     assert len(response.detections) > 2
     with InteractStream(stub) as stream:

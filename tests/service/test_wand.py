@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from polywand.v1 import annotation_pb2 as pb
+from tests.running import WAND_VERSION
 from tests.service.test_bad_input import violation
 from tests.service.test_interact import decoded
 from tests.streams import EXTREME, NEGATIVE, POSITIVE, InteractStream, prompt, raw_image
@@ -12,7 +13,7 @@ WOMAN = (15, 14, 364, 508)
 ENDS = [(15, 480, EXTREME), (364, 420, EXTREME), (220, 14, EXTREME), (150, 508, EXTREME)]
 SUIT = (150, 400, POSITIVE)
 NOT_THE_FACE = (220, 130, NEGATIVE)
-INFERENCES = 'polywand_inferences_total{model="wand",outcome="ok",version="1"}'
+INFERENCES = f'polywand_inferences_total{{model="wand",outcome="ok",version="{WAND_VERSION}"}}'
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_each_tool_finds_her_and_a_click_corrects_it(stream, server, tool, point
     points, box = pointing.get("points", []), pointing.get("box")
     before = server.metric(INFERENCES)
     first = stream.ask(prompt(tool, *points, box=box, include_mask=True))
-    assert (first.segmentation.model, first.segmentation.version) == (tool, 1)
+    assert (first.segmentation.model, first.segmentation.version) == (tool, WAND_VERSION)
     assert server.metric(INFERENCES) == before + first.timing.inferences
     found = mask_of(first)
     assert found[400, 150]
@@ -87,3 +88,24 @@ def test_what_a_tool_does_not_read_is_refused(stream, message, field):
     reply = stream.ask(message)
     assert violation(reply.error).field == field
     assert f"'{message.model}' reads no" in violation(reply.error).description
+
+
+def clicks(stream, tool: str, *points) -> np.ndarray:
+    return mask_of(stream.ask(prompt(tool, *points, include_mask=True)))
+
+
+def test_wand_brs_answers_as_wand_click_does_as_long_as_all_clicks_are_agreed_with(stream):
+    refined, plain = clicks(stream, "wand_brs", SUIT), clicks(stream, "wand_click", SUIT)
+    assert (refined & plain).sum() / (refined | plain).sum() > 0.99
+
+
+def test_wand_brs_refines_its_answer_until_it_agrees_and_an_undo_finds_the_answer_before(stream):
+    first = clicks(stream, "wand_brs", SUIT)
+    # Of the same cloth: nothing in the photo says why one belongs to it and the other does not.
+    other, refused = (250, 440, POSITIVE), (90, 450, NEGATIVE)
+    refined = clicks(stream, "wand_brs", SUIT, other, refused)
+    assert refined[400, 150]
+    assert refined[440, 250]
+    assert not refined[450, 90]
+    assert (refined != clicks(stream, "wand_click", SUIT, other, refused)).any()
+    np.testing.assert_array_equal(clicks(stream, "wand_brs", SUIT), first)

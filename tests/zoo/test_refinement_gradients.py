@@ -10,6 +10,7 @@ from polywand_zoo.onnx_export import ExportError
 from polywand_zoo.published.architectures import ARCHITECTURES
 from polywand_zoo.published.refined import divide, divide_for_serving
 from polywand_zoo.refinement import gradients
+from polywand_zoo.refinement.enlarging import Enlarging
 from polywand_zoo.refinement.export import Evaluation, Request, autograd, export
 from polywand_zoo.refinement.gradients import NoGradientError, WithGradient
 from polywand_zoo.refinement.parts import Head, Parts
@@ -30,13 +31,14 @@ class Operations(nn.Module):
         self.grouped = nn.Conv2d(4, 8, 3, padding=1, groups=2, bias=False)
         self.norm = nn.BatchNorm2d(8)
         self.rest = nn.Sequential(nn.Identity(), nn.ReLU())
+        self.enlarge = Enlarging(7, 4)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         x = self.unpadded(self.rest(self.dilated(x)))
         x = self.rest(self.norm(self.grouped(x)))
         weights = y.flatten(2).softmax(2)
         mean = (x.flatten(2) @ weights.transpose(1, 2)).unsqueeze(3)
-        return torch.cat([x, mean.expand_as(x), y], 1)
+        return self.enlarge(torch.cat([x + mean.expand_as(x), y], 1)) - self.enlarge(torch.cat([x, y - y], 1))
 
 
 def test_every_operation_has_the_gradient_of_autograd() -> None:

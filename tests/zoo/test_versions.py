@@ -79,6 +79,19 @@ def test_a_model_and_its_parts_go_and_come_together(models: Path) -> None:
     assert [of(models, name) for name in ("fbrs", "fbrs_encoder", "fbrs_head")] == [["1", "2"]] * 3
 
 
+def test_a_part_that_is_a_tool_itself_keeps_its_versions(models: Path) -> None:
+    tool = 'parameters { key: "polywand" value { string_value: "{}" } }'
+    (models / "fbrs_encoder" / "config.pbtxt").write_text(tool)
+    succeeds(models, "rollback", "fbrs")
+    assert [of(models, name) for name in ("fbrs", "fbrs_encoder", "fbrs_head")] == [
+        ["02", "1"],
+        ["1", "2"],
+        ["02", "1"],
+    ]
+    succeeds(models, "restore", "fbrs")
+    assert [of(models, name) for name in ("fbrs", "fbrs_encoder", "fbrs_head")] == [["1", "2"]] * 3
+
+
 def test_a_version_that_is_set_aside_keeps_its_number(models: Path) -> None:
     succeeds(models, "rollback", "hrnet18")
     assert next_version(models, "hrnet18", None) == 4

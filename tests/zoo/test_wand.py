@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from numpy.typing import NDArray
 from torch import nn
 from tritonclient.grpc import model_config_pb2
 
+from polywand_zoo import refinement
 from polywand_zoo.cli import main
-from polywand_zoo.onnx_export import ExportError, trace
+from polywand_zoo.onnx_export import trace
 from polywand_zoo.points import Label
 from polywand_zoo.wand import export as wand_export
 from polywand_zoo.wand.checkpoint import UNUSED, CheckpointError, experiment_name, load_network
@@ -31,7 +33,7 @@ from polywand_zoo.wand.network import DISK_RADIUS, INPUT_SIZE, WandNetwork
 from polywand_zoo.wand.prompts import MAP_NAMES, PromptMaps
 
 MODEL_FOLDER = Path(__file__).parents[2] / "model_repository" / "wand"
-MODEL_FILE = MODEL_FOLDER / "1" / "model.onnx"
+VERSIONS = (1, 2)
 CHECKPOINT = os.environ.get("POLYWAND_WAND_CHECKPOINT")
 
 needs_checkpoint = pytest.mark.skipif(
@@ -55,9 +57,13 @@ def prompt(*rows: tuple[float, float, int]) -> Points:
 # The model in the repository.
 
 
-@pytest.fixture(scope="module")
-def wand() -> ort.InferenceSession:
-    return ort.InferenceSession(str(MODEL_FILE), providers=["CPUExecutionProvider"])
+def model_file(version: int) -> Path:
+    return MODEL_FOLDER / str(version) / "model.onnx"
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def wand(request: pytest.FixtureRequest) -> ort.InferenceSession:
+    return ort.InferenceSession(str(model_file(request.param)), providers=["CPUExecutionProvider"])
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +82,7 @@ def segment(wand: ort.InferenceSession, image: NDArray[np.uint8], points: Points
     """Return probabilities [B, 1, 384, 384]."""
     if previous is None:
         previous = np.zeros((len(image), 1, INPUT_SIZE, INPUT_SIZE), np.float32)
-    (logits,) = wand.run(None, dict(zip(INPUTS, (image, points, previous), strict=True)))
+    (logits,) = wand.run(["LOGITS"], dict(zip(INPUTS, (image, points, previous), strict=True)))
     probabilities: Maps = 1 / (1 + np.exp(-logits))
     return probabilities
 
@@ -88,6 +94,9 @@ def test_wand_has_the_contract_of_an_interactor(wand: ort.InferenceSession) -> N
         ("POINTS", "tensor(float)", ["batch", 64, 3]),
         ("PREV_MASK", "tensor(float)", ["batch", 1, 384, 384]),
         ("LOGITS", "tensor(float)", ["batch", 1, 384, 384]),
+        ("FEATURES_0", "tensor(float)", ["batch", 96, 48, 48]),
+        ("FEATURES_1", "tensor(float)", ["batch", 1, 48, 48]),
+        ("FEATURES_2", "tensor(float)", ["batch", 1, 384, 384]),
     ]
 
 
@@ -114,12 +123,24 @@ def test_the_config_says_what_the_service_must_know(config: Any) -> None:
     }
 
 
-def test_the_model_stores_its_weights_in_half_precision_and_knows_no_batch_normalisation() -> None:
-    graph = onnx.load(MODEL_FILE).graph
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_model_stores_its_weights_in_half_precision_and_knows_no_batch_normalisation(version: int) -> None:
+    graph = onnx.load(model_file(version)).graph
     large = [tensor for tensor in graph.initializer if np.prod(tensor.dims) > 1000]
     assert {tensor.data_type for tensor in large} == {onnx.TensorProto.FLOAT16}
     assert "BatchNormalization" not in {node.op_type for node in graph.node}
-    assert MODEL_FILE.stat().st_size < 9.3e6
+
+
+def test_all_weights_of_wand_are_less_than_20_megabytes() -> None:
+    files = [path for path in MODEL_FOLDER.parent.glob("wand*/*/model.onnx") if path.parent.name.isdecimal()]
+    assert {path.parent.parent.name for path in files} == {"wand", "wand_brs_head"}
+    assert sum(path.stat().st_size for path in files) < 20e6
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_wand_brs_runs_the_code_that_every_f_brs_runs(version: int) -> None:
+    source = resources.files(refinement).joinpath("triton_model.py").read_text()
+    assert (MODEL_FOLDER.parent / "wand_brs" / str(version) / "model.py").read_text() == source
 
 
 def test_a_click_finds_the_cup_and_a_negative_click_takes_its_saucer_away(
@@ -340,21 +361,24 @@ def test_an_export_is_verified_and_can_be_repeated_byte_for_byte(
     written = tmp_path / "wand" / "3" / "model.onnx"
     assert f"{written}: {written.stat().st_size} bytes" in result.output
 
-    again = tmp_path / "again.onnx"
-    export(checkpoint, again)
-    assert written.read_bytes() == again.read_bytes()
+    assert written.read_bytes() == export(checkpoint).network
 
 
 def test_an_export_that_fails_leaves_the_old_file(
     weights: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = tmp_path / "model.onnx"
+    target = tmp_path / "models" / "wand" / "1" / "model.onnx"
+    target.parent.mkdir(parents=True)
     target.write_bytes(b"the old one")
     monkeypatch.setattr(wand_export, "GRAPH_TOLERANCE", -1.0)
-    with pytest.raises(ExportError, match="differs from PyTorch's"):
-        export(save(tmp_path, weights), target)
+    checkpoint = save(tmp_path, weights)
+    result = CliRunner().invoke(
+        main, ["export-wand", "--checkpoint", str(checkpoint), "--repository", str(tmp_path / "models")]
+    )
+    assert result.exit_code == 1
+    assert "differs from PyTorch's" in result.output
     assert target.read_bytes() == b"the old one"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "model.onnx"]
+    assert [path.name for path in target.parent.iterdir()] == ["model.onnx"]
 
 
 def test_the_command_says_what_is_wrong_with_a_checkpoint(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
@@ -369,17 +393,17 @@ def test_the_command_says_what_is_wrong_with_a_checkpoint(weights: dict[str, tor
 
 
 @needs_checkpoint
-def test_the_checkpoint_gives_the_model_in_the_repository(tmp_path: Path) -> None:
+def test_the_experiments_checkpoint_gives_version_1(tmp_path: Path) -> None:
     assert CHECKPOINT is not None
-    export(Path(CHECKPOINT), tmp_path / "model.onnx")
-    exported, committed = onnx.load(tmp_path / "model.onnx"), onnx.load(MODEL_FILE)
+    (tmp_path / "model.onnx").write_bytes(export(Path(CHECKPOINT)).network)
+    exported, committed = onnx.load(tmp_path / "model.onnx"), onnx.load(model_file(1))
     if exported.producer_version == committed.producer_version:
-        assert (tmp_path / "model.onnx").read_bytes() == MODEL_FILE.read_bytes()
+        assert (tmp_path / "model.onnx").read_bytes() == model_file(1).read_bytes()
         return
     # Another release of PyTorch may name and order the nodes otherwise.
     request = random_request(seed=11)
     exported_answer, committed_answer = (
         segment(ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]), *request.arrays())
-        for path in (tmp_path / "model.onnx", MODEL_FILE)
+        for path in (tmp_path / "model.onnx", model_file(1))
     )
     np.testing.assert_allclose(exported_answer, committed_answer, atol=1e-4)

@@ -7,13 +7,14 @@ import openvino
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from polywand_zoo.points import Label
 from polywand_zoo.wand.export import MAX_POINTS, Interactor, build, random_request
 from polywand_zoo.wand.fine import FineNetwork, grow
 from polywand_zoo.wand.folding import fold_batch_norms, round_weights
 from polywand_zoo.wand.network import DISK_RADIUS, INPUT_SIZE, WandNetwork
+from polywand_zoo.wand.obedience import Obedience
 from polywand_zoo.wand.prompts import FINE_MAP_NAMES, MAP_NAMES, FinePromptMaps
 from polywand_zoo.wand.training import prompts
 from polywand_zoo.wand.training.prompts import BOX, DIAMOND, PREVIOUS, Prompt
@@ -136,9 +137,48 @@ def test_the_parts_of_an_image_and_of_a_prompt_can_be_run_apart(fine: FineNetwor
 
 def test_its_graph_answers_in_the_services_runtime_as_in_pytorch(fine: FineNetwork) -> None:
     rounded = round_weights(fold_batch_norms(fine))
-    model = openvino.Core().read_model(build(rounded).SerializeToString())
+    graph, _ = build(rounded)
+    model = openvino.Core().read_model(graph.SerializeToString())
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     request = random_request(seed=4)
+    answers = compiled(list(request.arrays()))
     with torch.inference_mode():
-        expected = Interactor(rounded).eval()(*request.tensors()).numpy()
-    np.testing.assert_allclose(compiled(list(request.arrays()))[0], expected, atol=2e-3, rtol=1e-3)
+        expected = Interactor(rounded).eval()(*request.tensors())
+    for found, tensor in zip(answers.values(), expected, strict=True):
+        np.testing.assert_allclose(found, tensor.numpy(), atol=2e-3, rtol=1e-3)
+
+
+class Obeyed(nn.Module):
+    """Obedience behind a convolution that changes nothing: only there does OpenVINO compute in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.same = nn.Conv2d(1, 1, 1, bias=False)
+        self.same.weight.data.fill_(1.0)
+        self.obey = Obedience(INPUT_SIZE)
+
+    def forward(self, logits: Tensor, points: Tensor) -> Tensor:
+        obeyed: Tensor = self.obey(self.same(logits), points)
+        return obeyed
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_no_click_is_disobeyed(runtime: str) -> None:
+    random = np.random.default_rng(5)
+    logits = random.normal(0, 6, (1, 1, INPUT_SIZE, INPUT_SIZE)).astype(np.float32)
+    # Far enough from one another that no click is in another one's way.
+    places = np.stack(np.meshgrid(*[np.arange(20, INPUT_SIZE, 45)] * 2), -1).reshape(-1, 2)[:60]
+    labels = np.where(np.arange(60) % 2, Label.POSITIVE, Label.NEGATIVE)
+    points = np.full((1, MAX_POINTS, 3), Label.PADDING, np.float32)
+    points[0, :60] = np.column_stack([places + random.uniform(-0.4, 0.4, places.shape), labels])
+    points[0, 60:] = [(100, 100, Label.EXTREME), (-3, 50, Label.POSITIVE), (9, 400, Label.NEGATIVE), (0, 0, -1)]
+
+    obeyed = runner(runtime, Obeyed(), (logits, points))(logits, points)[0, 0]
+    sides = np.where(labels == Label.POSITIVE, 1, -1)
+    assert (obeyed[places[:, 1], places[:, 0]] * sides > 0.25).all()
+    was_wrong = logits[0, 0][places[:, 1], places[:, 0]] * sides < 0.5
+    assert 10 < was_wrong.sum() < 50  # there was something to do, and something to leave alone
+    changed = np.abs(obeyed - logits[0, 0]) > 0.1
+    for x, y in places[~was_wrong]:
+        assert not changed[y - 2 : y + 3, x - 2 : x + 3].any()
+    assert changed.mean() < 0.2

@@ -177,19 +177,23 @@ def train(
     help="The version of the model to write.",
 )
 def export_wand(checkpoint: Path, repository: Path, version: int) -> None:
-    """Export a checkpoint of the wand network to wand/VERSION/model.onnx."""
+    """Export a checkpoint of the wand network to wand/VERSION, and to wand_brs/VERSION where that model is."""
     from polywand_zoo.onnx_export import ExportError  # noqa: PLC0415
     from polywand_zoo.wand.checkpoint import CheckpointError  # noqa: PLC0415
-    from polywand_zoo.wand.export import export  # noqa: PLC0415
+    from polywand_zoo.wand.export import export, write  # noqa: PLC0415
 
-    target = repository / "wand" / str(version) / "model.onnx"
     try:
-        result = export(checkpoint, target)
+        result = export(checkpoint)
+        files = write(result, repository, version)
     except (CheckpointError, ExportError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
-    click.echo(f"{target}: {result.size} bytes")
+    for file in files:
+        click.echo(f"{file}: {file.stat().st_size} bytes")
     click.echo(f"graph: no logit differs from PyTorch's by more than {result.graph_difference:.1g}")
+    click.echo(
+        f"f-BRS: no gradient differs from autograd's by more than {result.gradient_difference:.1g} of its length"
+    )
     click.echo(f"weights: half precision changes probabilities by {result.rounding_difference:.1g} on average")
 
 

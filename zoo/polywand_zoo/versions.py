@@ -16,6 +16,7 @@ from tritonclient.grpc import model_config_pb2
 CONFIG_FILE = "config.pbtxt"
 # Parameters of a config that name models which the model calls, each of its versions the same version of them.
 PART_KEYS = ("encoder", "head")
+PARAMETER_KEY = "polywand"  # and the one that makes a model a tool
 
 
 class VersionError(Exception):
@@ -113,8 +114,17 @@ def _find(repository: Path, name: str) -> tuple[Path, Any]:
 
 
 def _parts(repository: Path, config: Any) -> list[Path]:
-    named = (config.parameters[key].string_value for key in PART_KEYS if key in config.parameters)
-    return [repository / name for name in named]
+    """List the folders of a model's parts, without those that are tools themselves: their versions are their own."""
+    named = (repository / config.parameters[key].string_value for key in PART_KEYS if key in config.parameters)
+    return [folder for folder in named if not _is_tool(folder)]
+
+
+def _is_tool(model: Path) -> bool:
+    try:
+        config = text_format.Parse((model / CONFIG_FILE).read_text(), model_config_pb2.ModelConfig())
+    except (OSError, text_format.ParseError):
+        return False  # nothing to rename, or nothing that is served
+    return PARAMETER_KEY in config.parameters
 
 
 def _rename(folders: Sequence[Path], old: str, new: str) -> None:

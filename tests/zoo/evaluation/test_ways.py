@@ -29,7 +29,7 @@ from polywand_zoo.evaluation.server import own_service
 from polywand_zoo.evaluation.trials import Rules
 from polywand_zoo.evaluation.windows import Belief, Window, cut, moved, to_mask
 from polywand_zoo.versions import roll_back
-from tests.running import REPOSITORY
+from tests.running import REPOSITORY, WAND_VERSION
 from tests.zoo.evaluation import pictures
 from tests.zoo.evaluation.models import STATE, add_model, make_repository
 
@@ -125,12 +125,11 @@ def test_single_precision_can_be_asked_for(repository: Path):
 
 def test_a_version_that_was_rolled_back_is_not_evaluated(repository: Path, tmp_path: Path):
     shutil.copytree(repository / "wand", tmp_path / "wand")
-    shutil.copytree(tmp_path / "wand" / "1", tmp_path / "wand" / "2")
-    assert read_folder(tmp_path, "wand_click").version == 2
+    assert read_folder(tmp_path, "wand_click").version == WAND_VERSION
     roll_back(tmp_path, "wand")
-    assert read_folder(tmp_path, "wand_click").version == 1
-    with pytest.raises(ModelError, match="has no version 2; there: 1"):
-        read_folder(tmp_path, "wand_click", 2)
+    assert read_folder(tmp_path, "wand_click").version == WAND_VERSION - 1
+    with pytest.raises(ModelError, match=f"has no version {WAND_VERSION}; there: 1"):
+        read_folder(tmp_path, "wand_click", WAND_VERSION)
 
 
 def test_an_interrupted_evaluation_reports_what_it_has(repository: Path, photos: Path):
@@ -175,7 +174,7 @@ def test_data_that_does_not_fit_together_is_refused(arguments, says):
     [
         ("wand_clack", "no model 'wand_clack' in"),
         ("wand_clack", "there: grabcut, nanodet, wand_click, wand_extreme, wand_box"),
-        ("wand_click:7", "has no version 7; there: 1"),
+        ("wand_click:7", f"has no version 7; there: 1, {WAND_VERSION}"),
         ("wand", "say which of its tools: wand_click, wand_extreme, wand_box"),
         ("nanodet", "no interactor"),
         ("grabcut", "model 'grabcut' is no ONNX graph (it has no model.onnx): evaluate it through the service"),

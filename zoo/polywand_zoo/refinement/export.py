@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,7 +34,7 @@ HALF_TOLERANCE = 2e-2
 GRADIENT_TOLERANCE = 5e-2
 
 InHalf = Callable[[onnx.NodeProto], bool]
-Request = tuple[NDArray[np.uint8], NDArray[np.float32]]  # IMAGE [B, H, W, 3], POINTS [B, N, 3]
+Request = tuple[NDArray[Any], ...]  # IMAGE [B, H, W, 3], POINTS [B, N, 3], and what else an encoder may read
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,35 +104,65 @@ def export(
     """
     encoder = build_encoder(parts, requests[0], half=half, **metadata)
     head = build_head(parts, requests[0], **metadata)
-    encoding, evaluating = _session(encoder), _session(head)
-    worst_features, worst, worst_gradient, prompts = 0.0, 0.0, 0.0, 0
-    for seed, (image, points) in enumerate(requests):
-        size, batch = (image.shape[1], image.shape[2]), len(image)
+    encoding, comparison = _session(encoder), HeadComparison(parts, exact, head)
+    worst_features, prompts = 0.0, 0
+    for image, points in requests:
         features = encoding.run(list(parts.features), {"IMAGE": image, "POINTS": points})
         with torch.inference_mode():
             joined = parts.joined(*map(torch.from_numpy, features))
             expected = _as_tuple(exact.encoder(torch.from_numpy(image), torch.from_numpy(points)))
         measure = _difference if half is None else _mean_difference
         worst_features = max(worst_features, *map(measure, joined, expected))
+        comparison.add(features, (image.shape[1], image.shape[2]))
+        prompts += len(image)
+    _demand("features", worst_features, TOLERANCE if half is None else HALF_TOLERANCE)
+    comparison.demand()
+    return Graphs(encoder, head, prompts, worst_features, comparison.difference, comparison.gradient_difference)
 
-        evaluation = Evaluation.random(parts, size=size, batch=batch, seed=seed)
+
+class HeadComparison:
+    """A head's graph beside PyTorch's autograd.
+
+    exact: as in `export`. difference: the largest so far of logits, in their deviation, and of losses, in themselves;
+    gradient_difference: that of gradients, in their length.
+    """
+
+    def __init__(self, parts: Parts, exact: Parts, head: bytes) -> None:
+        self._parts = parts
+        self._exact = exact
+        self._session = _session(head)
+        self._seed = 0
+        self.difference = 0.0
+        self.gradient_difference = 0.0
+
+    def add(self, features: Sequence[NDArray[np.float32]], size: tuple[int, int]) -> None:
+        """Compare on features [B, C, h, w], with clicks made up on an image of this size."""
+        parts = self._parts
+        evaluation = Evaluation.random(parts, size=size, batch=len(features[0]), seed=self._seed)
         feeds = dict(zip(parts.features, features, strict=True))
         feeds |= {name: tensor.numpy() for name, tensor in zip(Head.INPUTS, evaluation.inputs(), strict=True)}
-        answer = dict(zip(Head.OUTPUTS, map(torch.from_numpy, evaluating.run(list(Head.OUTPUTS), feeds)), strict=True))
-        truth = autograd(exact, joined, evaluation)
-        worst = max(worst, _difference(answer["LOGITS"], truth["LOGITS"]))
-        worst = max(worst, float(((answer["LOSS"] - truth["LOSS"]) / truth["LOSS"]).abs().max()))
-        for name in ("SCALE_GRADIENT", "BIAS_GRADIENT"):
-            worst_gradient = max(worst_gradient, _relative(answer[name], truth[name]))
-        prompts += batch
-    for what, found, allowed in (
-        ("features", worst_features, TOLERANCE if half is None else HALF_TOLERANCE),
-        ("logits or losses", worst, TOLERANCE),
-        ("gradients", worst_gradient, GRADIENT_TOLERANCE),
-    ):
-        if not found <= allowed:  # false for NaN, too
-            raise ExportError(f"the graphs' {what} differ from PyTorch's by {found:.2g}, and {allowed:g} is allowed")
-    return Graphs(encoder, head, prompts, worst_features, worst, worst_gradient)
+        outputs = map(torch.from_numpy, self._session.run(list(Head.OUTPUTS), feeds))
+        answer = dict(zip(Head.OUTPUTS, outputs, strict=True))
+        truth = autograd(self._exact, parts.joined(*map(torch.from_numpy, features)), evaluation)
+        loss_difference = float(((answer["LOSS"] - truth["LOSS"]) / truth["LOSS"]).abs().max())
+        self.difference = max(self.difference, _difference(answer["LOGITS"], truth["LOGITS"]), loss_difference)
+        slopes = (_relative(answer[name], truth[name]) for name in ("SCALE_GRADIENT", "BIAS_GRADIENT"))
+        self.gradient_difference = max(self.gradient_difference, *slopes)
+        self._seed += 1
+
+    def demand(self) -> None:
+        """Let it pass, or not.
+
+        Raises:
+            ExportError: they do not give the same.
+        """
+        _demand("logits or losses", self.difference, TOLERANCE)
+        _demand("gradients", self.gradient_difference, GRADIENT_TOLERANCE)
+
+
+def _demand(what: str, found: float, allowed: float) -> None:
+    if not found <= allowed:  # false for NaN, too
+        raise ExportError(f"the graphs' {what} differ from PyTorch's by {found:.2g}, and {allowed:g} is allowed")
 
 
 def autograd(exact: Parts, features: Features, evaluation: Evaluation) -> dict[str, Tensor]:
@@ -177,14 +208,14 @@ def build_encoder(parts: Parts, request: Request, *, half: InHalf | None = None,
 
 def build_head(parts: Parts, request: Request, **metadata: str) -> bytes:
     """Return the head as a checked ONNX file."""
-    image, points = request
+    image = request[0]
     names = (*parts.features, *Head.INPUTS)
     variable: dict[str, dict[int, str]] = _variable_features(parts) | {"PIXELS": {1: "pixels"}}
     variable["LOGITS"] = {2: "logits_height", 3: "logits_width"}
     evaluation = Evaluation.random(parts, size=(image.shape[1], image.shape[2]), batch=len(image), seed=0)
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore", TracerWarning)  # the number of channels is a constant indeed
-        features = _as_tuple(parts.encoder(torch.from_numpy(image), torch.from_numpy(points)))
+        features = _as_tuple(parts.encoder(*map(torch.from_numpy, request)))
         head = Head(parts).eval()
         model = trace(head, (*features, *evaluation.inputs()), names, Head.OUTPUTS, variable=variable)
     shapes: list[list[int | str]] = [[1, *variable["LOGITS"].values()], [1], [2], [parts.variables], [parts.variables]]

@@ -168,6 +168,16 @@ def _same(call: Call, gradient: Tensor) -> Sequence[Tensor]:
     return (gradient,)
 
 
+def _added(call: Call, gradient: Tensor) -> Sequence[Tensor]:
+    """Of two tensors of one shape."""
+    return gradient, gradient
+
+
+def _subtracted(call: Call, gradient: Tensor) -> Sequence[Tensor]:
+    """Of two tensors of one shape."""
+    return gradient, -gradient
+
+
 def _relu(call: Call, gradient: Tensor) -> Sequence[Tensor]:
     return (torch.where(call.output > 0, gradient, 0),)
 
@@ -218,7 +228,9 @@ RULES: Mapping[Any, Rule] = MappingProxyType(
         nn.BatchNorm2d: _batch_norm,
         nn.Identity: _same,
         nn.ReLU: _relu,
+        operator.add: _added,
         operator.matmul: _matmul,
+        operator.sub: _subtracted,
         torch.cat: _concatenate,
         "expand_as": _expand_pixel,
         "flatten": _reshaped,

@@ -36,6 +36,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 from scipy.optimize import fmin_l_bfgs_b
 
 NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT, PADDING = 0, 1, 2, 3, -1  # labels of points
+INPUTS = ("IMAGE", "POINTS", "STATE", "PREV_MASK")  # the last one where the network reads it
 CLICK_RADIUS = 1  # pixels around a click that have to agree with it
 PIXELS_STEP = 64  # PIXELS is padded to a multiple, so that a runtime sees few different shapes
 EPSILON = 1e-5  # of the authors' loss
@@ -129,21 +130,30 @@ class TritonPythonModel:
                 respond(request, error=pb_utils.TritonError(str(error)))
 
     def _answer(self, request: Any) -> dict[str, Array]:
-        inputs = {
-            name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in ("IMAGE", "POINTS", "STATE")
-        }
-        rows = [self._refine(request, *row) for row in zip(*inputs.values(), strict=True)]
+        tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in INPUTS}
+        inputs = {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
+        rows = [
+            self._refine(request, dict(zip(inputs, row, strict=True))) for row in zip(*inputs.values(), strict=True)
+        ]
         logits, states = zip(*rows, strict=True)
         return {"LOGITS": np.stack(logits), "STATE_OUT": np.stack(states)}
 
-    def _refine(self, request: Any, image: Array, points: Array, state: Array) -> tuple[Array, Array]:
-        """Answer one prompt: from IMAGE [H, W, 3], POINTS [N, 3], STATE [2 C] to LOGITS [1, H, W], STATE_OUT [2 C]."""
+    def _refine(self, request: Any, inputs: Mapping[str, Array]) -> tuple[Array, Array]:
+        """Answer one prompt.
+
+        inputs: IMAGE [H, W, 3], POINTS [N, 3], STATE [2 C] and, where the network reads it, PREV_MASK [1, H, W].
+        Returns LOGITS [1, H, W] and STATE_OUT [2 C].
+        """
         settings = self._settings
-        images, prompts = image[None], points[None]
+        image, points, state = inputs["IMAGE"], inputs["POINTS"], inputs["STATE"]
+        views = {name: array[None] for name, array in inputs.items() if name in ("IMAGE", "PREV_MASK")}
+        prompts = points[None]
         if settings.flip:
-            images, prompts = np.stack([image, image[:, ::-1]]), np.stack([points, mirrored(points, image.shape[1])])
+            axes = {"IMAGE": 1, "PREV_MASK": 2}
+            views = {name: np.stack([view[0], np.flip(view[0], axes[name])]) for name, view in views.items()}
+            prompts = np.stack([points, mirrored(points, image.shape[1])])
         seen = np.stack([first_clicks(prompt, settings.net_clicks_limit) for prompt in prompts])
-        features = self._parts.encode(images, seen)
+        features = self._parts.encode(POINTS=seen, **views)
         evaluation = Evaluation(self._parts, request, features, prompts, (image.shape[0], image.shape[1]))
         clicks = np.isin(points[:, 2], (NEGATIVE, POSITIVE)).sum()
         if clicks > settings.refine_after_clicks:
@@ -169,10 +179,10 @@ class Parts:
         self.settings = settings
         self._version = version
 
-    def encode(self, images: Array, points: Array) -> list[Any]:
-        """Run the encoder on IMAGE [B, H, W, 3] and POINTS [B, N, 3]; the features stay tensors of Triton's."""
-        inputs = [pb_utils.Tensor("IMAGE", np.ascontiguousarray(images)), pb_utils.Tensor("POINTS", points)]
-        return self._call(self.settings.encoder, inputs, self.settings.features)
+    def encode(self, **inputs: Array) -> list[Any]:
+        """Run the encoder on its inputs [B, ...] by name; the features stay tensors of Triton's."""
+        tensors = [pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in inputs.items()]
+        return self._call(self.settings.encoder, tensors, self.settings.features)
 
     def evaluate(self, features: Sequence[Any], **inputs: Array) -> dict[str, Array]:
         """Run the head once; its outputs by name."""

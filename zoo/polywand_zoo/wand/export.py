@@ -1,8 +1,10 @@
-"""Export of a wand checkpoint to an interactor under Polywand's contract."""
+"""Export of a wand checkpoint to interactors under Polywand's contract: the network, and its refinement by f-BRS."""
 
 import os
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,19 +14,26 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
+from polywand_zoo import refinement
 from polywand_zoo.onnx_export import ExportError, trace
 from polywand_zoo.points import Label
+from polywand_zoo.refinement.config import head_name
+from polywand_zoo.refinement.export import HeadComparison, build_head
+from polywand_zoo.refinement.parts import Features, Parts
 from polywand_zoo.wand import weights
 from polywand_zoo.wand.fine import FineNetwork
 from polywand_zoo.wand.folding import fold_batch_norms, round_weights
 from polywand_zoo.wand.network import DISK_RADIUS, INPUT_SIZE, WandNetwork
+from polywand_zoo.wand.obedience import Obedience
 from polywand_zoo.wand.prompts import FinePromptMaps, PromptMaps
+from polywand_zoo.wand.refined import divide
 
 Network = WandNetwork | FineNetwork
 
 MAX_POINTS = 64
 INPUTS = ("IMAGE", "POINTS", "PREV_MASK")
-OUTPUT = "LOGITS"
+OUTPUTS = ("LOGITS", "FEATURES_0", "FEATURES_1", "FEATURES_2")
+MODEL, REFINED = "wand", "wand_brs"  # in Triton
 
 GRAPH_TOLERANCE = 1e-3  # of a logit, between PyTorch and ONNX Runtime: two orders of the same float32 sums
 ROUNDING_TOLERANCE = 2e-3  # of a probability, on average, by rounding the weights to half precision
@@ -32,16 +41,19 @@ ROUNDING_TOLERANCE = 2e-3  # of a probability, on average, by rounding the weigh
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What an export has written and verified.
+    """Verified graphs.
 
-    size: of the file, in bytes.
+    network, head: the ONNX files: the network with its mathematics, and what f-BRS evaluates (see `refined`).
     graph_difference: the largest between a logit of the graph and of the network with the same, rounded weights.
     rounding_difference: the mean one between a probability of that network and of the checkpoint's.
+    gradient_difference: of the head, from autograd's, in their length.
     """
 
-    size: int
+    network: bytes
+    head: bytes
     graph_difference: float
     rounding_difference: float
+    gradient_difference: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,50 +83,101 @@ class Interactor(nn.Module):
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        maps = FinePromptMaps if isinstance(network, FineNetwork) else PromptMaps
-        self.maps = maps(INPUT_SIZE, DISK_RADIUS)
+        is_fine = isinstance(network, FineNetwork)
+        self.maps = (FinePromptMaps if is_fine else PromptMaps)(INPUT_SIZE, DISK_RADIUS)
         self.network = network
+        # The first generation is served as it always was.
+        self.obey = Obedience(INPUT_SIZE) if is_fine else None
 
-    def forward(self, image: Tensor, points: Tensor, previous: Tensor) -> Tensor:
-        """Map the tensors of a `Request` to logits [B, 1, S, S]."""
-        logits: Tensor = self.network(image.permute(0, 3, 1, 2).float(), self.maps(points, previous))
-        return logits
+    def forward(self, image: Tensor, points: Tensor, previous: Tensor) -> tuple[Tensor, ...]:
+        """Map the tensors of a `Request` to logits [B, 1, S, S], and to the features that f-BRS refines (`refined`)."""
+        network: Any = self.network  # of either generation, which name their parts alike
+        features = network.encode(image.permute(0, 3, 1, 2).float())
+        prompt = network.read(self.maps(points, previous))
+        coarse = network.coarse(features, prompt)
+        logits: Tensor = network.sharpen(coarse, features, prompt)
+        obeyed = logits if self.obey is None else self.obey(logits, points)
+        return obeyed, coarse, self.network.decoder.auxiliary(coarse), logits
 
 
-def export(checkpoint: Path, target: Path) -> Export:
-    """Export a checkpoint of either generation to the file `target`, which appears whole and verified or not at all."""
+def export(checkpoint: Path) -> Export:
+    """Export a checkpoint of either generation.
+
+    Raises:
+        CheckpointError, ExportError
+    """
     trained = weights.load(checkpoint)
     rounded = round_weights(fold_batch_norms(trained))
-    data = build(rounded).SerializeToString(deterministic=True)
-
-    requests = [random_request(seed) for seed in range(3)]
-    graph_difference = max(_graph_difference(data, rounded, request) for request in requests)
-    rounding_difference = max(_rounding_difference(trained, rounded, request) for request in requests)
+    data, head = (model.SerializeToString(deterministic=True) for model in build(rounded))
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    parts = _parts(rounded)
+    comparison = HeadComparison(parts, parts, head)
+    graph_difference = rounding_difference = 0.0
+    for seed in range(3):
+        request = random_request(seed)
+        logits, *features = session.run(list(OUTPUTS), dict(zip(INPUTS, request.arrays(), strict=True)))
+        exact = _infer(rounded, request)
+        graph_difference = max(graph_difference, float(np.abs(logits - exact.numpy()).max()))
+        rounding = float((_infer(trained, request).sigmoid() - exact.sigmoid()).abs().mean())
+        rounding_difference = max(rounding_difference, rounding)
+        comparison.add(features, (INPUT_SIZE, INPUT_SIZE))
     # Comparisons that are false for NaN must not let it pass.
     if not graph_difference <= GRAPH_TOLERANCE:
         raise ExportError(f"a logit of the graph differs from PyTorch's by {graph_difference:.2g}")
     if not rounding_difference <= ROUNDING_TOLERANCE:
         raise ExportError(f"rounding the weights changes probabilities by {rounding_difference:.2g} on average")
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, target)
-    return Export(len(data), graph_difference, rounding_difference)
+    comparison.demand()
+    return Export(data, head, graph_difference, rounding_difference, comparison.gradient_difference)
 
 
-def build(network: Network) -> onnx.ModelProto:
-    """Return the interactor as a checked ONNX model; the network's weights must have been rounded.
+def write(exported: Export, repository: Path, version: int) -> list[Path]:
+    """Write a version of `wand` and, where the repository has `wand_brs`, of that; each file appears whole.
+
+    Returns the files, the network's first.
+    """
+    files = {repository / MODEL / str(version) / "model.onnx": exported.network}
+    if (repository / REFINED / "config.pbtxt").is_file():
+        files[repository / head_name(REFINED) / str(version) / "model.onnx"] = exported.head
+        source = resources.files(refinement).joinpath("triton_model.py").read_bytes()
+        files[repository / REFINED / str(version) / "model.py"] = source  # the last: it calls the others
+    for target, data in files.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{target.name}.partial")
+        partial.write_bytes(data)
+        os.replace(partial, target)
+    return list(files)
+
+
+def build(network: Network) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """Return the interactor and f-BRS's head as checked ONNX models; the network's weights must have been rounded.
 
     IMAGE: UINT8 [batch, 384, 384, 3], RGB.
     POINTS: FP32 [batch, 64, 3], x, y, `Label`; pixel centres at integer coordinates.
     PREV_MASK: FP32 [batch, 1, 384, 384], probabilities; zeros at first.
     LOGITS: FP32 [batch, 1, 384, 384].
+    FEATURES_0, 1, 2: FP32 [batch, 96, 48, 48], [batch, 1, 48, 48], [batch, 1, 384, 384], what the head reads.
     """
-    model = trace(Interactor(network).eval(), random_request(0).tensors(), INPUTS, OUTPUT)
+    request = random_request(0)
+    model = trace(Interactor(network).eval(), request.tensors(), INPUTS, OUTPUTS)
     _store_weights_in_half(model.graph)
     onnx.checker.check_model(model, full_check=True)
-    return model
+    return model, onnx.load_from_string(build_head(_parts(network), request.arrays()))
+
+
+class _Features(nn.Module):
+    """What f-BRS refines, alone."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.interactor = Interactor(network)
+
+    def forward(self, image: Tensor, points: Tensor, previous: Tensor) -> Features:
+        _, *features = self.interactor(image, points, previous)
+        return tuple(features)
+
+
+def _parts(network: Network) -> Parts:
+    return divide(network, _Features(network).eval())
 
 
 def random_request(seed: int, batch: int = 2) -> Request:
@@ -151,17 +214,7 @@ def _store_weights_in_half(graph: onnx.GraphProto) -> None:
     graph.node.extend(nodes)
 
 
-def _graph_difference(model: bytes, network: Network, request: Request) -> float:
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    (logits,) = session.run([OUTPUT], dict(zip(INPUTS, request.arrays(), strict=True)))
-    return float(np.abs(logits - _infer(network, request).numpy()).max())
-
-
-def _rounding_difference(trained: Network, rounded: Network, request: Request) -> float:
-    return float((_infer(trained, request).sigmoid() - _infer(rounded, request).sigmoid()).abs().mean())
-
-
 def _infer(network: Network, request: Request) -> Tensor:
     with torch.inference_mode():
-        logits: Tensor = Interactor(network).eval()(*request.tensors())
+        logits: Tensor = Interactor(network).eval()(*request.tensors())[0]
         return logits

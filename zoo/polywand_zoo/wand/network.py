@@ -13,6 +13,7 @@ from torch.nn import functional
 from polywand_zoo.wand.prompts import MAP_NAMES
 
 INPUT_SIZE = 384  # height and width of the crops that the network sees, in pixels
+COARSE_CHANNELS = 96  # of the decoder at stride 8
 DISK_RADIUS = 6  # of a point's disk in a prompt map, in pixels at INPUT_SIZE
 
 LEAKY_SLOPE = 0.1
@@ -59,12 +60,26 @@ class WandNetwork(nn.Module):
         maps: [B, 5, S, S], 0..1, the channels of `prompts.MAP_NAMES`.
         Returns the logits [B, 1, S, S].
         """
-        return double(self.decoder(self.image_features(image), self.prompt_encoder(maps)))
+        features, prompt = self.encode(image), self.read(maps)
+        return self.sharpen(self.coarse(features, prompt), features, prompt)
 
-    def image_features(self, image: Tensor) -> ImageFeatures:
-        """Encode an image [B, 3, S, S], RGB, 0..255."""
+    def encode(self, image: Tensor) -> ImageFeatures:
+        """Encode an image [B, 3, S, S], RGB, 0..255; does not depend on the prompt."""
         features: ImageFeatures = self.laterals(self.backbone((image - self.mean) / self.std))
         return features
+
+    def read(self, maps: Tensor) -> PromptFeatures:
+        """Encode prompt maps [B, 5, S, S]."""
+        prompt: PromptFeatures = self.prompt_encoder(maps)
+        return prompt
+
+    def coarse(self, image: ImageFeatures, prompt: PromptFeatures) -> Tensor:
+        """Find the object: features [B, 96, S / 8, S / 8], which `decoder.auxiliary` reads in training."""
+        return self.decoder.coarse(image, prompt)
+
+    def sharpen(self, x: Tensor, image: ImageFeatures, prompt: PromptFeatures) -> Tensor:
+        """Find the outline: from the features of `coarse` to logits [B, 1, S, S]."""
+        return double(self.decoder.sharpen(x, image, prompt))
 
 
 class CspBackbone(nn.Module):
@@ -180,16 +195,12 @@ class Decoder(nn.Module):
         super().__init__()
         self.context_norm: nn.Module = nn.BatchNorm2d(128)
         self.context = nn.Sequential(*(ContextBlock(128, dilation) for dilation in dilations))
-        self.fuse8 = FuseUp(128, 96, refine=Residual(96), prompt_channels=48)
-        self.fuse4 = FuseUp(96, 48, refine=Residual(48), prompt_channels=32)
+        self.fuse8 = FuseUp(128, COARSE_CHANNELS, refine=Residual(COARSE_CHANNELS), prompt_channels=48)
+        self.fuse4 = FuseUp(COARSE_CHANNELS, 48, refine=Residual(48), prompt_channels=32)
         self.fuse2 = FuseUp(48, 16, refine=ConvNorm(16, 16))
-        self.auxiliary = nn.Conv2d(96, 1, 1)  # logits at stride 8, for a training loss; not part of forward
+        self.auxiliary = nn.Conv2d(COARSE_CHANNELS, 1, 1)  # logits at stride 8, for a loss and for `refined`
         self.output = nn.Conv2d(16, 1, 1)
         nn.init.constant_(self.output.bias, -1.0)  # type: ignore[arg-type]  # most pixels are background
-
-    def forward(self, image: ImageFeatures, prompt: PromptFeatures) -> Tensor:
-        """Decode to logits [B, 1, S / 2, S / 2]."""
-        return self.sharpen(self.coarse(image, prompt), image, prompt)
 
     def coarse(self, image: ImageFeatures, prompt: PromptFeatures) -> Tensor:
         """Find the object: features [B, 96, S / 8, S / 8], which `auxiliary` reads in training."""
