@@ -31,6 +31,7 @@ from polywand_zoo.wand.export import INPUTS, MAX_POINTS, export, random_request
 from polywand_zoo.wand.folding import fold_batch_norms
 from polywand_zoo.wand.network import DISK_RADIUS, INPUT_SIZE, WandNetwork
 from polywand_zoo.wand.prompts import MAP_NAMES, PromptMaps
+from polywand_zoo.wand.weights import load
 
 MODEL_FOLDER = Path(__file__).parents[2] / "model_repository" / "wand"
 VERSIONS = (1, 2)
@@ -390,6 +391,21 @@ def test_the_command_says_what_is_wrong_with_a_checkpoint(weights: dict[str, tor
     assert result.exit_code == 1
     assert result.output == "Error: missing: dec.out.weight\n"
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_model_can_be_read_back_to_be_trained_further(version: int) -> None:
+    network = load(model_file(version))
+    request = random_request(seed=12)
+    with torch.inference_mode():
+        expected = wand_export.Interactor(network).eval()(*request.tensors())[0].sigmoid().numpy()
+    session = ort.InferenceSession(str(model_file(version)), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(segment(session, *request.arrays()), expected, atol=1e-4)
+
+
+def test_a_graph_of_something_else_is_refused_by_what_it_lacks() -> None:
+    with pytest.raises(CheckpointError, match="no graph of this network: backbone"):
+        load(MODEL_FOLDER.parent / "nanodet" / "1" / "model.onnx")
 
 
 @needs_checkpoint

@@ -107,7 +107,7 @@ def convert_nanodet(source: Path, repository: Path) -> None:
 @click.option(
     "--start",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A checkpoint to begin with; without one, an untrained network.",
+    help="What to begin with: a checkpoint, or a model.onnx of wand. Without it, an untrained network.",
 )
 @click.option(
     "--processes",

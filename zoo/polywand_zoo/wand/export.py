@@ -22,7 +22,7 @@ from polywand_zoo.refinement.export import HeadComparison, build_head
 from polywand_zoo.refinement.parts import Features, Parts
 from polywand_zoo.wand import weights
 from polywand_zoo.wand.fine import FineNetwork
-from polywand_zoo.wand.folding import fold_batch_norms, round_weights
+from polywand_zoo.wand.folding import HALF_SUFFIX, fold_batch_norms, round_weights
 from polywand_zoo.wand.network import DISK_RADIUS, INPUT_SIZE, WandNetwork
 from polywand_zoo.wand.obedience import Obedience
 from polywand_zoo.wand.prompts import FinePromptMaps, PromptMaps
@@ -204,7 +204,7 @@ def _store_weights_in_half(graph: onnx.GraphProto) -> None:
         half = exact.astype(np.float16)
         if not np.array_equal(half, exact):
             raise ExportError(f"{tensor.name} holds numbers that half precision does not")
-        stored = f"{tensor.name}/float16"
+        stored = f"{tensor.name}{HALF_SUFFIX}"
         casts.append(
             helper.make_node("Cast", [stored], [tensor.name], f"{tensor.name}/cast", to=onnx.TensorProto.FLOAT)
         )

@@ -1,4 +1,4 @@
-"""Checkpoints of either generation of the wand network: how they are kept, and which network they are of."""
+"""Weights of either generation of the wand network: how checkpoints are kept, and which network a file is of."""
 
 import os
 import pickle
@@ -9,13 +9,20 @@ import torch
 
 from polywand_zoo.wand.checkpoint import CheckpointError, load_network
 from polywand_zoo.wand.fine import FineNetwork
+from polywand_zoo.wand.graph import load_graph
 from polywand_zoo.wand.network import WandNetwork
 
 FORMAT = "polywand-wand-2"
 
 
 def load(path: Path) -> WandNetwork | FineNetwork:
-    """Load the averaged weights of a training; the network is ready for inference."""
+    """Load the averaged weights of a training, or those of an exported graph; the network is ready for inference.
+
+    Raises:
+        CheckpointError
+    """
+    if path.suffix == ".onnx":
+        return load_graph(path)
     content = _unpickle(path)
     return _average(content, path) if _is_fine(content) else load_network(path)
 
