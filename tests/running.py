@@ -16,7 +16,9 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parent.parent / "model_repository"
 PORTS = re.compile(r"gRPC on ([\d.]+):(\d+), HTTP on ([\d.]+):(\d+), Triton at (\S+)")
 START_SECONDS = 90
-WAND_VERSION = max(int(path.name) for path in (REPOSITORY / "wand").iterdir() if path.name.isdecimal())
+WAND_VERSION = max(
+    int(path.name) for path in (REPOSITORY / "wand").iterdir() if path.name.isdecimal() and path.name[0] != "0"
+)
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ class Registry:
         self._on_change = on_change
         self._models: dict[str, Model] = {}
         self._tools: dict[str, Tool] = {}
+        self._ready_in_triton: set[str] = set()  # whether tools or not
         self._reread = 0
         self._looks_begun = 0
         self._last_look = 0
@@ -171,6 +172,7 @@ class Registry:
             async with asyncio.timeout(POLL_TIMEOUT_SECONDS):
                 # Triton takes a hidden folder for a model; somebody is preparing something there.
                 index = [entry for entry in await self._triton.repository_index() if not entry.name.startswith(".")]
+                self._ready_in_triton = {entry.name for entry in index if entry.state == READY}
                 self._take(await self._read(index))
             self._set_up(True)
         except (PolywandError, TimeoutError) as error:
@@ -259,12 +261,11 @@ class Registry:
         return entry.reason or self._why_failed(entry.name) or in_words.get(entry.state, f"Triton says {entry.state}")
 
     def _report_changes(self, before: dict[str, Tool]) -> None:
-        parts = {part for names in self._parts().values() for part in names}
         for name in sorted(before.keys() | self._tools.keys()):
             old, new = before.get(name), self._tools.get(name)
             if new is None:
-                # Else its tools have come instead, or it has turned out to be a part of another model.
-                if old is not None and (old.spec or old.model not in self._models.keys() | parts):
+                # Else its tools have come instead, or it is no tool: a part of another model, for example.
+                if old is not None and (old.spec or old.model not in self._models.keys() | self._ready_in_triton):
                     log.info("model %s was unloaded", name)
             elif new.ready and (old is None or not old.ready or old.versions != new.versions):
                 versions = ", ".join(str(version.version) for version in new.versions if version.ready)
@@ -281,7 +282,7 @@ def _with_parts(models: Mapping[str, Model], index: Sequence[IndexEntry]) -> dic
     ready = {(entry.name, entry.version) for entry in index if entry.state == READY}
     parts = {name: _parts_of(model) for name, model in models.items()}
     only_parts = {part for names in parts.values() for part in names if part in models and not models[part].specs}
-    reasons = {part: models[part].reason for part in only_parts}
+    reasons = {name: model.reason for name, model in models.items()}
     return {
         name: _without_parts(model, parts[name], ready, reasons)
         for name, model in models.items()

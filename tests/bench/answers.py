@@ -45,12 +45,12 @@ def measure_prompts(
             begun, box = start(model.interactor, side, generator)
             x, y = (0.3 * side, 0.8 * side) + generator.uniform(-0.02, 0.02, 2) * side
             clicks = [(x, y, POSITIVE), (x + 0.02 * side, y + 0.02 * side, NEGATIVE)]
-            for added, rows in enumerate(samples.values()):
+            for kind, added in (("start", 0), ("next click", 1), ("contradiction", 2)):
                 begin = time.perf_counter()
                 reply = stream.ask(prompt(model.name, *begun, *clicks[:added], box=box, object_id=str(number)))
                 waited = (time.perf_counter() - begin) * 1000
                 assert reply.segmentation.shape.polygons, reply
-                rows.append(row(reply.timing, waited))
+                samples[kind].append(row(reply.timing, waited))
     print(f"\n{megapixels:g} megapixels; decoded once in {opened.timing.decode_us / 1000:.0f} ms")
     print_table(samples)
 

@@ -79,9 +79,27 @@ def test_a_model_and_its_parts_go_and_come_together(models: Path) -> None:
     assert [of(models, name) for name in ("fbrs", "fbrs_encoder", "fbrs_head")] == [["1", "2"]] * 3
 
 
-def test_a_part_that_is_a_tool_itself_keeps_its_versions(models: Path) -> None:
+@pytest.fixture
+def encoding_tool(models: Path) -> Path:
+    """As `models`, but the encoder of `fbrs` is a tool itself."""
     tool = 'parameters { key: "polywand" value { string_value: "{}" } }'
     (models / "fbrs_encoder" / "config.pbtxt").write_text(tool)
+    return models
+
+
+def test_a_tool_that_is_a_part_takes_those_along_that_call_it(encoding_tool: Path) -> None:
+    models = encoding_tool
+    assert "fbrs, which calls it, goes with it\n" in succeeds(models, "rollback", "fbrs_encoder")
+    assert [of(models, name) for name in ("fbrs", "fbrs_encoder", "fbrs_head")] == [["02", "1"]] * 3
+    assert fails(models, "restore", "fbrs") == (
+        f"{models}/fbrs calls version 2 of 'fbrs_encoder', which is out of service: restore that"
+    )
+    assert "fbrs, which calls it, comes back with it\n" in succeeds(models, "restore", "fbrs_encoder")
+    assert [of(models, name) for name in ("fbrs", "fbrs_encoder", "fbrs_head")] == [["1", "2"]] * 3
+
+
+def test_a_part_that_is_a_tool_itself_keeps_its_versions(encoding_tool: Path) -> None:
+    models = encoding_tool
     succeeds(models, "rollback", "fbrs")
     assert [of(models, name) for name in ("fbrs", "fbrs_encoder", "fbrs_head")] == [
         ["02", "1"],

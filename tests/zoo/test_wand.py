@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from click.testing import CliRunner
 from google.protobuf import text_format
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from torch import nn
 from tritonclient.grpc import model_config_pb2
 
@@ -25,6 +27,7 @@ from polywand_zoo import refinement
 from polywand_zoo.cli import main
 from polywand_zoo.onnx_export import trace
 from polywand_zoo.points import Label
+from polywand_zoo.refinement.config import SETTINGS
 from polywand_zoo.wand import export as wand_export
 from polywand_zoo.wand.checkpoint import UNUSED, CheckpointError, experiment_name, load_network
 from polywand_zoo.wand.export import INPUTS, MAX_POINTS, export, random_request
@@ -401,6 +404,44 @@ def test_a_model_can_be_read_back_to_be_trained_further(version: int) -> None:
         expected = wand_export.Interactor(network).eval()(*request.tensors())[0].sigmoid().numpy()
     session = ort.InferenceSession(str(model_file(version)), providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(segment(session, *request.arrays()), expected, atol=1e-4)
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    # Training would give those of 0 the statistics of its first images.
+    assert all(module.num_batches_tracked for module in norms)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_head_of_wand_brs_is_of_the_same_weights(version: int) -> None:
+    head = onnx.load(MODEL_FOLDER.parent / "wand_brs_head" / str(version) / "model.onnx")
+    stored = [numpy_helper.to_array(tensor) for tensor in head.graph.initializer if tensor.dims == [1, 96, 1, 1]]
+    assert len(stored) == 1
+    np.testing.assert_array_equal(stored[0], load(model_file(version)).decoder.auxiliary.weight.detach().numpy())
+
+
+def test_wand_brs_is_set_up_as_wand_click_and_as_f_brs() -> None:
+    def parameters(model: str) -> dict[str, str]:
+        text = (MODEL_FOLDER.parent / model / "config.pbtxt").read_text(encoding="ascii")
+        parsed = text_format.Parse(text, model_config_pb2.ModelConfig())
+        return {key: value.string_value for key, value in parsed.parameters.items()}
+
+    refined, clicked = parameters("wand_brs"), json.loads(parameters("wand")["polywand"])["tools"]["wand_click"]
+    own = json.loads(refined["polywand"])
+    names = {"display_name", "help_message", "weights_source"}
+    assert {key: own[key] for key in own.keys() - names} == {key: clicked[key] for key in clicked.keys() - names}
+    different = {key for key, value in SETTINGS.items() if refined[key] != value}
+    assert different == {"net_clicks_limit", "refine_after_clicks"}
+
+
+def test_an_export_adds_a_version_of_wand_brs_where_that_is(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    for name in ("wand_brs", "wand_brs_head"):
+        (tmp_path / name).mkdir()
+        shutil.copy(MODEL_FOLDER.parent / name / "config.pbtxt", tmp_path / name)
+    arguments = ["export-wand", "--checkpoint", str(save(tmp_path, weights)), "--repository", str(tmp_path)]
+    result = CliRunner().invoke(main, [*arguments, "--version", "7"])
+    assert result.exit_code == 0, result.output
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/7/*"))
+    assert files == ["wand/7/model.onnx", "wand_brs/7/model.py", "wand_brs_head/7/model.onnx"]
+    assert all(f"{tmp_path / file}: " in result.output for file in files)
 
 
 def test_a_graph_of_something_else_is_refused_by_what_it_lacks() -> None:

@@ -2,7 +2,9 @@
 
 from typing import TypeVar
 
+import cv2
 import numpy as np
+import onnxruntime
 import openvino
 import pytest
 import torch
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polywand_zoo.points import Label
-from polywand_zoo.wand.export import MAX_POINTS, Interactor, build, random_request
+from polywand_zoo.wand.export import INPUTS, MAX_POINTS, Interactor, build, random_request
 from polywand_zoo.wand.fine import FineNetwork, grow
 from polywand_zoo.wand.folding import fold_batch_norms, round_weights
 from polywand_zoo.wand.network import DISK_RADIUS, INPUT_SIZE, WandNetwork
@@ -138,7 +140,7 @@ def test_the_parts_of_an_image_and_of_a_prompt_can_be_run_apart(fine: FineNetwor
 def test_its_graph_answers_in_the_services_runtime_as_in_pytorch(fine: FineNetwork) -> None:
     rounded = round_weights(fold_batch_norms(fine))
     graph, _ = build(rounded)
-    model = openvino.Core().read_model(graph.SerializeToString())
+    model = openvino.Core().read_model(graph)
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     request = random_request(seed=4)
     answers = compiled(list(request.arrays()))
@@ -146,6 +148,9 @@ def test_its_graph_answers_in_the_services_runtime_as_in_pytorch(fine: FineNetwo
         expected = Interactor(rounded).eval()(*request.tensors())
     for found, tensor in zip(answers.values(), expected, strict=True):
         np.testing.assert_allclose(found, tensor.numpy(), atol=2e-3, rtol=1e-3)
+
+
+# Obedience.
 
 
 class Obeyed(nn.Module):
@@ -162,23 +167,68 @@ class Obeyed(nn.Module):
         return obeyed
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_no_click_is_disobeyed(runtime: str) -> None:
-    random = np.random.default_rng(5)
-    logits = random.normal(0, 6, (1, 1, INPUT_SIZE, INPUT_SIZE)).astype(np.float32)
-    # Far enough from one another that no click is in another one's way.
-    places = np.stack(np.meshgrid(*[np.arange(20, INPUT_SIZE, 45)] * 2), -1).reshape(-1, 2)[:60]
-    labels = np.where(np.arange(60) % 2, Label.POSITIVE, Label.NEGATIVE)
-    points = np.full((1, MAX_POINTS, 3), Label.PADDING, np.float32)
-    points[0, :60] = np.column_stack([places + random.uniform(-0.4, 0.4, places.shape), labels])
-    points[0, 60:] = [(100, 100, Label.EXTREME), (-3, 50, Label.POSITIVE), (9, 400, Label.NEGATIVE), (0, 0, -1)]
+@pytest.fixture(scope="module", params=RUNTIMES)
+def obey(request: pytest.FixtureRequest) -> Run:
+    return runner(request.param, Obeyed(), (landscape(0), as_rows([(5, 5, True)])))
 
-    obeyed = runner(runtime, Obeyed(), (logits, points))(logits, points)[0, 0]
-    sides = np.where(labels == Label.POSITIVE, 1, -1)
-    assert (obeyed[places[:, 1], places[:, 0]] * sides > 0.25).all()
-    was_wrong = logits[0, 0][places[:, 1], places[:, 0]] * sides < 0.5
-    assert 10 < was_wrong.sum() < 50  # there was something to do, and something to leave alone
-    changed = np.abs(obeyed - logits[0, 0]) > 0.1
-    for x, y in places[~was_wrong]:
-        assert not changed[y - 2 : y + 3, x - 2 : x + 3].any()
-    assert changed.mean() < 0.2
+
+def landscape(seed: int) -> NDArray[np.float32]:
+    """Make up smooth logits [1, 1, S, S], about -10 to 10."""
+    random = np.random.default_rng(seed)
+    small = random.normal(0, 6, (24, 24)).astype(np.float32)
+    return cv2.resize(small, (INPUT_SIZE, INPUT_SIZE), interpolation=cv2.INTER_CUBIC)[None, None]
+
+
+def sides(logits: NDArray[np.float32], clicks: list[tuple[float, float, bool]]) -> list[float]:
+    """Read the probability at each click as the service does, bilinear; how far it is on the click's side of 0.5."""
+    probabilities = 1 / (1 + np.exp(-logits[0, 0]))
+    places = np.array([click[:2] for click in clicks], np.float32)
+    read = cv2.remap(probabilities, places[:, :1], places[:, 1:], cv2.INTER_LINEAR)[:, 0]
+    return [
+        (float(value) - 0.5) * (1 if positive else -1) for value, (_, _, positive) in zip(read, clicks, strict=True)
+    ]
+
+
+def as_rows(clicks: list[tuple[float, float, bool]]) -> Points:
+    points = np.full((1, MAX_POINTS, 3), Label.PADDING, np.float32)
+    points[0, : len(clicks)] = [(x, y, Label.POSITIVE if positive else Label.NEGATIVE) for x, y, positive in clicks]
+    return points
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_click_is_disobeyed_wherever_in_a_pixel_it_lies(obey: Run, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    clicks = [(*random.uniform(2, INPUT_SIZE - 3, 2), bool(random.integers(2))) for _ in range(300)]
+    apart: list[tuple[float, float, bool]] = []
+    for click in clicks:
+        near = [other for other in apart if np.hypot(other[0] - click[0], other[1] - click[1]) < 5]
+        if len(apart) < MAX_POINTS and all(other[2] == click[2] for other in near):
+            apart.append(click)
+    logits = landscape(seed)
+    before = sides(logits, apart)
+    assert 10 < sum(side < 0 for side in before) < 50  # there is something to do
+    assert min(sides(obey(logits, as_rows(apart)), apart)) > 0
+
+
+@pytest.mark.parametrize("distance", [3, 4, 6, 9])
+def test_opposite_clicks_side_by_side_are_both_obeyed(obey: Run, distance: float) -> None:
+    clicks = [(100.3, 200.2, True), (100.3 + distance, 200.2, False)]
+    logits = np.full((1, 1, INPUT_SIZE, INPUT_SIZE), -8, np.float32)
+    assert min(sides(obey(logits, as_rows(clicks)), clicks)) > 0
+
+
+def test_clicks_that_are_agreed_with_and_points_that_are_no_clicks_change_nothing(obey: Run) -> None:
+    logits = np.full((1, 1, INPUT_SIZE, INPUT_SIZE), 4, np.float32)
+    points = as_rows([(50, 60, True), (300, 310, True), (-4, 20, False), (20, 390, False)])
+    points[0, 10:12] = [(200, 100, Label.EXTREME), (210, 120, Label.BOX_TOP_LEFT)]
+    np.testing.assert_allclose(obey(logits, points), logits, atol=1e-6)
+
+
+def test_the_exported_graph_obeys(fine: FineNetwork) -> None:
+    graph, _ = build(round_weights(fold_batch_norms(fine)))
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    request = random_request(seed=4)
+    clicks = [(120.0, 130.0, True), (250.0, 260.0, False), (40.0, 330.0, True), (330.0, 40.0, False)]
+    feeds = dict(zip(INPUTS, request.arrays(), strict=True)) | {"POINTS": np.repeat(as_rows(clicks), 2, 0)}
+    obeyed, _, _, plain = session.run(None, feeds)
+    assert min(sides(plain, clicks)) < 0 < min(sides(obeyed, clicks))

@@ -166,7 +166,7 @@ def train(
     "--checkpoint",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     required=True,
-    help="Weights of the wand network, of either generation, as its training wrote them.",
+    help="Weights of the wand network, of either generation: of a training, or a model.onnx.",
 )
 @_repository("The model repository to write to.")
 @click.option(
@@ -177,7 +177,7 @@ def train(
     help="The version of the model to write.",
 )
 def export_wand(checkpoint: Path, repository: Path, version: int) -> None:
-    """Export a checkpoint of the wand network to wand/VERSION, and to wand_brs/VERSION where that model is."""
+    """Export a checkpoint of the wand network to wand/VERSION; where wand_brs is, to that and its head as well."""
     from polywand_zoo.onnx_export import ExportError  # noqa: PLC0415
     from polywand_zoo.wand.checkpoint import CheckpointError  # noqa: PLC0415
     from polywand_zoo.wand.export import export, write  # noqa: PLC0415
@@ -305,6 +305,8 @@ def rollback(name: str, repository: Path) -> None:
     except (VersionError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{name}: version {change.version} is out of service, prompts go to version {change.highest}")
+    for other in change.along:
+        click.echo(f"{other}, which calls it, goes with it")
     click.echo(f"`polywand-zoo restore {name} --version {change.version}` brings it back")
 
 
@@ -322,6 +324,8 @@ def restore(name: str, repository: Path, version: int | None) -> None:
     except (VersionError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{name}: version {change.version} is back, prompts go to version {change.highest}")
+    for other in change.along:
+        click.echo(f"{other}, which calls it, comes back with it")
 
 
 @main.command("versions")

@@ -4,7 +4,7 @@ Triton overlooks a version whose name begins with a zero: `hrnet18/2` is in serv
 version never leaves its model's folder, anyone can see where it is, and a rename, which is done or not done, moves it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +33,14 @@ class Versions:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What has been done: the version that was moved, and the one that version 0 means from now on."""
+    """What has been done: the version that was moved, and the one that version 0 means from now on.
+
+    along: other tools of which the same version has moved, since they call it.
+    """
 
     version: int
     highest: int
+    along: tuple[str, ...] = ()
 
 
 def versions(model: Path) -> Versions:
@@ -54,7 +58,7 @@ def models(repository: Path) -> list[Path]:
 
 
 def roll_back(repository: Path, name: str) -> Change:
-    """Take the highest version of a model out of service, with that of its parts.
+    """Take the highest version of a model out of service, with that of its parts and of tools that it is a part of.
 
     Raises:
         VersionError
@@ -69,13 +73,14 @@ def roll_back(repository: Path, name: str) -> Change:
     if specific and highest not in specific:
         listed = ", ".join(map(str, specific))
         raise VersionError(f"{model / CONFIG_FILE} allows only version {listed}: version {highest} would not be served")
-    # The model first: none of its versions may call a part that is gone.
-    _rename([model, *_parts(repository, config)], str(version), _aside(version))
-    return Change(version, highest)
+    # Who calls goes first: no version may call a part that is gone.
+    callers = _callers(repository, name)
+    moved = _rename([*_with_parts(repository, [*callers, model])], str(version), _aside(version))
+    return Change(version, highest, tuple(caller.name for caller in callers if caller in moved))
 
 
 def restore(repository: Path, name: str, version: int | None) -> Change:
-    """Bring a version of a model back that was taken out, with that of its parts.
+    """Bring a version of a model back that was taken out, with that of its parts and of tools that it is a part of.
 
     version: None for the only one there is.
 
@@ -92,8 +97,15 @@ def restore(repository: Path, name: str, version: int | None) -> Change:
     version = version or found.aside[0]
     if version not in found.aside:
         raise VersionError(f"{model} has no version {version} that was taken out of service")
-    _rename([*_parts(repository, config), model], _aside(version), str(version))
-    return Change(version, max((version, *found.served)))
+    for part in _parts(repository, config):
+        if _is_tool(part) and version not in versions(part).served:
+            raise VersionError(
+                f"{model} calls version {version} of '{part.name}', which is out of service: restore that"
+            )
+    callers = _callers(repository, name)
+    moved = _rename([*_with_parts(repository, [*callers, model])][::-1], _aside(version), str(version))
+    along = tuple(caller.name for caller in callers if caller in moved)
+    return Change(version, max((version, *found.served)), along)
 
 
 def _aside(version: int) -> str:
@@ -114,9 +126,25 @@ def _find(repository: Path, name: str) -> tuple[Path, Any]:
 
 
 def _parts(repository: Path, config: Any) -> list[Path]:
-    """List the folders of a model's parts, without those that are tools themselves: their versions are their own."""
-    named = (repository / config.parameters[key].string_value for key in PART_KEYS if key in config.parameters)
-    return [folder for folder in named if not _is_tool(folder)]
+    named = (config.parameters[key].string_value for key in PART_KEYS if key in config.parameters)
+    return [repository / name for name in named]
+
+
+def _with_parts(repository: Path, tools: Iterable[Path]) -> Iterator[Path]:
+    """List models, each before its parts, but for parts that are tools themselves: their versions are their own."""
+    for tool in tools:
+        yield tool
+        _, config = _find(repository, tool.name)
+        yield from (part for part in _parts(repository, config) if not _is_tool(part))
+
+
+def _callers(repository: Path, name: str) -> list[Path]:
+    """List the models that a model is a part of."""
+    return [
+        model
+        for model in models(repository)
+        if repository / name in _parts(repository, _find(repository, model.name)[1])
+    ]
 
 
 def _is_tool(model: Path) -> bool:
@@ -127,8 +155,8 @@ def _is_tool(model: Path) -> bool:
     return PARAMETER_KEY in config.parameters
 
 
-def _rename(folders: Sequence[Path], old: str, new: str) -> None:
-    """Rename a version in all folders that have it, or in none."""
+def _rename(folders: Sequence[Path], old: str, new: str) -> list[Path]:
+    """Rename a version in all folders that have it, or in none; returns these."""
     present = [folder for folder in folders if (folder / old).is_dir()]
     taken = [folder / new for folder in present if (folder / new).exists()]
     if taken:
@@ -141,6 +169,7 @@ def _rename(folders: Sequence[Path], old: str, new: str) -> None:
     except OSError as error:
         _rename_back(done, new, old)
         raise VersionError(f"{folder / old} cannot be renamed: {error.strerror}; all is as it was") from error
+    return done
 
 
 def _rename_back(folders: Iterable[Path], old: str, new: str) -> None:

@@ -211,20 +211,24 @@ def build_head(parts: Parts, request: Request, **metadata: str) -> bytes:
     image = request[0]
     names = (*parts.features, *Head.INPUTS)
     variable: dict[str, dict[int, str]] = _variable_features(parts) | {"PIXELS": {1: "pixels"}}
-    variable["LOGITS"] = {2: "logits_height", 3: "logits_width"}
+    if not parts.is_fixed:
+        variable["LOGITS"] = {2: "logits_height", 3: "logits_width"}
     evaluation = Evaluation.random(parts, size=(image.shape[1], image.shape[2]), batch=len(image), seed=0)
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore", TracerWarning)  # the number of channels is a constant indeed
         features = _as_tuple(parts.encoder(*map(torch.from_numpy, request)))
         head = Head(parts).eval()
         model = trace(head, (*features, *evaluation.inputs()), names, Head.OUTPUTS, variable=variable)
-    shapes: list[list[int | str]] = [[1, *variable["LOGITS"].values()], [1], [2], [parts.variables], [parts.variables]]
+    size = image.shape[1:3] if parts.is_fixed else variable["LOGITS"].values()  # a fixed head answers as it was asked
+    shapes: list[list[int | str]] = [[1, *size], [1], [2], [parts.variables], [parts.variables]]
     for output, name, shape in zip(model.graph.output, Head.OUTPUTS, shapes, strict=True):
         output.CopyFrom(_described(name, shape))
     return _checked(model, metadata)
 
 
 def _variable_features(parts: Parts) -> dict[str, dict[int, str]]:
+    if parts.is_fixed:
+        return {}
     return {name: {2: f"{name.lower()}_height", 3: f"{name.lower()}_width"} for name in parts.features}
 
 

@@ -169,13 +169,20 @@ def _same(call: Call, gradient: Tensor) -> Sequence[Tensor]:
 
 
 def _added(call: Call, gradient: Tensor) -> Sequence[Tensor]:
-    """Of two tensors of one shape."""
+    _demand_one_shape(call)
     return gradient, gradient
 
 
 def _subtracted(call: Call, gradient: Tensor) -> Sequence[Tensor]:
-    """Of two tensors of one shape."""
+    _demand_one_shape(call)
     return gradient, -gradient
+
+
+def _demand_one_shape(call: Call) -> None:
+    """Refuse what is broadcast: its gradient would have to be summed again."""
+    shapes = [getattr(argument, "shape", None) for argument in call.args]
+    if shapes[0] != shapes[1]:
+        raise NoGradientError(f"no rule for the gradient of a sum of {shapes[0]} and {shapes[1]}")
 
 
 def _relu(call: Call, gradient: Tensor) -> Sequence[Tensor]:

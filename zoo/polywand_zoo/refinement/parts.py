@@ -1,7 +1,8 @@
 """The two parts of a click network between which f-BRS scales and shifts channels, as they are exported.
 
-The encoder maps IMAGE [B, H, W, 3] and POINTS [B, N, 3] to features. The head maps these, and what one evaluation of
-L-BFGS tries, to logits, a loss and its gradient. Features may be several tensors, those that are scaled first.
+The encoder maps IMAGE [B, H, W, 3], POINTS [B, N, 3] and perhaps PREV_MASK [B, 1, H, W] to features. The head maps
+these, and what one evaluation of L-BFGS tries, to logits, a loss and its gradient. Features may be several tensors,
+those that are scaled first.
 """
 
 from collections.abc import Callable
@@ -24,11 +25,12 @@ def unchanged(*features: Tensor) -> Features:
 class Parts:
     """A network in two parts.
 
-    encoder: IMAGE, POINTS to the features [B, C, h, w]: one tensor, or a tuple of them.
+    encoder: its inputs to the features [B, C, h, w]: one tensor, or a tuple of them.
     decoder: the features, scaled and shifted, to logits [B, 1, h, w]; in operations that have a gradient here.
     channels: C of each of the features.
     scaled: how many of them are scaled and shifted, the first ones; the others reach the decoder as they are.
     joined: brings the features to the form that they have in the network as it was published.
+    is_fixed: whether the features are always of the same size, so that runtimes can prepare for it.
     """
 
     encoder: nn.Module
@@ -36,6 +38,7 @@ class Parts:
     channels: tuple[int, ...]
     scaled: int = 1
     joined: Callable[..., Features] = unchanged
+    is_fixed: bool = False
 
     @property
     def features(self) -> tuple[str, ...]:

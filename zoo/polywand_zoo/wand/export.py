@@ -4,14 +4,12 @@ import os
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from polywand_zoo import refinement
@@ -22,11 +20,12 @@ from polywand_zoo.refinement.export import HeadComparison, build_head
 from polywand_zoo.refinement.parts import Features, Parts
 from polywand_zoo.wand import weights
 from polywand_zoo.wand.fine import FineNetwork
-from polywand_zoo.wand.folding import HALF_SUFFIX, fold_batch_norms, round_weights
+from polywand_zoo.wand.folding import fold_batch_norms, round_weights
+from polywand_zoo.wand.graph import store_weights_in_half
 from polywand_zoo.wand.network import DISK_RADIUS, INPUT_SIZE, WandNetwork
 from polywand_zoo.wand.obedience import Obedience
 from polywand_zoo.wand.prompts import FinePromptMaps, PromptMaps
-from polywand_zoo.wand.refined import divide
+from polywand_zoo.wand.refined import CHANNELS, Redrawing
 
 Network = WandNetwork | FineNetwork
 
@@ -35,7 +34,7 @@ INPUTS = ("IMAGE", "POINTS", "PREV_MASK")
 OUTPUTS = ("LOGITS", "FEATURES_0", "FEATURES_1", "FEATURES_2")
 MODEL, REFINED = "wand", "wand_brs"  # in Triton
 
-GRAPH_TOLERANCE = 1e-3  # of a logit, between PyTorch and ONNX Runtime: two orders of the same float32 sums
+GRAPH_TOLERANCE = 1e-3  # of a logit or a feature, between PyTorch and ONNX Runtime: two orders of the same float32 sums
 ROUNDING_TOLERANCE = 2e-3  # of a probability, on average, by rounding the weights to half precision
 
 
@@ -44,7 +43,7 @@ class Export:
     """Verified graphs.
 
     network, head: the ONNX files: the network with its mathematics, and what f-BRS evaluates (see `refined`).
-    graph_difference: the largest between a logit of the graph and of the network with the same, rounded weights.
+    graph_difference: the largest between an output of the graph and of the network with the same, rounded weights.
     rounding_difference: the mean one between a probability of that network and of the checkpoint's.
     gradient_difference: of the head, from autograd's, in their length.
     """
@@ -90,14 +89,23 @@ class Interactor(nn.Module):
         self.obey = Obedience(INPUT_SIZE) if is_fine else None
 
     def forward(self, image: Tensor, points: Tensor, previous: Tensor) -> tuple[Tensor, ...]:
-        """Map the tensors of a `Request` to logits [B, 1, S, S], and to the features that f-BRS refines (`refined`)."""
-        network: Any = self.network  # of either generation, which name their parts alike
-        features = network.encode(image.permute(0, 3, 1, 2).float())
-        prompt = network.read(self.maps(points, previous))
-        coarse = network.coarse(features, prompt)
-        logits: Tensor = network.sharpen(coarse, features, prompt)
+        """Map the tensors of a `Request` to logits [B, 1, S, S], and to what `refined.Redrawing` reads."""
+        logits, coarse = self.network.segment(image.permute(0, 3, 1, 2).float(), self.maps(points, previous))
         obeyed = logits if self.obey is None else self.obey(logits, points)
         return obeyed, coarse, self.network.decoder.auxiliary(coarse), logits
+
+
+class Encoder(nn.Module):
+    """An interactor that answers only with what f-BRS refines."""
+
+    def __init__(self, interactor: Interactor) -> None:
+        super().__init__()
+        self.interactor = interactor
+
+    def forward(self, image: Tensor, points: Tensor, previous: Tensor) -> Features:
+        """Map the tensors of a `Request` to what `refined.Redrawing` reads."""
+        _, *features = self.interactor(image, points, previous)
+        return tuple(features)
 
 
 def export(checkpoint: Path) -> Export:
@@ -108,22 +116,22 @@ def export(checkpoint: Path) -> Export:
     """
     trained = weights.load(checkpoint)
     rounded = round_weights(fold_batch_norms(trained))
-    data, head = (model.SerializeToString(deterministic=True) for model in build(rounded))
+    data, head = build(rounded)
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    parts = _parts(rounded)
+    parts = _divide(rounded)
     comparison = HeadComparison(parts, parts, head)
     graph_difference = rounding_difference = 0.0
     for seed in range(3):
         request = random_request(seed)
-        logits, *features = session.run(list(OUTPUTS), dict(zip(INPUTS, request.arrays(), strict=True)))
-        exact = _infer(rounded, request)
-        graph_difference = max(graph_difference, float(np.abs(logits - exact.numpy()).max()))
-        rounding = float((_infer(trained, request).sigmoid() - exact.sigmoid()).abs().mean())
-        rounding_difference = max(rounding_difference, rounding)
-        comparison.add(features, (INPUT_SIZE, INPUT_SIZE))
+        answers = session.run(list(OUTPUTS), dict(zip(INPUTS, request.arrays(), strict=True)))
+        exact, before = _infer(rounded, request), _infer(trained, request)
+        differences = [np.abs(found - tensor.numpy()).max() for found, tensor in zip(answers, exact, strict=True)]
+        graph_difference = max(graph_difference, *map(float, differences))
+        rounding_difference = max(rounding_difference, float((before[0].sigmoid() - exact[0].sigmoid()).abs().mean()))
+        comparison.add(answers[1:], (INPUT_SIZE, INPUT_SIZE))
     # Comparisons that are false for NaN must not let it pass.
     if not graph_difference <= GRAPH_TOLERANCE:
-        raise ExportError(f"a logit of the graph differs from PyTorch's by {graph_difference:.2g}")
+        raise ExportError(f"an output of the graph differs from PyTorch's by {graph_difference:.2g}")
     if not rounding_difference <= ROUNDING_TOLERANCE:
         raise ExportError(f"rounding the weights changes probabilities by {rounding_difference:.2g} on average")
     comparison.demand()
@@ -134,6 +142,9 @@ def write(exported: Export, repository: Path, version: int) -> list[Path]:
     """Write a version of `wand` and, where the repository has `wand_brs`, of that; each file appears whole.
 
     Returns the files, the network's first.
+
+    Raises:
+        OSError
     """
     files = {repository / MODEL / str(version) / "model.onnx": exported.network}
     if (repository / REFINED / "config.pbtxt").is_file():
@@ -148,36 +159,26 @@ def write(exported: Export, repository: Path, version: int) -> list[Path]:
     return list(files)
 
 
-def build(network: Network) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Return the interactor and f-BRS's head as checked ONNX models; the network's weights must have been rounded.
+def build(network: Network) -> tuple[bytes, bytes]:
+    """Return the interactor and f-BRS's head as checked ONNX files; the network's weights must have been rounded.
 
     IMAGE: UINT8 [batch, 384, 384, 3], RGB.
     POINTS: FP32 [batch, 64, 3], x, y, `Label`; pixel centres at integer coordinates.
     PREV_MASK: FP32 [batch, 1, 384, 384], probabilities; zeros at first.
     LOGITS: FP32 [batch, 1, 384, 384].
-    FEATURES_0, 1, 2: FP32 [batch, 96, 48, 48], [batch, 1, 48, 48], [batch, 1, 384, 384], what the head reads.
+    FEATURES_0: FP32 [batch, 96, 48, 48], the coarse features. FEATURES_1: FP32 [batch, 1, 48, 48], their logits.
+    FEATURES_2: FP32 [batch, 1, 384, 384], the logits before clicks are enforced.
     """
     request = random_request(0)
     model = trace(Interactor(network).eval(), request.tensors(), INPUTS, OUTPUTS)
-    _store_weights_in_half(model.graph)
+    store_weights_in_half(model.graph)
     onnx.checker.check_model(model, full_check=True)
-    return model, onnx.load_from_string(build_head(_parts(network), request.arrays()))
+    return model.SerializeToString(deterministic=True), build_head(_divide(network), request.arrays())
 
 
-class _Features(nn.Module):
-    """What f-BRS refines, alone."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.interactor = Interactor(network)
-
-    def forward(self, image: Tensor, points: Tensor, previous: Tensor) -> Features:
-        _, *features = self.interactor(image, points, previous)
-        return tuple(features)
-
-
-def _parts(network: Network) -> Parts:
-    return divide(network, _Features(network).eval())
+def _divide(network: Network) -> Parts:
+    encoder = Encoder(Interactor(network))
+    return Parts(encoder.eval(), Redrawing(network).eval(), CHANNELS, is_fixed=True)
 
 
 def random_request(seed: int, batch: int = 2) -> Request:
@@ -193,28 +194,7 @@ def random_request(seed: int, batch: int = 2) -> Request:
     return Request(image, points, previous)
 
 
-def _store_weights_in_half(graph: onnx.GraphProto) -> None:
-    """Store the weights of convolutions in half precision; runtimes cast them once, when they load the graph."""
-    kernels = {node.input[1] for node in graph.node if node.op_type == "Conv"}
-    casts = []
-    for tensor in graph.initializer:
-        if tensor.name not in kernels:
-            continue
-        exact = numpy_helper.to_array(tensor)
-        half = exact.astype(np.float16)
-        if not np.array_equal(half, exact):
-            raise ExportError(f"{tensor.name} holds numbers that half precision does not")
-        stored = f"{tensor.name}{HALF_SUFFIX}"
-        casts.append(
-            helper.make_node("Cast", [stored], [tensor.name], f"{tensor.name}/cast", to=onnx.TensorProto.FLOAT)
-        )
-        tensor.CopyFrom(numpy_helper.from_array(half, stored))
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
-
-
-def _infer(network: Network, request: Request) -> Tensor:
+def _infer(network: Network, request: Request) -> tuple[Tensor, ...]:
     with torch.inference_mode():
-        logits: Tensor = Interactor(network).eval()(*request.tensors())[0]
-        return logits
+        answers: tuple[Tensor, ...] = Interactor(network).eval()(*request.tensors())
+        return answers

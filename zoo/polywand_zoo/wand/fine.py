@@ -73,8 +73,14 @@ class FineNetwork(nn.Module):
         maps: [B, 6, S, S], 0..1, the channels of `prompts.FINE_MAP_NAMES`.
         Returns the logits [B, 1, S, S].
         """
+        logits, _ = self.segment(image, maps)
+        return logits
+
+    def segment(self, image: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """As forward; the features of `coarse` come along."""
         features, prompt = self.encode(image), self.read(maps)
-        return self.sharpen(self.coarse(features, prompt), features, prompt)
+        coarse = self.coarse(features, prompt)
+        return self.sharpen(coarse, features, prompt), coarse
 
     def encode(self, image: Tensor) -> FineImage:
         """Encode an image [B, 3, S, S], RGB, 0..255; does not depend on the prompt."""

@@ -10,8 +10,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from polywand_zoo.wand.fine import FineNetwork
 from polywand_zoo.wand.network import Attention, ConvNorm, FuseUp, WandNetwork
 
-HALF_SUFFIX = "/float16"  # of the names of weights that a graph stores in half precision
-
 Network = TypeVar("Network", bound=WandNetwork | FineNetwork)
 
 

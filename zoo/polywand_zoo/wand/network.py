@@ -60,26 +60,15 @@ class WandNetwork(nn.Module):
         maps: [B, 5, S, S], 0..1, the channels of `prompts.MAP_NAMES`.
         Returns the logits [B, 1, S, S].
         """
-        features, prompt = self.encode(image), self.read(maps)
-        return self.sharpen(self.coarse(features, prompt), features, prompt)
+        logits, _ = self.segment(image, maps)
+        return logits
 
-    def encode(self, image: Tensor) -> ImageFeatures:
-        """Encode an image [B, 3, S, S], RGB, 0..255; does not depend on the prompt."""
+    def segment(self, image: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """As forward; the features [B, 96, S / 8, S / 8] come along in which the object was found."""
         features: ImageFeatures = self.laterals(self.backbone((image - self.mean) / self.std))
-        return features
-
-    def read(self, maps: Tensor) -> PromptFeatures:
-        """Encode prompt maps [B, 5, S, S]."""
         prompt: PromptFeatures = self.prompt_encoder(maps)
-        return prompt
-
-    def coarse(self, image: ImageFeatures, prompt: PromptFeatures) -> Tensor:
-        """Find the object: features [B, 96, S / 8, S / 8], which `decoder.auxiliary` reads in training."""
-        return self.decoder.coarse(image, prompt)
-
-    def sharpen(self, x: Tensor, image: ImageFeatures, prompt: PromptFeatures) -> Tensor:
-        """Find the outline: from the features of `coarse` to logits [B, 1, S, S]."""
-        return double(self.decoder.sharpen(x, image, prompt))
+        coarse = self.decoder.coarse(features, prompt)
+        return double(self.decoder.sharpen(coarse, features, prompt)), coarse
 
 
 class CspBackbone(nn.Module):

@@ -10,11 +10,11 @@ import copy
 from torch import Tensor, nn
 
 from polywand_zoo.refinement.enlarging import Enlarging
-from polywand_zoo.refinement.parts import Parts
 from polywand_zoo.wand.fine import FineNetwork
 from polywand_zoo.wand.network import COARSE_CHANNELS, INPUT_SIZE, WandNetwork
 
 STRIDE = 8  # of the coarse features
+CHANNELS = (COARSE_CHANNELS, 1, 1)  # of what `Redrawing` reads
 
 
 class Redrawing(nn.Module):
@@ -29,12 +29,8 @@ class Redrawing(nn.Module):
         """Redraw.
 
         coarse: the features [B, 96, S / 8, S / 8]. drawn: their logits as they were, [B, 1, S / 8, S / 8].
-        logits: the network's, [B, 1, S, S], to which is added what the coarse ones have changed.
+        logits: the network's, [B, 1, S, S].
+        Returns these with what the coarse ones have changed, [B, 1, S, S].
         """
         redrawn: Tensor = self.enlarge(self.auxiliary(coarse) - drawn) + logits
         return redrawn
-
-
-def divide(network: WandNetwork | FineNetwork, encoder: nn.Module) -> Parts:
-    """Divide a network; encoder: it, answering with what `Redrawing` reads."""
-    return Parts(encoder, Redrawing(network).eval(), (COARSE_CHANNELS, 1, 1))

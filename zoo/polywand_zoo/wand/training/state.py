@@ -36,7 +36,7 @@ class Progress:
 
 
 def starting_network(path: Path | None) -> FineNetwork:
-    """Make the network that training starts from: of a checkpoint of either generation, or untrained."""
+    """Make the network that training starts from: of a checkpoint or a graph of either generation, or untrained."""
     if path is None:
         return FineNetwork()
     network = weights.load(path)
