@@ -166,7 +166,8 @@ def train(
     "--checkpoint",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     required=True,
-    help="Weights of the wand network, of either generation: of a training, or a model.onnx.",
+    multiple=True,
+    help="Weights of the wand network, of either generation: of a training, or a model.onnx. Of several, the mean.",
 )
 @_repository("The model repository to write to.")
 @click.option(
@@ -176,14 +177,14 @@ def train(
     show_default=True,
     help="The version of the model to write.",
 )
-def export_wand(checkpoint: Path, repository: Path, version: int) -> None:
-    """Export a checkpoint of the wand network to wand/VERSION; where wand_brs is, to that and its head as well."""
+def export_wand(checkpoint: tuple[Path, ...], repository: Path, version: int) -> None:
+    """Export weights of the wand network to wand/VERSION; where wand_brs is, to that and its head as well."""
     from polywand_zoo.onnx_export import ExportError  # noqa: PLC0415
     from polywand_zoo.wand.checkpoint import CheckpointError  # noqa: PLC0415
     from polywand_zoo.wand.export import export, write  # noqa: PLC0415
 
     try:
-        result = export(checkpoint)
+        result = export(*checkpoint)
         files = write(result, repository, version)
     except (CheckpointError, ExportError, OSError) as error:
         raise click.ClickException(str(error)) from error

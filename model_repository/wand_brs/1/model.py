@@ -15,6 +15,8 @@ depends on the network stands in `config.pbtxt`:
     reg_bias_weight          how many times as strongly that holds for the shifts
     flip                     "true": refine the mirrored image along with it, and answer with the mean of both logits
 
+A network that reads PREV_MASK gets it.
+
 STATE is what the last prompt's optimisation arrived at, C scales less 1 and C shifts, from which the next one goes on.
 
 It needs NumPy and SciPy in the interpreter of Triton's Python backend, and nothing of Polywand.

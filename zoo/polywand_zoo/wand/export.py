@@ -108,13 +108,13 @@ class Encoder(nn.Module):
         return tuple(features)
 
 
-def export(checkpoint: Path) -> Export:
-    """Export a checkpoint of either generation.
+def export(*checkpoints: Path) -> Export:
+    """Export a checkpoint of either generation, or the mean of several.
 
     Raises:
         CheckpointError, ExportError
     """
-    trained = weights.load(checkpoint)
+    trained = weights.mean(checkpoints)
     rounded = round_weights(fold_batch_norms(trained))
     data, head = build(rounded)
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
