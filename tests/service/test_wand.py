@@ -11,7 +11,8 @@ from tests.streams import EXTREME, NEGATIVE, POSITIVE, InteractStream, prompt, r
 
 WOMAN = (15, 14, 364, 508)
 ENDS = [(15, 480, EXTREME), (364, 420, EXTREME), (220, 14, EXTREME), (150, 508, EXTREME)]
-SUIT = (150, 400, POSITIVE)
+SUIT = (150, 400, POSITIVE)  # where a mission patch is
+CHEST = (100, 350, POSITIVE)
 NOT_THE_FACE = (220, 130, NEGATIVE)
 INFERENCES = f'polywand_inferences_total{{model="wand",outcome="ok",version="{WAND_VERSION}"}}'
 
@@ -32,7 +33,7 @@ def mask_of(reply: pb.InteractResponse) -> np.ndarray:
 @pytest.mark.parametrize(
     ("tool", "pointing"),
     [
-        ("wand_click", {"points": [SUIT]}),
+        ("wand_click", {"points": [CHEST]}),
         ("wand_extreme", {"points": ENDS}),
         ("wand_box", {"box": WOMAN}),
         ("wand_box", {"box": WOMAN, "points": [SUIT]}),
@@ -94,18 +95,21 @@ def clicks(stream, tool: str, *points) -> np.ndarray:
     return mask_of(stream.ask(prompt(tool, *points, include_mask=True)))
 
 
-def test_wand_brs_answers_as_wand_click_does_as_long_as_all_clicks_are_agreed_with(stream):
-    refined, plain = clicks(stream, "wand_brs", SUIT), clicks(stream, "wand_click", SUIT)
+def test_wand_brs_answers_as_wand_click_does_where_all_clicks_are_agreed_with(stream):
+    refined, plain = (clicks(stream, tool, CHEST, SUIT) for tool in ("wand_brs", "wand_click"))
     assert (refined & plain).sum() / (refined | plain).sum() > 0.99
 
 
-def test_wand_brs_refines_its_answer_until_it_agrees_and_an_undo_finds_the_answer_before(stream):
-    first = clicks(stream, "wand_brs", SUIT)
-    # Of the same cloth: nothing in the photo says why one belongs to it and the other does not.
-    other, refused = (250, 440, POSITIVE), (90, 450, NEGATIVE)
-    refined = clicks(stream, "wand_brs", SUIT, other, refused)
-    assert refined[400, 150]
-    assert refined[440, 250]
-    assert not refined[450, 90]
-    assert (refined != clicks(stream, "wand_click", SUIT, other, refused)).any()
-    np.testing.assert_array_equal(clicks(stream, "wand_brs", SUIT), first)
+@pytest.mark.parametrize("version", range(1, WAND_VERSION + 1))
+def test_wand_brs_refines_its_answer_until_it_agrees_and_an_undo_finds_the_answer_before(stream, version):
+    def refined(*points) -> np.ndarray:
+        return mask_of(stream.ask(prompt("wand_brs", *points, include_mask=True, version=version)))
+
+    first = refined(CHEST)
+    # Of the same cloth: nothing in the photo says why it does not belong to it.
+    row, column = refused_pixel = (370, 90)
+    assert first[refused_pixel]
+    later = refined(CHEST, (column + 0.5, row + 0.5, NEGATIVE))
+    assert not later[refused_pixel]
+    assert later[350, 100]
+    np.testing.assert_array_equal(refined(CHEST), first)
