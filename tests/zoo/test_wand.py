@@ -34,7 +34,7 @@ from polywand_zoo.wand.export import INPUTS, MAX_POINTS, export, random_request
 from polywand_zoo.wand.folding import fold_batch_norms
 from polywand_zoo.wand.network import DISK_RADIUS, INPUT_SIZE, WandNetwork
 from polywand_zoo.wand.prompts import MAP_NAMES, PromptMaps
-from polywand_zoo.wand.weights import load
+from polywand_zoo.wand.weights import load, mean
 
 MODEL_FOLDER = Path(__file__).parents[2] / "model_repository" / "wand"
 VERSIONS = (1, 2)
@@ -442,6 +442,21 @@ def test_an_export_adds_a_version_of_wand_brs_where_that_is(weights: dict[str, t
     files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/7/*"))
     assert files == ["wand/7/model.onnx", "wand_brs/7/model.py", "wand_brs_head/7/model.onnx"]
     assert all(f"{tmp_path / file}: " in result.output for file in files)
+
+
+def test_the_mean_of_weights_lies_between_them_and_needs_one_generation(
+    weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    save(tmp_path, weights)
+    (tmp_path / "checkpoint.pt").rename(tmp_path / "other.pt")
+    paths = [model_file(1), tmp_path / "other.pt"]
+    first, second, middle = load(paths[0]), load(paths[1]), mean(paths)
+    bias = "decoder.output.bias"
+    expected = (first.state_dict()[bias] + second.state_dict()[bias]) / 2
+    torch.testing.assert_close(middle.state_dict()[bias], expected)
+    assert not torch.equal(first.state_dict()[bias], expected)
+    with pytest.raises(CheckpointError, match="different generations"):
+        mean([model_file(1), model_file(2)])
 
 
 def test_a_graph_of_something_else_is_refused_by_what_it_lacks() -> None:

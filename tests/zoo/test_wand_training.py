@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,16 +37,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     drawn(folder / "training", count=4, seed=0)
     drawn(folder / "validation", count=1, seed=1)
     recipe = config.DEFAULT.read_text(encoding="utf-8")
-    for old, new in (
-        ("sizes = { 256 = 0.35, 320 = 0.40, 384 = 0.25 }", "sizes = { 64 = 0.5, 96 = 0.5 }"),
-        ("sizes = { 320 = 0.25, 384 = 0.75 }", "sizes = { 64 = 1 }"),
-        ("batches = { 256 = 12, 320 = 8, 384 = 6 }", "batches = { 64 = 2, 96 = 2 }"),
-        ("batches = { 320 = 8, 384 = 6 }", "batches = { 64 = 2 }"),
-        ("samples = 28000", f"samples = {2 * STEPS}"),
-        ("clicks = 5\n", "clicks = 1\n"),
+    for pattern, new in (
+        (r"(\[stable\].*\n)sizes = .*\nbatches = .*", r"\1sizes = { 64 = 1, 96 = 1 }\nbatches = { 64 = 2, 96 = 2 }"),
+        (r"(\[decay\].*\n)sizes = .*\nbatches = .*", r"\1sizes = { 64 = 1 }\nbatches = { 64 = 2 }"),
+        (r"samples = \d+", f"samples = {2 * STEPS}"),
+        (r"clicks = 5\n", "clicks = 1\n"),
     ):
-        assert old in recipe
-        recipe = recipe.replace(old, new)
+        recipe, found = re.subn(pattern, new, recipe)
+        assert found == 1, pattern
     start, end = recipe.index("objects = ["), recipe.rindex("]")
     (folder / "recipe.toml").write_text(f"{recipe[:start]}objects = [1]\n{recipe[end + 1 :]}", encoding="utf-8")
     return folder
