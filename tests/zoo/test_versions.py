@@ -98,6 +98,13 @@ def test_a_tool_that_is_a_part_takes_those_along_that_call_it(encoding_tool: Pat
     assert [of(models, name) for name in ("fbrs", "fbrs_encoder", "fbrs_head")] == [["1", "2"]] * 3
 
 
+def test_a_model_whose_configuration_is_broken_is_in_nobodys_way(models: Path) -> None:
+    (models / "dextr" / "config.pbtxt").write_text("nonsense {")
+    succeeds(models, "rollback", "hrnet18")
+    succeeds(models, "restore", "hrnet18")
+    assert of(models, "hrnet18") == ["1", "2", "3"]
+
+
 def test_a_part_that_is_a_tool_itself_keeps_its_versions(encoding_tool: Path) -> None:
     models = encoding_tool
     succeeds(models, "rollback", "fbrs")

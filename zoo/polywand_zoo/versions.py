@@ -140,19 +140,21 @@ def _with_parts(repository: Path, tools: Iterable[Path]) -> Iterator[Path]:
 
 def _callers(repository: Path, name: str) -> list[Path]:
     """List the models that a model is a part of."""
-    return [
-        model
-        for model in models(repository)
-        if repository / name in _parts(repository, _find(repository, model.name)[1])
-    ]
+    configs = {model: _read(model) for model in models(repository)}
+    return [model for model, config in configs.items() if config and repository / name in _parts(repository, config)]
 
 
 def _is_tool(model: Path) -> bool:
+    config = _read(model)
+    return config is not None and PARAMETER_KEY in config.parameters
+
+
+def _read(model: Path) -> Any:
+    """Read the configuration of a model that others are asked about; None where that cannot be read."""
     try:
-        config = text_format.Parse((model / CONFIG_FILE).read_text(), model_config_pb2.ModelConfig())
-    except (OSError, text_format.ParseError):
-        return False  # nothing to rename, or nothing that is served
-    return PARAMETER_KEY in config.parameters
+        return _find(model.parent, model.name)[1]
+    except VersionError:
+        return None  # nothing that is served, so nothing that is called
 
 
 def _rename(folders: Sequence[Path], old: str, new: str) -> list[Path]:
