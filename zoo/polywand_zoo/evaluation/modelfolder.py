@@ -9,9 +9,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from polywand_zoo.evaluation.prompts import Needs
-from polywand_zoo.versions import CONFIG_FILE, versions
+from polywand_zoo.versions import CONFIG_FILE, PARAMETER_KEY, versions
 
-PARAMETER_KEY = "polywand"
 NETWORK_FILE = "model.onnx"
 DEFAULT_THRESHOLD = 0.5
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from polywand_zoo.wand.prompts import MAP_NAMES
 
 INPUT_SIZE = 384  # height and width of the crops that the network sees, in pixels
-COARSE_CHANNELS = 96  # of the decoder at stride 8
+COARSE_CHANNELS, COARSE_STRIDE = 96, 8  # of the features in which the decoder finds the object
 DISK_RADIUS = 6  # of a point's disk in a prompt map, in pixels at INPUT_SIZE
 
 LEAKY_SLOPE = 0.1

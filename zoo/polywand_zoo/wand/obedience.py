@@ -1,10 +1,10 @@
 """Obedience: clicks that a network overlooked are on their side of the outline all the same."""
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from polywand_zoo.points import Label, borders_passed
+from polywand_zoo.wand.prompts import point_borders
 
 MARGIN = 0.5  # of a logit: how far clicked pixels have to be on their side of 0; more than bfloat16 rounds away
 SPREAD = 2.0  # pixels: how fast a bump falls off around its top
@@ -32,11 +32,9 @@ class Obedience(nn.Module):
         """Prepare for logits of size x size pixels."""
         super().__init__()
         self.size = size
-        first = np.arange(size + 1, dtype=np.float32) - np.float32(0.5)
-        borders = np.nextafter(first, np.float32(-np.inf), dtype=np.float32)
         reach = range(-TOP, TOP + 1)
         around = [(x, y) for y in reach for x in reach]
-        self.register_buffer("borders", torch.from_numpy(borders), persistent=False)
+        self.register_buffer("borders", torch.from_numpy(point_borders(size, 0)), persistent=False)
         self.register_buffer("pixels", torch.arange(size), persistent=False)
         self.register_buffer("around", torch.tensor(around), persistent=False)
 

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from polywand_zoo.refinement.enlarging import Enlarging
 from polywand_zoo.wand.fine import FineNetwork
-from polywand_zoo.wand.network import COARSE_CHANNELS, INPUT_SIZE, WandNetwork
+from polywand_zoo.wand.network import COARSE_CHANNELS, COARSE_STRIDE, INPUT_SIZE, WandNetwork
 
-STRIDE = 8  # of the coarse features
 CHANNELS = (COARSE_CHANNELS, 1, 1)  # of what `Redrawing` reads
 
 
@@ -23,7 +22,7 @@ class Redrawing(nn.Module):
     def __init__(self, network: WandNetwork | FineNetwork) -> None:
         super().__init__()
         self.auxiliary = copy.deepcopy(network.decoder.auxiliary)
-        self.enlarge = Enlarging(INPUT_SIZE // STRIDE, STRIDE)
+        self.enlarge = Enlarging(INPUT_SIZE // COARSE_STRIDE, COARSE_STRIDE)
 
     def forward(self, coarse: Tensor, drawn: Tensor, logits: Tensor) -> Tensor:
         """Redraw.

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from polywand_zoo.wand.network import COARSE_STRIDE
 from polywand_zoo.wand.training.config import LossWeights
-
-COARSE_STRIDE = 8  # of the auxiliary logits
 
 
 @dataclass(frozen=True, slots=True)
