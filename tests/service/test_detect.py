@@ -87,7 +87,7 @@ def test_a_stream_answers_every_frame_in_order_and_a_bad_one_with_an_error(stub,
 
 
 def test_a_stream_is_read_no_faster_than_its_frames_are_answered(stub, coffee):
-    """The sender feels flow control: with frames of 2 MB, it never runs far ahead of the answers."""
+    """The sender feels flow control: with frames of 2 MB, it never runs more than a dozen ahead."""
     sent, ahead = 0, []
 
     def frames():
@@ -102,7 +102,7 @@ def test_a_stream_is_read_no_faster_than_its_frames_are_answered(stub, coffee):
     for answered, _ in enumerate(stub.DetectStream(frames())):
         ahead.append(sent - answered)
     assert len(ahead) == 60
-    assert max(ahead) <= 30  # gRPC widens its window by what it measures: 23 have been seen
+    assert max(ahead) <= 12  # what the service works on, what it reads ahead, and the sender's own buffers
 
 
 def test_timing_adds_up(stub, astronaut):
