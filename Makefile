@@ -11,7 +11,7 @@ serve: $(VENV)/.serve  ## run the service with its own Triton
 	exec $(BIN)/polywand-server $(ARGS)
 
 test: $(VENV)/.dev  ## run all tests that need no PyTorch
-	$(BIN)/python -m pytest tests --ignore tests/zoo $(ARGS)
+	$(BIN)/python -m pytest tests --ignore tests/zoo -n 2 --dist loadfile $(ARGS)
 
 test-zoo: $(VENV)/.zoo  ## run the tests of the networks and their export
 	$(BIN)/python -m pytest tests/zoo --ignore tests/zoo/test_wand_training.py $(ARGS)
