@@ -39,6 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = config.DEFAULT.read_text(encoding="utf-8")
     for pattern, new in (
         (r"(\[stable\].*\n)sizes = .*\nbatches = .*", r"\1sizes = { 64 = 1, 96 = 1 }\nbatches = { 64 = 2, 96 = 2 }"),
+        (r"decay_share = \S+", "decay_share = 0.25"),
         (r"(\[decay\].*\n)sizes = .*\nbatches = .*", r"\1sizes = { 64 = 1 }\nbatches = { 64 = 2 }"),
         (r"samples = \d+", f"samples = {2 * STEPS}"),
         (r"clicks = 5\n", "clicks = 1\n"),

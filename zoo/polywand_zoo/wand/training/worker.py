@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from polywand_zoo.wand import weights
 from polywand_zoo.wand.fine import FineNetwork
-from polywand_zoo.wand.training import state
+from polywand_zoo.wand.training import optimiser, state
 from polywand_zoo.wand.training.config import Phase, Recipe
 from polywand_zoo.wand.training.dataset import Dataset
 from polywand_zoo.wand.training.journal import Journal
@@ -28,7 +28,6 @@ LATEST = "latest.pt"  # everything needed to go on
 AVERAGE = "average.pt"  # the averaged weights: what is exported
 
 SAVE_EVERY = 240.0  # seconds
-BETAS = (0.9, 0.98)
 CALIBRATION_BATCHES = 10
 
 
@@ -87,7 +86,7 @@ class Worker:
         if task.checkpoint is None:
             self._calibrate()
         self._average = state.copy_of(self._network)
-        self._optimiser = _optimiser(self._network, self._recipe)
+        self._optimiser = optimiser.for_network(self._network, task.recipe.optimiser)
         if task.checkpoint is not None:
             self._network.load_state_dict(task.checkpoint["network"])
             self._average.load_state_dict(task.checkpoint["average"])
@@ -184,8 +183,8 @@ class Worker:
                 module.eval()
 
     def _rate(self) -> float:
-        progress, optimiser = self._progress, self._recipe.optimiser
-        rate = optimiser.rate * min(1, (progress.step + 1) / optimiser.warm_up_steps)
+        progress, settings = self._progress, self._recipe.optimiser
+        rate = settings.rate * min(1, (progress.step + 1) / settings.warm_up_steps)
         if progress.decaying:
             rate *= (progress.end - progress.samples) / max(1, progress.end - progress.decay_from)
         return rate
@@ -258,22 +257,6 @@ class Worker:
 
     def _shipped(self) -> dict[str, Any]:
         return state.shipped(self._average, self._recipe, self._progress)
-
-
-def _optimiser(network: FineNetwork, recipe: Recipe) -> torch.optim.AdamW:
-    """Group parameters: the backbone learns slowly, and only the weights of the others decay."""
-    backbone = [p for p in network.backbone.parameters() if p.requires_grad]
-    others = [p for name, p in network.named_parameters() if not name.startswith("backbone.")]
-    settings = recipe.optimiser
-    return torch.optim.AdamW(
-        [
-            {"params": backbone, "share": settings.backbone, "weight_decay": 0.0},
-            {"params": [p for p in others if p.dim() > 1], "share": 1.0, "weight_decay": settings.weight_decay},
-            {"params": [p for p in others if p.dim() <= 1], "share": 1.0, "weight_decay": 0.0},
-        ],
-        lr=settings.rate,
-        betas=BETAS,
-    )
 
 
 def _statistics(network: nn.Module) -> list[Tensor]:
