@@ -78,7 +78,8 @@ def test_the_graph_and_the_service_agree(repository: Path, service: str, photos:
     assert len(results.outcomes[name]) == 4
     assert found.holds
     assert abs(found.first - found.second) <= found.typical <= 0.005
-    assert found.mutual >= 0.98  # the service drops specks, and these pictures are harder than photos
+    # The median: the service drops specks, and a mask that is lost on a picture may be little else.
+    assert np.median([likeness.mutual for likeness in likenesses]) >= 0.99
     assert found.first > 0.2  # two empty masks would agree as well
 
 
@@ -103,7 +104,8 @@ def test_the_command_writes_a_table_a_json_a_plot_and_the_worst_cases(repository
     assert (straight["way"], served["way"], baseline["model"]) == ("onnx", "service", "grabcut")
     assert straight["agreement"]["holds"] is True
     assert [item["name"] for item in straight["objects"]] == ["cat", "disk"]
-    assert [len(item["clicks"]) for item in served["objects"]] == [2, 2]
+    for item in served["objects"]:
+        assert len(item["clicks"]) == (1 if item["clicks"][0]["iou"] == 1 else 2)  # nothing is left to click at
     cat = straight["objects"][0]
     assert (cat["clicks"][0]["label"], cat["clicks"][0]["iou"] > 0.3) == ("positive", True)
     assert cat["starts"]["box"]["box"] == box_of(pictures.cat()[1])
