@@ -12,6 +12,7 @@ from tests.streams import NEGATIVE, POSITIVE, InteractStream, prompt, raw_image
 
 FACE = (220, 130, POSITIVE)
 SUIT = (150, 400, POSITIVE)
+SLEEVE = (100, 470, POSITIVE)
 BACKGROUND = (480, 60, NEGATIVE)
 
 
@@ -157,9 +158,9 @@ def test_undo_returns_to_the_very_same_outline(stream):
 def test_a_further_click_refines_what_was_there(stream):
     """The previous mask is fed back, so the answer differs from that to both clicks at once."""
     stream.ask(prompt("wand_click", FACE, object_id="one by one"))
-    step_by_step = stream.ask(prompt("wand_click", FACE, SUIT, object_id="one by one"))
+    step_by_step = stream.ask(prompt("wand_click", FACE, SLEEVE, object_id="one by one"))
     assert step_by_step.timing.inferences == 1
-    at_once = stream.ask(prompt("wand_click", FACE, SUIT, object_id="at once"))
+    at_once = stream.ask(prompt("wand_click", FACE, SLEEVE, object_id="at once"))
     assert at_once.timing.inferences == 2
     assert step_by_step.segmentation != at_once.segmentation
 
@@ -250,8 +251,8 @@ def test_a_24_megapixel_photo_gives_the_outline_of_the_small_one(stub, astronaut
     with InteractStream(stub) as small_stream, InteractStream(stub) as large_stream:
         small_stream.ask(raw_image(astronaut))
         assert large_stream.ask(raw_image(large)).image.width == 4900
-        small = small_stream.ask(prompt("wand_click", FACE, SUIT, include_mask=True))
-        points = [(x * scale, y * scale, label) for x, y, label in (FACE, SUIT)]
+        small = small_stream.ask(prompt("wand_click", FACE, SUIT, BACKGROUND, include_mask=True))
+        points = [(x * scale, y * scale, label) for x, y, label in (FACE, SUIT, BACKGROUND)]
         big = large_stream.ask(prompt("wand_click", *points, include_mask=True))
     shrunk = cv2.resize(mask_of(big).astype(np.uint8), (512, 512), interpolation=cv2.INTER_AREA) > 0.5
     union = (shrunk | mask_of(small)).sum()
