@@ -27,17 +27,13 @@ class MuonAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Change the weights by their gradients."""
-        gradients: list[tuple[nn.Parameter, Tensor]] = []
+        """Change the weights by their gradients; those of the groups with `muon` are gone afterwards."""
         for group in self.param_groups:
             for parameter in group["params"] if group["muon"] else ():
                 if parameter.grad is not None:
-                    gradients.append((parameter, parameter.grad))
                     self._turn(group, parameter, parameter.grad)
                     parameter.grad = None  # done: AdamW passes it over
         super().step(closure)
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
 
     def _turn(self, group: dict[str, Any], parameter: nn.Parameter, gradient: Tensor) -> None:
         state = self.state[parameter]
