@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import openvino
 import pytest
 from onnx import numpy_helper
 from torch import nn
 
+from polywand_zoo.processor import has_bfloat16
 from polywand_zoo.published.bfloat import Bfloat, judge
 from polywand_zoo.published.catalogue import CATALOGUE
 from polywand_zoo.published.interactors import Interactor
@@ -17,7 +17,7 @@ from polywand_zoo.published.interactors import Interactor
 WAND = Path(__file__).parents[2] / "model_repository" / "wand" / "1" / "model.onnx"
 CLICKED = replace(CATALOGUE["hrnet18"], threshold=0.5)
 
-has_bfloat = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+has_bfloat = has_bfloat16()
 
 
 class WandTensors(Interactor):

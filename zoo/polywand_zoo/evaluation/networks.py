@@ -11,6 +11,7 @@ import openvino
 from numpy.typing import NDArray
 
 from polywand_zoo.evaluation.modelfolder import ModelError, ModelFolder
+from polywand_zoo.processor import has_bfloat16
 
 OUTPUT = "LOGITS"
 # Where OpenVINO puts what an ONNX file's metadata say of bfloat16; `polywand-zoo import` writes it.
@@ -71,7 +72,7 @@ class _OpenVino:
     def __init__(self, path: Path, asked: str, threads: int) -> None:
         core = openvino.Core()
         network = core.read_model(path)
-        precision = _precision(asked, core, network)
+        precision = _precision(asked, network)
         network.reshape({port.any_name: [1, *list(port.partial_shape)[1:]] for port in network.inputs})
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
         if threads:
@@ -86,10 +87,10 @@ class _OpenVino:
         return logits
 
 
-def _precision(asked: str, core: openvino.Core, network: openvino.Model) -> str:
+def _precision(asked: str, network: openvino.Model) -> str:
     """OpenVINO's name of a precision; "auto" is bfloat16 where the processor has it and the file does not refuse it."""
     if asked != "auto":
         return asked
     if network.has_rt_info(BFLOAT16_METADATA) and network.get_rt_info(BFLOAT16_METADATA).astype(str) == "off":
         return "f32"
-    return "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+    return "bf16" if has_bfloat16() else "f32"

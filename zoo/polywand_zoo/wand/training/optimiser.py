@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from polywand_zoo.processor import has_bfloat16
 from polywand_zoo.wand.fine import FineNetwork
 from polywand_zoo.wand.training.config import Optimiser
 
@@ -50,7 +51,7 @@ class MuonAdamW(torch.optim.AdamW):
 
 def orthogonal(matrix: Tensor) -> Tensor:
     """Return about the nearest orthogonal matrix, in float32: singular values between 0.7 and 1.2."""
-    x: Tensor = matrix.bfloat16()
+    x: Tensor = matrix.bfloat16() if has_bfloat16() else matrix
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / (x.norm() + 1e-7)

@@ -16,6 +16,7 @@ from polywand_zoo.wand.training import prompts
 from polywand_zoo.wand.training.config import LossWeights
 from polywand_zoo.wand.training.dataset import Pixels
 from polywand_zoo.wand.training.loss import Wanted, answer_loss, soft_iou
+from polywand_zoo.wand.training.precision import mixed_precision
 from polywand_zoo.wand.training.prompts import NEGATIVE, POSITIVE, PREVIOUS
 from polywand_zoo.wand.training.samples import Sample
 
@@ -48,7 +49,7 @@ def backpropagate(
     edge = torch.from_numpy(np.stack([_edge_weights(sample.target) for sample in samples]))[:, None]
     wanted = Wanted(target, edge)
     image = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2).float()
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed_precision():
         encoded = network.encode(image)
     tensors = [*encoded.laterals, encoded.edges]
     # Each pass's graph is dropped before the next; what they want of the image is gathered at its features.
@@ -85,7 +86,7 @@ def backpropagate(
 def _decode(network: FineNetwork, features: FineImage, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
     """Answer samples as their prompts stand: logits [B, 1, S, S], and at stride 8 those that training helps with."""
     maps = torch.from_numpy(np.stack([sample.maps for sample in samples]))
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed_precision():
         prompt = network.read(maps.contiguous(memory_format=torch.channels_last).float().div_(255))
         coarse = network.coarse(features, prompt)
         auxiliary = network.decoder.auxiliary(coarse)
@@ -118,7 +119,7 @@ def answer(network: FineNetwork, samples: Sequence[Sample]) -> Tensor:
     """Answer samples as their prompts stand: logits [B, 1, S, S]."""
     image = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2).float()
     maps = torch.from_numpy(np.stack([sample.maps for sample in samples])).float().div_(255)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), mixed_precision():
         logits: Tensor = network(image, maps)
     return logits
 

@@ -12,6 +12,7 @@ from polywand_zoo.wand.fine import FineNetwork
 from polywand_zoo.wand.network import INPUT_SIZE
 from polywand_zoo.wand.training import windows
 from polywand_zoo.wand.training.dataset import Dataset, Pixels, Thing, shape_of
+from polywand_zoo.wand.training.precision import mixed_precision
 from polywand_zoo.wand.training.prompts import PREVIOUS, Prompt, depths, draw, without
 from polywand_zoo.wand.training.windows import Window
 
@@ -79,7 +80,7 @@ class Predictor:
             before = cv2.resize(window.of(previous), (INPUT_SIZE, INPUT_SIZE), interpolation=cv2.INTER_LINEAR)
             maps[PREVIOUS] = np.round(before * 255)
         image = torch.from_numpy(window.resized(self._photo, INPUT_SIZE)).permute(2, 0, 1)[None].float()
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), mixed_precision():
             logits = self._network(image, torch.from_numpy(maps)[None].float() / 255)
         answer = logits.float().sigmoid()[0, 0].numpy()
         height, width = window.shape
