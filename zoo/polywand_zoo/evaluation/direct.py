@@ -12,6 +12,7 @@ from polywand_zoo.evaluation.modelfolder import ModelError, ModelFolder
 from polywand_zoo.evaluation.networks import Precision, load_network
 from polywand_zoo.evaluation.objects import Mask, Photo
 from polywand_zoo.evaluation.prompts import Prompt
+from polywand_zoo.evaluation.specks import without_specks
 from polywand_zoo.evaluation.windows import Belief, Window, cut, moved, to_mask
 from polywand_zoo.points import Label
 
@@ -50,7 +51,7 @@ class DirectTool:
         unknown = sorted(self._network.inputs - INPUTS)
         if unknown:
             raise ModelError(f"{folder.network} has an input that is not known here: {unknown[0]}")
-        self.masks = f"the pixels at whose centres the probability is above the threshold ({self._network.name})"
+        self.masks = f"the pixels whose centres are above the threshold, without specks ({self._network.name})"
 
     @contextmanager
     def look_at(self, photo: Photo) -> Iterator["_Look"]:
@@ -67,9 +68,11 @@ class DirectTool:
                 belief = self._pass(photo, prompt, window, belief)
         return belief
 
-    def mask(self, photo: Photo, belief: Belief) -> Mask:
-        """The mask of what is believed, bool [H, W]."""
-        return to_mask(belief, self._folder.threshold, photo.width, photo.height)
+    def mask(self, photo: Photo, prompt: Prompt, belief: Belief) -> Mask:
+        """The mask of what is believed of a prompt's object, bool [H, W]."""
+        threshold = self._folder.threshold
+        kept = without_specks(belief, threshold, photo.width, photo.height, prompt.clicks())
+        return to_mask(kept, threshold, photo.width, photo.height)
 
     def _pass(self, photo: Photo, prompt: Prompt, window: Window, before: Belief | None) -> Belief:
         previous = np.zeros(window.size, np.float32) if before is None else moved(before, window)
@@ -96,7 +99,7 @@ class _Look:
         previous = last[1] if last is not None and prompt.extends(last[0]) else None
         belief = self._tool.answer(self._photo, prompt, previous)
         self._last[object_id] = (prompt, belief)
-        return self._tool.mask(self._photo, belief)
+        return self._tool.mask(self._photo, prompt, belief)
 
 
 def check(folder: ModelFolder) -> None:
