@@ -25,14 +25,6 @@ class LossWeights:
 
 
 @dataclass(frozen=True, slots=True)
-class Lead:
-    """Passes that nothing is learnt from, before those that something is. share: of the steps; most: passes."""
-
-    share: float
-    most: int
-
-
-@dataclass(frozen=True, slots=True)
 class Optimiser:
     """rate: of the learning, at its height; backbone: the backbone's share of it.
 
@@ -82,7 +74,6 @@ class Recipe:
     modes: Mapping[str, float]
     whole_share: float
     passes: tuple[float, ...]
-    lead: Lead
     scenes: Mapping[str, float]
     weights: Mapping[str, float]
     loss: LossWeights
@@ -108,8 +99,8 @@ def read(path: Path) -> Recipe:
 def parse(content: Mapping[str, Any]) -> Recipe:
     """Make a recipe of plain values."""
     parts = {
-        "lead": Lead, "loss": LossWeights, "optimiser": Optimiser, "schedule": Schedule, "stable": Phase,
-        "decay": Phase, "validation": Validation,
+        "loss": LossWeights, "optimiser": Optimiser, "schedule": Schedule, "stable": Phase, "decay": Phase,
+        "validation": Validation,
     }  # fmt: skip
     values = {name: _made(parts[name], name, value) if name in parts else value for name, value in content.items()}
     recipe: Recipe = _made(Recipe, "the recipe", values)

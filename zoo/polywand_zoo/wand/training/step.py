@@ -27,24 +27,16 @@ EDGE = np.ones((5, 5), np.uint8)  # the outline and two pixels on each side
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """loss: of all answers; qualities: their IoU [lead + passes, B]."""
+    """loss: of all answers; qualities: their IoU [passes, B]."""
 
     loss: float
     qualities: NDArray[np.float32]
 
 
 def backpropagate(
-    network: FineNetwork,
-    samples: Sequence[Sample],
-    passes: int,
-    weights: LossWeights,
-    randoms: Sequence[Generator],
-    lead: int = 0,
+    network: FineNetwork, samples: Sequence[Sample], passes: int, weights: LossWeights, randoms: Sequence[Generator]
 ) -> StepResult:
-    """Add the gradients of a batch to the network's; the samples' prompts grow by a click for every pass but one.
-
-    lead: passes before those, which nothing is learnt from: they lead to the errors that late clicks correct.
-    """
+    """Add the gradients of a batch to the network's; the samples' prompts grow by a click for every pass but one."""
     target = torch.from_numpy(np.stack([sample.target for sample in samples]))[:, None].float()
     edge = torch.from_numpy(np.stack([_edge_weights(sample.target) for sample in samples]))[:, None]
     wanted = Wanted(target, edge)
@@ -58,14 +50,16 @@ def backpropagate(
 
     total, qualities = 0.0, []
     before: Tensor | None = None
-    with torch.no_grad():
-        for number in range(lead):
-            logits, _ = _decode(network, features, samples)
-            qualities.append(_ious(logits, samples))
-            _prepare_next(samples, logits, number, randoms)
     for number in range(passes):
         maps = np.stack([sample.maps for sample in samples])
-        logits, auxiliary = _decode(network, features, samples)
+        with mixed_precision():
+            prompt = network.read(
+                torch.from_numpy(maps).contiguous(memory_format=torch.channels_last).float().div_(255)
+            )
+            coarse = network.coarse(features, prompt)
+            auxiliary = network.decoder.auxiliary(coarse)
+            logits = network.sharpen(coarse, features, prompt)
+        logits, auxiliary = logits.float(), auxiliary.float()
         clicks = torch.from_numpy(_obeyable(maps, samples))[:, None].float()
         loss = answer_loss(logits, auxiliary, wanted, clicks, weights)
         quality = soft_iou(logits, target)
@@ -76,32 +70,17 @@ def backpropagate(
         mean.backward()  # type: ignore[no-untyped-call]
         total += float(mean.detach())
 
-        qualities.append(_ious(logits, samples))
+        answers = (logits.detach().sigmoid()[:, 0] * 255).to(torch.uint8).numpy()
+        masks = (answers > 127).astype(np.uint8)
+        qualities.append([_iou(mask, sample.target) for mask, sample in zip(masks, samples, strict=True)])
         if number + 1 < passes:
-            _prepare_next(samples, logits, lead + number, randoms)
+            for sample, answered, mask, random in zip(samples, answers, masks, randoms, strict=True):
+                _prepare_next(sample, answered, mask, number, random)
     torch.autograd.backward(tensors, [tensor.grad for tensor in held])
     return StepResult(total, np.array(qualities, np.float32))
 
 
-def _decode(network: FineNetwork, features: FineImage, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-    """Answer samples as their prompts stand: logits [B, 1, S, S], and at stride 8 those that training helps with."""
-    maps = torch.from_numpy(np.stack([sample.maps for sample in samples]))
-    with mixed_precision():
-        prompt = network.read(maps.contiguous(memory_format=torch.channels_last).float().div_(255))
-        coarse = network.coarse(features, prompt)
-        auxiliary = network.decoder.auxiliary(coarse)
-        logits = network.sharpen(coarse, features, prompt)
-    return logits.float(), auxiliary.float()
-
-
-def _prepare_next(samples: Sequence[Sample], logits: Tensor, number: int, randoms: Sequence[Generator]) -> None:
-    """Feed answers, of as many passes before, back to their samples, and add the clicks that they call for."""
-    answers = (logits.detach().sigmoid()[:, 0] * 255).to(torch.uint8).numpy()
-    for sample, answered, random in zip(samples, answers, randoms, strict=True):
-        _correct(sample, answered, number, random)
-
-
-def _correct(sample: Sample, answered: Pixels, number: int, random: Generator) -> None:
+def _prepare_next(sample: Sample, answered: Pixels, mask: Pixels, number: int, random: Generator) -> None:
     """Feed an answer back, and add the click that it calls for.
 
     Now and then there is no click: the service looks twice for a first answer, the second time more closely.
@@ -109,7 +88,7 @@ def _correct(sample: Sample, answered: Pixels, number: int, random: Generator) -
     if random.random() < (FIRST_REPEATED if number == 0 and sample.mode == "click" else REPEATED):
         sample.maps[PREVIOUS] = prompts.coarsened(answered, random) if random.random() < 0.6 else answered
         return
-    click = prompts.correction(sample.target, (answered > 127).astype(np.uint8), random)
+    click = prompts.correction(sample.target, mask, random)
     if click is not None:
         sample.click(click)
     sample.maps[PREVIOUS] = prompts.roughened(answered, random)
@@ -136,10 +115,5 @@ def _obeyable(maps: Pixels, samples: Sequence[Sample]) -> Pixels:
     return np.where(target, maps[:, POSITIVE] > 0, maps[:, NEGATIVE] > 0).astype(np.uint8)
 
 
-def _ious(logits: Tensor, samples: Sequence[Sample]) -> list[float]:
-    masks = (logits.detach()[:, 0] > 0).numpy()
-    targets = [sample.target > 0 for sample in samples]
-    return [
-        float(np.count_nonzero(mask & target) / max(1, np.count_nonzero(mask | target)))
-        for mask, target in zip(masks, targets, strict=True)
-    ]
+def _iou(mask: Pixels, target: Pixels) -> float:
+    return float(np.count_nonzero(mask & target) / max(1, np.count_nonzero(mask | target)))

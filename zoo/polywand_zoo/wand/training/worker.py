@@ -126,12 +126,11 @@ class Worker:
         plan = np.random.default_rng((recipe.seed, progress.step))
         size = int(_choose(list(phase.sizes), list(phase.sizes.values()), plan))
         passes = 1 + int(_choose(range(len(recipe.passes)), recipe.passes, plan))
-        lead = int(plan.integers(1, recipe.lead.most + 1)) if plan.random() < recipe.lead.share else 0
         self._set_mode(phase)
         batch = phase.batches[str(size)]
         randoms = [np.random.default_rng((recipe.seed, progress.step, self._rank + 1, item)) for item in range(batch)]
         samples = [self._task.samples.draw(size, random) for random in randoms]
-        result = backpropagate(self._network, samples, passes, recipe.loss, randoms, lead)
+        result = backpropagate(self._network, samples, passes, recipe.loss, randoms)
         stop, finish, validate = self._exchange()
         norm = nn.utils.clip_grad_norm_(self._parameters, recipe.optimiser.clip)
         rate = self._rate()
