@@ -91,6 +91,7 @@ def test_no_server_is_told_in_one_line_with_exit_code_1() -> None:
         (["detect"], "Missing argument"),
         (["detect", "x.png", "--label", "=car"], "names no label"),
         (["detect", "a/x.png", "b/x.png", "--overlay", "out"], "same name"),
+        (["detect", "a/x.png", "a/y.png", "--overlay", "a"], "would overwrite the image 'a/x.png'"),
         (["detect", "x.png", "--interactor", "grabcut"], "add --polygons"),
         (["detect", "x.png", "--tolerance", "0"], "add --polygons"),
         (["segment"], "No such command 'segment'"),

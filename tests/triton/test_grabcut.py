@@ -111,6 +111,13 @@ async def test_every_positive_click_is_inside_and_every_negative_one_outside(gra
         previous = sigmoid(logits)
 
 
+async def test_a_click_on_the_far_edge_is_one_at_the_last_pixels(grabcut: GrabCut, ball: np.ndarray) -> None:
+    cut_off = np.ascontiguousarray(ball[:, : CENTRE[0]])
+    on_edge = await grabcut(cut_off, [(CENTRE[0] - 0.5, 60.0, POSITIVE)])
+    assert on_edge[60, -1] > 0
+    np.testing.assert_array_equal(on_edge, await grabcut(cut_off, [(CENTRE[0] - 1.0, 60.0, POSITIVE)]))
+
+
 async def test_a_correction_leaves_what_is_far_from_it_alone(grabcut: GrabCut, ball: np.ndarray) -> None:
     two = np.concatenate([ball, ball], axis=1)
     first = await grabcut(two, box(10, 10, 310, 110))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from click.testing import CliRunner
 from polywand_zoo.cli import main
 from polywand_zoo.wand import weights
 from polywand_zoo.wand.checkpoint import CheckpointError
-from polywand_zoo.wand.training import config, run, worker
+from polywand_zoo.wand.training import config, dataset, run, worker
 from polywand_zoo.wand.training.config import RecipeError
 from polywand_zoo.wand.training.run import Order, TrainingError, train
 from polywand_zoo.wand.training.state import Progress
@@ -123,6 +124,36 @@ def test_another_end_is_planned_with_its_last_phase() -> None:
     progress.end_after(20, decay_share=0.25)
     assert (progress.decay_from, progress.end) == (100, 120)
     assert progress.decaying
+
+
+def test_a_new_end_never_lifts_a_rate_that_has_fallen() -> None:
+    progress = Progress(step=90, samples=900, decay_from=250, end=1000)
+    progress.end_after(100, decay_share=0.75)  # the same end once more, as when the same command goes on
+    assert (progress.decay_from, progress.end) == (250, 1000)
+    fallen = progress.fallen
+    progress.end_after(300, decay_share=0.75)
+    assert progress.end == 1200
+    assert progress.fallen == pytest.approx(fallen, abs=1e-3)
+
+
+def test_validation_takes_other_objects_where_those_of_the_recipe_are_not_there(data: Path) -> None:
+    assert dataset.spread(data / "training", [2, 5]) == {2, 5}
+    assert len(dataset.spread(data / "training", [2, 5, 99])) == 3
+    assert len(dataset.spread(data / "training", [])) == 8
+
+
+def test_an_outline_that_cannot_be_read_is_named_and_a_missing_one_is_passed_over(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(data / "training", folder)
+    content = json.loads((folder / "annotations.json").read_text())
+    known = len(dataset.load([folder]).things)
+    del content["annotations"][0]["segmentation"]
+    (folder / "annotations.json").write_text(json.dumps(content))
+    assert len(dataset.load([folder]).things) == known - 1
+    content["annotations"][1]["segmentation"] = [[1, 2]]
+    (folder / "annotations.json").write_text(json.dumps(content))
+    with pytest.raises(dataset.DatasetError, match="data: the outline of annotation 2 cannot be read"):
+        dataset.load([folder])
 
 
 def test_a_training_can_be_told_to_end_in_some_minutes(data: Path, tmp_path: Path) -> None:

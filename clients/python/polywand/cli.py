@@ -237,6 +237,10 @@ def _pictures(images: tuple[Path, ...], picture: Path | None) -> list[Path]:
     pictures = [picture / f"{image.stem}.png" for image in images]
     if len(set(pictures)) < len(pictures):
         raise click.UsageError("Two of the images have the same name, and so would their overlays.")
+    inputs = {image.resolve() for image in images}
+    for target in pictures:
+        if target.resolve() in inputs:
+            raise click.UsageError(f"The overlay would overwrite the image '{target}': name another folder.")
     try:
         picture.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -94,8 +94,9 @@ def read_prompt(points, shape):
     height, width = shape
     points = points[np.isfinite(points).all(axis=1)]
     labels = np.rint(points[:, 2])
-    nearest = np.floor(points[:, :2] + 0.5)
-    inside = ((nearest >= 0) & (nearest < (width, height))).all(axis=1)
+    # A click on the far edge of the crop lies half a pixel beyond the centres of the last pixels, and is theirs.
+    inside = ((points[:, :2] >= -0.5) & (points[:, :2] <= (width - 0.5, height - 0.5))).all(axis=1)
+    nearest = np.floor(points[:, :2] + 0.5).clip(0, (width - 1, height - 1))
 
     def clicks(label):
         return [(int(x), int(y)) for x, y in nearest[inside & (labels == label)]]

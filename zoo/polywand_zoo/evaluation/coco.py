@@ -44,6 +44,12 @@ def read_coco(file: Path, images: Path, only: Collection[int] | None = None) -> 
     return DataSet(file.stem, subjects, flaws)
 
 
+def photos_of(file: Path) -> Path:
+    """Where the photos of a JSON are, unless told otherwise: in images, beside it, or beside it themselves."""
+    images = file.parent / "images"
+    return images if images.is_dir() else file.parent
+
+
 def read_ids(file: Path) -> set[int]:
     """Read ids of annotations: a JSON list, or numbers with blanks or line ends between them.
 

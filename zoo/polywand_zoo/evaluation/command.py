@@ -19,7 +19,9 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--coco", type=FILE, help="Annotations in COCO's JSON: polygons or run lengths.")
 @click.option("--objects", type=FILE, help="Of --coco, only the annotations whose ids stand in this file.")
 @click.option("--masks", type=FOLDER, help="A folder of masks, inside where not black, named as those of --images.")
-@click.option("--images", type=FOLDER, help="Images of --masks, or of --coco.  [default: images, beside the JSON]")
+@click.option(
+    "--images", type=FOLDER, help="Of --masks, or of --coco.  [default: images, beside the JSON, or its folder]"
+)
 @click.option("--limit", type=click.IntRange(1), help="Of each data set, so many objects at most, evenly spread.")
 @click.option("--clicks", type=click.IntRange(1, 100), default=20, show_default=True, help="On an object, at most.")
 @click.option("--stop-at", type=click.FloatRange(0, 1), help="IoU from which no more clicks come.  [default: never]")

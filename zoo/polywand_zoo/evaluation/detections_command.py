@@ -23,7 +23,7 @@ NOTHING = "-"
 @click.argument("interactors", nargs=-1, required=True, metavar="INTERACTOR...")
 @click.option("--detector", default="nanodet", show_default=True, help="Whose boxes are outlined.")
 @click.option("--coco", type=FILE, required=True, help="Annotations in COCO's JSON: polygons or run lengths.")
-@click.option("--images", type=FOLDER, help="Their images.  [default: images, beside the JSON]")
+@click.option("--images", type=FOLDER, help="Their images.  [default: images, beside the JSON, or its folder]")
 @click.option("--limit", type=click.IntRange(1), help="So many photos at most, evenly spread.")
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Score of a detection.  [default: the detector's own]")
 @click.option(
@@ -61,14 +61,14 @@ def evaluate_detections(
     polywand-zoo evaluate-detections wand_box grabcut --coco annotations.json
     """
     import polywand  # noqa: PLC0415 - each command loads only what it needs
-    from polywand_zoo.evaluation.coco import read_coco  # noqa: PLC0415
+    from polywand_zoo.evaluation.coco import photos_of, read_coco  # noqa: PLC0415
     from polywand_zoo.evaluation.detections import Asked, first_photos, measure, photos  # noqa: PLC0415
     from polywand_zoo.evaluation.modelfolder import ModelError  # noqa: PLC0415
     from polywand_zoo.evaluation.objects import DataError  # noqa: PLC0415
     from polywand_zoo.evaluation.server import own_service  # noqa: PLC0415
 
     try:
-        data = first_photos(read_coco(coco, images or coco.parent / "images"), limit)
+        data = first_photos(read_coco(coco, images or photos_of(coco)), limit)
         with ExitStack() as stack:
             target = service or stack.enter_context(own_service(repository, (detector, *interactors)))
             client = stack.enter_context(polywand.connect(target))

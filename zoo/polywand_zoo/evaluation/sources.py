@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polywand_zoo.evaluation import layouts
-from polywand_zoo.evaluation.coco import read_coco, read_ids
+from polywand_zoo.evaluation.coco import photos_of, read_coco, read_ids
 from polywand_zoo.evaluation.objects import DataSet
 
 
@@ -61,6 +61,6 @@ class Sources:
             yield layouts.read_sbd(self.sbd)
         if self.coco:
             only = read_ids(self.objects) if self.objects else None
-            yield read_coco(self.coco, self.images or self.coco.parent / "images", only)
+            yield read_coco(self.coco, self.images or photos_of(self.coco), only)
         if self.masks and self.images:
             yield layouts.read_folders(self.images, self.masks)

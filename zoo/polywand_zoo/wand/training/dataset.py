@@ -88,6 +88,16 @@ def load(folders: Iterable[Path], *, without: Iterable[Path] = (), only: frozens
     return Dataset(photos, things)
 
 
+def spread(folder: Path, wanted: Sequence[int]) -> frozenset[int]:
+    """Choose the annotations of these ids, or as many others, evenly spread, where not all are there; all for none."""
+    ids = sorted(a["id"] for a in _read(folder)["annotations"] if _is_outlined(a))
+    if not wanted or len(ids) <= len(wanted):
+        return frozenset(ids)
+    if set(wanted) <= set(ids):
+        return frozenset(wanted)
+    return frozenset(ids[number * len(ids) // len(wanted)] for number in range(len(wanted)))
+
+
 Found = list[tuple[dict[str, Any], tuple[int, int, int, int], str, int]]
 
 
@@ -95,7 +105,11 @@ def _photos(folder: Path, forbidden: set[str], only: frozenset[int] | None) -> I
     content = _read(folder)
     annotations = defaultdict(list)
     for annotation in content["annotations"]:
-        if not annotation.get("iscrowd") and (only is None or annotation["id"] in only):
+        if (
+            annotation.get("segmentation")
+            and not annotation.get("iscrowd")
+            and (only is None or annotation["id"] in only)
+        ):
             annotations[annotation["image_id"]].append(annotation)
     for photo in sorted(content["images"], key=lambda entry: entry["id"]):
         wanted = annotations.get(photo["id"], [])
@@ -105,7 +119,12 @@ def _photos(folder: Path, forbidden: set[str], only: frozenset[int] | None) -> I
         height, width = pixels.shape[:2]
         found = []
         for annotation in wanted:
-            mask = _mask(annotation["segmentation"], photo, (height, width))
+            try:
+                mask = _mask(annotation["segmentation"], photo, (height, width))
+            except Exception as error:  # pycocotools raises whatever it comes upon
+                raise DatasetError(
+                    f"{folder}: the outline of annotation {annotation['id']} cannot be read ({error!r})"
+                ) from error
             box = _usable_box(mask, height * width)
             if box is not None:
                 group = annotation.get("source") or folder.name
@@ -114,6 +133,11 @@ def _photos(folder: Path, forbidden: set[str], only: frozenset[int] | None) -> I
                 )
         if found:
             yield pixels, found
+
+
+def _is_outlined(annotation: dict[str, Any]) -> bool:
+    """Whether it outlines one object: some have a box alone, and some are crowds."""
+    return bool(annotation.get("segmentation")) and not annotation.get("iscrowd")
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -132,7 +156,7 @@ def _read(folder: Path) -> dict[str, Any]:
 def _identity(file_name: str) -> str:
     """Name a photo so that copies are known: by COCO's number of twelve digits if it has one, or else by its stem."""
     stem = Path(file_name).stem
-    number = re.search(r"\d{12}", stem)
+    number = re.search(r"(?<!\d)\d{12}(?!\d)", stem)
     return number.group() if number else stem
 
 

@@ -78,7 +78,8 @@ def prepare(order: Order) -> Task:
     _plan(progress, recipe, order)
     validation = None
     if order.validation is not None:
-        validation = dataset.load([order.validation], only=frozenset(recipe.validation.objects) or None)
+        validated = dataset.spread(order.validation, recipe.validation.objects)
+        validation = dataset.load([order.validation], only=validated)
     photos = dataset.load(order.data, without=[order.validation] if order.validation else [])
     return Task(
         folder=order.folder,

@@ -29,10 +29,22 @@ class Progress:
         """Whether the last phase has begun."""
         return self.samples >= self.decay_from
 
+    @property
+    def fallen(self) -> float:
+        """The share of its height at which the rate is: 1 before the last phase, 0 at the end."""
+        if not self.decaying:
+            return 1.0
+        return (self.end - self.samples) / max(1, self.end - self.decay_from)
+
     def end_after(self, samples: int, decay_share: float) -> None:
-        """Plan to end after that many more samples; the rate falls over the last share of all, or from now on."""
-        self.end = self.samples + samples
-        self.decay_from = max(self.samples, round(self.end * (1 - decay_share)))
+        """Plan to end after that many more samples; the rate falls over the last share of all, or from where it is."""
+        if self.decaying and self.samples < self.end:
+            # The line from the present rate to nothing, drawn back to where it would have begun.
+            self.decay_from = self.samples + samples - round(samples / self.fallen)
+            self.end = self.samples + samples
+        else:
+            self.end = self.samples + samples
+            self.decay_from = max(self.samples, round(self.end * (1 - decay_share)))
 
 
 def starting_network(path: Path | None) -> FineNetwork:

@@ -184,10 +184,7 @@ class Worker:
 
     def _rate(self) -> float:
         progress, settings = self._progress, self._recipe.optimiser
-        rate = settings.rate * min(1, (progress.step + 1) / settings.warm_up_steps)
-        if progress.decaying:
-            rate *= (progress.end - progress.samples) / max(1, progress.end - progress.decay_from)
-        return rate
+        return settings.rate * min(1, (progress.step + 1) / settings.warm_up_steps) * progress.fallen
 
     def _exchange(self) -> tuple[bool, bool, bool]:
         """Average over all processes; return whether one of them wants to stop, to finish, to validate."""
