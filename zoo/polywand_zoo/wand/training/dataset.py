@@ -105,11 +105,7 @@ def _photos(folder: Path, forbidden: set[str], only: frozenset[int] | None) -> I
     content = _read(folder)
     annotations = defaultdict(list)
     for annotation in content["annotations"]:
-        if (
-            annotation.get("segmentation")
-            and not annotation.get("iscrowd")
-            and (only is None or annotation["id"] in only)
-        ):
+        if _is_outlined(annotation) and (only is None or annotation["id"] in only):
             annotations[annotation["image_id"]].append(annotation)
     for photo in sorted(content["images"], key=lambda entry: entry["id"]):
         wanted = annotations.get(photo["id"], [])

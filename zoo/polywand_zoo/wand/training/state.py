@@ -38,13 +38,13 @@ class Progress:
 
     def end_after(self, samples: int, decay_share: float) -> None:
         """Plan to end after that many more samples; the rate falls over the last share of all, or from where it is."""
+        end = self.samples + samples
         if self.decaying and self.samples < self.end:
             # The line from the present rate to nothing, drawn back to where it would have begun.
-            self.decay_from = self.samples + samples - round(samples / self.fallen)
-            self.end = self.samples + samples
+            self.decay_from = end - round(samples / self.fallen)
         else:
-            self.end = self.samples + samples
-            self.decay_from = max(self.samples, round(self.end * (1 - decay_share)))
+            self.decay_from = max(self.samples, round(end * (1 - decay_share)))
+        self.end = end
 
 
 def starting_network(path: Path | None) -> FineNetwork:
