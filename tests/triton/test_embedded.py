@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -155,12 +156,17 @@ async def test_a_service_that_is_killed_leaves_nothing_behind(repository: Path) 
 async def test_what_a_killed_launcher_and_service_left_is_removed_at_the_next_start(repository: Path) -> None:
     service, url = await run_service(repository)
     launcher = processes(url)["launcher"]
-    service.send_signal(signal.SIGSTOP)
-    os.kill(launcher, signal.SIGKILL)
-    service.kill()
-    await service.wait()
-    await until(lambda: not processes(url), seconds=5.0)
-    assert leftovers(url)
+    # Tests that run beside this one start servers, too: until it has looked, the lock keeps their sweeps away.
+    with (launch.SHARED_MEMORY / f"polywand-{token(url)}.lock").open() as lock:
+        locked = asyncio.get_running_loop().run_in_executor(None, fcntl.flock, lock, fcntl.LOCK_SH)
+        await asyncio.sleep(0.1)  # now it waits
+        service.send_signal(signal.SIGSTOP)
+        os.kill(launcher, signal.SIGKILL)
+        service.kill()
+        await service.wait()
+        await until(lambda: not processes(url), seconds=5.0)
+        await asyncio.wait_for(locked, 5.0)
+        assert leftovers(url)
     async with EmbeddedTriton(repository):
         await until(lambda: leftovers(url) == [], seconds=5.0)
 
