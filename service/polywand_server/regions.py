@@ -212,13 +212,17 @@ class ProbabilityMap:
         return warped
 
 
+def map_size(width: int, height: int) -> tuple[int, int]:
+    """The (height, width) of a map of so many image pixels: as many, or in the same proportion as many as it may."""
+    reduction = max(1.0, math.sqrt(width * height / LARGEST_MAP))
+    return max(1, round(height / reduction)), max(1, round(width / reduction))
+
+
 def from_network(values: NDArray[np.float32], seen: Region) -> ProbabilityMap:
     """Make a map of a network's answer on a region, float32 [h, w] of its input's size."""
     if seen.resampling is Resampling.SMOOTH:
         return ProbabilityMap(seen, values)
     width, height = seen.width - 2 * seen.margin, seen.height - 2 * seen.margin
-    reduction = max(1.0, math.sqrt(width * height / LARGEST_MAP))
-    size = max(1, round(height / reduction)), max(1, round(width / reduction))
-    kept = Region(seen.left + seen.margin, seen.top + seen.margin, width, height, size)
+    kept = Region(seen.left + seen.margin, seen.top + seen.margin, width, height, map_size(width, height))
     rows, columns = seen.places(kept)
     return ProbabilityMap(kept, sample(values, rows, columns, cubic=seen.resampling is not Resampling.CORNERS), seen)

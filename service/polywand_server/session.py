@@ -261,7 +261,7 @@ class Session:
         if lacking:
             return lacking
         estimate = self._memory.exact(prompt, tool.version)
-        if estimate is None:
+        if estimate is None or (estimate.is_hurried and not item.supersedes(prompt)):
             estimate = await self._estimate(tool, view, prompt, item, watch)
             self._memory.remember(prompt, tool.version, estimate)
         return _Found(tool, view.picture, estimate)

@@ -201,6 +201,23 @@ def test_a_dragged_first_click_is_followed_in_one_pass_and_ends_in_two(stream):
     assert shown.segmentation == replies[-1].segmentation
 
 
+def test_undo_to_a_click_that_was_hurried_past_looks_closer_after_all(stream):
+    """What a drag showed on its way is kept for the drag; the hand that comes back to it sees what it rests on."""
+    dragged = [(205 + step, 130, POSITIVE) for step in range(30)]
+    sent = {stream.send(prompt("wand_click", point, include_mask=True)): point for point in dragged}
+    hurried = stream.receive()
+    reply = hurried
+    while reply.sequence != max(sent):
+        reply = stream.receive()
+    assert hurried.sequence < max(sent)
+    point = sent[hurried.sequence]
+    undone = stream.ask(prompt("wand_click", point, include_mask=True))
+    fresh = stream.ask(prompt("wand_click", point, include_mask=True, object_id="another"))
+    assert undone.segmentation == fresh.segmentation
+    assert undone.segmentation != hurried.segmentation
+    assert stream.ask(prompt("wand_click", point)).timing.inferences == 0
+
+
 def test_the_same_prompt_again_does_not_make_the_first_one_a_drag(stream):
     """Only what the hand has left behind is looked at once: here it has come to rest, and asks for another form."""
     stream.send(prompt("wand_click", FACE))

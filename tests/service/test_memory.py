@@ -115,6 +115,67 @@ def test_a_seed_alone_is_answered_by_its_own_outline_without_an_inference(stub, 
         assert iou(mask_of(second), mask) > 0.98
 
 
+def lines(thickness: int, width: int = 3000, height: int = 2000) -> np.ndarray:
+    """A cord across the image, a mast and a sloping cable; they meet nowhere."""
+    mask = np.zeros((height, width), np.uint8)
+    cv2.line(mask, (20, 50), (width - 20, 50), 1, thickness)
+    cv2.line(mask, (60, 200), (60, height - 20), 1, thickness)
+    cv2.line(mask, (200, height - 60), (width - 60, 200), 1, thickness)
+    return mask
+
+
+def quadrangle(*points: tuple[float, float]) -> pb.SeedMask:
+    ring = pb.Ring(coordinates=[value for point in points for value in point])
+    return pb.SeedMask(polygons=pb.PolygonSet(polygons=[pb.Polygon(exterior=ring)]))
+
+
+def reached(found: np.ndarray, wanted: np.ndarray, pixels: int) -> float:
+    """How much of what is wanted has something found so near."""
+    near = cv2.dilate(found.astype(np.uint8), np.ones((2 * pixels + 1, 2 * pixels + 1), np.uint8))
+    return float(near[wanted > 0].mean())
+
+
+@pytest.mark.parametrize("thickness", [1, 2, 3, 5])
+def test_thin_parts_of_a_large_seed_are_kept(stub, thickness):
+    """No map of a megapixel resolves them; still nothing breaks off, and nothing is drawn where nothing is."""
+    mask = lines(thickness)
+    with InteractStream(stub) as stream:
+        stream.ask(raw_image(np.zeros((*mask.shape, 3), np.uint8)))
+        reply = stream.ask(seeded(prompt("keeper", include_mask=True, tolerance=0), rle_seed(mask)))
+        found = mask_of(reply)
+        assert len(reply.segmentation.shape.polygons) == 3
+        assert reached(found, mask, 2) > 0.995
+        assert reached(mask, found, 5) > 0.995
+        again = pb.SeedMask(polygons=pb.PolygonSet(polygons=reply.segmentation.shape.polygons))
+        second = stream.ask(seeded(prompt("keeper", include_mask=True, object_id="again", tolerance=0), again))
+        assert min(reached(mask_of(second), found, 2), reached(found, mask_of(second), 2)) > 0.995
+
+
+@pytest.mark.parametrize("thickness", [1, 2, 3])
+def test_a_long_thin_seed_is_held_as_it_is(stub, thickness):
+    mask = np.zeros((100, 4000), np.uint8)
+    mask[50 : 50 + thickness, 10:3990] = 1
+    with InteractStream(stub) as stream:
+        stream.ask(raw_image(np.zeros((*mask.shape, 3), np.uint8)))
+        found = mask_of(stream.ask(seeded(prompt("keeper", include_mask=True, tolerance=0), rle_seed(mask))))
+        assert iou(found, mask) > 0.99
+        drawn = quadrangle((10, 50), (3990, 50), (3990, 50 + thickness), (10, 50 + thickness))
+        found = mask_of(stream.ask(seeded(prompt("keeper", include_mask=True, object_id="b", tolerance=0), drawn)))
+        assert iou(found, mask) > 0.99
+
+
+def test_a_polygon_between_the_pixels_holds_none_of_them(stub):
+    with InteractStream(stub) as stream:
+        stream.ask(raw_image(np.zeros((2000, 3000, 3), np.uint8)))
+        between = quadrangle((10, 49.7), (2990, 49.7), (2990, 50.3), (10, 50.3))
+        reply = stream.ask(seeded(prompt("keeper"), between))
+        assert reply.error.code == INVALID
+        assert "prompt.seed.polygons: they hold no pixel of the image" in reply.error.message
+        sloping = quadrangle((10, 40), (2990, 1900), (2990, 1900.7), (10, 40.7))
+        found = mask_of(stream.ask(seeded(prompt("keeper", include_mask=True, tolerance=0), sloping)))
+        assert found.any(axis=0)[20:2980].all()
+
+
 def test_an_object_starts_from_its_seed_and_undo_leads_back_to_it(stream):
     mask, seed = blob(), rle_seed(blob())
     start = stream.ask(seeded(prompt("keeper", include_mask=True), seed))

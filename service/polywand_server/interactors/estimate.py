@@ -14,11 +14,13 @@ class Estimate:
     batch axis included), handed back unread.
 
     is_seed: whether the client said it, and no network has looked at it yet.
+    is_hurried: whether the closer look was left out, because a newer prompt waited.
     """
 
     probabilities: ProbabilityMap
     state: NDArray[np.float32] | None = None
     is_seed: bool = False
+    is_hurried: bool = False
 
     @property
     def nbytes(self) -> int:

@@ -1,6 +1,7 @@
 """The interactors' way: crop, tensors, Triton, probability. Four named steps per pass, one or two passes per prompt."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -52,11 +53,10 @@ async def segment(
                 return await inference.compute(lambda: read(answer, region, tool.name))
 
     result = await one_pass(crops.first(prompt, previous, threshold), previous)
-    if previous is None and not is_superseded():
-        region = crops.refining(prompt, result.probabilities, threshold)
-        if region is not None:
-            result = await one_pass(region, result)
-    return result
+    region = crops.refining(prompt, result.probabilities, threshold) if previous is None else None
+    if region is None:
+        return result
+    return replace(result, is_hurried=True) if is_superseded() else await one_pass(region, result)
 
 
 def max_points(prompt: PromptSpec, config: ModelConfig) -> int:

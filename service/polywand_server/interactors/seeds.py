@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,12 +10,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from polywand.raster import decode_rle
+from polywand.raster import crossings, decode_rle
 from polywand_server.errors import InvalidInputError
-from polywand_server.regions import ProbabilityMap, Region
+from polywand_server.regions import ProbabilityMap, Region, map_size
 
-# A seed whose box is larger is held at less than the image's resolution.
-LONGEST_SIDE = 1024
+# A pixel of a map that is covered so far has a seed's inside around it, and not only a thin part.
+FILLED = 0.9
 # OpenCV fills every pixel that an edge touches; drawn finer, that is an eighth of a pixel.
 OVERSAMPLING = 4
 # Of the fixed-point coordinates of what is drawn.
@@ -86,7 +87,7 @@ def _map_of_rle(seed: RleSeed, width: int, height: int) -> ProbabilityMap:
     framed = cv2.copyMakeBorder(inner, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     framed *= 255
     coverage = cv2.resize(framed, region.size[::-1], interpolation=cv2.INTER_AREA)
-    return ProbabilityMap(region, coverage.astype(np.float32) / 255)
+    return ProbabilityMap(region, _with_thin_parts(coverage.astype(np.float32) / 255))
 
 
 def _map_of_polygons(seed: PolygonSeed, width: int, height: int) -> ProbabilityMap:
@@ -96,6 +97,8 @@ def _map_of_polygons(seed: PolygonSeed, width: int, height: int) -> ProbabilityM
     right, bottom = min(width, math.ceil(right)), min(height, math.ceil(bottom))
     if left >= right or top >= bottom:
         raise InvalidInputError("prompt.seed.polygons", f"they lie outside: the image spans 0..{width} by 0..{height}")
+    if not _hold_a_pixel(seed.rings, left, top, right, bottom):
+        raise InvalidInputError("prompt.seed.polygons", "they hold no pixel of the image")
     region = _around(left, top, right, bottom)
     fine = Region(
         *(region.left, region.top, region.width, region.height),
@@ -109,17 +112,29 @@ def _map_of_polygons(seed: PolygonSeed, width: int, height: int) -> ProbabilityM
     inside = np.zeros_like(values)
     rows, columns = region.inside(width, height)
     inside[rows, columns] = values[rows, columns]
-    if not (inside > 0.5).any():
-        raise InvalidInputError("prompt.seed.polygons", "they hold no pixel of the image")
-    return ProbabilityMap(region, inside)
+    return ProbabilityMap(region, _with_thin_parts(inside))
+
+
+def _hold_a_pixel(rings: Sequence[NDArray[np.float32]], left: int, top: int, right: int, bottom: int) -> bool:
+    """Whether any pixel between these edges is inside, by the contract's rule."""
+    columns, rows = crossings([ring.astype(np.float64) - (left, top) for ring in rings], right - left, bottom - top)
+    order = np.lexsort((rows, columns))
+    enters, leaves = rows[order].reshape(-1, 2).T  # closed rings cross every column an even number of times
+    return bool((enters < leaves).any())
+
+
+def _with_thin_parts(coverage: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Count pixels as covered where something runs that is too thin to fill any: cords, legs, masts."""
+    most = cv2.dilate(coverage, np.ones((3, 3), np.uint8))
+    # Of those side by side that it touches, the ones that hold most of it.
+    coverage[(coverage > 0) & (coverage >= most / 2) & (most < FILLED)] = 1
+    return coverage
 
 
 def _around(left: int, top: int, right: int, bottom: int) -> Region:
     """The region of these edges and one pixel of nothing around, so that the outline closes where the image goes on."""
     width, height = right - left + 2, bottom - top + 2
-    reduction = max(1.0, max(width, height) / LONGEST_SIDE)
-    size = max(1, round(height / reduction)), max(1, round(width / reduction))
-    return Region(left - 1, top - 1, width, height, size)
+    return Region(left - 1, top - 1, width, height, map_size(width, height))
 
 
 def _digest(*parts: bytes) -> str:
