@@ -3,10 +3,11 @@
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from polywand_server import metrics
 from polywand_server.errors import RETRY_SECONDS, NotFoundError, PolywandError, UnavailableError, WrongStateError
@@ -17,6 +18,9 @@ from polywand_server.tools import BROKEN_RETRY_SECONDS, Model, Tool, ToolVersion
 from polywand_server.triton.client import IndexEntry, ModelConfig, TritonClient
 
 log = logging.getLogger(__name__)
+
+Chosen = TypeVar("Chosen")
+Result = TypeVar("Result")
 
 READY = "READY"
 # Parameters of a model's config that name models which it calls.
@@ -128,6 +132,21 @@ class Registry:
             known = ", ".join(sorted(self._tools)) or "none"
             raise NotFoundError(f"{path}model", f"there is no model '{name}'; there are: {known}")
         return tool, tool.version(version, path)
+
+    async def with_tool(self, choose: Callable[[], Chosen], use: Callable[[Chosen], Awaitable[Result]]) -> Result:
+        """Choose what to work with, and work with it.
+
+        Perhaps a version was taken out of service since the registry looked, and another one will do: then that one.
+        """
+        chosen = choose()
+        try:
+            return await use(chosen)
+        except UnavailableError:
+            await self.refresh()
+            other = choose()
+            if other == chosen:
+                raise
+        return await use(other)
 
     async def run(self) -> None:
         """Look at Triton until cancelled."""

@@ -12,7 +12,6 @@ from polywand_server.errors import (
     InvalidInputError,
     PolywandError,
     TooLargeError,
-    UnavailableError,
     WrongStateError,
     or_error,
 )
@@ -242,16 +241,10 @@ class Session:
 
     async def _look(self, prompt: Prompt, item: _Object, watch: Stopwatch) -> _Found | Missing:
         registry = self._place.registry
-        tool = registry.interactor(prompt.model, prompt.version)
-        try:
-            return await self._look_with(tool, prompt, item, watch)
-        except UnavailableError:
-            # Perhaps this version was taken out of service since the registry looked, and another one will do.
-            await registry.refresh()
-            other = registry.interactor(prompt.model, prompt.version)
-            if other.version == tool.version:
-                raise
-        return await self._look_with(other, prompt, item, watch)
+        return await registry.with_tool(
+            lambda: registry.interactor(prompt.model, prompt.version),
+            lambda tool: self._look_with(tool, prompt, item, watch),
+        )
 
     async def _look_with(self, tool: Interactor, prompt: Prompt, item: _Object, watch: Stopwatch) -> _Found | Missing:
         view = self._view

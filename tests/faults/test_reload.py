@@ -3,7 +3,9 @@
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -15,9 +17,11 @@ from polywand.v1 import annotation_pb2 as pb
 from polywand.v1.annotation_pb2_grpc import AnnotationServiceStub
 from tests.faults.clients import Annotator, own_connection
 from tests.running import REPOSITORY, Service, running_service, wait_for
+from tests.streams import raw_image
 
 MODEL, TOOL = "wand", "wand_click"
 SOON_SECONDS = 30
+DETECTING = 3
 ANSWERS = 6  # by each annotator, after a change has shown
 
 
@@ -134,6 +138,46 @@ def test_a_version_that_is_rolled_back_is_missed_by_nobody_and_can_be_restored(o
         old.stop()
         assert set(versions(old)) == {1}
     assert starts(service) == before + 1  # of version 2, when it came back
+
+
+def test_detections_and_their_outlines_miss_no_version_that_is_rolled_back(tmp_path, astronaut):
+    """Frames choose their version, and then wait for their turn: by then it may have gone."""
+    models = tmp_path / "models"
+    for name in (MODEL, "nanodet"):
+        shutil.copytree(REPOSITORY / name, models / name)
+    shutil.copytree(models / "nanodet" / "1", models / "nanodet" / "2")
+    request = pb.DetectRequest(model="nanodet", image=raw_image(astronaut), polygons=pb.PolygonOptions())
+    replies: list[pb.DetectResponse] = []
+    stopped = threading.Event()
+    with (
+        running_service(tmp_path / "log", f"--model-repository={models}") as service,
+        own_connection(service) as channel,
+        ThreadPoolExecutor(DETECTING) as pool,
+    ):
+        service.wait_ready("nanodet", TOOL)
+        stub = AnnotationServiceStub(channel)
+
+        def detect() -> None:
+            while not stopped.is_set():
+                replies.append(stub.Detect(request, timeout=30))
+
+        def answered_by(detector: int, outliner: int) -> None:
+            def latest() -> bool:
+                answers = [(reply.version, reply.polygons.version) for reply in replies[-ANSWERS:]]
+                return answers == [(detector, outliner)] * ANSWERS or any(one.done() for one in detecting)
+
+            wait_for(latest, SOON_SECONDS, service)
+            assert not any(one.done() for one in detecting), [one.exception() for one in detecting if one.done()]
+
+        detecting = [pool.submit(detect) for _ in range(DETECTING)]
+        try:
+            answered_by(2, 2)
+            for name, after in (("nanodet", (1, 2)), (MODEL, (1, 1))):
+                zoo("rollback", models / name)
+                answered_by(*after)
+        finally:
+            stopped.set()
+        assert [one.exception() for one in detecting] == [None] * DETECTING
 
 
 def test_a_version_whose_folder_is_deleted_goes(one_version, astronaut):

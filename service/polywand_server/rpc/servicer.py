@@ -11,11 +11,13 @@ from google.protobuf.message import DecodeError
 from polywand.v1 import annotation_pb2 as pb
 from polywand.v1 import annotation_pb2_grpc as pb_grpc
 from polywand_server import metrics
-from polywand_server.detectors.outlines import find_outliner, outline
-from polywand_server.detectors.pipeline import detect
+from polywand_server.detectors.outlines import Outliner, find_outliner, outline
+from polywand_server.detectors.pipeline import DetectOptions, detect
 from polywand_server.errors import InvalidInputError, PolywandError, or_error
+from polywand_server.images import Picture
 from polywand_server.inference import Inference
 from polywand_server.interactors.prompt import Box
+from polywand_server.registry import Detector
 from polywand_server.rpc.replies import DRAINING_TEXT, write_detections, write_model, write_reply
 from polywand_server.rpc.requests import read_detect, read_image, read_prompt
 from polywand_server.rpc.status import code_of, to_status
@@ -148,22 +150,35 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
         model, outcome = metrics.UNKNOWN_MODEL, "error"
         try:
             options = read_detect(request)
-            tool = self._place.registry.detector(options.model, options.version)
+            tool, _ = self._choose(options)  # what cannot be is refused before anything waits for it
             model = tool.name
-            outliner = find_outliner(self._place.registry, options.polygons) if options.polygons else None
             source = read_image(request.image, "image")
             async with self._frame_places:
                 watch.waited()
                 await self._frames.turn(watch)
                 picture = await self._place.decoder.decode(source, watch)
-                found = await detect(self._frames, tool, picture, options, watch)
-                boxes = [Box(*item.box) for item in found]
-                outlines = await outline(self._frames, outliner, picture, boxes, watch) if outliner else None
+                response = await self._place.registry.with_tool(
+                    lambda: self._choose(options), lambda chosen: self._look(chosen, picture, options, watch)
+                )
             outcome = "ok"
-            return write_detections(found, outlines, picture, tool, watch)
+            return response
         finally:
             metrics.FRAMES.labels(model, outcome).inc()
             metrics.observe_stages(watch, model)
+
+    def _choose(self, options: DetectOptions) -> tuple[Detector, Outliner | None]:
+        registry = self._place.registry
+        tool = registry.detector(options.model, options.version)
+        return tool, find_outliner(registry, options.polygons) if options.polygons else None
+
+    async def _look(
+        self, chosen: tuple[Detector, Outliner | None], picture: Picture, options: DetectOptions, watch: Stopwatch
+    ) -> pb.DetectResponse:
+        tool, outliner = chosen
+        found = await detect(self._frames, tool, picture, options, watch)
+        boxes = [Box(*item.box) for item in found]
+        outlines = await outline(self._frames, outliner, picture, boxes, watch) if outliner else None
+        return write_detections(found, outlines, picture, tool, watch)
 
     async def _until_drained(self, requests: AsyncIterator[Request]) -> AsyncIterator[Request]:
         """Yield requests until the client has no more or the server drains."""
