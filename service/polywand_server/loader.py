@@ -10,12 +10,10 @@ from dataclasses import dataclass
 
 from polywand_server.errors import PolywandError
 from polywand_server.folders import ModelFolder, ModelFolders
-from polywand_server.triton.client import IndexEntry, TritonClient
+from polywand_server.triton.client import FIRST_RETRY_S, LAST_RETRY_S, IndexEntry, TritonClient
 
 log = logging.getLogger(__name__)
 
-FIRST_RETRY_SECONDS = 2.0
-LAST_RETRY_SECONDS = 60.0
 # How long requests to a version that goes may take, before the parts that they need go too.
 DRAIN_SECONDS = 60.0
 DRAIN_POLL_SECONDS = 0.1
@@ -155,7 +153,7 @@ class ModelLoader:
             self._failures.pop(name, None)
             self._vanished.discard(name)
         except PolywandError as error:
-            pause = min(2 * last.pause_seconds, LAST_RETRY_SECONDS) if last else FIRST_RETRY_SECONDS
+            pause = min(2 * last.pause_seconds, LAST_RETRY_S) if last else FIRST_RETRY_S
             self._failures[name] = _Failure(str(error), pause, time.monotonic() + pause)
             log.error("model %s did not load, next try in %g s: %s", name, pause, error)
         finally:

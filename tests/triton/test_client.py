@@ -150,6 +150,29 @@ async def test_an_urgent_request_overtakes_those_that_wait(client: TritonClient)
 async def test_a_model_whose_process_died_comes_back_by_itself(puppet: TritonClient) -> None:
     with pytest.raises(ModelDiedError):
         await order(puppet, DIES)
+    await comes_back(puppet)
+
+
+async def test_a_model_that_cannot_be_loaded_again_at_first_comes_back_later(
+    puppet: TritonClient, repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that was full, memory that was short: whatever it was, it has passed."""
+    code = repository / "puppet" / "1" / "model.py"
+    whole = code.read_text()
+    code.write_text("import nothing_of_that_name")
+    try:
+        with pytest.raises(ModelDiedError):
+            await order(puppet, DIES)
+        deadline = time.monotonic() + 15
+        while "could not load model 'puppet' again, next try in 2 s" not in caplog.text:
+            assert time.monotonic() < deadline, caplog.text
+            await asyncio.sleep(0.05)
+    finally:
+        code.write_text(whole)
+    await comes_back(puppet)
+
+
+async def comes_back(puppet: TritonClient) -> None:
     deadline = time.monotonic() + 15
     while time.monotonic() < deadline:
         try:

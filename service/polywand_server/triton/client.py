@@ -18,6 +18,7 @@ from polywand_server.triton.tensors import NOWHERE, Array, Placed, decode_respon
 
 CONTROL_TIMEOUT_S = 5.0  # index, configuration
 LOAD_TIMEOUT_S = 300.0  # a large network is read, compiled and warmed up
+FIRST_RETRY_S, LAST_RETRY_S = 2.0, 60.0  # pauses between loads that fail; each is twice the one before
 STUCK_S = 0.5  # beyond a call's timeout, after which it is not waited for any more
 
 _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
@@ -207,14 +208,32 @@ class TritonClient:
         self._revivals[model] = task
 
     async def _reload(self, model: str) -> None:
+        """Try until the model is back, whoever brought it, or its folder has gone."""
         _log.error("the process of model '%s' died: loading it again", model)
+        pause = FIRST_RETRY_S
+        while True:
+            try:
+                await self.unload(model)  # loading alone does nothing while the files are the same
+                await self.load(model)
+            except PolywandError as error:
+                _log.error("could not load model '%s' again, next try in %g s: %s", model, pause, error)
+            else:
+                _log.warning("model '%s' is back", model)
+                return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_RETRY_S)
+            if await self._is_settled(model):
+                return
+
+    async def _is_settled(self, model: str) -> bool:
+        """Whether a model that could not be loaded again has been loaded by somebody else, or has no folder now."""
         try:
-            await self.unload(model)  # loading alone does nothing while the files are the same
-            await self.load(model)
-        except PolywandError as error:
-            _log.error("could not load model '%s' again: %s", model, error)
-        else:
-            _log.warning("model '%s' is back", model)
+            states = [entry.state for entry in await self.repository_index() if entry.name == model]
+        except PolywandError:
+            return False
+        if not states:
+            _log.warning("model '%s' is not in Triton's repository any more: not loading it again", model)
+        return not states or "READY" in states
 
 
 def _called(model: str, version: int = 0) -> str:
