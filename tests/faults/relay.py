@@ -10,11 +10,13 @@ from typing import Self
 class Relay:
     """Relays connections to a server, but no more than so many bytes of each in the direction of the server.
 
-    full: set when a connection has reached that limit. When the client's side ends, so does the server's, at once.
+    full: set when a connection has reached that limit. go_on: set it to let the rest through.
+    When the client's side ends, so does the server's, at once.
     """
 
     def __init__(self, target: str, limit_bytes: int) -> None:
         self.full = threading.Event()
+        self.go_on = threading.Event()
         self._target = target.rsplit(":", 1)
         self._limit_bytes = limit_bytes
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -47,12 +49,25 @@ class Relay:
                 left -= len(data)
             if not left:
                 self.full.set()
-                while client.recv(65_536):  # read, so that the client's end is seen at once
-                    pass
+                self._hold_back(client, server)
         except OSError:
             pass  # the client is gone, and not in order
         finally:
             _close(client, server)
+
+    def _hold_back(self, client: socket.socket, server: socket.socket) -> None:
+        """Read, so that the client's end is seen at once, and pass on what was read when told to go on."""
+        held = bytearray()
+        client.settimeout(0.05)
+        while True:
+            with contextlib.suppress(TimeoutError):
+                data = client.recv(65_536)
+                if not data:
+                    return
+                held += data
+            if self.go_on.is_set():
+                server.sendall(held)
+                held.clear()
 
     def _to_client(self, server: socket.socket, client: socket.socket) -> None:
         try:

@@ -296,3 +296,16 @@ def test_a_very_long_name_is_refused_with_a_readable_error(stub, astronaut):
             stub.Detect(pb.DetectRequest(**{"model": "nanodet", "image": raw_image(astronaut)} | change))
         assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
         assert "at most 256 bytes" in caught.value.details()
+
+
+def test_bytes_that_are_no_message_are_refused_and_counted(server, channel):
+    sample = 'polywand_grpc_requests_total{code="INVALID_ARGUMENT",method="polywand.v1.AnnotationService/Detect"}'
+    before = server.metric(sample)
+    detect = channel.unary_unary("/polywand.v1.AnnotationService/Detect")
+    with pytest.raises(grpc.RpcError) as caught:
+        detect(b"\xff\xff\xff")
+    status = rpc_status.from_call(caught.value)
+    assert status.code == code_pb2.INVALID_ARGUMENT
+    assert violation(status).field == "message"
+    assert "no message of the contract" in status.message
+    assert server.metric(sample) == before + 1

@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from polywand.v1 import annotation_pb2 as pb
 from polywand.v1 import annotation_pb2_grpc
 from polywand_server.triton.wheel import assemble, environment, find_wheel
+from tests.faults.relay import Relay
 from tests.running import REPOSITORY, WAND_VERSION, Service, running_service, wait_for
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 
@@ -117,6 +118,24 @@ def test_sigterm_drains_and_leaves_nothing(own_service, astronaut):
     assert own_service.process.wait(20) == 0
     _, alive = psutil.wait_procs(family, timeout=5)
     assert not alive
+
+
+def test_sigterm_waits_for_an_image_that_is_still_on_its_way(own_service, astronaut):
+    """A slow line takes seconds for what was begun in time; it is answered like everything else."""
+    with (
+        Relay(own_service.target, 200_000) as relay,
+        grpc.insecure_channel(relay.target) as channel,
+    ):
+        stub = annotation_pb2_grpc.AnnotationServiceStub(channel)
+        coming = stub.Detect.future(pb.DetectRequest(model="nanodet", image=raw_image(astronaut)), timeout=30)
+        assert relay.full.wait(10)
+        own_service.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: own_service.get("/readyz") == (503, "not ready: draining\n"), 10, own_service)
+        time.sleep(1.5)
+        relay.go_on.set()
+        assert [found.label for found in coming.result().detections]
+    assert own_service.process.wait(20) == 0
+    assert "cancelled" not in own_service.log.read_text()
 
 
 def test_a_service_killed_outright_leaves_no_triton(own_service):

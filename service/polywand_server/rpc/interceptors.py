@@ -7,8 +7,11 @@ from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from polywand_server import metrics
+from polywand_server.errors import InvalidInputError
+from polywand_server.rpc.status import UNDECODABLE, abort
 
 # Generic for the type checker only.
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -37,18 +40,37 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         handler_call_details: grpc.HandlerCallDetails,
     ) -> _Handler:
         """Wrap the method's handler."""
+        method = handler_call_details.method.removeprefix("/")
+        if method.startswith(self._prefix):
+            self._enter()
         handler = await continuation(handler_call_details)
         if handler is None:
             return handler
-        method = handler_call_details.method.removeprefix("/")
         return self._wrap_stream(handler, method) if handler.response_streaming else self._wrap_unary(handler, method)
 
+    def _enter(self) -> None:
+        """Count this call as active until its task ends: from before its message has come until its answer has left."""
+        task = asyncio.current_task()
+        assert task is not None  # gRPC makes one for each call
+        self._active += 1
+        self._idle.clear()
+        task.add_done_callback(self._leave)
+
+    def _leave(self, _: object) -> None:
+        self._active -= 1
+        if not self._active:
+            self._idle.set()
+
     def _wrap_unary(self, handler: Any, method: str) -> _Handler:
-        async def call(request: Any, context: _Context) -> Any:
-            with metrics.REQUEST_SECONDS.labels(method).time(), self._counted(method, context):
+        async def call(message: bytes, context: _Context) -> Any:
+            with metrics.REQUEST_SECONDS.labels(method).time(), _counted(method, context):
+                try:
+                    request = handler.request_deserializer(message)
+                except DecodeError:
+                    await abort(context, InvalidInputError("message", UNDECODABLE))
                 return await handler.unary_unary(request, context)
 
-        return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
 
     def _wrap_stream(self, handler: Any, method: str) -> _Handler:
         if handler.request_streaming:
@@ -58,39 +80,33 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
         async def by_generator(request: Any, context: _Context) -> None:
             # Written here, because gRPC leaves a generator whose client has gone to the collector.
-            with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), self._counted(method, context):
+            with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), _counted(method, context):
                 async with aclosing(inner(request, context)) as responses:
                     async for response in responses:
                         await context.write(response)
 
         async def by_writing(request: Any, context: _Context) -> None:
-            with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), self._counted(method, context):
+            with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), _counted(method, context):
                 await inner(request, context)
 
         call = by_writing if asyncio.iscoroutinefunction(inner) else by_generator
         return make(call, handler.request_deserializer, handler.response_serializer)
 
-    @contextmanager
-    def _counted(self, method: str, context: _Context) -> Iterator[None]:
-        counts = method.startswith(self._prefix)
-        self._active += counts
-        if self._active:
-            self._idle.clear()
-        code = grpc.StatusCode.UNKNOWN
-        try:
-            yield
-            code = grpc.StatusCode.OK
-        except (asyncio.CancelledError, GeneratorExit):
-            code = grpc.StatusCode.CANCELLED
-            raise
-        except grpc.aio.AbortError:
-            code = _named(context.code())
-            raise
-        finally:
-            metrics.REQUESTS.labels(method, code.name).inc()
-            self._active -= counts
-            if not self._active:
-                self._idle.set()
+
+@contextmanager
+def _counted(method: str, context: _Context) -> Iterator[None]:
+    code = grpc.StatusCode.UNKNOWN
+    try:
+        yield
+        code = grpc.StatusCode.OK
+    except (asyncio.CancelledError, GeneratorExit):
+        code = grpc.StatusCode.CANCELLED
+        raise
+    except grpc.aio.AbortError:
+        code = _named(context.code())
+        raise
+    finally:
+        metrics.REQUESTS.labels(method, code.name).inc()
 
 
 def _named(code: Any) -> grpc.StatusCode:

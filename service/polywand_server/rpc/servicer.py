@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, NoReturn, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -20,7 +20,7 @@ from polywand_server.interactors.prompt import Box
 from polywand_server.registry import Detector
 from polywand_server.rpc.replies import DRAINING_TEXT, write_detections, write_model, write_reply
 from polywand_server.rpc.requests import read_detect, read_image, read_prompt
-from polywand_server.rpc.status import code_of, to_status
+from polywand_server.rpc.status import UNDECODABLE, abort, to_status
 from polywand_server.session import Session, Workplace
 from polywand_server.timing import Stopwatch
 
@@ -58,7 +58,7 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
         """Detect on one image."""
         response = await or_error(self._detect(request, Stopwatch()))
         if isinstance(response, PolywandError):
-            await _abort(context, response)
+            await abort(context, response)
         return response
 
     async def Interact(  # noqa: N802 (the contract's name)
@@ -213,10 +213,4 @@ async def _ended(reader: asyncio.Task[None], context: _Context) -> None:
     try:
         await reader
     except DecodeError:
-        await _abort(context, InvalidInputError("message", "these bytes are no message of the contract"))
-
-
-async def _abort(context: _Context, error: PolywandError) -> NoReturn:
-    # grpc.aio has no abort_with_status; this is what it would do.
-    details = (("grpc-status-details-bin", to_status(error).SerializeToString()),)
-    await context.abort(code_of(error), str(error), details)
+        await abort(context, InvalidInputError("message", UNDECODABLE))

@@ -1,6 +1,9 @@
 """Errors as canonical gRPC statuses: one table, used for unary calls and inside streams alike."""
 
+from typing import Any, NoReturn
+
 import grpc
+import grpc.aio
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
@@ -14,6 +17,16 @@ _CODES: tuple[tuple[type[errors.PolywandError], grpc.StatusCode], ...] = (
     (errors.UnavailableError, grpc.StatusCode.UNAVAILABLE),
     (errors.DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
 )
+
+
+# Of bytes that cannot be parsed.
+UNDECODABLE = "these bytes are no message of the contract"
+
+
+async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: errors.PolywandError) -> NoReturn:
+    """End a call with an error. grpc.aio has no abort_with_status; this is what it would do."""
+    details = (("grpc-status-details-bin", to_status(error).SerializeToString()),)
+    await context.abort(code_of(error), str(error), details)
 
 
 def code_of(error: errors.PolywandError) -> grpc.StatusCode:
