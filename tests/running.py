@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent / "model_repository"
-PORTS = re.compile(r"gRPC on ([\d.]+):(\d+), HTTP on ([\d.]+):(\d+), Triton at (\S+)")
+PORTS = re.compile(r"gRPC on (\S+):(\d+), HTTP on (\S+):(\d+), Triton at (\S+)")
 START_SECONDS = 90
 WAND_VERSION = max(
     int(path.name) for path in (REPOSITORY / "wand").iterdir() if path.name.isdecimal() and path.name[0] != "0"

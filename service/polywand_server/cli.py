@@ -24,7 +24,12 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     }
 )
 @click.version_option(__version__)
-@click.option("--host", default=_DEFAULTS.host, show_envvar=True, help="Address to listen on; 0.0.0.0 for all.")
+@click.option(
+    "--host",
+    default=_DEFAULTS.host,
+    show_envvar=True,
+    help="Address to listen on; 0.0.0.0 for all of IPv4, :: for IPv6 too.",
+)
 @click.option(
     "--grpc-port",
     default=_DEFAULTS.grpc_port,

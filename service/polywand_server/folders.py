@@ -78,10 +78,12 @@ class ModelFolders:
             self._present = None
             return
         self._complain("")
-        before = self._present or {}
-        for name in found.keys() | before.keys():
-            if found.get(name) != before.get(name):
-                self._since[name] = time.monotonic()
+        before = self._present
+        # What is there at the first look is taken to have been there for long.
+        if before is not None:
+            for name in found.keys() | before.keys():
+                if found.get(name) != before.get(name):
+                    self._since[name] = time.monotonic()
         self._present = found
 
     def _complain(self, complaint: str) -> None:

@@ -19,7 +19,11 @@ REQUEST_SECONDS = Histogram(
 ACTIVE_STREAMS = Gauge("polywand_grpc_active_streams", "Streams open now.", ["method"])
 
 PROMPTS = Counter("polywand_prompts_total", "Answered prompts by outcome.", ["model", "outcome"])
-PROMPTS_SKIPPED = Counter("polywand_prompts_skipped_total", "Prompts that a newer one made superfluous.", ["model"])
+PROMPTS_SKIPPED = Counter(
+    "polywand_prompts_skipped_total",
+    "Prompts that a newer one, another image or their stream's end made superfluous.",
+    ["model"],
+)
 PROMPT_SECONDS = Histogram(
     "polywand_prompt_duration_seconds", "Time from a prompt's receipt to its answer.", ["model"], buckets=_SECONDS
 )
@@ -45,6 +49,8 @@ MODELS_READY = Gauge("polywand_models_ready", "Tools that would serve a request 
 
 # The label value for requests whose model the registry does not know: a client must not make labels.
 UNKNOWN_MODEL = "unknown"
+# That of a stream's image, which is of all models.
+NO_MODEL = ""
 
 
 def observe_stages(watch: Stopwatch, model: str) -> None:

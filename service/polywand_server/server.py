@@ -1,6 +1,7 @@
 """The service's life: run -> start -> serve -> drain -> stop, each readable top to bottom."""
 
 import asyncio
+import errno
 import logging
 import secrets
 import signal
@@ -163,7 +164,7 @@ class Server:
         log.info(
             "Polywand %s: gRPC on %s:%d, HTTP on %s:%d, Triton at %s",
             __version__,
-            *(settings.host, grpc_port, settings.host, listener.getsockname()[1], where.url),
+            *(_in_url(settings.host), grpc_port, _in_url(settings.host), listener.getsockname()[1], where.url),
         )
         stopping = asyncio.create_task(self._stop.wait(), name="wait for a signal")
         try:
@@ -184,14 +185,16 @@ class Server:
         """Accept no more, and wait with a limit for what runs."""
         limit = self._settings.drain_seconds
         log.info("draining: not ready from now on; running requests have %g s to finish", limit)
-        stopped = asyncio.create_task(grpc_server.stop(limit), name="stop gRPC")
-        idle = asyncio.create_task(calls.idle(), name="wait for running requests")
-        await asyncio.wait((stopped, idle), return_when=asyncio.FIRST_COMPLETED)
-        log.info("drained" if idle.done() else "requests that still ran were cancelled")
-        idle.cancel()
+        stopped = asyncio.create_task(grpc_server.stop(limit + FLUSH_SECONDS), name="stop gRPC")
+        try:
+            async with asyncio.timeout(limit):
+                await calls.idle()
+            log.info("drained")
+        except TimeoutError:
+            log.warning("requests still ran after %g s: they are cancelled", limit)
         # Last replies leave; those who watch health would stay for ever, and are cut.
         await grpc_server.stop(FLUSH_SECONDS)
-        await asyncio.gather(stopped, idle, return_exceptions=True)
+        await asyncio.gather(stopped, return_exceptions=True)
 
 
 async def _publish_changes(health: Health, changed: asyncio.Event) -> None:
@@ -227,16 +230,30 @@ def _grpc_server(
         (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
     )
     try:
-        port = server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
+        port = server.add_insecure_port(f"{_in_url(settings.host)}:{settings.grpc_port}")
     except RuntimeError as error:
         raise StartError(
-            f"cannot listen on {settings.host}:{settings.grpc_port} (is it in use?): choose another --grpc-port"
+            f"cannot listen on {_in_url(settings.host)}:{settings.grpc_port} (is it in use?): "
+            "choose another --grpc-port"
         ) from error
     return server, port
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    is_ipv6 = ":" in host
     try:
-        return socket.create_server((host, port))
+        # As gRPC does: on :: for IPv4 too.
+        return socket.create_server(
+            (host, port),
+            family=socket.AF_INET6 if is_ipv6 else socket.AF_INET,
+            dualstack_ipv6=is_ipv6 and socket.has_dualstack_ipv6(),
+        )
     except OSError as error:
-        raise StartError(f"cannot listen on {host}:{port} ({error.strerror}): choose another --http-port") from error
+        option = "--http-port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        raise StartError(
+            f"cannot listen on {_in_url(host)}:{port} ({error.strerror}): choose another {option}"
+        ) from error
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

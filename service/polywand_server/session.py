@@ -35,7 +35,7 @@ OUTBOX_REPLIES = 16
 WAITING_BYTES = 8 * MEBIBYTE
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Ask:
     sequence: int
     prompt: Prompt
@@ -55,13 +55,13 @@ class _Found:
 class _Object:
     """One object's newest prompt that waits, and the task that answers its prompts one after another.
 
-    skipped: prompts that the waiting one replaced. unanswered: taken ones that have no reply yet, with those that their
-    replies will cover.
+    skipped: prompts that the waiting one replaced. in_work: taken ones that have no reply yet, and how many others the
+    reply to each will cover.
     """
 
     waiting: _Ask | None = None
     skipped: int = 0
-    unanswered: int = 0
+    in_work: dict[_Ask, int] = field(default_factory=dict)
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
     def supersedes(self, prompt: Prompt) -> bool:
@@ -116,8 +116,9 @@ class Session:
         """Make this the current image and forget the last one's objects; answered with `ImageReady` or an error."""
         picture = await or_error(self._load(sequence, source, watch))
         if isinstance(picture, PolywandError):
-            await self.refuse(sequence, "", picture, watch)
+            await self.refuse(sequence, picture, watch)
             return
+        metrics.observe_stages(watch, metrics.NO_MODEL)
         skipped = await self._cancel_objects()
         self._view = View(picture)
         await self._outbox.put(Reply(sequence, "", skipped, watch, ImageReady(picture.width, picture.height)))
@@ -128,7 +129,7 @@ class Session:
             self._advance(sequence)
             item = self._object(prompt)
         except PolywandError as error:
-            await self.refuse(sequence, prompt.object_id, error, watch)
+            await self.refuse_prompt(sequence, prompt.object_id, prompt.model, error, watch)
             return
         await self._make_room(prompt.nbytes)
         if item.waiting is not None:
@@ -146,9 +147,17 @@ class Session:
             self._room.clear()
             await self._room.wait()
 
-    async def refuse(self, sequence: int, object_id: str, error: PolywandError, watch: Stopwatch) -> None:
-        """Answer a message with an error; the stream lives on."""
+    async def refuse(self, sequence: int, error: PolywandError, watch: Stopwatch) -> None:
+        """Answer a message that is no prompt with an error; the stream lives on."""
+        await self._outbox.put(Reply(sequence, "", 0, watch, error))
+
+    async def refuse_prompt(
+        self, sequence: int, object_id: str, model: str, error: PolywandError, watch: Stopwatch
+    ) -> None:
+        """Answer a prompt with an error before it is taken; the stream lives on. model: as the client named it."""
+        seconds = watch.total()
         await self._outbox.put(Reply(sequence, object_id, 0, watch, error))
+        self._count(model, "error", watch, seconds)
 
     async def finish(self, *, draining: bool) -> None:
         """Answer what was taken, say goodbye if the server is draining, and end `replies`."""
@@ -214,7 +223,7 @@ class Session:
         assert item.waiting is not None  # only a newer prompt takes its place
         ask, skipped = item.waiting, item.skipped
         item.waiting, item.skipped = None, 0
-        item.unanswered += 1 + skipped
+        item.in_work[ask] = skipped
         self._waiting_bytes -= ask.prompt.nbytes
         self._room.set()
         return ask, skipped
@@ -231,13 +240,12 @@ class Session:
                 result = await or_error(self._draw(ask.prompt, found, ask.watch))
         else:
             result = found
-        model = self._label(ask.prompt.model)
         outcome = {Segmentation: "segmentation", Missing: "incomplete"}.get(type(result), "error")
-        metrics.PROMPTS.labels(model, outcome).inc()
-        metrics.PROMPT_SECONDS.labels(model).observe(ask.watch.total())
-        metrics.observe_stages(ask.watch, model)
+        seconds = ask.watch.total()
         await self._outbox.put(Reply(ask.sequence, ask.prompt.object_id, skipped, ask.watch, result))
-        item.unanswered -= 1 + skipped
+        # Once the reply is sure to leave: every prompt counts as answered or as skipped, and none as both.
+        del item.in_work[ask]
+        self._count(ask.prompt.model, outcome, ask.watch, seconds)
 
     async def _look(self, prompt: Prompt, item: _Object, watch: Stopwatch) -> _Found | Missing:
         registry = self._place.registry
@@ -296,11 +304,20 @@ class Session:
         await asyncio.gather(*running, return_exceptions=True)
         for item in items:
             item.task = None  # its traceback holds its frames, and these the image, until the collector comes by
-        skipped = sum(item.unanswered + item.skipped + (item.waiting is not None) for item in items)
+        left = [ask for item in items for ask in (*item.in_work, item.waiting) if ask is not None]
+        for ask in left:
+            metrics.PROMPTS_SKIPPED.labels(self._label(ask.prompt.model)).inc()
+        skipped = len(left) + sum(item.skipped + sum(item.in_work.values()) for item in items)
         self._objects.clear()
         self._memory.clear()
         self._waiting_bytes = 0
         return skipped
+
+    def _count(self, model: str, outcome: str, watch: Stopwatch, seconds: float) -> None:
+        label = self._label(model)
+        metrics.PROMPTS.labels(label, outcome).inc()
+        metrics.PROMPT_SECONDS.labels(label).observe(seconds)
+        metrics.observe_stages(watch, label)
 
     def _label(self, model: str) -> str:
         return model if self._place.registry.knows(model) else metrics.UNKNOWN_MODEL

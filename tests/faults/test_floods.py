@@ -9,11 +9,13 @@ import pytest
 
 from polywand.v1 import annotation_pb2 as pb
 from tests.faults.clients import BRIGHT, END_SECONDS, Talk, status
+from tests.faults.models import count, journal_of
 from tests.running import wait_for
 from tests.streams import POSITIVE, InteractStream, prompt
 
 PROMPTS = 10_000
 MAX_OBJECTS = 1000  # the server's default
+ANSWERED = 'polywand_prompts_total{model="shade",outcome="segmentation"}'
 SKIPPED = 'polywand_prompts_skipped_total{model="shade"}'
 # How many of the flooder's replies may come between another's click and its answer, in the middle and at worst: a few
 # of its prompts are in work at a time, some replies wait to be sent, and the machine has other things to do. Without
@@ -45,7 +47,7 @@ def test_ten_thousand_prompts_at_once_are_all_accounted_for_and_nobody_waits_for
         while not talk.ended and time.monotonic() < deadline:
             before = len(talk.replies)
             reply = other.ask(prompt("shade", (2 + len(between) / 100, 2, POSITIVE)))
-            assert reply.segmentation.shape.polygons
+            assert reply.segmentation.shape.polygons, reply
             between.append(len(talk.replies) - before)
     assert talk.end() == grpc.StatusCode.OK
     assert statistics.median(between) <= REPLIES_BETWEEN
@@ -65,8 +67,10 @@ def test_ten_thousand_prompts_at_once_are_all_accounted_for_and_nobody_waits_for
     assert sturdy.metric(SKIPPED) - skipped_before == sum(reply.skipped for reply in replies)
 
 
-def test_a_new_image_in_the_middle_of_a_flood_accounts_for_what_it_made_superfluous(sturdy_stub):
+def test_a_new_image_in_the_middle_of_a_flood_accounts_for_what_it_made_superfluous(sturdy, sturdy_stub):
+    """To the client, and in the metrics: every prompt is answered, or skipped."""
     prompts = flood(1)[:500]
+    answered, skipped = sturdy.metric(ANSWERED), sturdy.metric(SKIPPED)
     talk = Talk(sturdy_stub, [BRIGHT, *prompts, BRIGHT, *prompts])
     assert talk.end() == grpc.StatusCode.OK
     images = [reply for reply in talk.replies if reply.HasField("image")]
@@ -76,3 +80,18 @@ def test_a_new_image_in_the_middle_of_a_flood_accounts_for_what_it_made_superflu
         if not reply.HasField("image"):
             accounted[reply.sequence < images[1].sequence] += 1 + reply.skipped
     assert accounted == {True: len(prompts), False: len(prompts)}
+    assert sturdy.metric(ANSWERED) - answered == len(talk.replies) - 2
+    assert sturdy.metric(SKIPPED) - skipped == sum(reply.skipped for reply in talk.replies)
+
+
+def test_what_a_vanished_client_had_asked_counts_as_skipped(sturdy, sturdy_stub, repository):
+    journal = journal_of(repository, "shade")
+    began = count(journal, "began")
+    answered, skipped = sturdy.metric(ANSWERED), sturdy.metric(SKIPPED)
+    with InteractStream(sturdy_stub) as stream:
+        stream.ask(BRIGHT)
+        stream.ask(prompt("shade", (3, 3, POSITIVE)))
+        stream.send(prompt("shade", (1, 1, POSITIVE), (2, 2, POSITIVE)))  # takes a minute
+        wait_for(lambda: count(journal, "began") == began + 1, 10, sturdy)
+    wait_for(lambda: sturdy.metric(SKIPPED) == skipped + 1, 10, sturdy)
+    assert sturdy.metric(ANSWERED) == answered + 1

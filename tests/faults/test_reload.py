@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -205,6 +206,22 @@ def test_a_version_that_was_copied_in_part_disturbs_nobody_and_serves_when_it_is
         wait_for(lambda: listed(service) == {1: "", 2: ""}, SOON_SECONDS, service)
         old.stop()
         assert set(versions(old)) == {1}
+
+
+def test_a_model_that_is_copied_slowly_is_loaded_when_it_is_whole(tended):
+    service, folder = tended
+    copied = folder.parent / "copied"
+    (copied / "1").mkdir(parents=True)
+    config = (REPOSITORY / "nanodet" / "config.pbtxt").read_text()
+    (copied / "config.pbtxt").write_text(config.replace("nanodet", "copied", 1))
+    whole = (REPOSITORY / "nanodet" / "1" / "model.onnx").read_bytes()
+    with (copied / "1" / "model.onnx").open("wb", buffering=0) as file:
+        for start in range(0, len(whole), len(whole) // 12):
+            file.write(whole[start : start + len(whole) // 12])
+            time.sleep(0.2)
+    service.wait_ready("copied", seconds=SOON_SECONDS)
+    assert "model copied did not load" not in service.log.read_text()
+    shutil.rmtree(copied)
 
 
 def test_a_broken_version_that_is_taken_away_is_forgotten(one_version):

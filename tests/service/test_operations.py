@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import grpc
@@ -66,6 +67,7 @@ def test_metrics_move(server, stub, astronaut):
             'polywand_grpc_requests_total{code="OK",method="polywand.v1.AnnotationService/Detect"}',
             'polywand_grpc_requests_total{code="NOT_FOUND",method="polywand.v1.AnnotationService/Detect"}',
             'polywand_prompts_total{model="wand_click",outcome="segmentation"}',
+            'polywand_prompts_total{model="wand_click",outcome="error"}',
             'polywand_prompts_total{model="unknown",outcome="error"}',
             'polywand_inferences_total{model="nanodet",outcome="ok",version="1"}',
             f'polywand_inferences_total{{model="wand",outcome="ok",version="{WAND_VERSION}"}}',
@@ -73,6 +75,7 @@ def test_metrics_move(server, stub, astronaut):
             'polywand_stage_duration_seconds_count{model="wand_click",stage="triton"}',
             'polywand_stage_duration_seconds_count{model="wand_click",stage="geometry"}',
             'polywand_stage_duration_seconds_count{model="nanodet",stage="decode"}',
+            'polywand_stage_duration_seconds_count{model="",stage="decode"}',
             "polywand_image_bytes_count",
             "polywand_image_pixels_count",
         )
@@ -85,6 +88,7 @@ def test_metrics_move(server, stub, astronaut):
     with InteractStream(stub) as stream:
         stream.ask(raw_image(astronaut))
         stream.ask(CLICK)
+        stream.ask(prompt("wand_click", (9999, 1, POSITIVE)))  # refused at once, since it is not in the image
         stream.ask(prompt("made up by a client", (1, 1, POSITIVE)))
     after = moved()
     assert all(after[sample] > before[sample] for sample in before), {s: after[s] - before[s] for s in before}
@@ -129,6 +133,7 @@ def test_sigterm_waits_for_an_image_that_is_still_on_its_way(own_service, astron
         stub = annotation_pb2_grpc.AnnotationServiceStub(channel)
         coming = stub.Detect.future(pb.DetectRequest(model="nanodet", image=raw_image(astronaut)), timeout=30)
         assert relay.full.wait(10)
+        time.sleep(0.5)  # so that the service has taken note of what has reached its socket
         own_service.process.send_signal(signal.SIGTERM)
         wait_for(lambda: own_service.get("/readyz") == (503, "not ready: draining\n"), 10, own_service)
         time.sleep(1.5)
@@ -252,6 +257,41 @@ def test_a_wrong_option_is_one_sentence(tmp_path, options, sentence):
     with pytest.raises(AssertionError) as caught, running_service(tmp_path / "log", *options):
         pass
     assert sentence in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("host", "others"), [("::1", ["[::1]"]), ("::", ["[::1]", "127.0.0.1"])])
+def test_the_service_listens_on_ipv6_where_the_machine_has_it(tmp_path, host, others):
+    """Where it has none, the sentence names the option that is wrong."""
+    options = [f"--host={host}", "--triton-url=127.0.0.1:9"]
+    if not has_ipv6():
+        with pytest.raises(AssertionError) as caught, running_service(tmp_path / "log", *options):
+            pass
+        assert "choose another --host" in str(caught.value)
+        return
+    with running_service(tmp_path / "log", *options) as service:
+        grpc_port, http_port = (address.rpartition(":")[2] for address in (service.target, service.http))
+        for other in others:
+            with urllib.request.urlopen(f"http://{other}:{http_port}/livez", timeout=10) as response:
+                assert response.status == 200
+            with grpc.insecure_channel(f"{other}:{grpc_port}") as channel:
+                models = annotation_pb2_grpc.AnnotationServiceStub(channel).ListModels(pb.ListModelsRequest())
+                assert not models.models
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_an_address_of_another_machine_is_one_sentence(tmp_path):
+    options = ["--host=192.0.2.1", "--triton-url=127.0.0.1:9"]
+    with pytest.raises(AssertionError) as caught, running_service(tmp_path / "log", *options):
+        pass
+    assert "choose another --host" in str(caught.value)
     assert "Traceback" not in str(caught.value)
 
 

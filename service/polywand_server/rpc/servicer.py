@@ -115,8 +115,12 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
                 else:
                     raise InvalidInputError("message", "a request needs an image or a prompt")
             except PolywandError as error:
-                object_id = request.prompt.object_id if kind == "prompt" else ""
-                await session.refuse(request.sequence, object_id, error, watch)
+                if kind == "prompt":
+                    await session.refuse_prompt(
+                        request.sequence, request.prompt.object_id, request.prompt.model, error, watch
+                    )
+                else:
+                    await session.refuse(request.sequence, error, watch)
 
     async def _read_frames(
         self,
