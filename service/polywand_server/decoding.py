@@ -2,6 +2,7 @@
 
 import threading
 import weakref
+from collections.abc import Callable
 
 from polywand_server import metrics
 from polywand_server.config import MEBIBYTE, Limits
@@ -18,6 +19,7 @@ class Decoder:
         self._inference = inference
         self._limits = limits
         self._bytes = 0
+        self._promised = 0  # of these, what pictures take that are about to be replaced by others that are here already
         self._lock = threading.RLock()  # reentrant: the collector may give a picture back in the middle of anything
 
     async def decode(self, source: ImageSource, watch: Stopwatch, replaced: Picture | None = None) -> Picture:
@@ -31,10 +33,9 @@ class Decoder:
             UnavailableError: this process holds as many images as it may.
         """
         metrics.IMAGE_BYTES.observe(len(source.data))
-        freed = replaced.nbytes if replaced else 0
         try:
             with watch.stage("decode"):
-                picture = await self._inference.compute(lambda: self._decode(source, freed))
+                picture = await self._inference.compute(lambda: self._decode(source, replaced))
         except PolywandError:
             metrics.IMAGES.labels("refused").inc()
             raise
@@ -42,23 +43,30 @@ class Decoder:
         metrics.IMAGE_PIXELS.observe(picture.width * picture.height)
         return picture
 
-    def _decode(self, source: ImageSource, freed: int) -> Picture:
+    def _decode(self, source: ImageSource, replaced: Picture | None) -> Picture:
         taken: list[int] = []
+        promise: Callable[[], object] = lambda: None  # noqa: E731 - of nothing yet
 
         def reserve(nbytes: int) -> None:
+            nonlocal promise
+            freed = 0 if taken or replaced is None else replaced.nbytes
             self._take(nbytes, freed, source.field)
             taken.append(nbytes)
+            if freed:
+                promise = weakref.finalize(replaced, self._keep_promise, freed)
 
         try:
             picture = decode_image(source, self._limits.image_bytes, self._limits.image_pixels, reserve)
         except BaseException:
             self._give_back(sum(taken))
+            promise()  # the old one stays
             raise
         # Not where a stream or a frame ends: a thread may hold a picture for longer than the task that it works for.
         weakref.finalize(picture, self._give_back, sum(taken))
         return picture
 
     def _take(self, nbytes: int, freed: int, field: str) -> None:
+        """Take room, if need be that of a picture which will go, and is promised to nobody else."""
         limit = self._limits.images_bytes
         needs = f"needs {-(-nbytes // MEBIBYTE)} MiB"
         if nbytes > limit:
@@ -66,11 +74,16 @@ class Decoder:
                 field, f"the image {needs} when decoded; this server takes at most {limit // MEBIBYTE} MiB"
             )
         with self._lock:
-            if self._bytes - freed + nbytes > limit:
+            if self._bytes - self._promised - freed + nbytes > limit:
                 held = f"{self._bytes // MEBIBYTE} of at most {limit // MEBIBYTE} MiB of images"
                 raise UnavailableError(f"this server holds {held}, and this one {needs}: try later, or another replica")
             self._bytes += nbytes
+            self._promised += freed
         metrics.IMAGE_MEMORY.inc(nbytes)
+
+    def _keep_promise(self, nbytes: int) -> None:
+        with self._lock:
+            self._promised -= nbytes
 
     def _give_back(self, nbytes: int) -> None:
         with self._lock:

@@ -326,6 +326,20 @@ def test_images_that_find_no_room_are_unavailable_until_others_go(service, stub)
         assert reply.image.width == 2400
 
 
+def test_all_who_have_an_image_may_go_on_at_once_however_full_it_is(stub):
+    """Two images of 14 MiB are all that fits in 32; for a moment, there are four."""
+    large = pb.Image(encoded=cv2.imencode(".jpg", np.zeros((1900, 1900, 3), np.uint8))[1].tobytes())
+    with InteractStream(stub) as first, InteractStream(stub) as second:
+        for _ in range(20):
+            for stream in (first, second):
+                stream.send(large)
+            for stream in (first, second):
+                reply = stream.receive()
+                assert reply.WhichOneof("result") == "image", reply
+        with InteractStream(stub) as third:
+            assert third.ask(large).error.code == grpc.StatusCode.UNAVAILABLE.value[0]
+
+
 def test_an_image_that_would_never_find_room_is_too_large(stream):
     reply = stream.ask(blank(3400))
     assert reply.error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], reply

@@ -375,14 +375,38 @@ def test_an_export_that_fails_leaves_the_old_file(
     target.parent.mkdir(parents=True)
     target.write_bytes(b"the old one")
     monkeypatch.setattr(wand_export, "GRAPH_TOLERANCE", -1.0)
-    checkpoint = save(tmp_path, weights)
-    result = CliRunner().invoke(
-        main, ["export-wand", "--checkpoint", str(checkpoint), "--repository", str(tmp_path / "models")]
-    )
+    arguments = ["export-wand", "--checkpoint", str(save(tmp_path, weights)), "--repository", str(tmp_path / "models")]
+    result = CliRunner().invoke(main, [*arguments, "--version", "1", "--replace"])
     assert result.exit_code == 1
     assert "differs from PyTorch's" in result.output
     assert target.read_bytes() == b"the old one"
     assert [path.name for path in target.parent.iterdir()] == ["model.onnx"]
+
+
+def test_an_export_becomes_the_next_version_and_replaces_none_unasked(
+    weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    for version in ("1", "2", "03"):  # the third was rolled back
+        (tmp_path / "wand" / version).mkdir(parents=True)
+        (tmp_path / "wand" / version / "model.onnx").write_bytes(b"as it was")
+    arguments = ["export-wand", "--checkpoint", str(save(tmp_path, weights)), "--repository", str(tmp_path)]
+
+    def refused(*more: str) -> str:
+        result = CliRunner().invoke(main, [*arguments, *more])
+        assert result.exit_code != 0
+        return result.output
+
+    assert "there is a version 2 already" in refused("--version", "2")
+    assert "version 3 was taken out of service" in refused("--version", "3")
+    assert "version 3 was taken out of service" in refused("--version", "3", "--replace")
+    assert "--replace needs --version" in refused("--replace")
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert (tmp_path / "wand" / "4" / "model.onnx").is_file()
+    assert CliRunner().invoke(main, [*arguments, "--version", "2", "--replace"]).exit_code == 0
+    as_before = {
+        name: (tmp_path / "wand" / name / "model.onnx").read_bytes() == b"as it was" for name in ("1", "2", "03")
+    }
+    assert as_before == {"1": True, "2": False, "03": True}
 
 
 def test_the_command_says_what_is_wrong_with_a_checkpoint(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:

@@ -137,9 +137,9 @@ def test_a_new_end_never_lifts_a_rate_that_has_fallen() -> None:
 
 
 def test_validation_takes_other_objects_where_those_of_the_recipe_are_not_there(data: Path) -> None:
-    assert dataset.spread(data / "training", [2, 5]) == {2, 5}
-    assert len(dataset.spread(data / "training", [2, 5, 99])) == 3
-    assert len(dataset.spread(data / "training", [])) == 8
+    assert dataset.choose(data / "training", [2, 5]) == {2, 5}
+    assert len(dataset.choose(data / "training", [2, 5, 99])) == 3
+    assert len(dataset.choose(data / "training", [])) == 8
 
 
 def test_an_outline_that_cannot_be_read_is_named_and_a_missing_one_is_passed_over(data: Path, tmp_path: Path) -> None:

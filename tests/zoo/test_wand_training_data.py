@@ -58,14 +58,60 @@ def test_crowds_and_specks_are_left_out(tmp_path: Path) -> None:
 
 
 def test_a_photo_that_is_validated_on_is_not_trained_on_under_any_name(tmp_path: Path) -> None:
-    photo, mask = np.zeros((60, 80, 3), np.uint8), np.zeros((60, 80), np.uint8)
+    random = np.random.default_rng(5)
+
+    def photo() -> np.ndarray:
+        return cv2.resize(random.integers(0, 255, (6, 8, 3), dtype=np.uint8), (80, 60), interpolation=cv2.INTER_CUBIC)
+
+    def trained(photos: dict[str, np.ndarray], without: list[Path]) -> list[str]:
+        folder = tmp_path / f"training {len(list(tmp_path.iterdir()))}"
+        annotations = [
+            {"image_id": number, "segmentation": compressed(mask), "source": name}
+            for number, name in enumerate(photos, 1)
+        ]
+        return [thing.group for thing in dataset.load([write(folder, photos, annotations)], without=without).things]
+
+    mask = np.zeros((60, 80), np.uint8)
     mask[10:40, 20:60] = 1
-    names = ["000000000139.png", "mine.png", "COCO_val2014_000000000139.png", "000000000140.png"]
-    annotations = [{"image_id": number, "segmentation": compressed(mask)} for number in (1, 2, 3, 4)]
-    training = write(tmp_path / "training", dict.fromkeys(names, photo), annotations)
-    validation = write(tmp_path / "validation", {"val2017_000000000139.png": photo, "mine.png": photo}, annotations[:2])
-    assert len(dataset.load([training]).photos) == 4
-    assert len(dataset.load([training], without=[validation]).photos) == 1
+    coco, mine = photo(), photo()
+    held_out = [
+        write(
+            tmp_path / "validation",
+            {"val2017_000000000139.png": coco, "IMG_1.png": mine},
+            [{"image_id": number, "segmentation": compressed(mask)} for number in (1, 2)],
+        )
+    ]
+    copies = {
+        "000000000139.jpg": coco,
+        "COCO_val2014_000000000139.png": coco,
+        "IMG_1.jpg": mine,  # in another encoding
+        "renamed.png": mine,
+    }
+    others = {"000000000140.png": photo(), "IMG_1.png": photo(), "IMG_2.png": photo()}  # of another camera
+    assert trained({**copies, "other.png": others["IMG_2.png"]}, held_out) == ["other.png"]
+    assert trained(others, held_out) == list(others)
+    assert trained(copies, []) == list(copies)
+
+
+def test_outlines_that_were_drawn_on_another_shape_are_refused_and_on_a_larger_copy_fit(tmp_path: Path) -> None:
+    """A camera held upright writes a photo that lies, and EXIF's word to turn it."""
+    mask = np.zeros((240, 160), np.uint8)
+    mask[60:180, 40:120] = 1
+    folder = write(
+        tmp_path / "data",
+        {"a.png": np.zeros((120, 80, 3), np.uint8)},
+        [{"image_id": 1, "segmentation": compressed(mask)}],
+    )
+    file = folder / "annotations.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["images"][0].update(width=160, height=240)
+    file.write_text(json.dumps(content), encoding="utf-8")
+    (thing,) = dataset.load([folder]).things
+    assert thing.box == (20, 30, 40, 60)
+    content["images"][0].update(width=240, height=160)
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"is 80 x 120 pixels, upright .* drawn on 240 x 160"):
+        dataset.load([folder])
 
 
 def test_a_large_photo_is_reduced_together_with_its_masks(tmp_path: Path) -> None:
@@ -90,6 +136,10 @@ def test_a_folder_that_is_no_data_set_is_refused_with_what_is_missing(tmp_path: 
     content = {"images": [photo], "annotations": [{"id": 1, "image_id": 1, "segmentation": mask}]}
     (tmp_path / "annotations.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(DatasetError, match=r"there is no photo gone\.jpg"):
+        dataset.load([tmp_path])
+    del photo["file_name"]
+    (tmp_path / "annotations.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(DatasetError, match="one of its images has no file_name"):
         dataset.load([tmp_path])
 
 

@@ -169,21 +169,19 @@ def train(
     multiple=True,
     help="Weights of the wand network, of either generation: of a training, or a model.onnx. Of several, the mean.",
 )
-@_repository("The model repository to write to.")
-@click.option(
-    "--version",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="The version of the model to write.",
-)
-def export_wand(checkpoint: tuple[Path, ...], repository: Path, version: int) -> None:
+@_repository("The model repository to write to; it may be in use.")
+@_NEW_VERSION
+@click.option("--replace", is_flag=True, help="Write over the version that --version names.")
+def export_wand(checkpoint: tuple[Path, ...], repository: Path, version: int | None, replace: bool) -> None:
     """Export weights of the wand network to wand/VERSION; where wand_brs is, to that and its head as well."""
     from polywand_zoo.onnx_export import ExportError  # noqa: PLC0415
     from polywand_zoo.wand.checkpoint import CheckpointError  # noqa: PLC0415
-    from polywand_zoo.wand.export import export, write  # noqa: PLC0415
+    from polywand_zoo.wand.export import choose_version, export, write  # noqa: PLC0415
 
+    if replace and version is None:
+        raise click.UsageError("--replace needs --version: which one?")
     try:
+        version = choose_version(repository, version, replace=replace)
         result = export(*checkpoint)
         files = write(result, repository, version)
     except (CheckpointError, ExportError, OSError) as error:

@@ -174,6 +174,15 @@ def test_crowds_are_left_out_and_damaged_segmentations_named(tmp_path):
         load(subject)
 
 
+def test_an_image_without_a_file_name_is_named(tmp_path):
+    content = annotations([[0, 0, 50, 0, 50, 50]])
+    del content["images"][0]["file_name"]
+    number = content["images"][0]["id"]
+    assert flaws(read_coco(write(tmp_path / "nameless.json", content), tmp_path)) == [
+        f"{tmp_path}/nameless.json: image {number}, of annotation 10, has no file_name"
+    ]
+
+
 @pytest.mark.parametrize("content", ["no JSON", "[]", '{"images": 3}', '{"images": [{}], "annotations": []}'])
 def test_other_json_is_refused(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
@@ -185,4 +194,4 @@ def test_a_part_of_a_data_set_is_evenly_spread(tmp_path):
     square = [[10, 10, 20, 10, 20, 30, 10, 30]]
     data = read_coco(write(tmp_path / "all.json", annotations(*[square] * 10)), tmp_path)
     assert [subject.name for subject in data.spread(3).subjects] == ["annotation 10", "annotation 13", "annotation 16"]
-    assert data.spread(10) is data
+    assert data.spread(10).subjects == data.subjects

@@ -33,6 +33,8 @@ def read_coco(file: Path, images: Path, only: Collection[int] | None = None) -> 
         photo, name = photos.get(item.get("image_id")), f"annotation {item['id']}"
         if photo is None:
             flaws.append(DataError(file, f"{name} is of image {item.get('image_id')}, which is not listed"))
+        elif not isinstance(photo.get("file_name"), str):
+            flaws.append(DataError(file, f"image {photo['id']}, of {name}, has no file_name"))
         elif item.get("iscrowd"):
             flaws.append(DataError(file, f"{name} is a crowd, and not one object"))
         elif not item.get("segmentation"):

@@ -11,6 +11,7 @@ import polywand
 from polywand import Box, Detection
 from polywand_zoo.evaluation.objects import DataError, DataSet, Subject, Truth, load
 from polywand_zoo.evaluation.simulation import iou, tight_box
+from polywand_zoo.spreading import spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +116,7 @@ def photos(data: DataSet) -> int:
 
 def first_photos(data: DataSet, limit: int | None) -> DataSet:
     """The objects of so many photos at most, evenly spread; None is all."""
-    names = list(dict.fromkeys(subject.image for subject in data.subjects))
-    if limit is None or limit >= len(names):
-        return data
-    chosen = {names[number * len(names) // limit] for number in range(limit)}
+    chosen = set(spread(list(dict.fromkeys(subject.image for subject in data.subjects)), limit))
     return DataSet(data.name, [subject for subject in data.subjects if subject.image in chosen], data.flaws)
 
 

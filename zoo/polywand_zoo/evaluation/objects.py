@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from polywand import PolywandError
 from polywand.overlay import load_rgb
+from polywand_zoo.spreading import spread
 
 Mask = NDArray[np.bool_]
 
@@ -60,10 +61,7 @@ class DataSet:
 
     def spread(self, limit: int | None) -> "DataSet":
         """At most so many of the objects, evenly spread; None is all."""
-        if limit is None or limit >= len(self.subjects):
-            return self
-        chosen = [self.subjects[number * len(self.subjects) // limit] for number in range(limit)]
-        return DataSet(self.name, chosen, self.flaws)
+        return DataSet(self.name, spread(self.subjects, limit), self.flaws)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

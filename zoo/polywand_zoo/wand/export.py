@@ -18,6 +18,7 @@ from polywand_zoo.points import Label
 from polywand_zoo.refinement.config import head_name
 from polywand_zoo.refinement.export import HeadComparison, build_head
 from polywand_zoo.refinement.parts import Features, Parts
+from polywand_zoo.versions import versions
 from polywand_zoo.wand import weights
 from polywand_zoo.wand.fine import FineNetwork
 from polywand_zoo.wand.folding import fold_batch_norms, round_weights
@@ -136,6 +137,28 @@ def export(*checkpoints: Path) -> Export:
         raise ExportError(f"rounding the weights changes probabilities by {rounding_difference:.2g} on average")
     comparison.demand()
     return Export(data, head, graph_difference, rounding_difference, comparison.gradient_difference)
+
+
+def choose_version(repository: Path, wanted: int | None, *, replace: bool) -> int:
+    """Return the version to write: the wanted one, or the one after all that `wand` has or had.
+
+    Raises:
+        ExportError: the wanted one is there and not to be replaced, or was taken out of service.
+    """
+    served: set[int] = set()
+    aside: set[int] = set()
+    for folder in (repository / name for name in (MODEL, REFINED, head_name(REFINED))):
+        if folder.is_dir():
+            found = versions(folder)
+            served.update(found.served)
+            aside.update(found.aside)
+    if wanted is None:
+        return max(served | aside, default=0) + 1
+    if wanted in aside:
+        raise ExportError(f"version {wanted} was taken out of service (`polywand-zoo restore` brings it back)")
+    if wanted in served and not replace:
+        raise ExportError(f"there is a version {wanted} already: add another one, or say --replace")
+    return wanted
 
 
 def write(exported: Export, repository: Path, version: int) -> list[Path]:

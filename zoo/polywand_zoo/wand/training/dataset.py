@@ -1,7 +1,6 @@
 """Photos and outlines to train on: folders in COCO's format, decoded once, so that every process can share them."""
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,13 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from polywand_zoo.segmentations import run_lengths
+from polywand_zoo.spreading import spread
+from polywand_zoo.wand.training.holdout import HeldOut
 
 LONGEST_SIDE = 512  # of a photo in memory; larger ones are reduced
 SMALLEST_SIDE = 10  # of an object's box, in pixels
 SMALLEST_AREA = 250  # of an object, in pixels
+NEEDED = {"images": {"id", "file_name", "width", "height"}, "annotations": {"id", "image_id"}}  # in COCO's format
 AREA_SHARES = (0.0015, 0.92)  # of the photo, for an object that says something
 
 Pixels = NDArray[np.uint8]
@@ -72,15 +74,18 @@ class Dataset:
 def load(folders: Iterable[Path], *, without: Iterable[Path] = (), only: frozenset[int] | None = None) -> Dataset:
     """Read folders that hold annotations.json and the photos, in images/ or where file_name says.
 
-    without: folders whose photos must not be read, whatever else they stand in (known by COCO's number or by name).
+    without: folders whose photos must not be read, whatever else they stand in (see `holdout`).
     only: the annotation ids to keep.
+
+    Raises:
+        DatasetError
     """
-    forbidden = {_identity(photo["file_name"]) for folder in without for photo in _read(folder)["images"]}
+    held_out = HeldOut(_path(folder, photo["file_name"]) for folder in without for photo in _read(folder)["images"])
     photos: list[Pixels] = []
     things: list[Thing] = []
     for folder in folders:
         before = len(things)
-        for pixels, found in _photos(folder, forbidden, only):
+        for pixels, found in _photos(folder, held_out, only):
             things += [Thing(len(photos), mask, box, group, annotation) for mask, box, group, annotation in found]
             photos.append(pixels)
         if len(things) == before:
@@ -88,20 +93,20 @@ def load(folders: Iterable[Path], *, without: Iterable[Path] = (), only: frozens
     return Dataset(photos, things)
 
 
-def spread(folder: Path, wanted: Sequence[int]) -> frozenset[int]:
+def choose(folder: Path, wanted: Sequence[int]) -> frozenset[int]:
     """Choose the annotations of these ids, or as many others, evenly spread, where not all are there; all for none."""
     ids = sorted(a["id"] for a in _read(folder)["annotations"] if _is_outlined(a))
     if not wanted or len(ids) <= len(wanted):
         return frozenset(ids)
     if set(wanted) <= set(ids):
         return frozenset(wanted)
-    return frozenset(ids[number * len(ids) // len(wanted)] for number in range(len(wanted)))
+    return frozenset(spread(ids, len(wanted)))
 
 
 Found = list[tuple[dict[str, Any], tuple[int, int, int, int], str, int]]
 
 
-def _photos(folder: Path, forbidden: set[str], only: frozenset[int] | None) -> Iterator[tuple[Pixels, Found]]:
+def _photos(folder: Path, held_out: HeldOut, only: frozenset[int] | None) -> Iterator[tuple[Pixels, Found]]:
     content = _read(folder)
     annotations = defaultdict(list)
     for annotation in content["annotations"]:
@@ -109,9 +114,15 @@ def _photos(folder: Path, forbidden: set[str], only: frozenset[int] | None) -> I
             annotations[annotation["image_id"]].append(annotation)
     for photo in sorted(content["images"], key=lambda entry: entry["id"]):
         wanted = annotations.get(photo["id"], [])
-        if not wanted or _identity(photo["file_name"]) in forbidden:
+        if not wanted:
             continue
-        pixels = _decode(folder, photo["file_name"])
+        path = _path(folder, photo["file_name"])
+        data = path.read_bytes()
+        whole = _decode(path, data)
+        if held_out.holds(path, data, whole):
+            continue
+        _check_size(path, photo, whole)
+        pixels = _reduced(whole)
         height, width = pixels.shape[:2]
         found = []
         for annotation in wanted:
@@ -146,29 +157,43 @@ def _read(folder: Path) -> dict[str, Any]:
         raise DatasetError(f"{path}: {error}") from error
     if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
         raise DatasetError(f"{path}: COCO's format has images and annotations")
+    for kind, keys in NEEDED.items():
+        for entry in content[kind]:
+            lacking = keys - entry.keys()
+            if lacking:
+                raise DatasetError(f"{path}: one of its {kind} has no {', '.join(sorted(lacking))}")
     return content
 
 
-def _identity(file_name: str) -> str:
-    """Name a photo so that copies are known: by COCO's number of twelve digits if it has one, or else by its stem."""
-    stem = Path(file_name).stem
-    number = re.search(r"(?<!\d)\d{12}(?!\d)", stem)
-    return number.group() if number else stem
-
-
-def _decode(folder: Path, file_name: str) -> Pixels:
+def _path(folder: Path, file_name: str) -> Path:
     for path in (folder / "images" / file_name, folder / file_name, folder / "images" / Path(file_name).name):
         if path.is_file():
-            break
-    else:
-        raise DatasetError(f"{folder}: there is no photo {file_name}")
-    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+            return path
+    raise DatasetError(f"{folder}: there is no photo {file_name}")
+
+
+def _decode(path: Path, data: bytes) -> Pixels:
+    pixels: Pixels | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
     if pixels is None:
         raise DatasetError(f"{path} cannot be decoded")
+    return pixels
+
+
+def _check_size(path: Path, photo: dict[str, Any], pixels: Pixels) -> None:
+    """Refuse a photo whose outlines are of another shape: they would be stretched over it."""
+    (height, width), told = pixels.shape[:2], (photo["width"], photo["height"])
+    # A smaller or larger copy is as good, but for rounding.
+    if abs(width * told[1] - height * told[0]) > max(told):
+        raise DatasetError(
+            f"{path} is {width} x {height} pixels, upright as its EXIF orientation says, and its outlines are drawn on "
+            f"{told[0]} x {told[1]}"
+        )
+
+
+def _reduced(pixels: Pixels) -> Pixels:
     reduction = max(pixels.shape[:2]) / LONGEST_SIDE
     if reduction <= 1:
-        found: Pixels = pixels
-        return found
+        return pixels
     size = [max(1, round(side / reduction)) for side in pixels.shape[1::-1]]
     reduced: Pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     return reduced

@@ -78,7 +78,7 @@ def prepare(order: Order) -> Task:
     _plan(progress, recipe, order)
     validation = None
     if order.validation is not None:
-        validated = dataset.spread(order.validation, recipe.validation.objects)
+        validated = dataset.choose(order.validation, recipe.validation.objects)
         validation = dataset.load([order.validation], only=validated)
     photos = dataset.load(order.data, without=[order.validation] if order.validation else [])
     return Task(

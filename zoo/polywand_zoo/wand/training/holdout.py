@@ -1,0 +1,53 @@
+"""The photos that validation needs for itself: how copies of them are known among those to train on."""
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+
+THUMBNAIL = (32, 32)
+# Between thumbnails of one photo in two encodings or sizes, per pixel and channel; of two photos it is five times that.
+LIKENESS = 8.0
+
+
+class HeldOut:
+    """Knows copies of photos by their bytes, by COCO's number, or by their name if they also look the same."""
+
+    def __init__(self, photos: Iterable[Path]) -> None:
+        self._digests: set[bytes] = set()
+        self._numbers: set[str] = set()
+        self._named: defaultdict[str, list[Path]] = defaultdict(list)
+        for path in photos:
+            self._numbers |= _coco_number(path)
+            self._digests.add(_digest(path.read_bytes()))
+            self._named[path.stem].append(path)
+
+    def holds(self, path: Path, data: bytes, pixels: Pixels) -> bool:
+        """Whether a photo is one of these; data: its file's. pixels: RGB uint8 [h, w, 3]."""
+        if _digest(data) in self._digests or _coco_number(path) & self._numbers:
+            return True
+        return any(_look_alike(pixels, cv2.imread(str(other))) for other in self._named.get(path.stem, []))
+
+
+def _coco_number(path: Path) -> set[str]:
+    """COCO's number of a photo, twelve digits, which it keeps wherever it goes; empty where there is none."""
+    number = re.search(r"(?<!\d)\d{12}(?!\d)", path.stem)
+    return {number.group()} if number else set()
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _look_alike(rgb: Pixels, bgr: Pixels | None) -> bool:
+    if bgr is None:
+        return False
+    first, second = (cv2.resize(pixels, THUMBNAIL, interpolation=cv2.INTER_AREA) for pixels in (rgb, bgr[..., ::-1]))
+    return float(cv2.absdiff(first, second).mean()) < LIKENESS
