@@ -36,6 +36,7 @@ class ModelFolders:
         self._repository = repository
         self._looking: asyncio.Task[Mapping[str, ModelFolder]] | None = None
         self._present: Mapping[str, ModelFolder] | None = None
+        self._last: Mapping[str, ModelFolder] | None = None  # of those that succeeded, where the newest has not
         self._since: dict[str, float] = {}  # when a model, also one that is gone, became as it is
         self._complaint = ""
 
@@ -78,7 +79,7 @@ class ModelFolders:
             self._present = None
             return
         self._complain("")
-        before = self._present
+        before, self._last = self._last, found
         # What is there at the first look is taken to have been there for long.
         if before is not None:
             for name in found.keys() | before.keys():

@@ -186,6 +186,7 @@ class Server:
         limit = self._settings.drain_seconds
         log.info("draining: not ready from now on; running requests have %g s to finish", limit)
         stopped = asyncio.create_task(grpc_server.stop(limit + FLUSH_SECONDS), name="stop gRPC")
+        await asyncio.sleep(0)  # no call begins any more, before it counts that there is none
         try:
             async with asyncio.timeout(limit):
                 await calls.idle()

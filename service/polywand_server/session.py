@@ -1,7 +1,8 @@
 """One annotator's stream: the current image, the newest prompt of each object, and what is remembered of both."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from polywand_server import metrics
@@ -131,7 +132,8 @@ class Session:
         except PolywandError as error:
             await self.refuse_prompt(sequence, prompt.object_id, prompt.model, error, watch)
             return
-        await self._make_room(prompt.nbytes)
+        with self._skipped_if_cancelled(prompt.model):
+            await self._make_room(prompt.nbytes)
         if item.waiting is not None:
             self._waiting_bytes -= item.waiting.prompt.nbytes
             item.skipped += 1
@@ -156,7 +158,8 @@ class Session:
     ) -> None:
         """Answer a prompt with an error before it is taken; the stream lives on. model: as the client named it."""
         seconds = watch.total()
-        await self._outbox.put(Reply(sequence, object_id, 0, watch, error))
+        with self._skipped_if_cancelled(model):
+            await self._outbox.put(Reply(sequence, object_id, 0, watch, error))
         self._count(model, "error", watch, seconds)
 
     async def finish(self, *, draining: bool) -> None:
@@ -312,6 +315,15 @@ class Session:
         self._memory.clear()
         self._waiting_bytes = 0
         return skipped
+
+    @contextmanager
+    def _skipped_if_cancelled(self, model: str) -> Iterator[None]:
+        """Count a prompt whose stream ends before it is taken or refused."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            metrics.PROMPTS_SKIPPED.labels(self._label(model)).inc()
+            raise
 
     def _count(self, model: str, outcome: str, watch: Stopwatch, seconds: float) -> None:
         label = self._label(model)

@@ -176,6 +176,32 @@ def test_a_polygon_between_the_pixels_holds_none_of_them(stub):
         assert found.any(axis=0)[20:2980].all()
 
 
+def test_a_bridge_of_no_width_between_the_parts_of_a_seed_is_nothing(stub):
+    """Two squares in one ring, joined by an edge there and back, as tools without multipolygons write them."""
+    for width, step in ((200, 10), (2000, 100)):
+        ring = [(1, 1), (4, 1), (4, 2), (8, 2), (8, 1), (11, 1), (11, 4), (8, 4), (8, 2), (4, 2), (4, 4), (1, 4)]
+        bridged = quadrangle(*[(x * step, y * step + 0.5) for x, y in ring])
+        mask = np.zeros((width, width), np.uint8)
+        mask[step : 4 * step, step : 4 * step] = mask[step : 4 * step, 8 * step : 11 * step] = 1
+        with InteractStream(stub) as stream:
+            stream.ask(raw_image(np.zeros((width, width, 3), np.uint8)))
+            reply = stream.ask(seeded(prompt("keeper", include_mask=True), bridged))
+            assert len(reply.segmentation.shape.polygons) == 2
+            assert iou(mask_of(reply), mask) > 0.93
+
+
+def test_a_seed_that_runs_to_and_fro_across_a_large_image_takes_no_longer_than_another(stub):
+    """Twenty thousand edges, each as long as the image is wide: 80 million places where they cross a column."""
+    x = np.tile([0.0, 4000.0], 10_000)
+    y = np.repeat(np.linspace(10, 90, 10_000), 2)
+    ring = pb.Ring(coordinates=np.stack([x, y], axis=1).ravel())
+    seed = pb.SeedMask(polygons=pb.PolygonSet(polygons=[pb.Polygon(exterior=ring)]))
+    with InteractStream(stub) as stream:
+        stream.ask(raw_image(np.zeros((100, 4000, 3), np.uint8)))
+        reply = stream.ask(seeded(prompt("keeper"), seed), seconds=10)
+        assert reply.WhichOneof("result") == "segmentation", reply
+
+
 def test_an_object_starts_from_its_seed_and_undo_leads_back_to_it(stream):
     mask, seed = blob(), rle_seed(blob())
     start = stream.ask(seeded(prompt("keeper", include_mask=True), seed))

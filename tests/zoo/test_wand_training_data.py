@@ -90,6 +90,8 @@ def test_a_photo_that_is_validated_on_is_not_trained_on_under_any_name(tmp_path:
     others = {"000000000140.png": photo(), "IMG_1.png": photo(), "IMG_2.png": photo()}  # of another camera
     assert trained({**copies, "other.png": others["IMG_2.png"]}, held_out) == ["other.png"]
     assert trained(others, held_out) == list(others)
+    (held_out[0] / "images" / "IMG_1.png").unlink()  # listed, and not there: its name has to do
+    assert trained(others, held_out) == ["000000000140.png", "IMG_2.png"]
     assert trained(copies, []) == list(copies)
 
 

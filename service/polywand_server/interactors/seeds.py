@@ -16,6 +16,8 @@ from polywand_server.regions import ProbabilityMap, Region, map_size
 
 # A pixel of a map that is covered so far has a seed's inside around it, and not only a thin part.
 FILLED = 0.9
+# Of polygons with columns of pixels: more take too long to look at one by one.
+MOST_CROSSINGS = 2**20
 # OpenCV fills every pixel that an edge touches; drawn finer, that is an eighth of a pixel.
 OVERSAMPLING = 4
 # Of the fixed-point coordinates of what is drawn.
@@ -59,6 +61,7 @@ class PolygonSeed:
 
 
 Seed = RleSeed | PolygonSeed
+Held = NDArray[np.bool_]
 
 
 def seed_map(seed: Seed, width: int, height: int) -> ProbabilityMap:
@@ -97,9 +100,10 @@ def _map_of_polygons(seed: PolygonSeed, width: int, height: int) -> ProbabilityM
     right, bottom = min(width, math.ceil(right)), min(height, math.ceil(bottom))
     if left >= right or top >= bottom:
         raise InvalidInputError("prompt.seed.polygons", f"they lie outside: the image spans 0..{width} by 0..{height}")
-    if not _hold_a_pixel(seed.rings, left, top, right, bottom):
-        raise InvalidInputError("prompt.seed.polygons", "they hold no pixel of the image")
     region = _around(left, top, right, bottom)
+    holding = _holding(seed.rings, (left, top, right, bottom), region)
+    if holding is not None and not holding.any():
+        raise InvalidInputError("prompt.seed.polygons", "they hold no pixel of the image")
     fine = Region(
         *(region.left, region.top, region.width, region.height),
         (region.size[0] * OVERSAMPLING, region.size[1] * OVERSAMPLING),
@@ -112,22 +116,46 @@ def _map_of_polygons(seed: PolygonSeed, width: int, height: int) -> ProbabilityM
     inside = np.zeros_like(values)
     rows, columns = region.inside(width, height)
     inside[rows, columns] = values[rows, columns]
-    return ProbabilityMap(region, _with_thin_parts(inside))
+    return ProbabilityMap(region, inside if holding is None else _with_thin_parts(inside, holding))
 
 
-def _hold_a_pixel(rings: Sequence[NDArray[np.float32]], left: int, top: int, right: int, bottom: int) -> bool:
-    """Whether any pixel between these edges is inside, by the contract's rule."""
-    columns, rows = crossings([ring.astype(np.float64) - (left, top) for ring in rings], right - left, bottom - top)
+def _holding(rings: Sequence[NDArray[np.float32]], window: tuple[int, int, int, int], region: Region) -> Held | None:
+    """Which pixels of a region's map have pixels of the image in them that are inside, by the contract's rule.
+
+    window: left, top, right, bottom of the part of the image to look at, in the region. None: that would take too long.
+    """
+    left, top, right, bottom = window
+    moved = [ring.astype(np.float64) - (left, top) for ring in rings]
+    columns_met = (np.clip(ring[:, 0], 0, right - left) for ring in moved)
+    if sum(float(np.abs(x - np.roll(x, 1)).sum()) for x in columns_met) > MOST_CROSSINGS:
+        return None
+    columns, rows = crossings(moved, right - left, bottom - top)
     order = np.lexsort((rows, columns))
     enters, leaves = rows[order].reshape(-1, 2).T  # closed rings cross every column an even number of times
-    return bool((enters < leaves).any())
+    is_run = enters < leaves
+    enters, leaves, columns = enters[is_run], leaves[is_run], columns[order][::2][is_run]
+    height, width = region.size
+    scale_x, scale_y = region.scale
+    column = ((columns + 0.5 + left - region.left) * scale_x).astype(np.int64)
+    first, last = (((row + 0.5 + top - region.top) * scale_y).astype(np.int64) for row in (enters, leaves - 1))
+    changes = np.zeros((height + 1, width), np.int32)
+    np.add.at(changes, (first, column), 1)
+    np.add.at(changes, (last + 1, column), -1)
+    return changes[:height].cumsum(axis=0) > 0
 
 
-def _with_thin_parts(coverage: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Count pixels as covered where something runs that is too thin to fill any: cords, legs, masts."""
-    most = cv2.dilate(coverage, np.ones((3, 3), np.uint8))
+def _with_thin_parts(coverage: NDArray[np.float32], holding: Held | None = None) -> NDArray[np.float32]:
+    """Count pixels as covered where something runs that is too thin to fill any: cords, legs, masts.
+
+    holding: where something is inside at all, and not only touched by an edge, such as a bridge of no width.
+    """
+    square = np.ones((3, 3), np.uint8)
+    most = cv2.dilate(coverage, square)
     # Of those side by side that it touches, the ones that hold most of it.
-    coverage[(coverage > 0) & (coverage >= most / 2) & (most < FILLED)] = 1
+    thin = (coverage > 0) & (coverage >= most / 2) & (most < FILLED)
+    if holding is not None:
+        thin &= cv2.dilate(holding.view(np.uint8), square) > 0  # what runs on between two such pixels, too
+    coverage[thin] = 1
     return coverage
 
 

@@ -210,10 +210,12 @@ class TritonClient:
     async def _reload(self, model: str) -> None:
         """Try until the model is back, whoever brought it, or its folder has gone."""
         _log.error("the process of model '%s' died: loading it again", model)
-        pause = FIRST_RETRY_S
+        pause, is_unloaded = FIRST_RETRY_S, False
         while True:
             try:
-                await self.unload(model)  # loading alone does nothing while the files are the same
+                if not is_unloaded:
+                    await self.unload(model)  # loading alone does nothing while the files are the same
+                    is_unloaded = True
                 await self.load(model)
             except PolywandError as error:
                 _log.error("could not load model '%s' again, next try in %g s: %s", model, pause, error)
@@ -222,18 +224,21 @@ class TritonClient:
                 return
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_RETRY_S)
-            if await self._is_settled(model):
+            # Until then, Triton calls the dead model READY.
+            if is_unloaded and await self._is_settled(model):
                 return
 
     async def _is_settled(self, model: str) -> bool:
         """Whether a model that could not be loaded again has been loaded by somebody else, or has no folder now."""
         try:
-            states = [entry.state for entry in await self.repository_index() if entry.name == model]
+            entries = [entry for entry in await self.repository_index() if entry.name == model]
         except PolywandError:
             return False
-        if not states:
+        if not entries:
             _log.warning("model '%s' is not in Triton's repository any more: not loading it again", model)
-        return not states or "READY" in states
+            return True
+        failed = [entry for entry in entries if entry.state == "UNAVAILABLE" and entry.reason != "unloaded"]
+        return not failed and any(entry.state == "READY" for entry in entries)
 
 
 def _called(model: str, version: int = 0) -> str:

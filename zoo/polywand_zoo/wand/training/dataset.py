@@ -80,7 +80,8 @@ def load(folders: Iterable[Path], *, without: Iterable[Path] = (), only: frozens
     Raises:
         DatasetError
     """
-    held_out = HeldOut(_path(folder, photo["file_name"]) for folder in without for photo in _read(folder)["images"])
+    needed = ((folder, photo["file_name"]) for folder in without for photo in _read(folder)["images"])
+    held_out = HeldOut(_find(folder, name) or folder / name for folder, name in needed)
     photos: list[Pixels] = []
     things: list[Thing] = []
     for folder in folders:
@@ -116,7 +117,9 @@ def _photos(folder: Path, held_out: HeldOut, only: frozenset[int] | None) -> Ite
         wanted = annotations.get(photo["id"], [])
         if not wanted:
             continue
-        path = _path(folder, photo["file_name"])
+        path = _find(folder, photo["file_name"])
+        if path is None:
+            raise DatasetError(f"{folder}: there is no photo {photo['file_name']}")
         data = path.read_bytes()
         whole = _decode(path, data)
         if held_out.holds(path, data, whole):
@@ -165,11 +168,9 @@ def _read(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _path(folder: Path, file_name: str) -> Path:
-    for path in (folder / "images" / file_name, folder / file_name, folder / "images" / Path(file_name).name):
-        if path.is_file():
-            return path
-    raise DatasetError(f"{folder}: there is no photo {file_name}")
+def _find(folder: Path, file_name: str) -> Path | None:
+    places = folder / "images" / file_name, folder / file_name, folder / "images" / Path(file_name).name
+    return next((path for path in places if path.is_file()), None)
 
 
 def _decode(path: Path, data: bytes) -> Pixels:

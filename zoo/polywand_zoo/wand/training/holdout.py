@@ -18,7 +18,10 @@ LIKENESS = 8.0
 
 
 class HeldOut:
-    """Knows copies of photos by their bytes, by COCO's number, or by their name if they also look the same."""
+    """Knows copies of photos by their bytes, by COCO's number, or by their name if they also look the same.
+
+    Of a photo that is listed and not there, the name has to do.
+    """
 
     def __init__(self, photos: Iterable[Path]) -> None:
         self._digests: set[bytes] = set()
@@ -26,14 +29,16 @@ class HeldOut:
         self._named: defaultdict[str, list[Path]] = defaultdict(list)
         for path in photos:
             self._numbers |= _coco_number(path)
-            self._digests.add(_digest(path.read_bytes()))
+            if path.is_file():
+                self._digests.add(_digest(path.read_bytes()))
             self._named[path.stem].append(path)
 
     def holds(self, path: Path, data: bytes, pixels: Pixels) -> bool:
         """Whether a photo is one of these; data: its file's. pixels: RGB uint8 [h, w, 3]."""
         if _digest(data) in self._digests or _coco_number(path) & self._numbers:
             return True
-        return any(_look_alike(pixels, cv2.imread(str(other))) for other in self._named.get(path.stem, []))
+        named = self._named.get(path.stem, [])
+        return any(not other.is_file() or _look_alike(pixels, cv2.imread(str(other))) for other in named)
 
 
 def _coco_number(path: Path) -> set[str]:
