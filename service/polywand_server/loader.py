@@ -99,10 +99,11 @@ class ModelLoader:
         folder, loaded, failure = self._folders.get(name), self._loaded.get(name), self._failures.get(name)
         if name not in self._vanished and _was_taken_out(entries, folder):
             return False
-        if folder and folder != loaded and not self._folders.is_settled(name):
-            return False  # somebody is copying it
-        if folder and loaded and folder != loaded:
-            return True
+        if folder and folder != loaded:
+            if not self._folders.is_settled(name):
+                return False  # somebody is copying it
+            if loaded:
+                return True
         if failure:
             return time.monotonic() >= failure.retry_at
         # Triton gives a state to what it was ever asked to load, as long as the files could be read.

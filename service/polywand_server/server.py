@@ -195,7 +195,7 @@ class Server:
             log.warning("requests still ran after %g s: they are cancelled", limit)
         # Last replies leave; those who watch health would stay for ever, and are cut.
         await grpc_server.stop(FLUSH_SECONDS)
-        await asyncio.gather(stopped, return_exceptions=True)
+        await stopped
 
 
 async def _publish_changes(health: Health, changed: asyncio.Event) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 
 THUMBNAIL = (32, 32)
-# Between thumbnails of one photo in two encodings or sizes, per pixel and channel; of two photos it is five times that.
+# Between thumbnails of one photo in two encodings or sizes, at most, per pixel and channel.
 LIKENESS = 8.0
 
 
