@@ -74,8 +74,11 @@ class WholeCrop(_Spec):
 
 
 class ZoomInCrop(_Spec):
-    """The whole image first, then the surroundings of the current mask.
+    """The surroundings of the first click, or the whole image; then the surroundings of the current mask.
 
+    first_looks: the sides of the crops around the clicks that start an object, relative to the image's longer side; 1
+        is the whole image. Each is looked at, and the answer that is surest of its mask stands. Where a newer prompt
+        waits, the first of them has to do.
     expansion: the crop's side relative to the mask's box.
     keep_above: the crop stays where it was as long as all clicks lie in it and its intersection over union with the one
         around the current mask is above this; 1 follows the mask with every click.
@@ -83,12 +86,15 @@ class ZoomInCrop(_Spec):
     max_aspect: the crop's longer side relative to its shorter one.
     click_margin: how far beyond a click the crop reaches, relative to its longer side.
     whole_image_above: a crop of more than this share of the image's area becomes the whole image.
-    refine_first: run twice for the first answer: on the whole image, then on the crop around what that found.
+    refine_first: look at the first answer again, on the crop around what was found.
+    look_again_below: look at a later answer again, on the crop around the new mask, where its intersection over union
+        with the crop that the network saw is below this; 0 looks once.
     box_margin: around a box that starts an object, relative to its width and height, on each side.
     longest_side: of the network's input, for models of variable size.
     """
 
     policy: Literal["zoom_in"]
+    first_looks: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((1.0,), min_length=1, max_length=4)
     expansion: float = Field(1.4, ge=1)
     keep_above: Annotated[float, Field(ge=0, le=1)] = 0.5
     min_fraction: NonNegativeFloat = 0.25
@@ -96,6 +102,7 @@ class ZoomInCrop(_Spec):
     click_margin: NonNegativeFloat = 0.06
     whole_image_above: PositiveFloat = 0.85
     refine_first: bool = False
+    look_again_below: Annotated[float, Field(ge=0, le=1)] = 0.0
     box_margin: NonNegativeFloat = 0.18
     longest_side: PositiveInt = 512
 

@@ -50,6 +50,56 @@ def test_the_whole_image_is_limited_to_a_longest_side_and_keeps_its_aspect():
     assert small.first(clicked((100, 100)), None, 0.5).size == (200, 300)  # never enlarged
 
 
+class TestTheFirstLooks:
+    """A click says where the object is, and not how large: it is looked for near the click and in the whole image."""
+
+    crops = Crops(ZOOM.model_copy(update={"first_looks": (0.5, 1.0)}), WIDTH, HEIGHT, SIZE)
+
+    def test_each_is_a_share_of_the_images_longer_side_around_the_click(self):
+        near, whole = self.crops.looks(clicked((800, 600)), None, 0.5)
+        assert edges(near) == (400, 200, 1200, 1000)
+        assert whole == self.crops.whole()
+        assert self.crops.first(clicked((800, 600)), None, 0.5) == near
+
+    def test_they_end_at_the_images_edges(self):
+        near, _ = self.crops.looks(clicked((100, 1150)), None, 0.5)
+        assert edges(near) == (0, 750, 500, HEIGHT)
+
+    def test_they_hold_all_clicks_that_start_an_object(self):
+        prompt = clicked((300, 600), (1300, 700))
+        near, whole = self.crops.looks(prompt, None, 0.5)
+        assert near.holds(prompt.clicks())
+        assert near.width < whole.width
+        assert self.crops.looks(clicked((20, 20), (1580, 1180)), None, 0.5) == [whole]
+
+    def test_what_is_known_already_is_looked_at_once(self):
+        mask = mask_in(self.crops.whole(), 400, 400, 700, 700)
+        assert len(self.crops.looks(clicked((500, 500)), known(mask), 0.5)) == 1
+        assert len(self.crops.looks(clicked((500, 500), box=Box(400, 400, 700, 700)), None, 0.5)) == 1
+
+
+class TestLookingAgain:
+    """The mask may turn out to lie elsewhere than where it was looked for."""
+
+    crops = Crops(ZOOM.model_copy(update={"look_again_below": 0.7}), WIDTH, HEIGHT, SIZE)
+    prompt = clicked((500, 500), (600, 600))
+    before = known(mask_in(crops.whole(), 100, 100, 1200, 900))
+
+    def test_a_mask_that_shrank_is_looked_at_more_closely(self):
+        found = mask_in(self.crops.whole(), 450, 450, 650, 650)
+        again = self.crops.again(self.prompt, self.before, found, 0.5)
+        assert again == self.crops.closer(self.prompt, found, 0.5)
+        assert again.width < 400
+
+    def test_a_mask_where_it_was_looked_for_will_do(self):
+        seen = self.crops.closer(self.prompt, mask_in(self.crops.whole(), 400, 400, 700, 700), 0.5)
+        assert self.crops.again(self.prompt, self.before, mask_in(seen, 410, 390, 720, 700), 0.5) is None
+
+    def test_not_unless_it_is_asked_for(self):
+        found = mask_in(self.crops.whole(), 450, 450, 650, 650)
+        assert Crops(ZOOM, WIDTH, HEIGHT, SIZE).again(self.prompt, self.before, found, 0.5) is None
+
+
 def test_a_margin_reaches_outside_of_the_image():
     crops = Crops(MarginCrop(policy="margin", pixels=50), WIDTH, HEIGHT, SIZE)
     region = crops.first(clicked(box=Box(10, 20, 300, 400)), None, 0.5)

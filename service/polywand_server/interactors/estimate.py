@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,7 +15,7 @@ class Estimate:
     batch axis included), handed back unread.
 
     is_seed: whether the client said it, and no network has looked at it yet.
-    is_hurried: whether the closer look was left out, because a newer prompt waited.
+    is_hurried: whether further looks were left out, because a newer prompt waited.
     """
 
     probabilities: ProbabilityMap
@@ -26,3 +27,8 @@ class Estimate:
     def nbytes(self) -> int:
         """Memory that it takes."""
         return self.probabilities.values.nbytes + (0 if self.state is None else self.state.nbytes)
+
+    def confidence(self, threshold: float) -> float:
+        """The mean probability of what belongs to the mask, that is, is above the threshold; 0 for an empty mask."""
+        values = self.probabilities.values
+        return float(cv2.mean(values, cv2.compare(values, threshold, cv2.CMP_GT))[0])

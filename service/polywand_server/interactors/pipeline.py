@@ -1,4 +1,4 @@
-"""The interactors' way: crop, tensors, Triton, probability. Four named steps per pass, one or two passes per prompt."""
+"""The interactors' way: crop, tensors, Triton, probability. Four named steps per pass, a few passes per prompt."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -34,8 +34,8 @@ async def segment(
     """Run an interactor on a prompt.
 
     previous: the estimate that belonged to the prompt that this one extends, or None when the object starts here.
-    is_superseded: whether a newer prompt waits already. Then an object's first estimate is made in one pass and not
-        refined by a second one, so that a drag is followed twice as closely.
+    is_superseded: whether a newer prompt waits already. Then the pass that is under way is the last one, so that a drag
+        is followed as closely as can be.
 
     Raises:
         UnavailableError, DeadlineError, ModelFailedError
@@ -52,11 +52,16 @@ async def segment(
             with watch.stage("geometry"):
                 return await inference.compute(lambda: read(answer, region, tool.name))
 
-    result = await one_pass(crops.first(prompt, previous, threshold), previous)
-    region = crops.refining(prompt, result.probabilities, threshold) if previous is None else None
-    if region is None:
-        return result
-    return replace(result, is_hurried=True) if is_superseded() else await one_pass(region, result)
+    region, *others = crops.looks(prompt, previous, threshold)
+    found = await one_pass(region, previous)
+    for other in others:
+        if is_superseded():
+            return replace(found, is_hurried=True)
+        found = max(found, await one_pass(other, previous), key=lambda estimate: estimate.confidence(threshold))
+    closer = crops.again(prompt, previous, found.probabilities, threshold)
+    if closer is None:
+        return found
+    return replace(found, is_hurried=True) if is_superseded() else await one_pass(closer, found)
 
 
 def max_points(prompt: PromptSpec, config: ModelConfig) -> int:

@@ -242,7 +242,7 @@ def test_a_service_that_does_not_start_says_why(tmp_path: Path):
 
 
 def test_a_margin_in_pixels_reaches_outside_the_image_and_is_black_there():
-    window = Margin(pixels=10).first(Frame(40, 30, (20, 30), 0.5), Prompt(box=Box(5, 4, 15, 12)), None)
+    (window,) = Margin(pixels=10).looks(Frame(40, 30, (20, 30), 0.5), Prompt(box=Box(5, 4, 15, 12)), None)
     assert (window.left, window.top, window.right, window.bottom) == (-5, -6, 25, 22)
     seen = cut(np.full((30, 40, 3), 200, np.uint8), window)
     assert (seen[:3, :, 0].max(), seen[:, :4, 0].max(), seen[8:, 8:, 0].min()) == (0, 0, 200)
@@ -278,7 +278,20 @@ def test_zooming_in_keeps_the_window_until_a_click_lies_outside():
     probabilities[20:80, 20:80] = 1
     belief = Belief(window, probabilities)
     inside, outside = Point(450, 450), Point(900, 500)
-    assert policy.first(frame, Prompt((inside,)), belief) == window
-    wider = policy.first(frame, Prompt((inside, outside)), belief)
+    assert policy.looks(frame, Prompt((inside,)), belief) == [window]
+    (wider,) = policy.looks(frame, Prompt((inside, outside)), belief)
     assert wider.holds(np.array([(outside.x, outside.y)]))
     assert wider != window
+    assert policy.again(frame, Prompt((inside,)), belief, belief) is None
+    moved_off = Belief(window, np.pad(np.ones((20, 20), np.float32), ((0, 80), (0, 80))))
+    closer = ZoomIn(look_again_below=0.7).again(frame, Prompt((inside,)), belief, moved_off)
+    assert closer is not None
+    assert closer.iou(window) < 0.7
+
+
+def test_a_first_click_is_looked_for_near_it_and_in_the_whole_image():
+    near, whole = ZoomIn(first_looks=(0.5, 1)).looks(
+        Frame(1000, 800, (100, 100), 0.5), Prompt((Point(300, 400),)), None
+    )
+    assert (near.left, near.top, near.right, near.bottom) == (50, 150, 550, 650)
+    assert (whole.left, whole.top, whole.right, whole.bottom) == (0, 0, 1000, 800)

@@ -1,7 +1,7 @@
 """Crop policies, as the `polywand` parameters of a model name them: which window the network sees for a prompt."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,13 +36,13 @@ class Frame:
 
 
 class Policy(Protocol):
-    """Chooses windows."""
+    """Chooses windows. previous: what was believed before the last point, None where an object starts."""
 
-    def first(self, frame: Frame, prompt: Prompt, previous: Belief | None) -> Window:
-        """The window of a prompt's first pass; previous: what was believed before the last point."""
+    def looks(self, frame: Frame, prompt: Prompt, previous: Belief | None) -> list[Window]:
+        """The windows in which a prompt's answer is looked for; the surest answer stands."""
 
-    def closer(self, frame: Frame, prompt: Prompt, found: Belief) -> Window | None:
-        """The window of the second pass of an object's first answer, or None when one pass is enough."""
+    def again(self, frame: Frame, prompt: Prompt, previous: Belief | None, found: Belief) -> Window | None:
+        """The window in which that answer is looked at once more, or None when it will do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +51,11 @@ class Whole:
 
     longest_side: int = 800
 
-    def first(self, frame: Frame, prompt: Prompt, previous: Belief | None) -> Window:
+    def looks(self, frame: Frame, prompt: Prompt, previous: Belief | None) -> list[Window]:
         """See Policy."""
-        return _whole(frame, self.longest_side)
+        return [_whole(frame, self.longest_side)]
 
-    def closer(self, frame: Frame, prompt: Prompt, found: Belief) -> Window | None:
+    def again(self, frame: Frame, prompt: Prompt, previous: Belief | None, found: Belief) -> Window | None:
         """See Policy."""
         return None
 
@@ -71,24 +71,25 @@ class Margin:
     pixels: int = 0
     longest_side: int = 512
 
-    def first(self, frame: Frame, prompt: Prompt, previous: Belief | None) -> Window:
+    def looks(self, frame: Frame, prompt: Prompt, previous: Belief | None) -> list[Window]:
         """See Policy."""
         box = prompt.starting_box()
         if box is None:
-            return _whole(frame, self.longest_side)
+            return [_whole(frame, self.longest_side)]
         x, y = (box.x1 - box.x0) * self.fraction + self.pixels, (box.y1 - box.y0) * self.fraction + self.pixels
         grown = Box(box.x0 - x, box.y0 - y, box.x1 + x, box.y1 + y)
-        return around(*(grown if self.pixels else _clipped(grown, frame)), frame.fixed_size, self.longest_side)
+        return [around(*(grown if self.pixels else _clipped(grown, frame)), frame.fixed_size, self.longest_side)]
 
-    def closer(self, frame: Frame, prompt: Prompt, found: Belief) -> Window | None:
+    def again(self, frame: Frame, prompt: Prompt, previous: Belief | None, found: Belief) -> Window | None:
         """See Policy."""
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class ZoomIn:
-    """The whole image at first, then what is around the current mask; the options are those of the service."""
+    """What is around the first click, then what is around the current mask; the options are those of the service."""
 
+    first_looks: Sequence[float] = (1.0,)
     expansion: float = 1.4
     keep_above: float = 0.5
     min_fraction: float = 0.25
@@ -96,25 +97,36 @@ class ZoomIn:
     click_margin: float = 0.06
     whole_image_above: float = 0.85
     refine_first: bool = False
+    look_again_below: float = 0.0
     box_margin: float = 0.18
     longest_side: int = 512
 
-    def first(self, frame: Frame, prompt: Prompt, previous: Belief | None) -> Window:
+    def looks(self, frame: Frame, prompt: Prompt, previous: Belief | None) -> list[Window]:
         """See Policy."""
         if previous is not None:
             closest = self._around_mask(frame, prompt, previous)
-            return previous.window if self._stays(frame, prompt, previous, closest) else closest
+            return [previous.window if self._stays(frame, prompt, previous, closest) else closest]
         box = prompt.starting_box()
         if box is None:
-            return _whole(frame, self.longest_side)
-        return self._window(frame, self._grown(box, 1 + 2 * self.box_margin, SMALLEST_START))
+            return list(dict.fromkeys(self._around_clicks(frame, prompt, look) for look in self.first_looks))
+        return [self._window(frame, self._grown(box, 1 + 2 * self.box_margin, SMALLEST_START))]
 
-    def closer(self, frame: Frame, prompt: Prompt, found: Belief) -> Window | None:
+    def again(self, frame: Frame, prompt: Prompt, previous: Belief | None, found: Belief) -> Window | None:
         """See Policy."""
-        if not self.refine_first or prompt.starting_box() is not None:
-            return None
         window = self._around_mask(frame, prompt, found)
-        return None if window == found.window else window
+        if previous is not None:
+            return window if window.iou(found.window) < self.look_again_below else None
+        wanted = self.refine_first and prompt.starting_box() is None and window != found.window
+        return window if wanted else None
+
+    def _around_clicks(self, frame: Frame, prompt: Prompt, look: float) -> Window:
+        """The window around the clicks that start an object; look: its sides, of the image's longer one."""
+        clicks = prompt.clicks()
+        if look == 1 or not len(clicks):
+            return _whole(frame, self.longest_side)
+        box = Box(*clicks.min(axis=0), *clicks.max(axis=0))
+        side = look * max(frame.width, frame.height)
+        return self._window(frame, self._grown(box, 1 + 2 * self.click_margin, side))
 
     def _around_mask(self, frame: Frame, prompt: Prompt, belief: Belief) -> Window:
         """The window around the current mask that also holds the prompt's box and its clicks."""

@@ -59,14 +59,13 @@ class DirectTool:
         yield _Look(self, photo)
 
     def answer(self, photo: Photo, prompt: Prompt, previous: Belief | None) -> Belief:
-        """Run the network on a prompt, once or, for an object's first answer, perhaps twice."""
+        """Run the network on a prompt, in as many windows as its crop policy asks for."""
         frame = Frame(photo.width, photo.height, self._folder.fixed_size, self._folder.threshold)
-        belief = self._pass(photo, prompt, self._policy.first(frame, prompt, previous), previous)
-        if previous is None:
-            window = self._policy.closer(frame, prompt, belief)
-            if window is not None:
-                belief = self._pass(photo, prompt, window, belief)
-        return belief
+        windows = self._policy.looks(frame, prompt, previous)
+        found = [self._pass(photo, prompt, window, previous) for window in windows]
+        surest = max(found, key=lambda belief: belief.confidence(self._folder.threshold))
+        closer = self._policy.again(frame, prompt, previous, surest)
+        return surest if closer is None else self._pass(photo, prompt, closer, surest)
 
     def mask(self, photo: Photo, prompt: Prompt, belief: Belief) -> Mask:
         """The mask of what is believed of a prompt's object, bool [H, W]."""

@@ -82,6 +82,11 @@ class Belief:
     window: Window
     probabilities: Map
 
+    def confidence(self, threshold: float) -> float:
+        """How sure it is of its mask: the mean of the probabilities above the threshold, 0 where none is."""
+        inside = self.probabilities[self.probabilities > threshold]
+        return float(inside.mean()) if len(inside) else 0.0
+
 
 def cut(pixels: NDArray[np.uint8], window: Window) -> NDArray[np.uint8]:
     """What the network sees, RGB uint8 [h, w, 3]: halves by area averaging, the rest bilinear; black outside."""
