@@ -92,6 +92,19 @@ LEANING = (
 """
 )
 
+# LOGITS: a disk of 40 input pixels around the last point, as surely inside it as the crop is bright.
+DAZZLED = (
+    PREAMBLE
+    + """
+    def answer(self, request):
+        image, points = self.tensor(request, "IMAGE"), self.tensor(request, "POINTS")
+        last = points[0, points[0, :, 2] >= 0][-1]
+        disk = self.disk(image.shape[1:3], last[:2], 40)
+        logits = np.where(disk > 0, 0.1 + 6 * image.mean() / 255, -10).astype(np.float32)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("LOGITS", logits)])
+"""
+)
+
 CONFIG = """
 backend: "python"
 max_batch_size: {batch}
@@ -106,6 +119,7 @@ parameters {{ key: "polywand" value: {{ string_value: '{{'
 '}}' }} }}
 """
 WHOLE = '{"policy": "whole"}'
+LOOKS = '{"policy": "zoom_in", "first_looks": [0.5, 1.0], "look_again_below": 0.7}'
 STATE = ', { name: "STATE" data_type: TYPE_FP32 dims: [ 1 ] }'
 STATE_OUT = ', { name: "STATE_OUT" data_type: TYPE_FP32 dims: [ 1 ] }'
 PREV_MASK = ', { name: "PREV_MASK" data_type: TYPE_FP32 dims: [ 1, %s, %s ] }'

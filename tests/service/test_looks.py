@@ -1,0 +1,83 @@
+"""Where an interactor looks for an object, and when it looks again."""
+
+from collections.abc import Iterator
+
+import grpc
+import numpy as np
+import pytest
+
+from polywand.v1 import annotation_pb2 as pb
+from polywand.v1 import annotation_pb2_grpc
+from tests.interactors import DAZZLED, LOOKS, add_interactor
+from tests.running import running_service
+from tests.streams import POSITIVE, InteractStream, prompt, raw_image
+
+SIDE = 1024
+CENTRE = (512, 512, POSITIVE)
+NEAR, WHOLE = 80, 160  # radius, in image pixels, of what it finds in a crop of half the image, and in all of it
+
+
+@pytest.fixture(scope="module")
+def stub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[annotation_pb2_grpc.AnnotationServiceStub]:
+    """A service whose tool finds a disk around the last point, of a share of its crop; the brighter that, the surer."""
+    folder = tmp_path_factory.mktemp("looks")
+    add_interactor(folder / "models", "dazzled", DAZZLED, crop=LOOKS)
+    with running_service(folder / "log", f"--model-repository={folder / 'models'}") as started:
+        started.wait_ready("dazzled")
+        with grpc.insecure_channel(started.target) as channel:
+            yield annotation_pb2_grpc.AnnotationServiceStub(channel)
+
+
+def photo(*, bright_near_the_centre: bool) -> pb.Image:
+    pixels = np.full((SIDE, SIDE, 3), 30 if bright_near_the_centre else 250, np.uint8)
+    pixels[256:768, 256:768] = 250 if bright_near_the_centre else 30
+    return raw_image(pixels)
+
+
+@pytest.fixture
+def stream(stub: annotation_pb2_grpc.AnnotationServiceStub) -> Iterator[InteractStream]:
+    with InteractStream(stub) as opened:
+        opened.ask(photo(bright_near_the_centre=True))
+        yield opened
+
+
+def radius(reply: pb.InteractResponse) -> float:
+    assert reply.HasField("segmentation"), reply
+    return float(np.sqrt(reply.segmentation.shape.area / np.pi))
+
+
+@pytest.mark.parametrize(("bright_near", "found"), [(True, NEAR), (False, WHOLE)])
+def test_a_first_click_is_looked_for_near_it_and_in_the_whole_image_and_the_surest_answer_stands(
+    stream, bright_near, found
+):
+    stream.ask(photo(bright_near_the_centre=bright_near))
+    reply = stream.ask(prompt("dazzled", CENTRE))
+    assert reply.timing.inferences == 2
+    assert radius(reply) == pytest.approx(found, rel=0.03)
+
+
+def test_a_mask_that_is_not_where_it_was_looked_for_is_looked_at_again(stream):
+    first = stream.ask(prompt("dazzled", CENTRE))
+    beside = stream.ask(prompt("dazzled", CENTRE, (520, 520, POSITIVE)))
+    assert beside.timing.inferences == 1
+    far = stream.ask(prompt("dazzled", CENTRE, (520, 520, POSITIVE), (960, 200, POSITIVE)))
+    assert far.timing.inferences == 2
+    assert stream.ask(prompt("dazzled", CENTRE)).segmentation == first.segmentation
+
+
+def test_a_dragged_click_is_followed_in_one_pass_and_looked_at_again_when_the_hand_rests(stream):
+    stream.ask(prompt("dazzled", CENTRE))
+    dragged = [(960 - step, 200, POSITIVE) for step in range(60)]
+    sent = {stream.send(prompt("dazzled", CENTRE, point)): point for point in dragged}
+    replies = [stream.receive()]
+    while replies[-1].sequence != max(sent):
+        replies.append(stream.receive())
+    assert len(replies) > 1
+    assert all(reply.timing.inferences == 1 for reply in replies[:-1])
+    assert replies[-1].timing.inferences == 2
+    hurried = replies[0]
+    point = sent[hurried.sequence]
+    undone = stream.ask(prompt("dazzled", CENTRE, point))
+    stream.ask(prompt("dazzled", CENTRE, object_id="another"))
+    assert undone.segmentation == stream.ask(prompt("dazzled", CENTRE, point, object_id="another")).segmentation
+    assert undone.segmentation != hurried.segmentation
