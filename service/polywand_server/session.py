@@ -66,8 +66,8 @@ class _Object:
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
     def supersedes(self, prompt: Prompt) -> bool:
-        """Whether a newer prompt waits behind this one, and asks the network something else."""
-        return self.waiting is not None and not self.waiting.prompt.asks_the_same(prompt)
+        """Whether a newer prompt waits behind this one, and has no use for its answer."""
+        return self.waiting is not None and not self.waiting.prompt.builds_on(prompt)
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ class ZoomInCrop(_Spec):
 
     first_looks: the sides of the crops around the clicks that start an object, relative to the image's longer side; 1
         is the whole image. Each is looked at, and the answer that is surest of its mask stands. Where a newer prompt
-        waits, the first of them has to do.
+        waits that does not build on this one, those looked at so far have to do.
     expansion: the crop's side relative to the mask's box.
     keep_above: the crop stays where it was as long as all clicks lie in it and its intersection over union with the one
         around the current mask is above this; 1 follows the mask with every click.

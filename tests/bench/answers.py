@@ -2,10 +2,10 @@
 
     make bench-stages    (or: python -m tests.bench.answers --model grabcut --answers 50)
 
-For an interactor each round is a new object: what the tool starts from (a click, a box or extreme points; two passes
-for tools that refine), one click more (one pass), and a click that contradicts it beside it, which is what makes f-BRS
-work; for a detector it is a frame. Prints medians and 90th percentiles in milliseconds, as the service times its stages
-and as the client waits.
+For an interactor each round is a new object: what the tool starts from (a click, a box or extreme points; several
+passes for tools that refine), one click more (one pass, or two where the mask has moved), and a click that contradicts
+it beside it, which is what makes f-BRS work; for a detector it is a frame. Prints medians and 90th percentiles in
+milliseconds, as the service times its stages and as the client waits.
 """
 
 import argparse

@@ -54,7 +54,7 @@ class BareModel:
         """The tensors are ready: a photo costs nothing here."""
 
     async def click(self, object_id: str, clicks: Sequence[Click]) -> Answer:
-        """Run the model once, though the service runs it twice for most objects' first click: this is the floor."""
+        """Run the model once, though the service does so three times for most first clicks: this is the floor."""
         return Answer(await self.infer(), 1)
 
     async def undo(self, object_id: str, clicks: Sequence[Click]) -> None:

@@ -3,7 +3,8 @@
 The whole image comes with every click (base64 JPEG), and the mask of the whole image goes back as nested lists. That
 is the interface; behind it everything is as quick as good libraries make it: uvicorn (with uvloop and httptools),
 orjson, which writes the mask straight from its array, OpenCV, and the same model in the same Triton. All work on pixels
-runs in threads, off the event loop. One pass of the network per click, where Polywand makes two for an object's first.
+runs in threads, off the event loop. One pass of the network per click, where Polywand makes three for an object's
+first.
 
     python -m tests.bench.json_server --triton unix:/path --model wand
 

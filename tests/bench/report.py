@@ -85,7 +85,7 @@ def _facts(results: Results) -> str:
 def _added(results: Results) -> str:
     rows = []
     for size in results.sizes:
-        for kind, pairs in (("next click (1 inference)", size.next), ("first click (1 or 2)", size.first)):
+        for kind, pairs in (("next click (1 inference, or 2)", size.next), ("first click (3)", size.first)):
             tails = pairs.service.percentile(99), pairs.bare.percentile(99)
             rows.append(
                 [

@@ -19,6 +19,7 @@ OBJECTS_PER_PHOTO = 4
 WARM_UP_OBJECTS = 3
 JSON_SHARE = 0.35  # of the time; its clicks take seconds
 LEAST_JSON_CLICKS = 3
+FIRST_INFERENCES = 3  # of wand_click, for an object's first click
 LONGEST = 1.6  # times the time that was given, for the sake of enough samples
 
 
@@ -118,7 +119,7 @@ async def _object(
             answer = await annotator.click(object_id, points)
             floor = await _inferences(bare, answer.inferences)
         else:
-            expected = 2 if count == 1 else 1
+            expected = FIRST_INFERENCES if count == 1 else 1  # most of the time
             floor = await _inferences(bare, expected)
             answer = await annotator.click(object_id, points)
             if answer.inferences != expected:

@@ -104,5 +104,5 @@ def test_a_stream_with_a_thousand_objects_does_not_starve_another(stub, astronau
                 overtaken += 1
             reply = modest.receive()
             assert reply.sequence == sent
-            # Each of its objects needs two inferences, as the modest one's first click does.
+            # Each of its objects needs three inferences, as the modest one's first click does.
             assert overtaken <= 3 * LIMITS.stream_inflight, overtaken

@@ -65,6 +65,16 @@ def test_a_mask_that_is_not_where_it_was_looked_for_is_looked_at_again(stream):
     assert stream.ask(prompt("dazzled", CENTRE)).segmentation == first.segmentation
 
 
+def test_a_click_right_after_another_builds_on_all_looks_at_that(stream):
+    """Nobody drags: the first answer is what the second one starts from, so it is worth its time."""
+    points = [(CENTRE,), (CENTRE, (520, 520, POSITIVE))]
+    one_by_one = [stream.ask(prompt("dazzled", *clicks)).segmentation for clicks in points]
+    sent = [stream.send(prompt("dazzled", *clicks, object_id="in a hurry")) for clicks in points]
+    replies = {reply.sequence: reply for reply in (stream.receive(), stream.receive())}
+    assert [replies[sequence].segmentation for sequence in sent] == one_by_one
+    assert replies[sent[0]].timing.inferences == 2
+
+
 def test_a_dragged_click_is_followed_in_one_pass_and_looked_at_again_when_the_hand_rests(stream):
     stream.ask(prompt("dazzled", CENTRE))
     dragged = [(960 - step, 200, POSITIVE) for step in range(60)]

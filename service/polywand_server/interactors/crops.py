@@ -61,12 +61,15 @@ class Crops:
         policy = self._policy
         if not isinstance(policy, ZoomInCrop):
             return None
-        if previous is None and (not policy.refine_first or prompt.starting_box() is not None):
+        if previous is not None:
+            if not policy.look_again_below:
+                return None
+            region = self.closer(prompt, found, threshold)
+            return region if region.overlap(found.region) < policy.look_again_below else None
+        if not policy.refine_first or prompt.starting_box() is not None:
             return None
         region = self.closer(prompt, found, threshold)
-        if previous is None:
-            return None if region == found.region else region
-        return region if region.overlap(found.region) < policy.look_again_below else None
+        return None if region == found.region else region
 
     def whole(self) -> Region:
         """The whole image."""
@@ -116,7 +119,8 @@ class Crops:
         if look == 1 or not len(clicks) or not isinstance(policy, ZoomInCrop):
             return self.whole()
         box = Box(*clicks.min(axis=0), *clicks.max(axis=0))
-        return self._zoom(box, 1 + 2 * policy.click_margin, look * max(self._width, self._height))
+        side = max(look * max(self._width, self._height), SMALLEST_CROP)
+        return self._zoom(box, 1 + 2 * policy.click_margin, side)
 
     def _around(self, box: Box, policy: MarginCrop) -> Region:
         """A margin may reach outside the image, where pixels read as black."""

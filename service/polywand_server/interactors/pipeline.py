@@ -34,8 +34,8 @@ async def segment(
     """Run an interactor on a prompt.
 
     previous: the estimate that belonged to the prompt that this one extends, or None when the object starts here.
-    is_superseded: whether a newer prompt waits already. Then the pass that is under way is the last one, so that a drag
-        is followed as closely as can be.
+    is_superseded: whether a newer prompt waits that does not build on this one. Then the pass that is under way is the
+        last one, so that a drag is followed as closely as can be.
 
     Raises:
         UnavailableError, DeadlineError, ModelFailedError

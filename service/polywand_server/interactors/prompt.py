@@ -65,9 +65,9 @@ class Prompt:
         """About how much memory it takes while it waits."""
         return PROMPT_BYTES + POINT_BYTES * len(self.points) + (self.seed.nbytes if self.seed is not None else 0)
 
-    def asks_the_same(self, other: "Prompt") -> bool:
-        """Whether the network would be asked the same; the answers' form may differ."""
-        return (self.model, self.version, self.points, self.box) == (
+    def builds_on(self, other: "Prompt") -> bool:
+        """Whether it asks what the other did, perhaps with points more, so that the other's answer is used for it."""
+        return (self.model, self.version, self.points[: len(other.points)], self.box) == (
             *(other.model, other.version, other.points, other.box),
         ) and (self.seed and self.seed.digest) == (other.seed and other.seed.digest)
 

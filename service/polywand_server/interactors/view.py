@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from polywand_server.images import Picture
 from polywand_server.regions import Region, crop_into
 
-# A drag, and clicks that leave the crop where it was, find theirs again; a few objects may take turns.
-KEPT_CROPS = 4
+# Clicks that leave the crop where it was find theirs again, and so do drags of a later click; a few objects may take
+# turns, and a first click sees three crops.
+KEPT_CROPS = 6
 
 
 class View:

@@ -13,7 +13,7 @@ from polywand_zoo.evaluation.windows import Belief, Window, around
 
 # A mask of fewer input pixels does not say where the object is.
 FEWEST_PIXELS = 20
-# A window around a box that starts an object is at least so many image pixels wide and high.
+# A window that starts an object is at least so many image pixels wide and high.
 SMALLEST_START = 24
 
 
@@ -125,7 +125,7 @@ class ZoomIn:
         if look == 1 or not len(clicks):
             return _whole(frame, self.longest_side)
         box = Box(*clicks.min(axis=0), *clicks.max(axis=0))
-        side = look * max(frame.width, frame.height)
+        side = max(look * max(frame.width, frame.height), SMALLEST_START)
         return self._window(frame, self._grown(box, 1 + 2 * self.click_margin, side))
 
     def _around_mask(self, frame: Frame, prompt: Prompt, belief: Belief) -> Window:

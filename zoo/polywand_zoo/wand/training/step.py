@@ -83,7 +83,7 @@ def backpropagate(
 def _prepare_next(sample: Sample, answered: Pixels, mask: Pixels, number: int, random: Generator) -> None:
     """Feed an answer back, and add the click that it calls for.
 
-    Now and then there is no click: the service looks twice for a first answer, the second time more closely.
+    Now and then there is no click: the service looks at an answer again, more closely.
     """
     if random.random() < (FIRST_REPEATED if number == 0 and sample.mode == "click" else REPEATED):
         sample.maps[PREVIOUS] = prompts.coarsened(answered, random) if random.random() < 0.6 else answered
