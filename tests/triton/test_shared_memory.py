@@ -195,7 +195,7 @@ async def test_after_a_restart_of_triton_tensors_are_shared_again(repository: Pa
         await client.load("mix")
         await mix(client, memory, image)
         for child in psutil.Process().children(recursive=True):
-            if child.name() == "tritonserver" and _listens_at(child, server.url):
+            if _is_tritonserver(child, server.url):
                 child.kill()
         with pytest.raises(UnavailableError):
             await mix(client, memory, image)
@@ -224,8 +224,12 @@ async def test_memory_is_offered_only_to_a_triton_on_this_host(url: str, near: b
     assert is_on_this_host(url) is near
 
 
-def _listens_at(process: psutil.Process, url: str) -> bool:
-    return any(url.removeprefix("unix:").removesuffix(":0") in word for word in process.cmdline())
+def _is_tritonserver(process: psutil.Process, url: str) -> bool:
+    try:
+        listens = any(url.removeprefix("unix:").removesuffix(":0") in word for word in process.cmdline())
+        return listens and process.name() == "tritonserver"
+    except psutil.NoSuchProcess:  # an earlier test's, which is just about to end
+        return False
 
 
 async def _is(client: TritonClient, count: int) -> bool:
