@@ -19,6 +19,7 @@ START_SECONDS = 90
 WAND_VERSION = max(
     int(path.name) for path in (REPOSITORY / "wand").iterdir() if path.name.isdecimal() and path.name[0] != "0"
 )
+FIRST_INFERENCES = 3  # of wand_click at a first click: near it, at the whole image, and at what was found
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from tests.bench.photos import Click, Photo, photos
 from tests.bench.player import Answer
 from tests.bench.samples import Samples
 from tests.bench.servers import Servers
+from tests.running import FIRST_INFERENCES
 
 OBJECTS_PER_PHOTO = 4
 WARM_UP_OBJECTS = 3
 JSON_SHARE = 0.35  # of the time; its clicks take seconds
 LEAST_JSON_CLICKS = 3
-FIRST_INFERENCES = 3  # of wand_click, for an object's first click
 LONGEST = 1.6  # times the time that was given, for the sake of enough samples
 
 

@@ -10,7 +10,7 @@ from tests.bench.annotator import Annotator
 from tests.bench.bare import BareModel
 from tests.bench.json_client import base64_text, running_json_server
 from tests.bench.photos import photos
-from tests.bench.sizes import FIRST_INFERENCES
+from tests.running import FIRST_INFERENCES
 
 
 def test_the_json_server_finds_the_same_object(server):

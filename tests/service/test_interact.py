@@ -7,14 +7,13 @@ import pytest
 from pycocotools import mask as coco
 
 from polywand.v1 import annotation_pb2 as pb
-from tests.running import WAND_VERSION, wait_for
+from tests.running import FIRST_INFERENCES, WAND_VERSION, wait_for
 from tests.streams import NEGATIVE, POSITIVE, InteractStream, prompt, raw_image
 
 FACE = (220, 130, POSITIVE)
 SUIT = (150, 400, POSITIVE)
 SLEEVE = (100, 470, POSITIVE)
 BACKGROUND = (480, 60, NEGATIVE)
-FIRST_LOOKS = 3  # of wand_click at a first click: near it, at the whole image, and at what was found
 
 
 @pytest.fixture
@@ -162,7 +161,7 @@ def test_a_further_click_refines_what_was_there(stream):
     step_by_step = stream.ask(prompt("wand_click", FACE, SLEEVE, object_id="one by one"))
     assert step_by_step.timing.inferences in (1, 2)  # twice where the mask is not where it was looked for
     at_once = stream.ask(prompt("wand_click", FACE, SLEEVE, object_id="at once"))
-    assert at_once.timing.inferences == FIRST_LOOKS
+    assert at_once.timing.inferences == FIRST_INFERENCES
     assert step_by_step.segmentation != at_once.segmentation
 
 
@@ -197,7 +196,7 @@ def test_a_dragged_first_click_is_followed_in_one_pass_and_ends_in_all(stream):
         replies.append(stream.receive())
     assert len(replies) > 1
     assert all(reply.timing.inferences == 1 for reply in replies[:-1])
-    assert replies[-1].timing.inferences == FIRST_LOOKS
+    assert replies[-1].timing.inferences == FIRST_INFERENCES
     shown = stream.ask(prompt("wand_click", (234, 130, POSITIVE)))
     assert shown.segmentation == replies[-1].segmentation
 
@@ -226,7 +225,7 @@ def test_the_same_prompt_again_does_not_make_the_first_one_a_drag(stream):
     replies = [stream.receive()]
     while replies[-1].sequence != last:
         replies.append(stream.receive())
-    assert sum(reply.timing.inferences for reply in replies) == FIRST_LOOKS
+    assert sum(reply.timing.inferences for reply in replies) == FIRST_INFERENCES
 
 
 def test_an_image_covers_every_prompt_that_it_leaves_without_an_answer(stream, coffee):

@@ -28,31 +28,28 @@ class Crops:
         self._height = height
         self._fixed_size = fixed_size
 
-    def looks(self, prompt: Prompt, previous: Estimate | None, threshold: float) -> list[Region]:
-        """Choose all regions in which a prompt's answer is looked for: that of `first`, and others if it starts."""
-        policy, first = self._policy, self.first(prompt, previous, threshold)
-        if not isinstance(policy, ZoomInCrop) or previous is not None or prompt.starting_box() is not None:
-            return [first]
-        others = (self._around_clicks(prompt, look) for look in policy.first_looks[1:])
-        return list(dict.fromkeys([first, *others]))  # for clicks far apart, some are the same
-
     def first(self, prompt: Prompt, previous: Estimate | None, threshold: float) -> Region:
         """Choose the region of a prompt's first pass; previous: the estimate that the prompt extends."""
+        return self.looks(prompt, previous, threshold)[0]
+
+    def looks(self, prompt: Prompt, previous: Estimate | None, threshold: float) -> list[Region]:
+        """Choose all regions in which a prompt's answer is looked for, one or more."""
         policy, box = self._policy, prompt.starting_box()
         if isinstance(policy, WholeCrop):
-            return self.whole()
+            return [self.whole()]
         if isinstance(policy, MarginCrop):
-            return self.whole() if box is None else self._around(box, policy)
+            return [self.whole() if box is None else self._around(box, policy)]
         if isinstance(policy, RoiCrop):
-            return self.whole() if previous is None else self._of_interest(prompt, previous, policy)
+            return [self.whole() if previous is None else self._of_interest(prompt, previous, policy)]
         if previous is not None:
             mask = previous.probabilities
             closer = self.closer(prompt, mask, threshold)
             stays = not previous.is_seed and self._may_stay(mask, closer, prompt, threshold)
-            return mask.region if stays else closer
-        if box is None:
-            return self._around_clicks(prompt, policy.first_looks[0])
-        return self._zoom(box, 1 + 2 * policy.box_margin, SMALLEST_CROP)
+            return [mask.region if stays else closer]
+        if box is not None:
+            return [self._zoom(box, 1 + 2 * policy.box_margin, SMALLEST_CROP)]
+        # For clicks far apart, some are the same.
+        return list(dict.fromkeys(self._around_clicks(prompt, look) for look in policy.first_looks))
 
     def again(
         self, prompt: Prompt, previous: Estimate | None, found: ProbabilityMap, threshold: float
@@ -61,15 +58,13 @@ class Crops:
         policy = self._policy
         if not isinstance(policy, ZoomInCrop):
             return None
-        if previous is not None:
-            if not policy.look_again_below:
-                return None
-            region = self.closer(prompt, found, threshold)
-            return region if region.overlap(found.region) < policy.look_again_below else None
-        if not policy.refine_first or prompt.starting_box() is not None:
+        below = policy.look_again_below
+        if previous is None:  # any other crop than the one that was seen is worth a look
+            below = 1.0 if policy.refine_first and prompt.starting_box() is None else 0.0
+        if not below:
             return None
         region = self.closer(prompt, found, threshold)
-        return None if region == found.region else region
+        return region if region.overlap(found.region) < below else None
 
     def whole(self) -> Region:
         """The whole image."""
@@ -116,7 +111,8 @@ class Crops:
     def _around_clicks(self, prompt: Prompt, look: float) -> Region:
         """The region around the clicks that start an object; look: its sides, relative to the image's longer one."""
         policy, clicks = self._policy, prompt.clicks()
-        if look == 1 or not len(clicks) or not isinstance(policy, ZoomInCrop):
+        assert isinstance(policy, ZoomInCrop)  # the caller has made sure
+        if look == 1 or not len(clicks):
             return self.whole()
         box = Box(*clicks.min(axis=0), *clicks.max(axis=0))
         side = max(look * max(self._width, self._height), SMALLEST_CROP)

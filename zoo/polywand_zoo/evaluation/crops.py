@@ -113,11 +113,11 @@ class ZoomIn:
 
     def again(self, frame: Frame, prompt: Prompt, previous: Belief | None, found: Belief) -> Window | None:
         """See Policy."""
+        below = self.look_again_below
+        if previous is None:
+            below = 1.0 if self.refine_first and prompt.starting_box() is None else 0.0
         window = self._around_mask(frame, prompt, found)
-        if previous is not None:
-            return window if window.iou(found.window) < self.look_again_below else None
-        wanted = self.refine_first and prompt.starting_box() is None and window != found.window
-        return window if wanted else None
+        return window if window.iou(found.window) < below else None
 
     def _around_clicks(self, frame: Frame, prompt: Prompt, look: float) -> Window:
         """The window around the clicks that start an object; look: its sides, of the image's longer one."""
