@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from polywand_server.errors import PolywandError
 from polywand_server.folders import ModelFolder, ModelFolders
-from polywand_server.triton.client import FIRST_RETRY_S, LAST_RETRY_S, IndexEntry, TritonClient
+from polywand_server.triton.client import IndexEntry, TritonClient
+from polywand_server.triton.revivals import FIRST_RETRY_S, LAST_RETRY_S
 
 log = logging.getLogger(__name__)
 

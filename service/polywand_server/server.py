@@ -6,6 +6,7 @@ import logging
 import secrets
 import signal
 import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -48,10 +49,11 @@ class StartError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Where:
-    """Where Triton is, and what the names of the memory that is shared with it begin with."""
+    """Where Triton is, what the names of the memory that is shared with it begin with, and what ends its processes."""
 
     url: str
     memory_prefix: str
+    end_model_process: Callable[[str], object] = lambda _: None  # of a Triton elsewhere: out of reach
 
 
 class Server:
@@ -103,11 +105,11 @@ class Server:
             starting.result()
         except EmbeddedTritonError as error:
             raise StartError(str(error)) from error
-        return _Where(triton.url, triton.region_prefix)
+        return _Where(triton.url, triton.region_prefix, triton.end_model_process)
 
     async def _serve(self, stack: AsyncExitStack, where: _Where) -> None:
         settings = self._settings
-        triton = TritonClient(where.url, settings.triton_tls)
+        triton = TritonClient(where.url, settings.triton_tls, end_process=where.end_model_process)
         stack.push_async_callback(triton.close)
         memory = None
         if settings.shared_memory_bytes and is_on_this_host(where.url):

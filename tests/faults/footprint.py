@@ -1,5 +1,6 @@
 """What a running service takes of the machine, and what is left of it when it has gone."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,16 @@ def children(service: Service) -> list[psutil.Process]:
 def tritonserver(service: Service) -> psutil.Process:
     """The service's own Triton."""
     (found,) = [child for child in children(service) if child.name() == "tritonserver"]
+    return found
+
+
+def model_processes(service: Service, model: str) -> list[psutil.Process]:
+    """Those of a Python model's instances that live: one for each version."""
+    found = []
+    for child in children(service):
+        with suppress(psutil.Error):  # it has just ended
+            if any(argument.rstrip("_0123456789") == model for argument in child.cmdline()):
+                found.append(child)
     return found
 
 

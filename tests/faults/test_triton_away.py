@@ -3,16 +3,17 @@
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 
 from polywand.v1.annotation_pb2_grpc import AnnotationServiceStub
 from tests.faults.clients import Annotator, own_connection, status
 from tests.faults.conftest import MODELS
-from tests.faults.footprint import shared_memory, tritonserver
+from tests.faults.footprint import model_processes, shared_memory, tritonserver
 from tests.faults.models import count, journal_of
 from tests.faults.victim import FIRST_CLICK, SECOND_CLICK
 from tests.running import Service, running_service, wait_for
@@ -40,6 +41,11 @@ def service(request, repository: Path, tmp_path_factory: pytest.TempPathFactory)
     with running_service(log, *options) as running:
         running.wait_ready(*MODELS)
         yield running
+
+
+def went_wrong(annotator: Annotator) -> bool:
+    """Whether the annotator has met an error."""
+    return any(status(reply) != OK for reply in annotator.replies)
 
 
 def went_on(annotator: Annotator) -> bool:
@@ -95,3 +101,29 @@ def test_streams_live_on_without_triton_and_work_again_with_the_next_one(
     assert not harmed.is_running()
     service.wait_ready(*MODELS)
     wait_for(lambda: len(shared_memory(service)) <= len(shared), 10, service)
+
+
+@pytest.mark.parametrize("service", [SHARED], ids=[""], indirect=True)
+def test_a_model_that_stood_still_comes_back_and_triton_goes_on(service, astronaut):
+    """Triton calls a model's process dead that had no share of the processor for two seconds; it may live."""
+    restarts, server = service.metric(RESTARTS), tritonserver(service)
+    with ExitStack() as stack:
+        stub = AnnotationServiceStub(stack.enter_context(own_connection(service)))
+        annotators = [stack.enter_context(Annotator(stub, astronaut, seed=seed)) for seed in range(ANNOTATORS)]
+        wait_for(lambda: all(len(annotator.replies) > 3 for annotator in annotators), 10, service)
+        frozen = model_processes(service, "wand")
+        assert frozen
+        for process in frozen:
+            process.suspend()
+        wait_for(lambda: any(went_wrong(annotator) for annotator in annotators), 10, service)
+        for process in frozen:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+        wait_for(lambda: all(went_on(annotator) for annotator in annotators), 60, service)
+        for annotator in annotators:
+            replies = annotator.stop()
+            assert set(map(status, replies)) <= {OK, UNAVAILABLE, DEADLINE_EXCEEDED}
+            assert all(reply.segmentation.shape.polygons for reply in replies if status(reply) == OK)
+    assert service.metric(RESTARTS) == restarts
+    assert server.is_running()
+    assert not set(frozen) & set(model_processes(service, "wand"))

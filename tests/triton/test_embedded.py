@@ -1,6 +1,7 @@
 """The embedded server's life: it comes back when it dies or hangs, and leaves nothing behind."""
 
 import asyncio
+import contextlib
 import dataclasses
 import fcntl
 import importlib.util
@@ -19,6 +20,7 @@ from polywand_server.errors import UnavailableError
 from polywand_server.triton import embedded, launch
 from polywand_server.triton.client import TritonClient
 from polywand_server.triton.embedded import EmbeddedTriton, EmbeddedTritonError, State
+from polywand_server.triton.failures import ModelDiedError
 from polywand_server.triton.wheel import find_wheel
 
 SERVICE = """
@@ -133,6 +135,37 @@ async def test_a_server_that_hangs_is_replaced(own: EmbeddedTriton) -> None:
     await until(lambda: own.restarts == 1)
     client = TritonClient(own.url)
     assert await answers(client)
+    await client.close()
+
+
+async def test_a_model_process_that_was_only_slow_gives_no_request_the_answer_of_another(own: EmbeddedTriton) -> None:
+    """Triton calls it dead after two seconds without a sign of life, and forgets what it still computes."""
+    client = TritonClient(own.url, end_process=own.end_model_process)
+    assert await answers(client)
+
+    async def echo(number: int) -> int:
+        x = np.full((1, 1, 3), number, np.float32)
+        return int((await client.infer("puppet", 0, {"X": x}, ["Y"], timeout_s=20.0))["Y"].flat[0])
+
+    slow = processes(own.url)["stub"]
+    computed = asyncio.create_task(echo(3000))
+    waiting = [asyncio.create_task(echo(number)) for number in (20, 21)]
+    await asyncio.sleep(0.2)
+    os.kill(slow, signal.SIGSTOP)
+    with pytest.raises(ModelDiedError):
+        await computed
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(slow, signal.SIGCONT)
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    await until(lambda: not client.is_reviving("puppet"))
+    revived = processes(own.url)["stub"]
+    for asked, outcome in zip((20, 21), outcomes, strict=True):
+        assert outcome == asked or isinstance(outcome, UnavailableError)
+    assert [await echo(number) for number in range(30, 40)] == list(range(30, 40))
+    assert own.restarts == 0
+    assert (
+        processes(own.url)["stub"] == revived != slow
+    )  # those who waited behind it did not bring the model down again
     await client.close()
 
 

@@ -1,8 +1,8 @@
 """Asynchronous calls to one Triton server: its repository index, model configurations, loading, inference."""
 
 import asyncio
-import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ import grpc.aio
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from polywand_server.config import TritonTls
-from polywand_server.errors import DeadlineError, PolywandError
+from polywand_server.errors import DeadlineError
 from polywand_server.triton.failures import ModelDiedError, as_polywand_error
+from polywand_server.triton.revivals import Revivals
 from polywand_server.triton.tensors import NOWHERE, Array, Placed, decode_response, encode_request
 
 CONTROL_TIMEOUT_S = 5.0  # index, configuration
 LOAD_TIMEOUT_S = 300.0  # a large network is read, compiled and warmed up
-FIRST_RETRY_S, LAST_RETRY_S = 2.0, 60.0  # pauses between loads that fail; each is twice the one before
 STUCK_S = 0.5  # beyond a call's timeout, after which it is not waited for any more
 
 _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
@@ -33,8 +33,6 @@ _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_time_ms", 330_000),
     ("grpc.keepalive_timeout_ms", 5_000),
 ]
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +77,25 @@ class TritonClient:
     """One channel to one Triton; make it inside the event loop that uses it, and close it.
 
     url: what gRPC dials ("host:8001", "unix:/path").
+    end_process: ends the process of a Python model that Triton calls dead, by its name, if it is within reach.
     Methods raise UnavailableError, DeadlineError or ModelFailedError (see `failures`), and nothing of gRPC's.
     Cancelling the task that awaits one cancels the call, and Triton drops the request if its model has not begun.
     """
 
-    def __init__(self, url: str, tls: TritonTls | None = None) -> None:
+    def __init__(
+        self, url: str, tls: TritonTls | None = None, *, end_process: Callable[[str], object] = lambda _: None
+    ) -> None:
         self.url = url
         if tls is None:
             self._channel = grpc.aio.insecure_channel(url, options=_CHANNEL_OPTIONS)
         else:
             self._channel = grpc.aio.secure_channel(url, _credentials(tls), options=_CHANNEL_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._revivals: dict[str, asyncio.Task[None]] = {}
+        self._revivals = Revivals(self, end_process)
 
     async def close(self) -> None:
         """Cancel what is under way and close the channel."""
-        for task in self._revivals.values():
-            task.cancel()
-        await asyncio.gather(*self._revivals.values(), return_exceptions=True)
+        await self._revivals.close()
         await self._channel.close(None)
 
     async def server_live(self, timeout_s: float) -> bool:
@@ -162,10 +161,11 @@ class TritonClient:
         request = encode_request(
             model, version, inputs, outputs, placed=placed, request_id=request_id, priority=priority
         )
+        asked_at = time.monotonic()
         try:
             response = await self._call(self._stub.ModelInfer, request, timeout_s, _called(model, version))
         except ModelDiedError as error:
-            self._revive(error.part or model)
+            self._revivals.begin(error.part or model, error.process, asked_at)
             raise
         return decode_response(response, outputs, placed)
 
@@ -197,48 +197,7 @@ class TritonClient:
 
     def is_reviving(self, model: str) -> bool:
         """Whether a model whose process died is being loaded again."""
-        return model in self._revivals
-
-    def _revive(self, model: str) -> None:
-        """Load a model whose process died; Triton itself calls it READY and fails every request, a second each."""
-        if model in self._revivals:
-            return
-        task = asyncio.create_task(self._reload(model), name=f"revive {model}")
-        task.add_done_callback(lambda _: self._revivals.pop(model, None))
-        self._revivals[model] = task
-
-    async def _reload(self, model: str) -> None:
-        """Try until the model is back, whoever brought it, or its folder has gone."""
-        _log.error("the process of model '%s' died: loading it again", model)
-        pause, is_unloaded = FIRST_RETRY_S, False
-        while True:
-            try:
-                if not is_unloaded:
-                    await self.unload(model)  # loading alone does nothing while the files are the same
-                    is_unloaded = True
-                await self.load(model)
-            except PolywandError as error:
-                _log.error("could not load model '%s' again, next try in %g s: %s", model, pause, error)
-            else:
-                _log.warning("model '%s' is back", model)
-                return
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LAST_RETRY_S)
-            # Until then, Triton calls the dead model READY.
-            if is_unloaded and await self._is_settled(model):
-                return
-
-    async def _is_settled(self, model: str) -> bool:
-        """Whether a model that could not be loaded again has been loaded by somebody else, or has no folder now."""
-        try:
-            entries = [entry for entry in await self.repository_index() if entry.name == model]
-        except PolywandError:
-            return False
-        if not entries:
-            _log.warning("model '%s' is not in Triton's repository any more: not loading it again", model)
-            return True
-        failed = [entry for entry in entries if entry.state == "UNAVAILABLE" and entry.reason != "unloaded"]
-        return not failed and any(entry.state == "READY" for entry in entries)
+        return self._revivals.is_under_way(model)
 
 
 def _called(model: str, version: int = 0) -> str:
