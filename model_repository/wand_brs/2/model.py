@@ -14,6 +14,8 @@ depends on the network stands in `config.pbtxt`:
     reg_weight               keeps scales near 1 and shifts near 0
     reg_bias_weight          how many times as strongly that holds for the shifts
     flip                     "true": refine the mirrored image along with it, and answer with the mean of both logits
+    enforce_clicks           "true": where the optimisation could not reach a click, bend the outline around it; by
+                             default, "false", as the authors do
 
 A network that reads PREV_MASK gets it.
 
@@ -42,6 +44,8 @@ INPUTS = ("IMAGE", "POINTS", "STATE", "PREV_MASK")  # the last one where the net
 CLICK_RADIUS = 1  # pixels around a click that have to agree with it
 PIXELS_STEP = 64  # PIXELS is padded to a multiple, so that a runtime sees few different shapes
 EPSILON = 1e-5  # of the authors' loss
+# Of clicks that are enforced: as in the graph of `wand`, where the same is done (zoo/polywand_zoo/wand/obedience.py).
+MARGIN, SPREAD, TOP, ROUNDS = 0.5, 2.0, 1, 6
 
 Array = NDArray[Any]
 
@@ -88,6 +92,7 @@ class Settings:
     reg_weight: float
     reg_bias_weight: float
     flip: bool
+    enforce_clicks: bool = False
 
     @classmethod
     def read(cls, parameters: Mapping[str, str]) -> "Settings":
@@ -99,6 +104,8 @@ class Settings:
         values: dict[str, Any] = {}
         for name, kind in cls.__annotations__.items():
             if name not in parameters:
+                if hasattr(cls, name):
+                    continue
                 raise ValueError(f"parameter {name} is missing")
             try:
                 values[name] = READERS.get(kind, kind)(parameters[name])
@@ -170,8 +177,10 @@ class TritonPythonModel:
             )
         else:
             evaluation(state)
-        logits = enlarged(evaluation.best_logits, (image.shape[0], image.shape[1]))
-        return together(logits)[None], state.astype(np.float32)
+        logits = together(enlarged(evaluation.best_logits, (image.shape[0], image.shape[1])))
+        if settings.enforce_clicks:
+            logits = enforced(logits, points)
+        return logits[None], state.astype(np.float32)
 
 
 class Parts:
@@ -343,6 +352,37 @@ def together(logits: Array) -> Array:
     """Make one map [H, W] of an image's logits, or of its and its mirror image's, [2, H, W]: their mean."""
     straight: Array = logits[0]
     return straight if len(logits) == 1 else (straight + logits[1, :, ::-1]) / 2
+
+
+def enforced(logits: Array, points: Array) -> Array:
+    """Bend logits [H, W] around the clicks of points [N, 3] that they overlook, by bumps of a few pixels.
+
+    For a threshold at probability 0.5. Opposite clicks within two pixels of each other cannot both be obeyed.
+    """
+    height, width = logits.shape
+    places = np.rint(points[:, :2]).astype(np.int64)
+    is_click = np.isin(points[:, 2], (NEGATIVE, POSITIVE)) & ((places >= 0) & (places < (width, height))).all(1)
+    (columns, rows), side = places[is_click].T, np.where(points[is_click, 2] == POSITIVE, 1, -1).astype(np.float32)
+    reach = np.arange(-TOP, TOP + 1)
+    near_rows = np.clip(rows[:, None, None] + reach[:, None], 0, height - 1)
+    near_columns = np.clip(columns[:, None, None] + reach, 0, width - 1)
+    lacking = MARGIN - (side[:, None, None] * logits[near_rows, near_columns]).min((1, 2), initial=math.inf)
+    if not (lacking > 0).any():
+        return logits
+    between = bump(columns - columns[:, None]) * bump(rows - rows[:, None])
+    heights = np.zeros_like(side)
+    for _ in range(ROUNDS):
+        heights += side * np.maximum(lacking - side * (between @ heights), 0)
+    down, across = bump(np.arange(height) - rows[:, None]), bump(np.arange(width) - columns[:, None])
+    bent: Array = logits + (down * heights[:, None]).T @ across
+    return bent
+
+
+def bump(distances: Array) -> Array:
+    """Return a bump's height, with a flat top, at distances in pixels along one axis."""
+    beyond = np.maximum(np.abs(distances) - TOP, 0).astype(np.float32)
+    height: Array = np.exp(beyond**2 * np.float32(-0.5 / SPREAD**2))
+    return height
 
 
 def respond(request: Any, outputs: Mapping[str, Array] | None = None, error: Any = None) -> None:
