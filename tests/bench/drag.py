@@ -18,8 +18,7 @@ PROMPTS_PER_SECOND = 60
 TURNS_PER_SECOND = 0.5
 RADIUS = 0.05  # of the photo's sides
 BARE_INFERENCES = 40  # before and after every drag
-SLACK_MS = 20  # beyond two answers' inferences
-INFERENCES = {"second": 1, "first": 2}  # of one answer, by the click that is dragged
+SLACK_MS = 20  # beyond two inferences
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +53,8 @@ class DragResult:
 
     @property
     def limit_ms(self) -> float:
-        """Two inferences of the bare model and some slack."""
+        """Two inferences of the bare model and some slack: an answer that the next prompt hurries is one inference."""
         return 2 * self.bare.median + SLACK_MS
-
-    @property
-    def answers_limit_ms(self) -> float:
-        """The inferences of two answers and the slack: the same as the above where one answer is one inference."""
-        return 2 * INFERENCES[self.click] * self.bare.median + SLACK_MS
 
     def share_above(self, limit_ms: float) -> float:
         """The part of the time in which the answer on the screen was older than that."""

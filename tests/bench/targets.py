@@ -74,9 +74,6 @@ def _drag(results: Results) -> Iterator[Target]:
     for drag in results.drags:
         where = f"{drag.megapixels:g} MP, {drag.click} click dragged, oldest on screen"
         yield Target(f"{where}, 2 inferences + 20 ms", max(drag.oldest), drag.limit_ms, "ms")
-        if drag.answers_limit_ms != drag.limit_ms:
-            yield Target(f"{where}, 4 inferences (two answers) + 20 ms", max(drag.oldest),
-                         drag.answers_limit_ms, "ms")  # fmt: skip
 
 
 def _flood(results: Results) -> Iterator[Target]:
