@@ -6,7 +6,6 @@ import logging
 import secrets
 import signal
 import socket
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from polywand_server.rpc.servicer import AnnotationServicer
 from polywand_server.session import Workplace
 from polywand_server.triton.client import TritonClient
 from polywand_server.triton.embedded import EmbeddedTriton, EmbeddedTritonError
+from polywand_server.triton.revivals import EndProcesses, leave_alone
 from polywand_server.triton.shared_memory import SharedMemory, is_on_this_host
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class _Where:
 
     url: str
     memory_prefix: str
-    end_model_process: Callable[[str], object] = lambda _: None  # of a Triton elsewhere: out of reach
+    end_model_processes: EndProcesses = leave_alone
 
 
 class Server:
@@ -105,11 +105,11 @@ class Server:
             starting.result()
         except EmbeddedTritonError as error:
             raise StartError(str(error)) from error
-        return _Where(triton.url, triton.region_prefix, triton.end_model_process)
+        return _Where(triton.url, triton.region_prefix, triton.end_model_processes)
 
     async def _serve(self, stack: AsyncExitStack, where: _Where) -> None:
         settings = self._settings
-        triton = TritonClient(where.url, settings.triton_tls, end_process=where.end_model_process)
+        triton = TritonClient(where.url, settings.triton_tls, end_processes=where.end_model_processes)
         stack.push_async_callback(triton.close)
         memory = None
         if settings.shared_memory_bytes and is_on_this_host(where.url):

@@ -48,8 +48,11 @@ class DragResult:
 
     @property
     def oldest(self) -> Samples:
-        """Of the answers when the next one took their place: as old as the screen ever was."""
-        return Samples(answer.age_when_replaced_ms for drag in self.shown for answer in drag)
+        """Of the answers when the next one took their place: as old as the screen ever was.
+
+        Not of those that a drag's last answer replaced: no prompt hurries that one, and the hand is still.
+        """
+        return Samples(answer.age_when_replaced_ms for drag in self.shown for answer in drag[:-1])
 
     @property
     def limit_ms(self) -> float:

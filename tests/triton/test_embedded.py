@@ -138,9 +138,11 @@ async def test_a_server_that_hangs_is_replaced(own: EmbeddedTriton) -> None:
     await client.close()
 
 
-async def test_a_model_process_that_was_only_slow_gives_no_request_the_answer_of_another(own: EmbeddedTriton) -> None:
-    """Triton calls it dead after two seconds without a sign of life, and forgets what it still computes."""
-    client = TritonClient(own.url, end_process=own.end_model_process)
+async def test_a_model_process_that_was_only_slow_gives_no_request_the_answer_of_another(
+    own: EmbeddedTriton, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Triton calls it dead after a second or two without a sign of life, and forgets what it still computes."""
+    client = TritonClient(own.url, end_processes=own.end_model_processes)
     assert await answers(client)
 
     async def echo(number: int) -> int:
@@ -158,14 +160,31 @@ async def test_a_model_process_that_was_only_slow_gives_no_request_the_answer_of
         os.kill(slow, signal.SIGCONT)
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     await until(lambda: not client.is_reviving("puppet"))
-    revived = processes(own.url)["stub"]
     for asked, outcome in zip((20, 21), outcomes, strict=True):
         assert outcome == asked or isinstance(outcome, UnavailableError)
     assert [await echo(number) for number in range(30, 40)] == list(range(30, 40))
     assert own.restarts == 0
-    assert (
-        processes(own.url)["stub"] == revived != slow
-    )  # those who waited behind it did not bring the model down again
+    assert processes(own.url)["stub"] != slow
+    assert caplog.text.count("loading it again") == 1  # those who waited behind it did not bring the model down again
+    await client.close()
+
+
+async def test_only_the_processes_of_the_model_and_of_this_server_are_ended(
+    own: EmbeddedTriton, repository: Path
+) -> None:
+    client = TritonClient(own.url)
+    await client.load("queue")
+    neighbour = processes(own.url)["stub"]
+    async with EmbeddedTriton(repository) as other:
+        elsewhere = TritonClient(other.url)
+        assert await answers(elsewhere)
+        assert await answers(client)
+        own.end_model_processes("puppet", None)
+        with pytest.raises(ModelDiedError):
+            await client.infer("puppet", 0, {"X": np.zeros((1, 1, 3), np.float32)}, ["Y"], timeout_s=5.0)
+        assert await answers(elsewhere)
+        assert processes(own.url)["stub"] == neighbour
+        await elsewhere.close()
     await client.close()
 
 

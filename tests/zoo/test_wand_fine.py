@@ -1,5 +1,9 @@
 """The second generation of the wand: the maps it draws in every runtime, and how it grows out of the first."""
 
+import importlib
+import sys
+import types
+from collections.abc import Callable
 from typing import TypeVar
 
 import cv2
@@ -232,3 +236,22 @@ def test_the_exported_graph_obeys(fine: FineNetwork) -> None:
     feeds = dict(zip(INPUTS, request.arrays(), strict=True)) | {"POINTS": np.repeat(as_rows(clicks), 2, 0)}
     obeyed, _, _, plain = session.run(None, feeds)
     assert min(sides(plain, clicks)) < 0 < min(sides(obeyed, clicks))
+
+
+@pytest.fixture
+def enforced(monkeypatch: pytest.MonkeyPatch) -> Callable[[NDArray[np.float32], Points], NDArray[np.float32]]:
+    """What f-BRS bends clicks with; its module imports what only Triton's stub process has."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", types.ModuleType("triton_python_backend_utils"))
+    monkeypatch.delitem(sys.modules, "polywand_zoo.refinement.triton_model", raising=False)
+    return importlib.import_module("polywand_zoo.refinement.triton_model").enforced
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_f_brs_bends_its_answer_as_the_graph_does(enforced, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    points = random_request(seed).points[:1]
+    points[0, :20, :2] = random.uniform(100, 160, (20, 2))  # some in each other's way
+    logits = landscape(seed)
+    expected = Obedience(INPUT_SIZE)(torch.from_numpy(logits), torch.from_numpy(points)).numpy()
+    assert np.abs(expected - logits).max() > 1
+    np.testing.assert_allclose(enforced(logits[0, 0], points[0]), expected[0, 0], atol=1e-3)

@@ -40,8 +40,13 @@ class TritonPythonModel:
         cv2.setNumThreads(1)
 
     def execute(self, requests):
-        """Answer each request by itself: their crops differ in size."""
-        return [answer(request) for request in requests]
+        """Answer each request by itself, as their crops differ in size, and through its own sender.
+
+        Should Triton give up on this process while it computes, no other request can get the answer.
+        """
+        for request in requests:
+            sender = request.get_response_sender()
+            sender.send(answer(request), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 @dataclass(frozen=True)

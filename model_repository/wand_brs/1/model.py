@@ -14,8 +14,8 @@ depends on the network stands in `config.pbtxt`:
     reg_weight               keeps scales near 1 and shifts near 0
     reg_bias_weight          how many times as strongly that holds for the shifts
     flip                     "true": refine the mirrored image along with it, and answer with the mean of both logits
-    enforce_clicks           "true": where the optimisation could not reach a click, bend the outline around it; by
-                             default, "false", as the authors do
+    enforce_clicks           "true": bend the outline around clicks that the optimisation did not bring, or hardly, to
+                             their side of it (prob_threshold has to be 0.5); by default, "false", as the authors do
 
 A network that reads PREV_MASK gets it.
 
@@ -41,11 +41,13 @@ from scipy.optimize import fmin_l_bfgs_b
 
 NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT, PADDING = 0, 1, 2, 3, -1  # labels of points
 INPUTS = ("IMAGE", "POINTS", "STATE", "PREV_MASK")  # the last one where the network reads it
+HALF = 0.5
 CLICK_RADIUS = 1  # pixels around a click that have to agree with it
 PIXELS_STEP = 64  # PIXELS is padded to a multiple, so that a runtime sees few different shapes
 EPSILON = 1e-5  # of the authors' loss
 # Of clicks that are enforced: as in the graph of `wand`, where the same is done (zoo/polywand_zoo/wand/obedience.py).
 MARGIN, SPREAD, TOP, ROUNDS = 0.5, 2.0, 1, 6
+REACH = 11  # pixels from a click; beyond, a bump is less than a hundred-thousandth of its height
 
 Array = NDArray[Any]
 
@@ -111,7 +113,10 @@ class Settings:
                 values[name] = READERS.get(kind, kind)(parameters[name])
             except ValueError as error:
                 raise ValueError(f"parameter {name} is wrong: {error}") from error
-        return cls(**values)
+        settings = cls(**values)
+        if settings.enforce_clicks and settings.prob_threshold != HALF:
+            raise ValueError(f"parameter enforce_clicks wants a prob_threshold of {HALF}")
+        return settings
 
 
 class TritonPythonModel:
@@ -355,9 +360,9 @@ def together(logits: Array) -> Array:
 
 
 def enforced(logits: Array, points: Array) -> Array:
-    """Bend logits [H, W] around the clicks of points [N, 3] that they overlook, by bumps of a few pixels.
+    """Bend logits [H, W] by bumps around those clicks of points [N, 3] that they agree with by less than MARGIN.
 
-    For a threshold at probability 0.5. Opposite clicks within two pixels of each other cannot both be obeyed.
+    For a threshold at 0. Opposite clicks within two pixels of each other cannot both be obeyed.
     """
     height, width = logits.shape
     places = np.rint(points[:, :2]).astype(np.int64)
@@ -373,8 +378,13 @@ def enforced(logits: Array, points: Array) -> Array:
     heights = np.zeros_like(side)
     for _ in range(ROUNDS):
         heights += side * np.maximum(lacking - side * (between @ heights), 0)
-    down, across = bump(np.arange(height) - rows[:, None]), bump(np.arange(width) - columns[:, None])
-    bent: Array = logits + (down * heights[:, None]).T @ across
+    bent = logits.copy()
+    for row, column, top in zip(rows, columns, heights, strict=True):
+        below = np.arange(max(row - REACH, 0), min(row + REACH + 1, height))
+        across = np.arange(max(column - REACH, 0), min(column + REACH + 1, width))
+        bent[below[0] : below[-1] + 1, across[0] : across[-1] + 1] += top * np.outer(
+            bump(below - row), bump(across - column)
+        )
     return bent
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from polywand_server.config import TritonTls
 from polywand_server.errors import DeadlineError
 from polywand_server.triton.failures import ModelDiedError, as_polywand_error
-from polywand_server.triton.revivals import Revivals
+from polywand_server.triton.revivals import EndProcesses, Revivals, leave_alone
 from polywand_server.triton.tensors import NOWHERE, Array, Placed, decode_response, encode_request
 
 CONTROL_TIMEOUT_S = 5.0  # index, configuration
@@ -77,21 +77,20 @@ class TritonClient:
     """One channel to one Triton; make it inside the event loop that uses it, and close it.
 
     url: what gRPC dials ("host:8001", "unix:/path").
-    end_process: ends the process of a Python model that Triton calls dead, by its name, if it is within reach.
+    end_processes: ends those of a Python model of which Triton calls one dead, by the names of both; the latter may be
+        unknown. Nothing by default: a Triton elsewhere is out of reach.
     Methods raise UnavailableError, DeadlineError or ModelFailedError (see `failures`), and nothing of gRPC's.
     Cancelling the task that awaits one cancels the call, and Triton drops the request if its model has not begun.
     """
 
-    def __init__(
-        self, url: str, tls: TritonTls | None = None, *, end_process: Callable[[str], object] = lambda _: None
-    ) -> None:
+    def __init__(self, url: str, tls: TritonTls | None = None, *, end_processes: EndProcesses = leave_alone) -> None:
         self.url = url
         if tls is None:
             self._channel = grpc.aio.insecure_channel(url, options=_CHANNEL_OPTIONS)
         else:
             self._channel = grpc.aio.secure_channel(url, _credentials(tls), options=_CHANNEL_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._revivals = Revivals(self, end_process)
+        self._revivals = Revivals(self, end_processes)
 
     async def close(self) -> None:
         """Cancel what is under way and close the channel."""

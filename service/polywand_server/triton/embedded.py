@@ -12,7 +12,7 @@ from typing import Self
 from polywand_server.triton.client import TritonClient
 from polywand_server.triton.launch import region_prefix, scratch_name
 from polywand_server.triton.process import TritonProcess
-from polywand_server.triton.stubs import kill_stub
+from polywand_server.triton.stubs import kill_stubs
 from polywand_server.triton.wheel import EmbeddedTritonError, find_wheel, socket_url
 
 __all__ = ["EmbeddedTriton", "EmbeddedTritonError", "State"]
@@ -124,11 +124,11 @@ class EmbeddedTriton:
         self._state = State.STOPPED
         _log.info("tritonserver has stopped")
 
-    def end_model_process(self, name: str) -> None:
-        """Kill the process of a Python model's instance ("m_0_0"), and those of its other versions, if they live."""
-        killed = kill_stub(name, self.region_prefix)
+    def end_model_processes(self, model: str, process: str | None) -> None:
+        """Kill those of a Python model's processes that live; process: the name of one, where it is known."""
+        killed = kill_stubs(model, process, self.region_prefix)
         if killed:
-            _log.warning("Triton calls %s dead: killed %d of its processes that lived still", name, killed)
+            _log.warning("Triton calls a process of model '%s' dead: killed what lived of all, %d", model, killed)
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -9,8 +9,8 @@ Seen with Triton 2.51:
 | model unloaded, or failed to load            | NOT_FOUND        | "unknown model: 'm' has no available versions" |
 | wrong name, type, shape, batch of an input   | INVALID_ARGUMENT | says which, and what was expected              |
 | exception in a Python model                  | INTERNAL         | the exception, then "At:" and a trace          |
-| process of a Python model gone, or without   | INTERNAL         | "Stub process 'm_0_0' is not healthy."         |
-| the processor for 2 s                        |                  |                                                |
+| process of a Python model gone, or without   | INTERNAL         | "Stub process 'm_0_0' is not healthy.",        |
+| the processor for one to two seconds         |                  | "Failed to obtain the health mutex."           |
 | that of a model that another one calls       | INTERNAL         | the same; our models put "part 'm': " in front |
 | a model that another one calls, not loaded   | INTERNAL         | "part 'm': ... Model 'm' is not ready."        |
 | model cannot be loaded                       | INVALID_ARGUMENT | "load failed for model 'm': ..."               |
@@ -40,7 +40,10 @@ _UNAVAILABLE = {
     grpc.StatusCode.UNIMPLEMENTED: _REFUSED,
 }
 _TRACE = "\n\nAt:\n"
-_STUB_DIED = re.compile(r"^(?:part '(?P<part>[^']+)': )?Stub process '(?P<process>.+)' is not healthy")
+_STUB_DIED = re.compile(
+    r"^(?:part '(?P<part>[^']+)': )?"
+    r"(?:Stub process (?:'(?P<process>.+)' )?is not healthy|Failed to obtain the health mutex)"
+)
 _PART_AWAY = re.compile(r"^part '.+': .* is not ready")
 _NO_REGION = re.compile(r"Unable to (find|open) shared memory region")
 
@@ -52,10 +55,11 @@ class RegionError(UnavailableError):
 class ModelDiedError(UnavailableError):
     """The process of a Python model is gone; Triton fails every request to it until it is loaded again.
 
-    process: its name in Triton. part: the model, if it is not the one that was asked but one that this calls.
+    process: its name in Triton, where this told it.
+    part: the model, if it is not the one that was asked but one that this calls.
     """
 
-    def __init__(self, message: str, process: str, part: str | None) -> None:
+    def __init__(self, message: str, process: str | None, part: str | None) -> None:
         super().__init__(message)
         self.process = process
         self.part = part

@@ -10,7 +10,13 @@ from polywand_server.errors import PolywandError
 
 FIRST_RETRY_S, LAST_RETRY_S = 2.0, 60.0  # pauses between loads that fail; each is twice the one before
 
+EndProcesses = Callable[[str, str | None], object]
+
 _log = logging.getLogger(__name__)
+
+
+def leave_alone(model: str, process: str | None) -> None:
+    """End no process: those of a Triton elsewhere are out of reach."""
 
 
 class Entry(Protocol):
@@ -39,28 +45,30 @@ class Repository(Protocol):
 class Revivals:
     """Loads models again whose process died; Triton itself calls them READY and fails every request, a second each.
 
-    A process that Triton calls dead may be alive, and only have had no share of the processor for two seconds. When it
-    goes on, Triton 2.51 takes its late answer for that to the request after it, or is ended by SIGSEGV. So it is ended.
+    A process that Triton calls dead may be alive, and only have had no share of the processor for a second or two. When
+    it goes on, Triton 2.51 is ended by SIGSEGV or takes its late answer for that to the next request. So it is ended at
+    once. That needs somebody to hear of it: when the only request has been cancelled meanwhile, Triton ends, and is
+    restarted.
 
-    end_process: does that, by the process's name; called at once.
+    end_processes: of a model, with the name of one of them where it is known; called at once.
     """
 
-    def __init__(self, repository: Repository, end_process: Callable[[str], object]) -> None:
+    def __init__(self, repository: Repository, end_processes: EndProcesses) -> None:
         self._repository = repository
-        self._end_process = end_process
+        self._end_processes = end_processes
         self._under_way: dict[str, asyncio.Task[None]] = {}
-        self._back_since: dict[str, float] = {}
+        self._taken_out_at: dict[str, float] = {}
 
     def is_under_way(self, model: str) -> bool:
         """Whether the model is being loaded again."""
         return model in self._under_way
 
-    def begin(self, model: str, process: str, asked_at: float) -> None:
+    def begin(self, model: str, process: str | None, asked_at: float) -> None:
         """A request that was sent at `asked_at` (`time.monotonic`) found the process of this model dead."""
         # Those that waited behind it hear of the death a second later each: by then the model may be back.
-        if model in self._under_way or asked_at < self._back_since.get(model, 0):
+        if model in self._under_way or asked_at < self._taken_out_at.get(model, 0):
             return
-        self._end_process(process)
+        self._end_processes(model, process)
         task = asyncio.create_task(self._revive(model), name=f"revive {model}")
         task.add_done_callback(lambda _: self._under_way.pop(model, None))
         self._under_way[model] = task
@@ -80,11 +88,11 @@ class Revivals:
                 if not is_unloaded:
                     await self._repository.unload(model)  # loading alone does nothing while the files are the same
                     is_unloaded = True
+                    self._taken_out_at[model] = time.monotonic()  # what is sent from now on cannot meet the dead one
                 await self._repository.load(model)
             except PolywandError as error:
                 _log.error("could not load model '%s' again, next try in %g s: %s", model, pause, error)
             else:
-                self._back_since[model] = time.monotonic()
                 _log.warning("model '%s' is back", model)
                 return
             await asyncio.sleep(pause)
