@@ -16,9 +16,10 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parent.parent / "model_repository"
 PORTS = re.compile(r"gRPC on (\S+):(\d+), HTTP on (\S+):(\d+), Triton at (\S+)")
 START_SECONDS = 90
-WAND_VERSION = max(
-    int(path.name) for path in (REPOSITORY / "wand").iterdir() if path.name.isdecimal() and path.name[0] != "0"
+WAND_VERSIONS = tuple(
+    sorted(int(path.name) for path in (REPOSITORY / "wand").iterdir() if path.name.isdecimal() and path.name[0] != "0")
 )
+WAND_VERSION = WAND_VERSIONS[-1]
 FIRST_INFERENCES = 3  # of wand_click at a first click: near it, at the whole image, and at what was found
 
 

@@ -11,7 +11,7 @@ from google.rpc import code_pb2, error_details_pb2
 from grpc_status import rpc_status
 
 from polywand.v1 import annotation_pb2 as pb
-from tests.running import wait_for
+from tests.running import WAND_VERSIONS, wait_for
 from tests.streams import EXTREME, NEGATIVE, POSITIVE, InteractStream, prompt, raw_image
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -160,7 +160,12 @@ BAD_PROMPTS = {
     ),
     "unknown model": (prompt("no_such_model", POINT), code_pb2.NOT_FOUND, "prompt.model", "wand_click"),
     "no model": (prompt("", POINT), code_pb2.INVALID_ARGUMENT, "prompt.model", "needed"),
-    "unknown version": (prompt("wand_click", POINT, version=99), code_pb2.NOT_FOUND, "prompt.version", "it has 1, 2"),
+    "unknown version": (
+        prompt("wand_click", POINT, version=99),
+        code_pb2.NOT_FOUND,
+        "prompt.version",
+        f"it has {', '.join(map(str, WAND_VERSIONS))}",
+    ),
     "negative version": (prompt("wand_click", POINT, version=-1), code_pb2.INVALID_ARGUMENT, "prompt.version", "0"),
     "a detector": (prompt("nanodet", POINT), code_pb2.FAILED_PRECONDITION, "prompt.model", "Detect"),
     "threshold 0": (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from polywand.v1 import annotation_pb2 as pb
-from tests.running import WAND_VERSION
+from tests.running import WAND_VERSION, WAND_VERSIONS
 from tests.service.test_bad_input import violation
 from tests.service.test_interact import decoded
 from tests.streams import EXTREME, NEGATIVE, POSITIVE, InteractStream, prompt, raw_image
@@ -100,7 +100,7 @@ def test_wand_brs_answers_as_wand_click_does_where_all_clicks_are_agreed_with(st
     assert (refined & plain).sum() / (refined | plain).sum() > 0.99
 
 
-@pytest.mark.parametrize("version", range(1, WAND_VERSION + 1))
+@pytest.mark.parametrize("version", WAND_VERSIONS)
 def test_wand_brs_refines_its_answer_until_it_agrees_and_an_undo_finds_the_answer_before(stream, version):
     def refined(*points) -> np.ndarray:
         return mask_of(stream.ask(prompt("wand_brs", *points, include_mask=True, version=version)))
@@ -115,7 +115,7 @@ def test_wand_brs_refines_its_answer_until_it_agrees_and_an_undo_finds_the_answe
     np.testing.assert_array_equal(refined(CHEST), first)
 
 
-@pytest.mark.parametrize("version", range(1, WAND_VERSION + 1))
+@pytest.mark.parametrize("version", WAND_VERSIONS)
 @pytest.mark.parametrize("seed", range(3))
 def test_wand_brs_obeys_clicks_that_no_refinement_reaches(stream, seed, version):
     random = np.random.default_rng(seed)

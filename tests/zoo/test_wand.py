@@ -35,9 +35,9 @@ from polywand_zoo.wand.folding import fold_batch_norms
 from polywand_zoo.wand.network import DISK_RADIUS, INPUT_SIZE, WandNetwork
 from polywand_zoo.wand.prompts import MAP_NAMES, PromptMaps
 from polywand_zoo.wand.weights import load, mean
+from tests.running import WAND_VERSION, WAND_VERSIONS
 
 MODEL_FOLDER = Path(__file__).parents[2] / "model_repository" / "wand"
-VERSIONS = (1, 2)
 CHECKPOINT = os.environ.get("POLYWAND_WAND_CHECKPOINT")
 
 needs_checkpoint = pytest.mark.skipif(
@@ -65,7 +65,7 @@ def model_file(version: int) -> Path:
     return MODEL_FOLDER / str(version) / "model.onnx"
 
 
-@pytest.fixture(scope="module", params=VERSIONS)
+@pytest.fixture(scope="module", params=WAND_VERSIONS)
 def wand(request: pytest.FixtureRequest) -> ort.InferenceSession:
     return ort.InferenceSession(str(model_file(request.param)), providers=["CPUExecutionProvider"])
 
@@ -127,7 +127,7 @@ def test_the_config_says_what_the_service_must_know(config: Any) -> None:
     }
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", WAND_VERSIONS)
 def test_the_model_stores_its_weights_in_half_precision_and_knows_no_batch_normalisation(version: int) -> None:
     graph = onnx.load(model_file(version)).graph
     large = [tensor for tensor in graph.initializer if np.prod(tensor.dims) > 1000]
@@ -141,7 +141,7 @@ def test_all_weights_of_wand_are_less_than_20_megabytes() -> None:
     assert sum(path.stat().st_size for path in files) < 20e6
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", WAND_VERSIONS)
 def test_wand_brs_runs_the_code_that_every_f_brs_runs(version: int) -> None:
     source = resources.files(refinement).joinpath("triton_model.py").read_text()
     assert (MODEL_FOLDER.parent / "wand_brs" / str(version) / "model.py").read_text() == source
@@ -420,7 +420,7 @@ def test_the_command_says_what_is_wrong_with_a_checkpoint(weights: dict[str, tor
     assert not (tmp_path / "models").exists()
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", WAND_VERSIONS)
 def test_a_model_can_be_read_back_to_be_trained_further(version: int) -> None:
     network = load(model_file(version))
     request = random_request(seed=12)
@@ -434,7 +434,7 @@ def test_a_model_can_be_read_back_to_be_trained_further(version: int) -> None:
     assert all(module.num_batches_tracked for module in norms)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", WAND_VERSIONS)
 def test_the_head_of_wand_brs_is_of_the_same_weights(version: int) -> None:
     head = onnx.load(MODEL_FOLDER.parent / "wand_brs_head" / str(version) / "model.onnx")
     stored = [numpy_helper.to_array(tensor) for tensor in head.graph.initializer if tensor.dims == [1, 96, 1, 1]]
@@ -480,7 +480,7 @@ def test_the_mean_of_weights_lies_between_them_and_needs_one_generation(
     torch.testing.assert_close(middle.state_dict()[bias], expected)
     assert not torch.equal(first.state_dict()[bias], expected)
     with pytest.raises(CheckpointError, match="different generations"):
-        mean([model_file(1), model_file(2)])
+        mean([model_file(1), model_file(WAND_VERSION)])
 
 
 def test_a_graph_of_something_else_is_refused_by_what_it_lacks() -> None:

@@ -179,8 +179,10 @@ def test_groups_are_drawn_by_their_size_and_weight(tmp_path: Path) -> None:
 # Samples.
 
 
-def samples(photos: dataset.Dataset, mode: str, count: int = 20, size: int = 96) -> list[Sample]:
-    source = Samples(Scenes(photos, {}, {}), {mode: 1.0}, RECIPE.whole_share)
+def samples(
+    photos: dataset.Dataset, mode: str, count: int = 20, size: int = 96, view: str | None = None
+) -> list[Sample]:
+    source = Samples(Scenes(photos, {}, {}), {mode: 1.0}, {view: 1.0} if view else RECIPE.views)
     return [source.draw(size, np.random.default_rng((5, seed))) for seed in range(count)]
 
 
@@ -191,6 +193,16 @@ def test_clicks_are_true(photos: dataset.Dataset, mode: str) -> None:
     assert len(clicks) >= len(drawn_samples)
     for sample, (x, y, positive) in clicks:
         assert sample.target[y, x] == positive
+
+
+@pytest.mark.parametrize(("view", "is_cut"), [("whole", False), ("object", False), ("near", True), ("part", True)])
+def test_what_is_seen_of_a_photo_may_cut_the_object_as_the_service_does(
+    photos: dataset.Dataset, view: str, is_cut: bool
+) -> None:
+    def touches_an_edge(target: NDArray[np.uint8]) -> bool:
+        return bool(target[0].any() or target[-1].any() or target[:, 0].any() or target[:, -1].any())
+
+    assert any(touches_an_edge(sample.target) for sample in samples(photos, "click", view=view)) == is_cut
 
 
 def test_a_late_sample_stands_on_an_earlier_answer_and_many_clicks(photos: dataset.Dataset) -> None:
@@ -230,7 +242,7 @@ def test_a_correction_goes_to_the_larger_error() -> None:
 
 
 def test_the_same_seed_gives_the_same_sample(photos: dataset.Dataset) -> None:
-    source = Samples(Scenes(photos, RECIPE.weights, RECIPE.scenes), RECIPE.modes, RECIPE.whole_share)
+    source = Samples(Scenes(photos, RECIPE.weights, RECIPE.scenes), RECIPE.modes, RECIPE.views)
     first, again, other = (source.draw(64, np.random.default_rng(seed)) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.image, again.image)
     np.testing.assert_array_equal(first.maps, again.maps)

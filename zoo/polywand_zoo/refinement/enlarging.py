@@ -24,7 +24,4 @@ class Enlarging(nn.Module):
 
     def pull(self, gradient: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         """Carry the gradient of forward's output back to x: by the transposed products."""
-        along = self.weights @ gradient.transpose(
-            -1, -2
-        )  # not `gradient @ weights.t()`: a graph would hold both matrices
-        return (self.weights @ along.transpose(-1, -2),)
+        return (self.weights @ gradient @ self.weights.t(),)

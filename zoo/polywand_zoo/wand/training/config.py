@@ -72,7 +72,7 @@ class Recipe:
 
     seed: int
     modes: Mapping[str, float]
-    whole_share: float
+    views: Mapping[str, float]
     passes: tuple[float, ...]
     scenes: Mapping[str, float]
     weights: Mapping[str, float]

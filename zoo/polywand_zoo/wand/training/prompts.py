@@ -61,12 +61,17 @@ def draw_click(maps: Pixels, click: tuple[int, int, bool]) -> None:
     cv2.circle(maps[POSITIVE if positive else NEGATIVE], (x, y), disk_radius(maps.shape[-1]), 255, -1)
 
 
-def first_clicks(target: Pixels, random: Generator) -> Prompt:
-    """A click well inside, and now and then some more, inside and outside."""
+def first_point(target: Pixels, random: Generator) -> Pixel:
+    """Where somebody clicks first on the outline [h, w]: mostly well inside."""
     depth = depths(target)
-    well_inside = random.uniform(0.7, 1) if random.random() < 0.75 else 0.2
-    prompt = Prompt([(*_any(depth >= well_inside * depth.max(), random), True)])
-    _add_clicks(prompt, target, depth, _geometric(0.3, 5, random), _geometric(0.35, 5, random), random)
+    well_inside = random.uniform(0.8, 1) if random.random() < 0.8 else 0.2
+    return _any(depth >= well_inside * depth.max(), random)
+
+
+def first_clicks(target: Pixels, first: Pixel, random: Generator) -> Prompt:
+    """A first click, and now and then some more, inside and outside."""
+    prompt = Prompt([(*first, True)])
+    _add_clicks(prompt, target, depths(target), _geometric(0.2, 5, random), _geometric(0.2, 5, random), random)
     return prompt
 
 

@@ -85,7 +85,7 @@ def prepare(order: Order) -> Task:
         folder=order.folder,
         recipe=recipe,
         dataset=photos,
-        samples=Samples(Scenes(photos, recipe.weights, recipe.scenes), recipe.modes, recipe.whole_share),
+        samples=Samples(Scenes(photos, recipe.weights, recipe.scenes), recipe.modes, recipe.views),
         validation=validation,
         network=network,
         checkpoint=checkpoint,

@@ -10,10 +10,12 @@ from numpy.random import Generator
 from polywand_zoo.wand.training import prompts, windows
 from polywand_zoo.wand.training.augment import recolour
 from polywand_zoo.wand.training.dataset import Pixels, shape_of
-from polywand_zoo.wand.training.prompts import PREVIOUS, Prompt
+from polywand_zoo.wand.training.prompts import PREVIOUS, Pixel, Prompt
 from polywand_zoo.wand.training.scenes import Scene, Scenes
+from polywand_zoo.wand.training.windows import Window
 
 SMALLEST_TARGET = 60  # pixels of the input
+SMALLEST_SHARE = 0.006  # of the whole photo, below which a target is not looked for in all of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +42,18 @@ class Samples:
     """Draws samples.
 
     modes: the shares of `click`, `late`, `extreme`, `inside` and `box`.
-    whole_share: of the clicks, those that see the whole photo.
+    views: the shares of what the samples with clicks see: the `whole` photo, what is `near` a first click, a window
+    around a `part` of the object, or around all of the `object`.
     """
 
-    def __init__(self, scenes: Scenes, modes: Mapping[str, float], whole_share: float) -> None:
+    def __init__(self, scenes: Scenes, modes: Mapping[str, float], views: Mapping[str, float]) -> None:
         self._scenes = scenes
-        self._modes = list(modes)
-        self._odds = np.cumsum(list(modes.values())) / sum(modes.values())
-        self._whole_share = whole_share
+        self._modes = modes
+        self._views = views
 
     def draw(self, size: int, random: Generator) -> Sample:
         """Draw a sample for an input of S x S pixels."""
-        mode = self._modes[min(int(np.searchsorted(self._odds, random.random())), len(self._modes) - 1)]
+        mode = _one_of(self._modes, random)
         while True:
             sample = self._try(_turned(self._scenes.draw(random), random), mode, size, random)
             if sample is not None:
@@ -59,9 +61,9 @@ class Samples:
 
     def _try(self, scene: Scene, mode: str, size: int, random: Generator) -> Sample | None:
         shape, box = shape_of(scene.target), windows.mask_box(scene.target)
+        first: Pixel | None = None
         if mode in ("click", "late"):
-            whole_share = self._whole_share if scene.target.mean() > 0.006 else 0
-            window = windows.random_click_window(box, shape, whole_share, random)
+            window, first = self._view(scene, random)
         else:
             box = box if mode == "extreme" else prompts.loose(box, random)
             window = windows.random_box_window(box, shape, random)
@@ -73,7 +75,10 @@ class Samples:
 
         previous = None
         if mode == "click":
-            prompt = prompts.first_clicks(target, random)
+            first = prompts.first_point(target, random) if first is None else _seen(first, window, size)
+            if not target[first[1], first[0]]:
+                return None
+            prompt = prompts.first_clicks(target, first, random)
         elif mode == "late":
             prompt = prompts.many_clicks(target, random)
             previous = prompts.earlier_answer(target, random)
@@ -94,6 +99,31 @@ class Samples:
         if previous is not None:
             maps[PREVIOUS] = previous
         return Sample(recolour(window.resized(scene.image, size), random), target, prompt, maps, mode, scene.group)
+
+    def _view(self, scene: Scene, random: Generator) -> tuple[Window, Pixel | None]:
+        """Choose a window for clicks; and the first click, in pixels of the scene, where the window follows from it."""
+        shape, box = shape_of(scene.target), windows.mask_box(scene.target)
+        view = _one_of(self._views, random)
+        if view == "whole" and scene.target.mean() > SMALLEST_SHARE:
+            return windows.whole(shape), None
+        if view not in ("near", "part"):
+            return windows.random_object_window(box, shape, random), None
+        first = prompts.first_point(scene.target, random)
+        x, y = first[0] + 0.5, first[1] + 0.5
+        if view == "near":
+            return windows.random_near_window(x, y, shape, random), first
+        return windows.random_part_window(x, y, box, shape, random), first
+
+
+def _seen(pixel: Pixel, window: Window, size: int) -> Pixel:
+    """Where a pixel of the scene is in a window's input of S x S pixels."""
+    x, y = window.scale(size)
+    return int((pixel[0] + 0.5 - window.left) * x), int((pixel[1] + 0.5 - window.top) * y)
+
+
+def _one_of(shares: Mapping[str, float], random: Generator) -> str:
+    names, odds = list(shares), np.cumsum(list(shares.values()))
+    return names[min(int(np.searchsorted(odds, random.random() * odds[-1])), len(names) - 1)]
 
 
 def _turned(scene: Scene, random: Generator) -> Scene:

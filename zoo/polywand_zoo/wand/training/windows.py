@@ -81,13 +81,8 @@ def around(
     return Window(left, top, right, bottom)
 
 
-def random_click_window(box: Box, shape: tuple[int, int], whole_share: float, random: Generator) -> Window:
-    """A window as a click's may be: the whole photo, or around what a mask so far has of the object, or has too much.
-
-    It always holds the object's box.
-    """
-    if random.random() < whole_share:
-        return whole(shape)
+def random_object_window(box: Box, shape: tuple[int, int], random: Generator) -> Window:
+    """A window around what a mask so far has of the object, or has too much; it holds the whole object's box."""
     width, height = box[2] - box[0], box[3] - box[1]
     expansion = float(np.exp(random.uniform(np.log(1.15), np.log(3.2))))
     aspect = float(np.exp(random.uniform(-0.25, 0.25)))
@@ -97,6 +92,20 @@ def random_click_window(box: Box, shape: tuple[int, int], whole_share: float, ra
     x = (box[0] + box[2]) / 2 + random.uniform(-0.45, 0.45) * (side_x - width)
     y = (box[1] + box[3]) / 2 + random.uniform(-0.45, 0.45) * (side_y - height)
     return _within(x - side_x / 2, y - side_y / 2, x + side_x / 2, y + side_y / 2, shape)
+
+
+def random_near_window(x: float, y: float, shape: tuple[int, int], random: Generator) -> Window:
+    """A window around a first click at (x, y), whatever of the object is in it."""
+    half = random.uniform(0.4, 0.6) * max(shape) / 2
+    return _within(x - half, y - half, x + half, y + half, shape)
+
+
+def random_part_window(x: float, y: float, box: Box, shape: tuple[int, int], random: Generator) -> Window:
+    """A window around a mask so far that has only a part of the object, one with the point (x, y)."""
+    sides = random.uniform(0.3, 0.9, 2) * (box[2] - box[0], box[3] - box[1])
+    x0, y0 = np.array([x, y]) - random.uniform(0.2, 0.8, 2) * sides
+    part = max(x0, box[0]), max(y0, box[1]), min(x0 + sides[0], box[2]), min(y0 + sides[1], box[3])
+    return around(part, shape, EXPANSION, max(MIN_FRACTION * min(shape), 48), np.array([[x, y]]))
 
 
 def random_box_window(box: Box, shape: tuple[int, int], random: Generator) -> Window:
