@@ -77,7 +77,8 @@ def test_the_graph_and_the_service_agree(repository: Path, service: str, photos:
     found = agreement(likenesses)
     assert len(results.outcomes[name]) == 4
     assert found.holds
-    assert abs(found.first - found.second) <= found.typical <= 0.005
+    assert abs(found.first - found.second) <= found.typical + 1e-12  # equal, but for rounding, where all differ one way
+    assert found.typical <= 0.005
     assert found.mutual >= 0.985
     assert np.median([likeness.mutual for likeness in likenesses]) >= 0.99
     assert found.first > 0.2  # two empty masks would agree as well
