@@ -105,7 +105,7 @@ def test_streams_live_on_without_triton_and_work_again_with_the_next_one(
 
 @pytest.mark.parametrize("service", [SHARED], ids=[""], indirect=True)
 def test_a_model_that_stood_still_comes_back_and_triton_goes_on(service, astronaut):
-    """Triton calls a model's process dead that had no share of the processor for two seconds; it may live."""
+    """Triton calls a model's process dead that had no share of the processor for a second or two; it may live."""
     restarts, server = service.metric(RESTARTS), tritonserver(service)
     with ExitStack() as stack:
         stub = AnnotationServiceStub(stack.enter_context(own_connection(service)))

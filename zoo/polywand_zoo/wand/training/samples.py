@@ -12,7 +12,7 @@ from polywand_zoo.wand.training.augment import recolour
 from polywand_zoo.wand.training.dataset import Pixels, shape_of
 from polywand_zoo.wand.training.prompts import PREVIOUS, Pixel, Prompt
 from polywand_zoo.wand.training.scenes import Scene, Scenes
-from polywand_zoo.wand.training.windows import Window
+from polywand_zoo.wand.training.windows import Box, Window
 
 SMALLEST_TARGET = 60  # pixels of the input
 SMALLEST_SHARE = 0.006  # of the whole photo, below which a target is not looked for in all of it
@@ -63,7 +63,7 @@ class Samples:
         shape, box = shape_of(scene.target), windows.mask_box(scene.target)
         first: Pixel | None = None
         if mode in ("click", "late"):
-            window, first = self._view(scene, random)
+            window, first = self._view(scene, box, random)
         else:
             box = box if mode == "extreme" else prompts.loose(box, random)
             window = windows.random_box_window(box, shape, random)
@@ -100,9 +100,11 @@ class Samples:
             maps[PREVIOUS] = previous
         return Sample(recolour(window.resized(scene.image, size), random), target, prompt, maps, mode, scene.group)
 
-    def _view(self, scene: Scene, random: Generator) -> tuple[Window, Pixel | None]:
-        """Choose a window for clicks; and the first click, in pixels of the scene, where the window follows from it."""
-        shape, box = shape_of(scene.target), windows.mask_box(scene.target)
+    def _view(self, scene: Scene, box: Box, random: Generator) -> tuple[Window, Pixel | None]:
+        """Choose a window for clicks on the object in this box; and the first click, in pixels of the scene, where the
+        window follows from it.
+        """
+        shape = shape_of(scene.target)
         view = _one_of(self._views, random)
         if view == "whole" and scene.target.mean() > SMALLEST_SHARE:
             return windows.whole(shape), None
