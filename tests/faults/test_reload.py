@@ -17,7 +17,7 @@ from tritonclient.grpc import InferenceServerClient
 from polywand.v1 import annotation_pb2 as pb
 from polywand.v1.annotation_pb2_grpc import AnnotationServiceStub
 from tests.faults.clients import Annotator, own_connection
-from tests.running import REPOSITORY, Service, running_service, wait_for
+from tests.running import REPOSITORY, WAND_VERSION, WAND_VERSIONS, Service, running_service, wait_for
 from tests.streams import raw_image
 
 MODEL, TOOL = "wand", "wand_click"
@@ -172,8 +172,8 @@ def test_detections_and_their_outlines_miss_no_version_that_is_rolled_back(tmp_p
 
         detecting = [pool.submit(detect) for _ in range(DETECTING)]
         try:
-            answered_by(2, 2)
-            for name, after in (("nanodet", (1, 2)), (MODEL, (1, 1))):
+            answered_by(2, WAND_VERSION)
+            for name, after in (("nanodet", (1, WAND_VERSION)), (MODEL, (1, WAND_VERSIONS[-2]))):
                 zoo("rollback", models / name)
                 answered_by(*after)
         finally:
