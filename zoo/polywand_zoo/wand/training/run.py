@@ -126,8 +126,9 @@ def _run_processes(task: Task) -> None:
 
 def _wait(workers: Sequence[BaseProcess]) -> None:
     """Wait for all; when one fails, the others would wait for it for ever."""
-    while any(worker.exitcode is None for worker in workers):
-        multiprocessing.connection.wait([worker.sentinel for worker in workers if worker.exitcode is None])
+    # Looked at once a round: a process that ends between two looks would leave nothing to wait for, for ever.
+    while running := [worker.sentinel for worker in workers if worker.exitcode is None]:
+        multiprocessing.connection.wait(running)
         if any(worker.exitcode not in (None, 0) for worker in workers):
             for worker in workers:
                 worker.kill()
