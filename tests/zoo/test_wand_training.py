@@ -220,6 +220,11 @@ def test_a_recipe_with_a_wrong_entry_is_refused_by_name(data: Path, tmp_path: Pa
     (tmp_path / "wrong.toml").write_text(recipe.replace("warm_up_steps", "warmup"), encoding="utf-8")
     with pytest.raises(RecipeError, match=r"optimiser: missing \['warm_up_steps'\], unknown \['warmup'\]"):
         config.read(tmp_path / "wrong.toml")
+    (tmp_path / "share.toml").write_text(recipe.replace("\nnear = ", "\nclose = "), encoding="utf-8")
+    with pytest.raises(
+        RecipeError, match=r"views: unknown \['close'\], known are \['near', 'object', 'part', 'whole'\]"
+    ):
+        config.read(tmp_path / "share.toml")
     (tmp_path / "broken.toml").write_text("seed = ", encoding="utf-8")
     with pytest.raises(RecipeError, match="broken"):
         config.read(tmp_path / "broken.toml")

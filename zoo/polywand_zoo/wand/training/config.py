@@ -8,6 +8,13 @@ from typing import Any
 
 DEFAULT = Path(__file__).with_name("recipe.toml")
 
+# What the tables of shares may name; what one leaves out does not happen.
+SHARES = {
+    "modes": {"click", "late", "extreme", "inside", "box"},
+    "views": {"whole", "near", "part", "object"},
+    "scenes": {"merged", "pasted", "thin", "blob", "region"},
+}
+
 
 class RecipeError(ValueError):
     """A recipe is not what it should be; the message names the entry."""
@@ -104,6 +111,10 @@ def parse(content: Mapping[str, Any]) -> Recipe:
     }  # fmt: skip
     values = {name: _made(parts[name], name, value) if name in parts else value for name, value in content.items()}
     recipe: Recipe = _made(Recipe, "the recipe", values)
+    for name, known in SHARES.items():
+        unknown = sorted(getattr(recipe, name).keys() - known)
+        if unknown:
+            raise RecipeError(f"{name}: unknown {unknown}, known are {sorted(known)}")
     return recipe
 
 
