@@ -1,14 +1,18 @@
 """The training of the wand: on a handful of drawn photos, for a few steps, through its command."""
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import cv2
@@ -213,6 +217,32 @@ def test_a_process_that_fails_ends_the_training(data: Path, tmp_path: Path, monk
     monkeypatch.setattr(worker, "backpropagate", fail)
     with pytest.raises(TrainingError, match="a process of the training failed"):
         train(order(data, tmp_path, processes=2))
+
+
+def test_a_training_ends_though_its_processes_end_between_two_looks_at_them(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, looks = BaseProcess.exitcode.fget, iter(range(10_000))  # type: ignore[attr-defined]
+
+    def looked_at_too_early(process: BaseProcess) -> int | None:
+        if next(looks):
+            code: int | None = look(process)
+            return code
+        while multiprocessing.active_children():
+            time.sleep(0.05)
+        return None
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        pytest.fail("it waits for nobody")
+
+    monkeypatch.setattr(BaseProcess, "exitcode", property(looked_at_too_early))
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(120)
+    try:
+        assert train(order(data, tmp_path, processes=2, samples=4)).samples == 4
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_recipe_with_a_wrong_entry_is_refused_by_name(data: Path, tmp_path: Path) -> None:
