@@ -132,6 +132,18 @@ async def test_a_missed_deadline_and_a_failing_model_give_their_memory_back(
     np.testing.assert_array_equal(await order(models, memory, 0), np.zeros((1, 2, 3)))
 
 
+async def test_the_end_waits_until_triton_has_let_go(models: TritonClient) -> None:
+    memory = SharedMemory(models, PREFIX, 4 * MIB)
+    slow = asyncio.create_task(order(models, memory, 1000))
+    await until(lambda: _is(models, 1))
+    await asyncio.sleep(0.2)
+    slow.cancel()
+    with suppress(asyncio.CancelledError):
+        await slow
+    await memory.close()
+    assert await regions(models) == 0
+
+
 async def test_without_room_tensors_are_sent(models: TritonClient) -> None:
     small = SharedMemory(models, PREFIX, 100_000)
     answer = await mix(models, small, np.ones((8, 8, 3), np.uint8))

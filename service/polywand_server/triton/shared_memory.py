@@ -31,9 +31,10 @@ FOLDER = Path("/dev/shm")
 # Sizes are powers of two from here, so that models of variable input sizes find used slots again.
 SMALLEST_SLOT_BYTES = 256 * 1024
 ALIGNMENT_BYTES = 64
-# How often Triton is asked whether it still uses a retired slot, and after how many times it no longer matters.
-RETIRE_POLL_S = 0.25
-RETIRE_POLLS = 240
+# How long after one another Triton is asked whether it still uses a retired slot: mostly it lets go within milliseconds.
+RETIRE_POLLS_S = (0.01, 0.02, 0.04, 0.08, 0.16, *[0.25] * 240)
+# How long the end waits for Triton to let go of what was retired.
+CLOSE_S = 2.0
 # How long nothing is asked of a file system that was full.
 FULL_PAUSE_S = 60.0
 
@@ -115,7 +116,7 @@ class SharedMemory:
             while slots:
                 self.retire(slots.pop())
         if self._retiring:
-            await asyncio.wait(self._retiring, timeout=RETIRE_POLL_S)
+            await asyncio.wait(self._retiring, timeout=CLOSE_S)
         for task in self._retiring:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
@@ -159,12 +160,12 @@ class SharedMemory:
 
     async def _retire(self, slot: Slot) -> None:
         try:
-            for _ in range(RETIRE_POLLS):
+            for pause_s in RETIRE_POLLS_S:
                 try:
                     await self._client.unregister_region(slot.name)
                     return
                 except PolywandError:  # in use, or Triton is away and takes its mapping with it
-                    await asyncio.sleep(RETIRE_POLL_S)
+                    await asyncio.sleep(pause_s)
         finally:
             self._grow(-slot.nbytes)
 
