@@ -31,7 +31,7 @@ FOLDER = Path("/dev/shm")
 # Sizes are powers of two from here, so that models of variable input sizes find used slots again.
 SMALLEST_SLOT_BYTES = 256 * 1024
 ALIGNMENT_BYTES = 64
-# How long after one another Triton is asked whether it still uses a retired slot: mostly it lets go within milliseconds.
+# How long after one another Triton is asked whether it still uses a retired slot: mostly it lets go at once.
 RETIRE_POLLS_S = (0.01, 0.02, 0.04, 0.08, 0.16, *[0.25] * 240)
 # How long the end waits for Triton to let go of what was retired.
 CLOSE_S = 2.0
