@@ -8,6 +8,7 @@ import psutil
 from polywand.v1.annotation_pb2 import Image
 from polywand.v1.annotation_pb2_grpc import AnnotationServiceStub
 from tests.faults.clients import own_connection
+from tests.faults.conftest import PATIENCE_SECONDS
 from tests.faults.footprint import IMAGE_MEMORY, INTERACT_STREAMS, MASK_MEMORY, TASKS, descriptors
 from tests.running import Service, wait_for
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
@@ -34,8 +35,8 @@ def answered(stack: ExitStack, service: Service, image: Image, count: int) -> li
         click = (10 + number, 30 + number % 7, POSITIVE)
         stream.send(prompt("wand_click", click, box=(5, 5, 250, 250)))  # with a box the network runs once only
     for stream in streams:
-        assert stream.receive(60).image.width == 256
-        assert stream.receive(60).HasField("segmentation")
+        assert stream.receive(PATIENCE_SECONDS).image.width == 256
+        assert stream.receive(PATIENCE_SECONDS).HasField("segmentation")
     return streams
 
 
