@@ -9,6 +9,7 @@ from polywand_server import metrics
 from polywand_server.answers import Draining, ImageReady, Reply, Segmentation
 from polywand_server.config import MEBIBYTE, Limits
 from polywand_server.decoding import Decoder
+from polywand_server.detectors.proposals import Proposals
 from polywand_server.errors import (
     InvalidInputError,
     PolywandError,
@@ -92,6 +93,7 @@ class Session:
     def __init__(self, place: Workplace) -> None:
         self._place = place
         self._view: View | None = None
+        self._proposals: Proposals | None = None
         self._objects: dict[str, _Object] = {}
         self._memory = EstimateMemory(place.allowance)
         self._places = asyncio.Semaphore(place.limits.stream_inflight)
@@ -106,7 +108,7 @@ class Session:
     async def __aexit__(self, *_: object) -> None:
         await self._cancel_objects()
         self._memory.close()
-        self._view = None
+        self._view = self._proposals = None
 
     async def replies(self) -> AsyncIterator[Reply]:
         """Yield replies until `finish`."""
@@ -122,6 +124,7 @@ class Session:
         metrics.observe_stages(watch, metrics.NO_MODEL)
         skipped = await self._cancel_objects()
         self._view = View(picture)
+        self._proposals = Proposals(self._place.registry, self._place.inference, picture)
         await self._outbox.put(Reply(sequence, "", skipped, watch, ImageReady(picture.width, picture.height)))
 
     async def submit(self, sequence: int, prompt: Prompt, watch: Stopwatch) -> None:
@@ -291,7 +294,12 @@ class Session:
             self._memory.remember_seed(prompt, tool.version, previous)
         if previous is not None and prompt.is_seed_alone:
             return previous
-        return await segment(inference, tool, view, prompt, previous, watch, lambda: item.supersedes(prompt))
+        proposals = self._proposals
+        assert proposals is not None  # it came with the image
+        return await segment(
+            *(inference, tool, view, prompt, previous, lambda wanted: proposals.by(wanted, watch), watch),
+            is_superseded=lambda: item.supersedes(prompt),
+        )
 
     async def _plant(self, seed: Seed, picture: Picture, watch: Stopwatch) -> Estimate:
         with watch.stage("prepare"):

@@ -73,6 +73,22 @@ class WholeCrop(_Spec):
     longest_side: PositiveInt = 800
 
 
+# As Triton's models are named: the name is typed on command lines and becomes part of file names.
+ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)]
+
+
+class ProposalSpec(_Spec):
+    """A detector whose boxes tell where to look for what a first click means.
+
+    model: its name; while it is not ready, there are no proposals. score: of a box that counts, instead of the
+    detector's own threshold. at_most: so many are looked at, the best first.
+    """
+
+    model: ToolName
+    score: Fraction = 0.3
+    at_most: int = Field(2, ge=1, le=4)
+
+
 class ZoomInCrop(_Spec):
     """The surroundings of the first click, or the whole image; then the surroundings of the current mask.
 
@@ -95,6 +111,7 @@ class ZoomInCrop(_Spec):
 
     policy: Literal["zoom_in"]
     first_looks: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((1.0,), min_length=1, max_length=4)
+    proposals: ProposalSpec | None = None
     expansion: float = Field(1.4, ge=1)
     keep_above: Annotated[float, Field(ge=0, le=1)] = 0.5
     min_fraction: NonNegativeFloat = 0.25
@@ -189,8 +206,6 @@ class DetectorSpec(_ToolSpec):
 ToolSpec = InteractorSpec | DetectorSpec
 _AnyKind = Annotated[ToolSpec, Field(discriminator="kind")]
 _ONE_TOOL: TypeAdapter[ToolSpec] = TypeAdapter(_AnyKind)
-# As Triton's models are named: the name is typed on command lines and becomes part of file names.
-ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)]
 
 
 class Tools(_Spec):

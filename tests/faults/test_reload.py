@@ -24,8 +24,8 @@ MODEL, TOOL = "wand", "wand_click"
 SOON_SECONDS = 30
 DETECTING = 3
 ANSWERS = 4  # by each annotator, after a change has shown
-# One pass a click instead of three: what matters here is which version answers, not how well.
-LOOKS, ONE_LOOK = '"first_looks": [0.5, 1.0], "refine_first": true', '"first_looks": [1.0]'
+# One pass a click instead of two: what matters here is which version answers, not how well.
+LOOKS, ONE_LOOK = '"refine_first": true', '"refine_first": false'
 
 
 @pytest.fixture(scope="module")

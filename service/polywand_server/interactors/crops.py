@@ -1,14 +1,15 @@
 """Crop policies: which region of the image the network looks at, for a prompt and what is known of the mask."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from polywand_server.interactors.estimate import Estimate
-from polywand_server.interactors.prompt import Box, Label, Prompt
+from polywand_server.interactors.prompt import Box, Prompt
 from polywand_server.regions import ProbabilityMap, Region, snap
 from polywand_server.resampling import Resampling
-from polywand_server.specs import CropPolicy, MarginCrop, RoiCrop, WholeCrop, ZoomInCrop
+from polywand_server.specs import CropPolicy, MarginCrop, ProposalSpec, RoiCrop, WholeCrop, ZoomInCrop
 
 # A mask of fewer input pixels than this says nothing about where the object is.
 SMALLEST_MASK_PIXELS = 20
@@ -33,7 +34,7 @@ class Crops:
         return self.looks(prompt, previous, threshold)[0]
 
     def looks(self, prompt: Prompt, previous: Estimate | None, threshold: float) -> list[Region]:
-        """Choose all regions in which a prompt's answer is looked for, one or more."""
+        """Choose the regions in which a prompt's answer is looked for, one or more; proposals may add to them."""
         policy, box = self._policy, prompt.starting_box()
         if isinstance(policy, WholeCrop):
             return [self.whole()]
@@ -47,9 +48,22 @@ class Crops:
             stays = not previous.is_seed and self._may_stay(mask, closer, prompt, threshold)
             return [mask.region if stays else closer]
         if box is not None:
-            return [self._zoom(box, 1 + 2 * policy.box_margin, SMALLEST_CROP)]
+            return [self._around_box(box)]
         # For clicks far apart, some are the same.
         return list(dict.fromkeys(self._around_clicks(prompt, look) for look in policy.first_looks))
+
+    def wanted_proposals(self, prompt: Prompt, previous: Estimate | None) -> ProposalSpec | None:
+        """Tell whose proposals are wanted: only where clicks alone start an object."""
+        policy, starts = self._policy, previous is None and prompt.starting_box() is None
+        return policy.proposals if isinstance(policy, ZoomInCrop) and starts else None
+
+    def proposed(self, prompt: Prompt, wanted: ProposalSpec, proposals: Sequence[Box]) -> list[Region]:
+        """Choose the regions around the best proposals that hold all positive clicks.
+
+        proposals: where a detector sees objects, by descending score.
+        """
+        holding = [box for box in proposals if box.holds(prompt.positive_clicks())]
+        return [self._around_box(box) for box in holding[: wanted.at_most]]
 
     def again(
         self, prompt: Prompt, previous: Estimate | None, found: ProbabilityMap, threshold: float
@@ -118,6 +132,12 @@ class Crops:
         side = max(look * max(self._width, self._height), SMALLEST_CROP)
         return self._zoom(box, 1 + 2 * policy.click_margin, side)
 
+    def _around_box(self, box: Box) -> Region:
+        """The region in which an object is looked for that lies in a box."""
+        policy = self._policy
+        assert isinstance(policy, ZoomInCrop)  # the callers have made sure
+        return self._zoom(box, 1 + 2 * policy.box_margin, SMALLEST_CROP)
+
     def _around(self, box: Box, policy: MarginCrop) -> Region:
         """A margin may reach outside the image, where pixels read as black."""
         if policy.resampling is not Resampling.SMOOTH:
@@ -140,7 +160,7 @@ class Crops:
         box = _mask_box(mask, policy.inside_above, 1)
         if box is None or len(prompt.clicks()) < 2:
             return self.whole()
-        clicked = [self._pixel(point.x, point.y) for point in prompt.points if point.label == Label.POSITIVE]
+        clicked = [self._pixel(x, y) for x, y in prompt.positive_clicks()]
         xs, ys = [x for x, _ in clicked], [y for _, y in clicked]
         left, right = _expanded([box.x0, box.x1 - 1, *xs], policy)
         top, bottom = _expanded([box.y0, box.y1 - 1, *ys], policy)

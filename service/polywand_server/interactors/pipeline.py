@@ -1,6 +1,6 @@
 """The interactors' way: crop, tensors, Triton, probability. Four named steps per pass, a few passes per prompt."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
 import cv2
@@ -11,11 +11,11 @@ from polywand_server.errors import ModelFailedError
 from polywand_server.inference import Inference
 from polywand_server.interactors.crops import Crops
 from polywand_server.interactors.estimate import Estimate
-from polywand_server.interactors.prompt import Label, Prompt
+from polywand_server.interactors.prompt import Box, Label, Prompt
 from polywand_server.interactors.view import View
 from polywand_server.regions import Region, from_network
 from polywand_server.registry import Interactor
-from polywand_server.specs import FLIPPED, PromptSpec
+from polywand_server.specs import FLIPPED, PromptSpec, ProposalSpec
 from polywand_server.timing import Stopwatch
 from polywand_server.triton.client import ModelConfig
 from polywand_server.triton.exchange import Forms
@@ -28,12 +28,15 @@ async def segment(
     view: View,
     prompt: Prompt,
     previous: Estimate | None,
+    propose: Callable[[ProposalSpec], Awaitable[Sequence[Box]]],
     watch: Stopwatch,
     is_superseded: Callable[[], bool],
 ) -> Estimate:
     """Run an interactor on a prompt.
 
     previous: the estimate that belonged to the prompt that this one extends, or None when the object starts here.
+    propose: tells where a detector sees objects, by descending score; asked after the first look, so that a drag does
+        not wait for it.
     is_superseded: whether a newer prompt waits that does not build on this one. Then the pass that is under way is the
         last one, so that a drag is followed as closely as can be.
 
@@ -52,9 +55,14 @@ async def segment(
             with watch.stage("geometry"):
                 return await inference.compute(lambda: read(answer, region, tool.name))
 
-    region, *others = crops.looks(prompt, previous, threshold)
-    found = await one_pass(region, previous)
-    for other in others:
+    looks = crops.looks(prompt, previous, threshold)
+    found = await one_pass(looks[0], previous)
+    wanted = crops.wanted_proposals(prompt, previous)
+    if wanted is not None:
+        if is_superseded():
+            return replace(found, is_hurried=True)
+        looks = list(dict.fromkeys(looks + crops.proposed(prompt, wanted, await propose(wanted))))
+    for other in looks[1:]:
         if is_superseded():
             return replace(found, is_hurried=True)
         found = max(found, await one_pass(other, previous), key=lambda estimate: estimate.confidence(threshold))

@@ -44,6 +44,10 @@ class Box:
     x1: float
     y1: float
 
+    def holds(self, points: NDArray[np.float64]) -> bool:
+        """Whether all points [N, 2] (x, y, image pixels) lie inside, or on an edge."""
+        return bool(((points >= (self.x0, self.y0)) & (points <= (self.x1, self.y1))).all())
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -82,8 +86,11 @@ class Prompt:
 
     def clicks(self) -> NDArray[np.float64]:
         """Positive and negative points [N, 2] (x, y), image pixels."""
-        clicks = [(point.x, point.y) for point in self.points if point.label in (Label.POSITIVE, Label.NEGATIVE)]
-        return np.array(clicks, np.float64).reshape(-1, 2)
+        return self._labelled(Label.POSITIVE, Label.NEGATIVE)
+
+    def positive_clicks(self) -> NDArray[np.float64]:
+        """Positive points [N, 2] (x, y), image pixels."""
+        return self._labelled(Label.POSITIVE)
 
     def starting_box(self) -> Box | None:
         """The box that the object starts from: the one given, or the extreme points'."""
@@ -92,6 +99,10 @@ class Prompt:
             return self.box
         xs, ys = [point.x for point in extreme], [point.y for point in extreme]
         return Box(min(xs), min(ys), max(xs), max(ys))
+
+    def _labelled(self, *labels: Label) -> NDArray[np.float64]:
+        points = [(point.x, point.y) for point in self.points if point.label in labels]
+        return np.array(points, np.float64).reshape(-1, 2)
 
 
 @dataclass(frozen=True, slots=True)
