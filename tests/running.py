@@ -20,7 +20,10 @@ WAND_VERSIONS = tuple(
     sorted(int(path.name) for path in (REPOSITORY / "wand").iterdir() if path.name.isdecimal() and path.name[0] != "0")
 )
 WAND_VERSION = WAND_VERSIONS[-1]
-FIRST_INFERENCES = 3  # of wand_click at a first click: near it, at the whole image, and at what was found
+# Of wand_click at a first click: near it, where the detector sees something, and at what was found. (Two where it sees
+# nothing there, four where it sees two things.)
+FIRST_INFERENCES = 3
+DETECTION = 1  # inference, before an image's first one of those
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,150 @@
+"""A first click is looked for where a detector sees something; whatever becomes of the detector, it is answered."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from polywand.v1 import annotation_pb2 as pb
+from polywand.v1 import annotation_pb2_grpc
+from tests.interactors import DAZZLED, PREAMBLE, add_interactor
+from tests.running import Service, running_service
+from tests.streams import POSITIVE, InteractStream, prompt, raw_image
+
+SIDE = 1024
+CENTRE, CORNER, LONELY = (512, 512, POSITIVE), (100, 100, POSITIVE), (950, 100, POSITIVE)
+DETECTION = 1  # inferences
+
+# One of the detector's pixels is four of the image's. By score: a box in the corner, then three around the centre, each
+# in the one before; the last one, in another corner, is not sure enough to count.
+FINDER = (
+    PREAMBLE
+    + """
+    def answer(self, request):
+        boxes = [[0, 0, 60, 60], [64, 64, 192, 192], [96, 96, 160, 160], [112, 112, 144, 144], [226, 0, 256, 60]]
+        scores = [[0.95], [0.9], [0.8], [0.7], [0.4]]
+        tensors = {"BOXES": boxes, "SCORES": scores}
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(name, np.array([values], np.float32)) for name, values in tensors.items()]
+        )
+"""
+)
+WAITS = "def answer(self, request):\n        import time\n        time.sleep(0 if request.is_cancelled() else 6)\n"
+FAILS = "def answer(self, request):\n        raise ValueError('strings cut')\n"
+DETECTOR_CONFIG = """
+backend: "python"
+max_batch_size: 2
+input [ { name: "IMAGE" data_type: TYPE_UINT8 dims: [ 256, 256, 3 ] } ]
+output [
+  { name: "BOXES" data_type: TYPE_FP32 dims: [ 5, 4 ] },
+  { name: "SCORES" data_type: TYPE_FP32 dims: [ 5, 1 ] }
+]
+parameters { key: "polywand" value: { string_value:
+  '{"kind": "detector", "display_name": "finder", "labels": ["thing"]}'
+} }
+"""
+DETECTORS = {
+    "finder": FINDER,
+    "stalls": FINDER.replace("def answer(self, request):\n", WAITS),
+    "fails": FINDER.replace("def answer(self, request):\n", FAILS),
+}
+NOBODY = "nobody"
+
+
+def tool(detector: str) -> str:
+    """The name of the interactor that looks where this detector sees something."""
+    return f"with_{detector}"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Interactors that find a disk of a share of the crop, the brighter that, the surer; and the detectors they ask."""
+    folder: Path = tmp_path_factory.mktemp("proposals")
+    models = folder / "models"
+    for name, code in DETECTORS.items():
+        (models / name / "1").mkdir(parents=True)
+        (models / name / "config.pbtxt").write_text(DETECTOR_CONFIG)
+        (models / name / "1" / "model.py").write_text(code)
+    for name in (*DETECTORS, NOBODY):
+        proposals = f'{{"model": "{name}", "score": 0.5, "at_most": 2}}'
+        crop = f'{{"policy": "zoom_in", "box_margin": 0, "proposals": {proposals}}}'
+        add_interactor(models, tool(name), DAZZLED, crop=crop)
+    with running_service(folder / "log", f"--model-repository={models}") as started:
+        started.wait_ready(*DETECTORS, *map(tool, (*DETECTORS, NOBODY)))
+        yield started
+
+
+@pytest.fixture
+def stream(service: Service) -> Iterator[InteractStream]:
+    with (
+        grpc.insecure_channel(service.target) as channel,
+        InteractStream(annotation_pb2_grpc.AnnotationServiceStub(channel)) as opened,
+    ):
+        opened.ask(bright_within(384, 640))
+        yield opened
+
+
+def bright_within(start: int, end: int) -> pb.Image:
+    pixels = np.full((SIDE, SIDE, 3), 30, np.uint8)
+    pixels[start:end, start:end] = 250
+    return raw_image(pixels)
+
+
+def seen(reply: pb.InteractResponse) -> float:
+    """The side, in image pixels, of the crop that the answer was found in."""
+    assert reply.HasField("segmentation"), reply
+    return float(np.sqrt(reply.segmentation.shape.area / np.pi)) / 40 * 256
+
+
+def test_the_best_boxes_that_hold_the_click_are_looked_at_and_the_surest_answer_stands(stream):
+    reply = stream.ask(prompt(tool("finder"), CENTRE))
+    assert reply.timing.inferences == 1 + DETECTION + 2  # the whole image, and the two best boxes
+    assert seen(reply) == pytest.approx(256, rel=0.05)
+    stream.ask(bright_within(448, 576))  # as the third box is, which is one too many
+    assert seen(stream.ask(prompt(tool("finder"), CENTRE))) == pytest.approx(256, rel=0.05)
+    corner = stream.ask(prompt(tool("finder"), CORNER))
+    assert corner.timing.inferences == 1 + 1
+
+
+def test_a_box_that_holds_only_some_of_the_clicks_or_is_not_sure_enough_tells_nothing(stream):
+    assert stream.ask(prompt(tool("finder"), LONELY)).timing.inferences == 1 + DETECTION
+    both = stream.ask(prompt(tool("finder"), CENTRE, CORNER, object_id="both"))
+    assert both.timing.inferences == 1
+
+
+def test_the_detector_is_asked_once_for_each_image(stream):
+    counts = []
+    for image in (bright_within(384, 640), bright_within(256, 768)):
+        stream.ask(image)
+        counts += [stream.ask(prompt(tool("finder"), CENTRE, object_id=name)).timing.inferences for name in "ab"]
+    assert counts == [4, 3, 4, 3]
+
+
+def test_whoever_says_more_than_a_click_needs_no_proposals(stream):
+    assert stream.ask(prompt(tool("finder"), CENTRE, box=(300, 300, 700, 700))).timing.inferences == 1
+    stream.ask(prompt(tool("finder"), CENTRE, object_id="another"))
+    assert stream.ask(prompt(tool("finder"), CENTRE, (520, 520, POSITIVE), object_id="another")).timing.inferences == 1
+
+
+def test_a_drag_does_not_wait_for_the_detector(stream):
+    stream.ask(prompt(tool(NOBODY), CENTRE))
+    sent = [stream.send(prompt(tool("finder"), (500 + step, 512, POSITIVE))) for step in range(30)]
+    replies = [stream.receive()]
+    while replies[-1].sequence != sent[-1]:
+        replies.append(stream.receive())
+    assert len(replies) > 1
+    assert all(reply.timing.inferences == 1 for reply in replies[:-1])
+    assert replies[-1].timing.inferences == 1 + DETECTION + 2
+
+
+@pytest.mark.parametrize("detector", ["stalls", "fails", NOBODY])
+def test_a_detector_that_does_not_answer_costs_no_click_its_answer(service, stream, detector):
+    """What it costs is a moment, once an image; and the log tells, unless it was never there."""
+    for name in "ab":
+        reply = stream.ask(prompt(tool(detector), CENTRE, object_id=name))
+        assert reply.timing.inferences == 1
+        assert seen(reply) == pytest.approx(SIDE, rel=0.05)
+    told = service.log.read_text().count(f"without the proposals of '{detector}'")
+    assert told == (0 if detector == NOBODY else 1)
