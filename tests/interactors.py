@@ -92,7 +92,7 @@ LEANING = (
 """
 )
 
-# LOGITS: a disk of 40 input pixels around the last point, as surely inside it as the crop is bright. It takes its time,
+# LOGITS: a disk of 40 input pixels around the last click, as surely inside it as the crop is bright. It takes its time,
 # so that a drag is quicker.
 DAZZLED = (
     PREAMBLE
@@ -101,7 +101,7 @@ DAZZLED = (
         import time
         image, points = self.tensor(request, "IMAGE"), self.tensor(request, "POINTS")
         time.sleep(0.05)
-        last = points[0, points[0, :, 2] >= 0][-1]
+        last = points[0, np.isin(points[0, :, 2], (0, 1))][-1]
         disk = self.disk(image.shape[1:3], last[:2], 40)
         logits = np.where(disk > 0, 0.1 + 6 * image.mean() / 255, -10).astype(np.float32)
         return pb_utils.InferenceResponse([pb_utils.Tensor("LOGITS", logits)])

@@ -78,15 +78,18 @@ ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]
 
 
 class ProposalSpec(_Spec):
-    """A detector whose boxes tell where to look for what a first click means.
+    """A detector whose boxes tell what a first click may mean.
 
     model: its name; while it is not ready, there are no proposals. score: of a box that counts, instead of the
-    detector's own threshold. at_most: so many are looked at, the best first.
+    detector's own threshold. at_most: so many are looked at, the best first. agree_from: where the box of the mask that
+    was found has this intersection over union with a proposal, or more, the answer is that to the clicks and the best
+    such proposal as a box that the annotator has drawn; without, proposals are looked at alone.
     """
 
     model: ToolName
     score: Fraction = 0.3
     at_most: int = Field(2, ge=1, le=4)
+    agree_from: Fraction | None = None
 
 
 class ZoomInCrop(_Spec):
@@ -189,6 +192,13 @@ class InteractorSpec(_ToolSpec):
     prompt: PromptSpec = PromptSpec()
     crop: Annotated[CropPolicy, Field(discriminator="policy")]
     flip: bool = False
+
+    @model_validator(mode="after")
+    def _proposals_can_be_prompts(self) -> Self:
+        proposals = self.crop.proposals if isinstance(self.crop, ZoomInCrop) else None
+        if proposals is not None and proposals.agree_from is not None and self.prompt.box == "none":
+            raise ValueError("crop.proposals.agree_from wants a tool that reads a box (prompt.box)")
+        return self
 
 
 class DetectorSpec(_ToolSpec):

@@ -51,6 +51,7 @@ DETECTORS = {
     "fails": FINDER.replace("def answer(self, request):\n", FAILS),
 }
 NOBODY = "nobody"
+ASKS_AGAIN = "asks_again"
 
 
 def tool(detector: str) -> str:
@@ -71,8 +72,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         proposals = f'{{"model": "{name}", "score": 0.5, "at_most": 2}}'
         crop = f'{{"policy": "zoom_in", "box_margin": 0, "proposals": {proposals}}}'
         add_interactor(models, tool(name), DAZZLED, crop=crop)
+    proposals = '{"model": "finder", "score": 0.5, "at_most": 2, "agree_from": 0.3}'
+    crop = f'{{"policy": "zoom_in", "box_margin": 0, "proposals": {proposals}}}'
+    add_interactor(models, ASKS_AGAIN, DAZZLED, crop=crop)
     with running_service(folder / "log", f"--model-repository={models}") as started:
-        started.wait_ready(*DETECTORS, *map(tool, (*DETECTORS, NOBODY)))
+        started.wait_ready(*DETECTORS, *map(tool, (*DETECTORS, NOBODY)), ASKS_AGAIN)
         yield started
 
 
@@ -106,6 +110,19 @@ def test_the_best_boxes_that_hold_the_click_are_looked_at_and_the_surest_answer_
     assert seen(stream.ask(prompt(tool("finder"), CENTRE))) == pytest.approx(256, rel=0.05)
     corner = stream.ask(prompt(tool("finder"), CORNER))
     assert corner.timing.inferences == 1 + 1
+
+
+def test_the_box_that_an_answer_agrees_with_is_asked_for_as_if_it_had_been_drawn(stream):
+    """The disk that is found is 80 pixels wide, and among the boxes around it the third agrees with that the most."""
+    agreed = stream.ask(prompt(ASKS_AGAIN, CENTRE))
+    assert agreed.timing.inferences == 1 + DETECTION + 2 + 1
+    assert seen(agreed) == pytest.approx(128, rel=0.05)
+    drawn = stream.ask(prompt(ASKS_AGAIN, CENTRE, box=(448, 448, 576, 576), object_id="drawn"))
+    assert drawn.timing.inferences == 1
+    assert agreed.segmentation == drawn.segmentation
+    off_centre = (620, 512, POSITIVE)  # the disk is a part of two boxes, and like neither
+    assert stream.ask(prompt(ASKS_AGAIN, off_centre, object_id="off")).timing.inferences == 1 + 2
+    assert stream.ask(prompt(ASKS_AGAIN, CENTRE, (520, 520, POSITIVE))).timing.inferences == 1
 
 
 def test_a_box_that_holds_only_some_of_the_clicks_or_is_not_sure_enough_tells_nothing(stream):

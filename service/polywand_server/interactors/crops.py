@@ -48,7 +48,7 @@ class Crops:
             stays = not previous.is_seed and self._may_stay(mask, closer, prompt, threshold)
             return [mask.region if stays else closer]
         if box is not None:
-            return [self._around_box(box)]
+            return [self.around_box(box)]
         # For clicks far apart, some are the same.
         return list(dict.fromkeys(self._around_clicks(prompt, look) for look in policy.first_looks))
 
@@ -62,8 +62,23 @@ class Crops:
 
         proposals: where a detector sees objects, by descending score.
         """
-        holding = [box for box in proposals if box.holds(prompt.positive_clicks())]
-        return [self._around_box(box) for box in holding[: wanted.at_most]]
+        return [self.around_box(box) for box in _holding(prompt, proposals)[: wanted.at_most]]
+
+    def agreeing(
+        self, prompt: Prompt, wanted: ProposalSpec, proposals: Sequence[Box], found: ProbabilityMap, threshold: float
+    ) -> Box | None:
+        """Choose the proposal that what was found agrees with most; None where it agrees with none."""
+        box, holding = _mask_box(found, threshold, SMALLEST_MASK_PIXELS), _holding(prompt, proposals)
+        if box is None or wanted.agree_from is None or not holding:
+            return None
+        best = max(holding, key=box.overlap)
+        return best if box.overlap(best) >= wanted.agree_from else None
+
+    def around_box(self, box: Box) -> Region:
+        """Choose the region in which an object is looked for that a box is drawn around."""
+        policy = self._policy
+        assert isinstance(policy, ZoomInCrop)  # the callers have made sure
+        return self._zoom(box, 1 + 2 * policy.box_margin, SMALLEST_CROP)
 
     def again(
         self, prompt: Prompt, previous: Estimate | None, found: ProbabilityMap, threshold: float
@@ -131,12 +146,6 @@ class Crops:
         box = Box(*clicks.min(axis=0), *clicks.max(axis=0))
         side = max(look * max(self._width, self._height), SMALLEST_CROP)
         return self._zoom(box, 1 + 2 * policy.click_margin, side)
-
-    def _around_box(self, box: Box) -> Region:
-        """The region in which an object is looked for that lies in a box."""
-        policy = self._policy
-        assert isinstance(policy, ZoomInCrop)  # the callers have made sure
-        return self._zoom(box, 1 + 2 * policy.box_margin, SMALLEST_CROP)
 
     def _around(self, box: Box, policy: MarginCrop) -> Region:
         """A margin may reach outside the image, where pixels read as black."""
@@ -210,6 +219,12 @@ class Crops:
         """Height and width of the input for a crop of this size."""
         reduction = max(1.0, max(width, height) / self._policy.longest_side)
         return self._fixed_size or (max(1, round(height / reduction)), max(1, round(width / reduction)))
+
+
+def _holding(prompt: Prompt, boxes: Sequence[Box]) -> list[Box]:
+    """The boxes that hold all positive clicks of a prompt."""
+    clicks = prompt.positive_clicks()
+    return [box for box in boxes if box.holds(clicks)]
 
 
 def _expanded(pixels: list[float], policy: RoiCrop) -> tuple[int, int]:

@@ -46,30 +46,38 @@ async def segment(
     threshold = tool.spec.threshold
     crops = Crops(tool.spec.crop, view.picture.width, view.picture.height, fixed_size(tool.config))
 
-    async def one_pass(region: Region, before: Estimate | None) -> Estimate:
+    async def one_pass(asked: Prompt, region: Region, before: Estimate | None) -> Estimate:
         inputs, outputs = forms(tool.config, region, FLIPPED if tool.spec.flip else 1)
         async with inference.exchange(tool.model, tool.version, inputs, outputs) as exchange:
             with watch.stage("prepare"):
-                await inference.compute(lambda: fill(exchange.inputs, view, prompt, region, before))
+                await inference.compute(lambda: fill(exchange.inputs, view, asked, region, before))
             answer = await inference.run(exchange, watch)
             with watch.stage("geometry"):
                 return await inference.compute(lambda: read(answer, region, tool.name))
 
     looks = crops.looks(prompt, previous, threshold)
-    found = await one_pass(looks[0], previous)
-    wanted = crops.wanted_proposals(prompt, previous)
+    found = await one_pass(prompt, looks[0], previous)
+    wanted, proposals = crops.wanted_proposals(prompt, previous), list[Box]()
     if wanted is not None:
         if is_superseded():
             return replace(found, is_hurried=True)
-        looks = list(dict.fromkeys(looks + crops.proposed(prompt, wanted, await propose(wanted))))
+        proposals += await propose(wanted)
+        looks = list(dict.fromkeys(looks + crops.proposed(prompt, wanted, proposals)))
     for other in looks[1:]:
         if is_superseded():
             return replace(found, is_hurried=True)
-        found = max(found, await one_pass(other, previous), key=lambda estimate: estimate.confidence(threshold))
+        found = max(found, await one_pass(prompt, other, previous), key=lambda estimate: estimate.confidence(threshold))
     closer = crops.again(prompt, previous, found.probabilities, threshold)
-    if closer is None:
+    if closer is not None:
+        if is_superseded():
+            return replace(found, is_hurried=True)
+        found = await one_pass(prompt, closer, found)
+    box = crops.agreeing(prompt, wanted, proposals, found.probabilities, threshold) if wanted is not None else None
+    if box is None:
         return found
-    return replace(found, is_hurried=True) if is_superseded() else await one_pass(closer, found)
+    if is_superseded():
+        return replace(found, is_hurried=True)
+    return await one_pass(replace(prompt, box=box), crops.around_box(box), None)
 
 
 def max_points(prompt: PromptSpec, config: ModelConfig) -> int:

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf import text_format
 from onnx import TensorProto, helper, numpy_helper
+from tritonclient.grpc import model_config_pb2
 
 from tests.running import REPOSITORY
 
@@ -31,7 +33,7 @@ STATE = ', { name: "STATE" data_type: TYPE_FP32 dims: [ 1 ] }'
 
 def make_repository(root: Path) -> Path:
     """Lay out the shipped tools, and a network that finds red for each of two crop policies."""
-    for name in ("wand", "grabcut"):
+    for name in ("wand", "grabcut", "nanodet"):
         shutil.copytree(REPOSITORY / name, root / name)
     add_model(root, "red_whole", crop={"policy": "whole", "longest_side": 144})
     add_model(
@@ -41,6 +43,18 @@ def make_repository(root: Path) -> Path:
         crop={"policy": "margin", "fraction": 0.1, "pixels": 20},
         prompt={"min_positive_points": 0, "extreme_points": 4},
     )
+    return root
+
+
+def make_proposing(root: Path, proposals: dict[str, Any]) -> Path:
+    """Lay out the shipped wand, whose clicks are to be looked for where these proposals are, and near them."""
+    shutil.copytree(REPOSITORY / "wand", root / "wand")
+    path = root / "wand" / "config.pbtxt"
+    config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    said = json.loads(config.parameters["polywand"].string_value)
+    said["tools"]["wand_click"]["crop"] |= {"first_looks": [0.5], "proposals": proposals}
+    config.parameters["polywand"].string_value = json.dumps(said)
+    path.write_text(text_format.MessageToString(config))
     return root
 
 

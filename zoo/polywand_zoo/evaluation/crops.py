@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from polywand import Box
+from polywand import Box, Point
 from polywand_zoo.evaluation.prompts import Prompt
 from polywand_zoo.evaluation.windows import Belief, Window, around
 
@@ -38,8 +38,13 @@ class Frame:
 class Policy(Protocol):
     """Chooses windows. previous: what was believed before the last point, None where an object starts."""
 
-    def looks(self, frame: Frame, prompt: Prompt, previous: Belief | None) -> list[Window]:
-        """The windows in which a prompt's answer is looked for; the surest answer stands."""
+    def looks(
+        self, frame: Frame, prompt: Prompt, previous: Belief | None, proposals: Sequence[Box] = ()
+    ) -> list[Window]:
+        """The windows in which a prompt's answer is looked for; the surest answer stands.
+
+        proposals: where a detector sees something on the image, the surest first.
+        """
 
     def again(self, frame: Frame, prompt: Prompt, previous: Belief | None, found: Belief) -> Window | None:
         """The window in which that answer is looked at once more, or None when it will do."""
@@ -51,7 +56,9 @@ class Whole:
 
     longest_side: int = 800
 
-    def looks(self, frame: Frame, prompt: Prompt, previous: Belief | None) -> list[Window]:
+    def looks(
+        self, frame: Frame, prompt: Prompt, previous: Belief | None, proposals: Sequence[Box] = ()
+    ) -> list[Window]:
         """See Policy."""
         return [_whole(frame, self.longest_side)]
 
@@ -71,7 +78,9 @@ class Margin:
     pixels: int = 0
     longest_side: int = 512
 
-    def looks(self, frame: Frame, prompt: Prompt, previous: Belief | None) -> list[Window]:
+    def looks(
+        self, frame: Frame, prompt: Prompt, previous: Belief | None, proposals: Sequence[Box] = ()
+    ) -> list[Window]:
         """See Policy."""
         box = prompt.starting_box()
         if box is None:
@@ -83,6 +92,20 @@ class Margin:
     def again(self, frame: Frame, prompt: Prompt, previous: Belief | None, found: Belief) -> Window | None:
         """See Policy."""
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Proposals:
+    """Which detector is asked where an object may be that starts by clicks alone.
+
+    model: the detector's name. score: that its boxes reach at least. at_most: so many of those that hold the clicks.
+    agree_from: the intersection over union with the answer's own box from which a proposal becomes part of the prompt.
+    """
+
+    model: str
+    score: float = 0.3
+    at_most: int = 2
+    agree_from: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +123,22 @@ class ZoomIn:
     look_again_below: float = 0.0
     box_margin: float = 0.18
     longest_side: int = 512
+    proposals: Proposals | None = None
 
-    def looks(self, frame: Frame, prompt: Prompt, previous: Belief | None) -> list[Window]:
+    def looks(
+        self, frame: Frame, prompt: Prompt, previous: Belief | None, proposals: Sequence[Box] = ()
+    ) -> list[Window]:
         """See Policy."""
         if previous is not None:
             closest = self._around_mask(frame, prompt, previous)
             return [previous.window if self._stays(frame, prompt, previous, closest) else closest]
         box = prompt.starting_box()
-        if box is None:
-            return list(dict.fromkeys(self._around_clicks(frame, prompt, look) for look in self.first_looks))
-        return [self._window(frame, self._grown(box, 1 + 2 * self.box_margin, SMALLEST_START))]
+        if box is not None:
+            return [self._around_box(frame, box)]
+        near = [self._around_clicks(frame, prompt, look) for look in self.first_looks]
+        most = self.proposals.at_most if self.proposals is not None else 0
+        proposed = [self._around_box(frame, held) for held in _held(prompt, proposals)[:most]]
+        return list(dict.fromkeys(near + proposed))
 
     def again(self, frame: Frame, prompt: Prompt, previous: Belief | None, found: Belief) -> Window | None:
         """See Policy."""
@@ -118,6 +147,18 @@ class ZoomIn:
             below = 1.0 if self.refine_first and prompt.starting_box() is None else 0.0
         window = self._around_mask(frame, prompt, found)
         return window if window.iou(found.window) < below else None
+
+    def agreeing(self, frame: Frame, prompt: Prompt, found: Belief, proposals: Sequence[Box]) -> Box | None:
+        """The proposal that an answer agrees with most, if with any: then that box is asked for."""
+        box, held = _mask_box(found, frame.threshold), _held(prompt, proposals)
+        if self.proposals is None or self.proposals.agree_from is None or box is None or not held:
+            return None
+        best = max(held, key=lambda proposal: _iou(box, proposal))
+        return best if _iou(box, best) >= self.proposals.agree_from else None
+
+    def _around_box(self, frame: Frame, box: Box) -> Window:
+        """The window around a box that an object starts from."""
+        return self._window(frame, self._grown(box, 1 + 2 * self.box_margin, SMALLEST_START))
 
     def _around_clicks(self, frame: Frame, prompt: Prompt, look: float) -> Window:
         """The window around the clicks that start an object; look: its sides, of the image's longer one."""
@@ -187,11 +228,40 @@ def read_policy(crop: Mapping[str, Any]) -> Policy:
     unknown = set(options) - {field.name for field in dataclasses.fields(policy)}
     if unknown:
         raise UnknownPolicyError(f"the option {min(unknown)!r} of the crop policy {name!r}")
+    if options.get("proposals") is not None:
+        options["proposals"] = _read_proposals(options["proposals"], name)
     return policy(**options)
+
+
+def _read_proposals(said: Mapping[str, Any], policy: str) -> Proposals:
+    unknown = set(said) - {field.name for field in dataclasses.fields(Proposals)}
+    if unknown:
+        raise UnknownPolicyError(f"the option 'proposals.{min(unknown)}' of the crop policy {policy!r}")
+    return Proposals(**said)
 
 
 def _whole(frame: Frame, longest_side: int) -> Window:
     return around(0, 0, frame.width, frame.height, frame.fixed_size, longest_side)
+
+
+def _held(prompt: Prompt, proposals: Sequence[Box]) -> list[Box]:
+    """The proposals that hold all positive clicks."""
+    clicks = [point for point in prompt.points if point.label == "positive"]
+    return [box for box in proposals if all(_holds(box, click) for click in clicks)]
+
+
+def _holds(box: Box, point: Point) -> bool:
+    return box.x0 <= point.x <= box.x1 and box.y0 <= point.y <= box.y1
+
+
+def _iou(one: Box, other: Box) -> float:
+    x, y = min(one.x1, other.x1) - max(one.x0, other.x0), min(one.y1, other.y1) - max(one.y0, other.y0)
+    shared = max(0.0, x) * max(0.0, y)
+    return shared / (_area(one) + _area(other) - shared)
+
+
+def _area(box: Box) -> float:
+    return (box.x1 - box.x0) * (box.y1 - box.y0)
 
 
 def _clipped(box: Box, frame: Frame) -> Box:

@@ -1,17 +1,20 @@
 """The short way: prompts straight to a model's ONNX graph, with crops and mapping of our own."""
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from polywand_zoo.evaluation.crops import Frame, UnknownPolicyError, read_policy
-from polywand_zoo.evaluation.modelfolder import ModelError, ModelFolder
+from polywand import Box
+from polywand_zoo.evaluation.crops import Frame, UnknownPolicyError, ZoomIn, read_policy
+from polywand_zoo.evaluation.modelfolder import ModelError, ModelFolder, is_there, read_detector
 from polywand_zoo.evaluation.networks import Precision, load_network
 from polywand_zoo.evaluation.objects import Mask, Photo
 from polywand_zoo.evaluation.prompts import Prompt
+from polywand_zoo.evaluation.proposals import load_proposer
 from polywand_zoo.evaluation.specks import without_specks
 from polywand_zoo.evaluation.windows import Belief, Window, cut, moved, to_mask
 from polywand_zoo.points import Label
@@ -51,6 +54,8 @@ class DirectTool:
         unknown = sorted(self._network.inputs - INPUTS)
         if unknown:
             raise ModelError(f"{folder.network} has an input that is not known here: {unknown[0]}")
+        proposals = self._policy.proposals if isinstance(self._policy, ZoomIn) else None
+        self._proposer = load_proposer(folder, proposals, precision, threads)
         self.masks = f"the pixels whose centres are above the threshold, without specks ({self._network.name})"
 
     @contextmanager
@@ -61,17 +66,26 @@ class DirectTool:
     def answer(self, photo: Photo, prompt: Prompt, previous: Belief | None) -> Belief:
         """Run the network on a prompt, in as many windows as its crop policy asks for."""
         frame = Frame(photo.width, photo.height, self._folder.fixed_size, self._folder.threshold)
-        windows = self._policy.looks(frame, prompt, previous)
+        proposals = self._proposed(photo, prompt, previous)
+        windows = self._policy.looks(frame, prompt, previous, proposals)
         found = [self._pass(photo, prompt, window, previous) for window in windows]
         surest = max(found, key=lambda belief: belief.confidence(self._folder.threshold))
         closer = self._policy.again(frame, prompt, previous, surest)
-        return surest if closer is None else self._pass(photo, prompt, closer, surest)
+        answer = surest if closer is None else self._pass(photo, prompt, closer, surest)
+        box = self._policy.agreeing(frame, prompt, answer, proposals) if isinstance(self._policy, ZoomIn) else None
+        return answer if box is None else self.answer(photo, dataclasses.replace(prompt, box=box), None)
 
     def mask(self, photo: Photo, prompt: Prompt, belief: Belief) -> Mask:
         """The mask of what is believed of a prompt's object, bool [H, W]."""
         threshold = self._folder.threshold
         kept = without_specks(belief, threshold, photo.width, photo.height, prompt.clicks())
         return to_mask(kept, threshold, photo.width, photo.height)
+
+    def _proposed(self, photo: Photo, prompt: Prompt, previous: Belief | None) -> Sequence[Box]:
+        """Where a detector sees something on the photo; it is asked where an object starts by clicks alone."""
+        if self._proposer is None or previous is not None or prompt.starting_box() is not None:
+            return ()
+        return [proposal.box for proposal in self._proposer.look_at(photo)]
 
     def _pass(self, photo: Photo, prompt: Prompt, window: Window, before: Belief | None) -> Belief:
         previous = np.zeros(window.size, np.float32) if before is None else moved(before, window)
@@ -121,6 +135,11 @@ def check(folder: ModelFolder) -> None:
         read_policy(crop)
     except UnknownPolicyError as error:
         raise OnlyServedError(folder, f"has {error}, which is not reproduced here") from error
+    detector = folder.detector
+    if detector is None or not is_there(folder.repository, detector):
+        return
+    if read_detector(folder.repository, detector).network is None:
+        raise OnlyServedError(folder, f"asks the detector '{detector}', which is no ONNX graph (it has no model.onnx)")
 
 
 def point_rows(prompt: Prompt, window: Window, rows: int) -> NDArray[np.float32]:

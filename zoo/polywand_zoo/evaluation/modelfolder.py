@@ -13,23 +13,29 @@ from polywand_zoo.versions import CONFIG_FILE, PARAMETER_KEY, versions
 
 NETWORK_FILE = "model.onnx"
 DEFAULT_THRESHOLD = 0.5
+DEFAULT_SAME_CLASS_IOU, DEFAULT_ANY_CLASS_IOU = 0.5, 1.0
 
 
 class ModelError(Exception):
     """A model that cannot be evaluated, or not in the way that was asked for; says why, and what would help."""
 
 
+class AbsentError(ModelError):
+    """The repository has no such model, or no such version of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
     """One version of an interactor.
 
-    name: of the tool; its model may have another, and further tools.
+    repository: that it is in. name: of the tool; its model may have another, and further tools.
     network: its ONNX file, or None where it has none. keeps_state: whether it hands a STATE from prompt to prompt.
     openvino_precision: "f32", "bf16" or "auto" where it runs in OpenVINO on processors, None where in ONNX Runtime.
     fixed_size: (height, width) of IMAGE, None where they vary. points: rows of POINTS.
     spec: what the `polywand` parameter says of the tool, as it stands there.
     """
 
+    repository: Path
     name: str
     version: int
     network: Path | None
@@ -45,6 +51,13 @@ class ModelFolder:
         return float(self.spec.get("threshold", DEFAULT_THRESHOLD))
 
     @property
+    def detector(self) -> str | None:
+        """The name of the detector that its crop policy asks where objects are, None where it asks nobody."""
+        proposals = self.spec.get("crop", {}).get("proposals") or {}
+        name: str | None = proposals.get("model")
+        return name
+
+    @property
     def needs(self) -> Needs:
         """What it needs before it answers."""
         prompt = self.spec.get("prompt", {})
@@ -58,6 +71,22 @@ class ModelFolder:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class DetectorFolder:
+    """The highest version of a detector.
+
+    name, network, openvino_precision: as of a ModelFolder. size: (height, width) of IMAGE.
+    same_class_iou, any_class_iou: from which the lower score goes, of two boxes of a class, and of any two; 1: never.
+    """
+
+    name: str
+    network: Path | None
+    openvino_precision: str | None
+    size: tuple[int, int]
+    same_class_iou: float
+    any_class_iou: float
+
+
 def read_folder(repository: Path, name: str, version: int = 0) -> ModelFolder:
     """Read what a model's configuration says of a tool; version 0 is the highest.
 
@@ -65,26 +94,70 @@ def read_folder(repository: Path, name: str, version: int = 0) -> ModelFolder:
         ModelError
     """
     folder, config, spec = _find(repository, name)
-    served = versions(folder).served
-    if not served or (version and version not in served):
-        has = ", ".join(map(str, served)) or "none"
-        raise ModelError(f"{folder} has no version {version or ''}".rstrip() + f"; there: {has}")
-    version = version or served[-1]
+    if spec.get("kind") != "interactor":
+        raise ModelError(f"{folder / CONFIG_FILE}: no interactor; only these can be evaluated")
+    version = _version(folder, version)
     inputs = {tensor.name: list(tensor.dims) for tensor in config.input}
     if "IMAGE" not in inputs or "POINTS" not in inputs:
         raise ModelError(f"{folder / CONFIG_FILE}: no interactor, it has no inputs IMAGE and POINTS")
     height, width = inputs["IMAGE"][:2]
-    network = folder / str(version) / NETWORK_FILE
     return ModelFolder(
+        repository=repository,
         name=name,
         version=version,
-        network=network if network.is_file() else None,
+        network=_network(folder, version),
         keeps_state="STATE" in inputs,
         openvino_precision=_openvino_precision(config),
         fixed_size=None if min(height, width) < 0 else (height, width),
         points=inputs["POINTS"][0],
         spec=spec,
     )
+
+
+def read_detector(repository: Path, name: str) -> DetectorFolder:
+    """Read what a model's configuration says of a detector, as of its highest version.
+
+    Raises:
+        AbsentError: it is not in the repository. ModelError: it is something else, or its images vary in size.
+    """
+    folder, config, spec = _find(repository, name)
+    if spec.get("kind") != "detector":
+        raise ModelError(f"{folder / CONFIG_FILE}: '{name}' is no detector")
+    size = next((tuple(tensor.dims[:2]) for tensor in config.input if tensor.name == "IMAGE"), ())
+    if len(size) != 2 or min(size) < 1:
+        raise ModelError(f"{folder / CONFIG_FILE}: no detector, it has no input IMAGE of a fixed size")
+    suppression = spec.get("suppression", {})
+    return DetectorFolder(
+        name=name,
+        network=_network(folder, _version(folder, 0)),
+        openvino_precision=_openvino_precision(config),
+        size=size,
+        same_class_iou=suppression.get("same_class_iou", DEFAULT_SAME_CLASS_IOU),
+        any_class_iou=suppression.get("any_class_iou", DEFAULT_ANY_CLASS_IOU),
+    )
+
+
+def is_there(repository: Path, name: str) -> bool:
+    """Whether the repository has a tool of this name, with a version that is served."""
+    try:
+        _version(_find(repository, name)[0], 0)
+    except AbsentError:
+        return False
+    return True
+
+
+def _version(folder: Path, version: int) -> int:
+    """Check that a model has this version in service; 0 is the highest."""
+    served = versions(folder).served
+    if not served or (version and version not in served):
+        has = ", ".join(map(str, served)) or "none"
+        raise AbsentError(f"{folder} has no version {version or ''}".rstrip() + f"; there: {has}")
+    return version or served[-1]
+
+
+def _network(folder: Path, version: int) -> Path | None:
+    network = folder / str(version) / NETWORK_FILE
+    return network if network.is_file() else None
 
 
 def _find(repository: Path, name: str) -> tuple[Path, model_config_pb2.ModelConfig, dict[str, Any]]:
@@ -95,7 +168,7 @@ def _find(repository: Path, name: str) -> tuple[Path, model_config_pb2.ModelConf
         tools = _tools(config, paths[name])
         if name not in tools:
             raise ModelError(f"{paths[name]}: say which of its tools: {', '.join(tools)}")
-        return paths[name].parent, config, _interactor(tools[name], paths[name])
+        return paths[name].parent, config, _spec(tools[name], paths[name])
     there = []
     for model, path in paths.items():
         try:
@@ -105,9 +178,9 @@ def _find(repository: Path, name: str) -> tuple[Path, model_config_pb2.ModelConf
             there.append(model)
             continue
         if name in tools:
-            return path.parent, config, _interactor(tools[name], path)
+            return path.parent, config, _spec(tools[name], path)
         there += tools
-    raise ModelError(f"no model {name!r} in {repository}; there: {', '.join(there) or 'none'}")
+    raise AbsentError(f"no model {name!r} in {repository}; there: {', '.join(there) or 'none'}")
 
 
 def _parse(path: Path) -> model_config_pb2.ModelConfig:
@@ -136,7 +209,7 @@ def _tools(config: model_config_pb2.ModelConfig, path: Path) -> dict[str, Any]:
     return tools if isinstance(tools, dict) else {path.parent.name: said}
 
 
-def _interactor(spec: Any, path: Path) -> dict[str, Any]:
-    if not isinstance(spec, dict) or spec.get("kind") != "interactor":
-        raise ModelError(f"{path}: no interactor; only these can be evaluated")
+def _spec(spec: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(spec, dict):
+        raise ModelError(f"{path}: what its parameter {PARAMETER_KEY!r} says of a tool is no object")
     return spec

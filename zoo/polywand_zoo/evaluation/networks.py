@@ -1,6 +1,6 @@
 """Networks: an ONNX file in the runtime and the precision in which the service runs it on processors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +10,7 @@ import onnxruntime
 import openvino
 from numpy.typing import NDArray
 
-from polywand_zoo.evaluation.modelfolder import ModelError, ModelFolder
+from polywand_zoo.evaluation.modelfolder import DetectorFolder, ModelError, ModelFolder
 from polywand_zoo.processor import has_bfloat16
 
 OUTPUT = "LOGITS"
@@ -34,8 +34,11 @@ class Network(Protocol):
     def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         """LOGITS of one crop, [1, 1, h, w]."""
 
+    def outputs(self, feeds: Mapping[str, NDArray[np.generic]], names: Sequence[str]) -> list[NDArray[np.float32]]:
+        """These outputs of one crop, [1, ...] each."""
 
-def load_network(folder: ModelFolder, precision: Precision, threads: int) -> Network:
+
+def load_network(folder: ModelFolder | DetectorFolder, precision: Precision, threads: int) -> Network:
     """Load a model's ONNX file, which it has; threads: 0 is all cores.
 
     Raises:
@@ -64,8 +67,12 @@ class _OnnxRuntime:
 
     def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         """See Network."""
-        logits: NDArray[np.float32] = self._session.run([OUTPUT], dict(feeds))[0]
-        return logits
+        return self.outputs(feeds, [OUTPUT])[0]
+
+    def outputs(self, feeds: Mapping[str, NDArray[np.generic]], names: Sequence[str]) -> list[NDArray[np.float32]]:
+        """See Network."""
+        found: list[NDArray[np.float32]] = self._session.run(list(names), dict(feeds))
+        return found
 
 
 class _OpenVino:
@@ -83,8 +90,12 @@ class _OpenVino:
 
     def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         """See Network."""
-        logits: NDArray[np.float32] = self._compiled(dict(feeds))[OUTPUT]
-        return logits
+        return self.outputs(feeds, [OUTPUT])[0]
+
+    def outputs(self, feeds: Mapping[str, NDArray[np.generic]], names: Sequence[str]) -> list[NDArray[np.float32]]:
+        """See Network."""
+        found = self._compiled(dict(feeds))
+        return [found[name] for name in names]
 
 
 def _precision(asked: str, network: openvino.Model) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import polywand
-from polywand_zoo.evaluation.modelfolder import ModelError
+from polywand_zoo.evaluation.modelfolder import ModelError, is_there, read_folder
 
 START_SECONDS = 120.0
 POLL_SECONDS = 0.1
@@ -33,6 +33,8 @@ runpy.run_module("polywand_server", run_name="__main__")
 def own_service(repository: Path, models: Collection[str]) -> Iterator[str]:
     """Run the service on free loopback ports until the block ends; yields host:port once these models are ready.
 
+    So are the detectors that their crop policies ask, where the repository has them: without, they would do without.
+
     Raises:
         ModelError: it cannot be started, or a model does not get ready; with the service's own words.
     """
@@ -52,7 +54,7 @@ def own_service(repository: Path, models: Collection[str]) -> Iterator[str]:
                 process_group=0,  # Ctrl-C is for us; we stop it in order
             )
         try:
-            yield _wait(process, log, models)
+            yield _wait(process, log, [*models, *_detectors(repository, models)])
         finally:
             process.terminate()
             try:
@@ -60,6 +62,19 @@ def own_service(repository: Path, models: Collection[str]) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _detectors(repository: Path, models: Collection[str]) -> set[str]:
+    """The detectors in the repository that these models' crop policies ask."""
+    found = set()
+    for name in models:
+        try:
+            detector = read_folder(repository, name).detector
+        except ModelError:
+            continue  # the service says why
+        if detector is not None and is_there(repository, detector):
+            found.add(detector)
+    return found
 
 
 def _wait(process: subprocess.Popen[bytes], log: Path, models: Collection[str]) -> str:
