@@ -23,6 +23,7 @@ from polywand_server.triton.client import ModelConfig
 PARAMETER_KEY = "polywand"
 # A box takes two rows of POINTS.
 SMALLEST_POINTS = 3
+BOX_EDGES = 4
 # Requests of a batch for flip averaging: the crop, and its mirror image.
 FLIPPED = 2
 
@@ -81,9 +82,9 @@ class ProposalSpec(_Spec):
     """A detector whose boxes tell what a first click may mean.
 
     model: its name; while it is not ready, there are no proposals. score: of a box that counts, instead of the
-    detector's own threshold. at_most: so many are looked at, the best first. agree_from: where the box of the mask that
-    was found has this intersection over union with a proposal, or more, the answer is that to the clicks and the best
-    such proposal as a box that the annotator has drawn; without, proposals are looked at alone.
+    detector's own threshold. at_most: so many are looked at, by score. agree_from: where the box of the mask that was
+    found has this intersection over union with a proposal, or more, the answer is that to the clicks and a box drawn:
+    the proposal, looked at or not, for which it is greatest. Without agree_from, proposals are looked at, no more.
     """
 
     model: ToolName
@@ -262,6 +263,8 @@ def check_config(spec: ToolSpec, config: ModelConfig) -> None:
     if isinstance(spec, DetectorSpec):
         if min(config.inputs["IMAGE"].dims) < 1:
             raise ValueError("IMAGE of a detector has to have a fixed size")
+        if config.outputs["BOXES"].dims[1] != BOX_EDGES:
+            raise ValueError(f"BOXES has {config.outputs['BOXES'].dims[1]} columns and not x0, y0, x1, y1")
         if config.outputs["SCORES"].dims[1] != len(spec.labels):
             raise ValueError(f"SCORES has {config.outputs['SCORES'].dims[1]} classes for {len(spec.labels)} labels")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from polywand_server.interactors.estimate import Estimate
-from polywand_server.interactors.prompt import Box, Prompt
+from polywand_server.interactors.prompt import Box, Label, Prompt
 from polywand_server.regions import ProbabilityMap, Region, snap
 from polywand_server.resampling import Resampling
 from polywand_server.specs import CropPolicy, MarginCrop, ProposalSpec, RoiCrop, WholeCrop, ZoomInCrop
@@ -54,7 +54,8 @@ class Crops:
 
     def wanted_proposals(self, prompt: Prompt, previous: Estimate | None) -> ProposalSpec | None:
         """Tell whose proposals are wanted: only where clicks alone start an object."""
-        policy, starts = self._policy, previous is None and prompt.starting_box() is None
+        policy = self._policy
+        starts = previous is None and prompt.starting_box() is None and prompt.count(Label.POSITIVE) > 0
         return policy.proposals if isinstance(policy, ZoomInCrop) and starts else None
 
     def proposed(self, prompt: Prompt, wanted: ProposalSpec, proposals: Sequence[Box]) -> list[Region]:
@@ -67,7 +68,7 @@ class Crops:
     def agreeing(
         self, prompt: Prompt, wanted: ProposalSpec, proposals: Sequence[Box], found: ProbabilityMap, threshold: float
     ) -> Box | None:
-        """Choose the proposal that what was found agrees with most; None where it agrees with none."""
+        """Choose the proposal that what was found agrees with most, looked at or not; None where with none."""
         box, holding = _mask_box(found, threshold, SMALLEST_MASK_PIXELS), _holding(prompt, proposals)
         if box is None or wanted.agree_from is None or not holding:
             return None

@@ -35,8 +35,8 @@ async def segment(
     """Run an interactor on a prompt.
 
     previous: the estimate that belonged to the prompt that this one extends, or None when the object starts here.
-    propose: tells where a detector sees objects, by descending score; asked after the first look, so that a drag does
-        not wait for it.
+    propose: tells where a detector sees objects, by descending score; asked after the first look, and not by a prompt
+        that a drag has left behind by then.
     is_superseded: whether a newer prompt waits that does not build on this one. Then the pass that is under way is the
         last one, so that a drag is followed as closely as can be.
 

@@ -10,7 +10,7 @@ from polywand_server.images import Picture
 from polywand_server.regions import Region, crop_into
 
 # Clicks that leave the crop where it was find theirs again, and so do drags of a later click; a few objects may take
-# turns, and a first click sees up to four crops.
+# turns, and a first click sees two crops, up to five where a detector sees something there.
 KEPT_CROPS = 6
 
 

@@ -83,7 +83,8 @@ class DirectTool:
 
     def _proposed(self, photo: Photo, prompt: Prompt, previous: Belief | None) -> Sequence[Box]:
         """Where a detector sees something on the photo; it is asked where an object starts by clicks alone."""
-        if self._proposer is None or previous is not None or prompt.starting_box() is not None:
+        starts = previous is None and prompt.starting_box() is None
+        if self._proposer is None or not starts or all(point.label != "positive" for point in prompt.points):
             return ()
         return [proposal.box for proposal in self._proposer.look_at(photo)]
 
