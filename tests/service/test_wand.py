@@ -15,6 +15,7 @@ SUIT = (150, 400, POSITIVE)  # where a mission patch is
 CHEST = (100, 350, POSITIVE)
 NOT_THE_FACE = (220, 130, NEGATIVE)
 INFERENCES = f'polywand_inferences_total{{model="wand",outcome="ok",version="{WAND_VERSION}"}}'
+DETECTIONS = 'polywand_inferences_total{model="nanodet",outcome="ok",version="1"}'
 
 
 @pytest.fixture
@@ -41,10 +42,10 @@ def mask_of(reply: pb.InteractResponse) -> np.ndarray:
 )
 def test_each_tool_finds_her_and_a_click_corrects_it(stream, server, tool, pointing, suit):
     points, box = pointing.get("points", []), pointing.get("box")
-    before = server.metric(INFERENCES)
+    before = server.metric(INFERENCES) + server.metric(DETECTIONS)
     first = stream.ask(prompt(tool, *points, box=box, include_mask=True))
     assert (first.segmentation.model, first.segmentation.version) == (tool, WAND_VERSION)
-    assert server.metric(INFERENCES) == before + first.timing.inferences
+    assert server.metric(INFERENCES) + server.metric(DETECTIONS) == before + first.timing.inferences
     found = mask_of(first)
     assert found[suit]
     assert not found[60, 480]
