@@ -15,7 +15,7 @@ from polywand_server.specs import ProposalSpec
 from polywand_server.timing import Stopwatch
 
 # How long a click waits for them: without proposals its answer is not as good, and it is an answer.
-PATIENCE_SECONDS = 2.0
+PATIENCE_SECONDS = 4.0
 # How long the clicks on a picture go without, before a detector that failed is asked again.
 PAUSE_SECONDS = 30.0
 
