@@ -58,21 +58,18 @@ class Crops:
         starts = previous is None and prompt.starting_box() is None and prompt.count(Label.POSITIVE) > 0
         return policy.proposals if isinstance(policy, ZoomInCrop) and starts else None
 
-    def proposed(self, prompt: Prompt, wanted: ProposalSpec, proposals: Sequence[Box]) -> list[Region]:
-        """Choose the regions around the best proposals that hold all positive clicks.
-
-        proposals: where a detector sees objects, by descending score.
-        """
-        return [self.around_box(box) for box in _holding(prompt, proposals)[: wanted.at_most]]
+    def proposed(self, wanted: ProposalSpec, proposals: Sequence[Box]) -> list[Region]:
+        """Choose the regions around the best proposals; by descending score."""
+        return [self.around_box(box) for box in proposals[: wanted.at_most]]
 
     def agreeing(
-        self, prompt: Prompt, wanted: ProposalSpec, proposals: Sequence[Box], found: ProbabilityMap, threshold: float
+        self, wanted: ProposalSpec, proposals: Sequence[Box], found: ProbabilityMap, threshold: float
     ) -> Box | None:
         """Choose the proposal that what was found agrees with most, looked at or not; None where with none."""
-        box, holding = _mask_box(found, threshold, SMALLEST_MASK_PIXELS), _holding(prompt, proposals)
-        if box is None or wanted.agree_from is None or not holding:
+        box = _mask_box(found, threshold, SMALLEST_MASK_PIXELS)
+        if box is None or wanted.agree_from is None or not proposals:
             return None
-        best = max(holding, key=box.overlap)
+        best = max(proposals, key=box.overlap)
         return best if box.overlap(best) >= wanted.agree_from else None
 
     def around_box(self, box: Box) -> Region:
@@ -220,12 +217,6 @@ class Crops:
         """Height and width of the input for a crop of this size."""
         reduction = max(1.0, max(width, height) / self._policy.longest_side)
         return self._fixed_size or (max(1, round(height / reduction)), max(1, round(width / reduction)))
-
-
-def _holding(prompt: Prompt, boxes: Sequence[Box]) -> list[Box]:
-    """The boxes that hold all positive clicks of a prompt."""
-    clicks = prompt.positive_clicks()
-    return [box for box in boxes if box.holds(clicks)]
 
 
 def _expanded(pixels: list[float], policy: RoiCrop) -> tuple[int, int]:

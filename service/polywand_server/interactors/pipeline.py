@@ -61,8 +61,9 @@ async def segment(
     if wanted is not None:
         if is_superseded():
             return replace(found, is_hurried=True)
-        proposals += await propose(wanted)
-        looks = list(dict.fromkeys(looks + crops.proposed(prompt, wanted, proposals)))
+        clicks = prompt.positive_clicks()
+        proposals += [box for box in await propose(wanted) if box.holds(clicks)]
+        looks = list(dict.fromkeys(looks + crops.proposed(wanted, proposals)))
     for other in looks[1:]:
         if is_superseded():
             return replace(found, is_hurried=True)
@@ -72,7 +73,7 @@ async def segment(
         if is_superseded():
             return replace(found, is_hurried=True)
         found = await one_pass(prompt, closer, found)
-    box = crops.agreeing(prompt, wanted, proposals, found.probabilities, threshold) if wanted is not None else None
+    box = crops.agreeing(wanted, proposals, found.probabilities, threshold) if wanted is not None else None
     if box is None:
         return found
     if is_superseded():

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from polywand import Box, Point
+from polywand_zoo.evaluation.boxes import overlap
 from polywand_zoo.evaluation.prompts import Prompt
 from polywand_zoo.evaluation.windows import Belief, Window, around
 
@@ -153,8 +154,8 @@ class ZoomIn:
         box, held = _mask_box(found, frame.threshold), _held(prompt, proposals)
         if self.proposals is None or self.proposals.agree_from is None or box is None or not held:
             return None
-        best = max(held, key=lambda proposal: _iou(box, proposal))
-        return best if _iou(box, best) >= self.proposals.agree_from else None
+        best = max(held, key=lambda proposal: overlap(box, proposal))
+        return best if overlap(box, best) >= self.proposals.agree_from else None
 
     def _around_box(self, frame: Frame, box: Box) -> Window:
         """The window around a box that an object starts from."""
@@ -252,16 +253,6 @@ def _held(prompt: Prompt, proposals: Sequence[Box]) -> list[Box]:
 
 def _holds(box: Box, point: Point) -> bool:
     return box.x0 <= point.x <= box.x1 and box.y0 <= point.y <= box.y1
-
-
-def _iou(one: Box, other: Box) -> float:
-    x, y = min(one.x1, other.x1) - max(one.x0, other.x0), min(one.y1, other.y1) - max(one.y0, other.y0)
-    shared = max(0.0, x) * max(0.0, y)
-    return shared / (_area(one) + _area(other) - shared)
-
-
-def _area(box: Box) -> float:
-    return (box.x1 - box.x0) * (box.y1 - box.y0)
 
 
 def _clipped(box: Box, frame: Frame) -> Box:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 import polywand
 from polywand import Box, Detection
+from polywand_zoo.evaluation.boxes import overlap
 from polywand_zoo.evaluation.objects import DataError, DataSet, Subject, Truth, load
 from polywand_zoo.evaluation.simulation import iou, tight_box
 from polywand_zoo.spreading import spread
@@ -101,14 +102,6 @@ def match(detections: Sequence[Detection], labels: Sequence[str], boxes: Sequenc
     return taken
 
 
-def overlap(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes."""
-    width = min(one.x1, other.x1) - max(one.x0, other.x0)
-    height = min(one.y1, other.y1) - max(one.y0, other.y0)
-    shared = max(0.0, width) * max(0.0, height)
-    return shared / (_area(one) + _area(other) - shared)
-
-
 def photos(data: DataSet) -> int:
     """How many photos a data set has."""
     return len({subject.image for subject in data.subjects})
@@ -160,7 +153,3 @@ def _compare(photo: Path, detection: Detection, answer: polywand.Detections, kno
         filled_box_iou=iou(filled, known.truth),
         outline_iou=iou(outlined, known.truth),
     )
-
-
-def _area(box: Box) -> float:
-    return (box.x1 - box.x0) * (box.y1 - box.y0)
