@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from tests.triton.models import add_model
+
 PREAMBLE = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -154,9 +156,5 @@ def add_interactor(
     prompt: str = '{"box": "optional"}',
 ) -> None:
     """Add version 1 of one."""
-    folder = root / name / "1"
-    folder.mkdir(parents=True)
     fields = {"size": size, "inputs": inputs, "outputs": outputs, "crop": crop, "flip": flip, "prompt": prompt}
-    config = CONFIG.format(name=name, batch=batch, **fields)
-    (folder.parent / "config.pbtxt").write_text(config)
-    (folder / "model.py").write_text(code)
+    add_model(root, name, CONFIG.format(name=name, batch=batch, **fields), code)

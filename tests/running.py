@@ -20,9 +20,9 @@ WAND_VERSIONS = tuple(
     sorted(int(path.name) for path in (REPOSITORY / "wand").iterdir() if path.name.isdecimal() and path.name[0] != "0")
 )
 WAND_VERSION = WAND_VERSIONS[-1]
-# Passes of wand_click at a first click: near it, where the detector sees something (in two places at most), at what was
-# found, and with the box that this agrees with.
-FIRST_PASSES = range(2, 6)
+# Of wand_click at a first click: near it, where the detector sees something, and at what was found. (Two where it sees
+# nothing there; up to five where it sees more, or where what was found agrees with its box.)
+FIRST_INFERENCES = 3
 DETECTION = 1  # inference, once for each image
 
 

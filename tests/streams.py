@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import grpc
 import numpy as np
@@ -105,3 +106,13 @@ class InteractStream:
         while (reply := self._replies.get(timeout=REPLY_SECONDS)) is not None:
             assert isinstance(reply, pb.InteractResponse), reply
             yield reply
+
+
+@contextmanager
+def stream_to(target: str) -> Iterator[InteractStream]:
+    """A stream on a connection of its own."""
+    with (
+        grpc.insecure_channel(target) as channel,
+        InteractStream(annotation_pb2_grpc.AnnotationServiceStub(channel)) as opened,
+    ):
+        yield opened

@@ -14,12 +14,12 @@ from tests.bench.photos import Click, Photo, photos
 from tests.bench.player import Answer
 from tests.bench.samples import Samples
 from tests.bench.servers import Servers
+from tests.running import FIRST_INFERENCES
 
 OBJECTS_PER_PHOTO = 4
 WARM_UP_OBJECTS = 3
 JSON_SHARE = 0.35  # of the time; its clicks take seconds
 LEAST_JSON_CLICKS = 3
-USUAL_FIRST_PASSES = 3
 LONGEST = 1.6  # times the time that was given, for the sake of enough samples
 
 
@@ -121,7 +121,7 @@ async def _object(
             answer = await annotator.click(object_id, points)
             floor = await _inferences(bare, answer.inferences)
         else:
-            expected = USUAL_FIRST_PASSES if count == 1 else 1
+            expected = FIRST_INFERENCES if count == 1 else 1  # most of the time
             floor = await _inferences(bare, expected)
             answer = await annotator.click(object_id, points)
             if answer.inferences != expected:

@@ -23,7 +23,7 @@ from tests.streams import raw_image
 MODEL, TOOL = "wand", "wand_click"
 SOON_SECONDS = 30
 DETECTING = 3
-ANSWERS = 4  # by each annotator, after a change has shown
+ANSWERS = 6  # by each annotator, after a change has shown
 # One pass a click instead of two: what matters here is which version answers, not how well.
 LOOKS, ONE_LOOK = '"refine_first": true', '"refine_first": false'
 

@@ -3,19 +3,17 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
 
 from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc
 from tests.interactors import DAZZLED, PREAMBLE, add_interactor
-from tests.running import Service, running_service
-from tests.streams import POSITIVE, InteractStream, prompt, raw_image
+from tests.running import DETECTION, Service, running_service
+from tests.streams import POSITIVE, InteractStream, prompt, raw_image, stream_to
+from tests.triton.models import add_model
 
 SIDE = 1024
 CENTRE, CORNER, LONELY = (512, 512, POSITIVE), (100, 100, POSITIVE), (950, 100, POSITIVE)
-DETECTION = 1  # inferences
 
 # One of the detector's pixels is four of the image's. By score: a box in the corner, then three around the centre, each
 # in the one before; the last one, in another corner, is not sure enough to count.
@@ -65,9 +63,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder: Path = tmp_path_factory.mktemp("proposals")
     models = folder / "models"
     for name, code in DETECTORS.items():
-        (models / name / "1").mkdir(parents=True)
-        (models / name / "config.pbtxt").write_text(DETECTOR_CONFIG)
-        (models / name / "1" / "model.py").write_text(code)
+        add_model(models, name, DETECTOR_CONFIG, code)
     for name in (*DETECTORS, NOBODY):
         proposals = f'{{"model": "{name}", "score": 0.5, "at_most": 2}}'
         crop = f'{{"policy": "zoom_in", "box_margin": 0, "proposals": {proposals}}}'
@@ -82,10 +78,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture
 def stream(service: Service) -> Iterator[InteractStream]:
-    with (
-        grpc.insecure_channel(service.target) as channel,
-        InteractStream(annotation_pb2_grpc.AnnotationServiceStub(channel)) as opened,
-    ):
+    with stream_to(service.target) as opened:
         opened.ask(bright_within(384, 640))
         yield opened
 

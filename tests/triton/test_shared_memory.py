@@ -58,6 +58,17 @@ async def order(client: TritonClient, memory: SharedMemory, what: float, timeout
         return (await tensors.run(timeout_s=timeout_s))["Y"].copy()
 
 
+async def cancel_an_order(client: TritonClient, memory: SharedMemory) -> None:
+    """Cancel a request when Triton is at it, with a new slot."""
+    before = await regions(client)
+    slow = asyncio.create_task(order(client, memory, 1000))
+    await until(lambda: _is(client, before + 1))
+    await asyncio.sleep(0.2)
+    slow.cancel()
+    with suppress(asyncio.CancelledError):
+        await slow
+
+
 async def regions(client: TritonClient) -> int:
     """How many regions Triton has mapped."""
     from tritonclient.grpc import service_pb2  # noqa: PLC0415
@@ -108,12 +119,7 @@ async def test_a_slot_whose_request_was_cancelled_serves_nobody_until_triton_has
 ) -> None:
     """What Triton writes late reaches nobody else's answer, and the memory comes back when it is done."""
     before = await regions(models)
-    slow = asyncio.create_task(order(models, memory, 1000))
-    await until(lambda: _is(models, before + 1))
-    await asyncio.sleep(0.2)
-    slow.cancel()
-    with suppress(asyncio.CancelledError):
-        await slow
+    await cancel_an_order(models, memory)
     image = np.full((8, 8, 3), 9, np.uint8)
     for _ in range(20):  # each in another slot than the cancelled one's
         answer = await mix(models, memory, image)
@@ -134,12 +140,7 @@ async def test_a_missed_deadline_and_a_failing_model_give_their_memory_back(
 
 async def test_the_end_waits_until_triton_has_let_go(models: TritonClient) -> None:
     memory = SharedMemory(models, PREFIX, 4 * MIB)
-    slow = asyncio.create_task(order(models, memory, 1000))
-    await until(lambda: _is(models, 1))
-    await asyncio.sleep(0.2)
-    slow.cancel()
-    with suppress(asyncio.CancelledError):
-        await slow
+    await cancel_an_order(models, memory)
     await memory.close()
     assert await regions(models) == 0
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from shutil import copytree
 
 import cv2
-import grpc
 import numpy as np
 import pytest
 import torch
@@ -19,14 +18,13 @@ from torch import Tensor, nn
 
 from polywand.raster import decode_rle
 from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc
 from polywand_zoo.onnx_export import trace
 from polywand_zoo.points import Label
 from polywand_zoo.published.catalogue import CATALOGUE
 from polywand_zoo.published.config import model_config
 from polywand_zoo.published.export import OUTPUT, VARIABLE_SIZE
 from tests.running import Service, running_service
-from tests.streams import EXTREME, NEGATIVE, POSITIVE, InteractStream, prompt, raw_image
+from tests.streams import EXTREME, NEGATIVE, POSITIVE, InteractStream, prompt, raw_image, stream_to
 from tests.zoo import golden
 from tests.zoo.golden import needs_golden
 
@@ -92,10 +90,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, imported: Callable[[str], 
 
 @pytest.fixture
 def stream(service: Service) -> Iterator[InteractStream]:
-    with (
-        grpc.insecure_channel(service.target) as channel,
-        InteractStream(annotation_pb2_grpc.AnnotationServiceStub(channel)) as opened,
-    ):
+    with stream_to(service.target) as opened:
         yield opened
 
 

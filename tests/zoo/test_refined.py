@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 import polywand
 from polywand.raster import decode_rle
-from polywand.v1 import annotation_pb2_grpc
 from polywand_server.geometry.outlines import outline
 from polywand_server.geometry.raster import to_rle
 from polywand_server.regions import ProbabilityMap, Region
@@ -28,7 +27,7 @@ from polywand_server.triton.client import TritonClient
 from polywand_zoo.cli import main
 from polywand_zoo.published.architectures import ARCHITECTURES
 from tests.running import Service, running_service, wait_for
-from tests.streams import NEGATIVE, POSITIVE, InteractStream, prompt, raw_image
+from tests.streams import NEGATIVE, POSITIVE, prompt, raw_image, stream_to
 from tests.zoo import golden
 from tests.zoo.golden import needs_golden
 
@@ -256,10 +255,7 @@ def test_a_part_that_died_is_one_clear_error_and_comes_back(refined: Refined) ->
 
     stub().kill()
     clicks = [(x + 0.5, y + 0.5, POSITIVE if is_positive else NEGATIVE) for x, y, is_positive in CLICKS]
-    with (
-        grpc.insecure_channel(refined.service.target) as channel,
-        InteractStream(annotation_pb2_grpc.AnnotationServiceStub(channel)) as stream,
-    ):
+    with stream_to(refined.service.target) as stream:
         stream.ask(raw_image(image()))
         error = stream.ask(prompt(NAME, *clicks)).error
     assert error.code == grpc.StatusCode.UNAVAILABLE.value[0]

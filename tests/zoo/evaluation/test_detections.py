@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from polywand import Box, Detection
 from polywand_zoo.cli import main
-from polywand_zoo.evaluation.detections import match, overlap
+from polywand_zoo.evaluation.boxes import overlap
+from polywand_zoo.evaluation.detections import match
 from tests.running import Service
 from tests.zoo import coco_folder
 from tests.zoo.evaluation import pictures
