@@ -54,7 +54,8 @@ def serving(file: FileServer) -> Iterator[FileServer]:
 
     server = Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    # Its end waits for the next poll.
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     file.url = f"http://127.0.0.1:{server.server_port}"
     try:
