@@ -69,6 +69,25 @@ SLOW = (
 """
 )
 
+# LOGITS: the disk of 8 pixels around the first point. A file in the folder tells that it has begun; another one lets it
+# end.
+GATE = (
+    PREAMBLE
+    + """
+    def initialize(self, args):
+        import pathlib
+        self.folder = pathlib.Path(args["model_repository"])
+
+    def answer(self, request):
+        import time
+        image, points = self.tensor(request, "IMAGE"), self.tensor(request, "POINTS")
+        (self.folder / "begun").touch()
+        while not (self.folder / "open").exists() and not request.is_cancelled():
+            time.sleep(0.01)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("LOGITS", self.disk(image.shape[1:3], points[0, 0, :2], 8))])
+"""
+)
+
 # LOGITS: nothing that is a number.
 BROKEN = (
     PREAMBLE

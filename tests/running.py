@@ -5,17 +5,21 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 REPOSITORY = Path(__file__).parent.parent / "model_repository"
 PORTS = re.compile(r"gRPC on (\S+):(\d+), HTTP on (\S+):(\d+), Triton at (\S+)")
 START_SECONDS = 90
+KILL_SECONDS = 0.05
 WAND_VERSIONS = tuple(
     sorted(int(path.name) for path in (REPOSITORY / "wand").iterdir() if path.name.isdecimal() and path.name[0] != "0")
 )
@@ -103,3 +107,29 @@ def _started(process: subprocess.Popen[bytes], log: Path) -> Service:
             return Service(process, log, f"{host}:{grpc_port}", f"http://{http_host}:{http_port}", triton)
         time.sleep(0.05)
     raise AssertionError(f"the service did not start:\n{log.read_text()[-4000:]}")
+
+
+@contextmanager
+def outage(service: Service) -> Iterator[None]:
+    """Kill the service's Triton with SIGKILL, and again whenever it comes back, until the block ends."""
+    over = threading.Event()
+
+    def keep_killing() -> None:
+        while not over.wait(KILL_SECONDS):
+            _kill_triton(service)
+
+    _kill_triton(service)
+    killer = threading.Thread(target=keep_killing)
+    killer.start()
+    try:
+        yield
+    finally:
+        over.set()
+        killer.join()
+
+
+def _kill_triton(service: Service) -> None:
+    for child in psutil.Process(service.process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if child.name() == "tritonserver":
+                child.kill()

@@ -34,6 +34,14 @@ def prompt(model: str, *points: tuple[float, float, int], box=None, object_id=""
     return message
 
 
+def departure(timing: pb.Timing) -> int:
+    """When an answer was ready to leave: Unix time, microseconds, the service's clock.
+
+    What happened before what is told by this clock: a client's threads read answers when they come to it.
+    """
+    return timing.received_unix_us + timing.total_us
+
+
 class InteractStream:
     """Sends requests and receives replies; every wait ends. Use as a context manager: leaving cancels the stream."""
 

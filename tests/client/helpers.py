@@ -1,17 +1,12 @@
 """What several of the client's tests use."""
 
+import asyncio
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-
-import psutil
-
-from tests.running import Service
+import time
+from collections.abc import Callable
 
 FACE = (225, 110)
 """On the face of skimage's astronaut."""
-
-KILL_SECONDS = 0.05
 
 
 def polywand_threads() -> list[str]:
@@ -19,27 +14,9 @@ def polywand_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("polywand")]
 
 
-@contextmanager
-def outage(service: Service) -> Iterator[None]:
-    """Kill the service's Triton with SIGKILL, and again whenever it comes back, until the block ends."""
-    over = threading.Event()
-
-    def keep_killing() -> None:
-        while not over.wait(KILL_SECONDS):
-            _kill_triton(service)
-
-    _kill_triton(service)
-    killer = threading.Thread(target=keep_killing)
-    killer.start()
-    try:
-        yield
-    finally:
-        over.set()
-        killer.join()
-
-
-def _kill_triton(service: Service) -> None:
-    for child in psutil.Process(service.process.pid).children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if child.name() == "tritonserver":
-                child.kill()
+async def comes_true(condition: Callable[[], object], seconds: float = 10) -> None:
+    """Wait until a condition holds that grpc's own threads and tasks may keep from holding for a moment."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"did not come true within {seconds} s"
+        await asyncio.sleep(0.01)

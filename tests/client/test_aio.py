@@ -17,7 +17,7 @@ import polywand
 from polywand import Detections, Segmentation
 from polywand.aio import Client, Session
 from polywand.frames import FRAMES_AHEAD
-from tests.client.helpers import FACE
+from tests.client.helpers import FACE, comes_true
 from tests.running import Service, running_service
 
 
@@ -127,7 +127,7 @@ async def test_updates_end_with_the_session(client: Client, astronaut: NDArray[n
     async with client.open(astronaut) as session:
         watcher = asyncio.create_task(_collect(session))
         await session.prompt("wand_click", positive=[FACE])
-    updates = await asyncio.wait_for(watcher, 5)
+    updates = await asyncio.wait_for(watcher, 30)
     assert [update.sequence for update in updates] == [2]
 
 
@@ -161,8 +161,7 @@ async def test_closing_leaves_no_task_and_wakes_who_waits(client: Client, astron
         await waiting
     with pytest.raises(polywand.Closed):
         session.send("wand_click", positive=[FACE])
-    await asyncio.sleep(0.1)
-    assert other_tasks() == before
+    await comes_true(lambda: other_tasks() == before)
 
 
 @pytest.mark.parametrize("kind", ["plain", "asynchronous"])
@@ -199,8 +198,7 @@ async def test_a_stream_that_is_left_early_took_few_frames_and_leaves_no_task(
                 break
         await asyncio.sleep(0.3)
     assert next(taken) <= 3 + FRAMES_AHEAD
-    await asyncio.sleep(0.1)
-    assert other_tasks() == before
+    await comes_true(lambda: other_tasks() == before)
 
 
 async def test_what_the_callers_frames_raise_comes_after_the_answers_before(
@@ -230,19 +228,19 @@ async def test_no_server_is_told_in_a_sentence() -> None:
 async def test_a_server_that_hangs_or_dies_fails_who_waits(tmp_path: Path, astronaut: NDArray[np.uint8]) -> None:
     (tmp_path / "models").mkdir()
     with running_service(tmp_path / "log", f"--model-repository={tmp_path / 'models'}") as service:
-        async with polywand.aio.connect(service.target, timeout=1) as client, client.open(astronaut) as session:
+        async with polywand.aio.connect(service.target, timeout=3) as client, client.open(astronaut) as session:
             service.process.send_signal(signal.SIGSTOP)
             started = time.monotonic()
-            with pytest.raises(polywand.Unavailable, match="did not answer within 1 s"):
+            with pytest.raises(polywand.Unavailable, match="did not answer within 3 s"):
                 await session.prompt("x", positive=[FACE])
-            assert time.monotonic() - started < 3
+            assert time.monotonic() - started < 20
             watcher = asyncio.create_task(_collect(session))
             waiting = asyncio.create_task(session.prompt("x", positive=[FACE]))
             await asyncio.sleep(0.1)
             service.process.kill()
             for task in (waiting, watcher):
                 with pytest.raises(polywand.Unavailable):
-                    await asyncio.wait_for(task, 10)
+                    await asyncio.wait_for(task, 30)
 
 
 async def _collect(session: Session) -> list[polywand.aio.Update]:

@@ -53,7 +53,7 @@ def test_a_server_that_dies_fails_every_waiting_prompt(empty_service: Service, a
             assert not any(prompt.done() for prompt in waiting)
             empty_service.process.kill()
             for prompt in waiting:
-                assert isinstance(prompt.exception(10), polywand.Unavailable)
+                assert isinstance(prompt.exception(30), polywand.Unavailable)
         with pytest.raises(polywand.Unavailable):
             session.prompt("x", positive=[FACE])
 
@@ -61,7 +61,7 @@ def test_a_server_that_dies_fails_every_waiting_prompt(empty_service: Service, a
 def test_a_server_that_hangs_is_given_up_after_the_timeout(
     empty_service: Service, astronaut: NDArray[np.uint8]
 ) -> None:
-    with polywand.connect(empty_service.target, timeout=0.5) as client, client.open(astronaut) as session:
+    with polywand.connect(empty_service.target, timeout=2) as client, client.open(astronaut) as session:
         empty_service.process.send_signal(signal.SIGSTOP)
         try:
             for call in (
@@ -74,7 +74,7 @@ def test_a_server_that_hangs_is_given_up_after_the_timeout(
                 with pytest.raises(polywand.Unavailable, match="did not answer") as error:
                     call()
                 assert error.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
-                assert 0.4 < time.monotonic() - started < 3
+                assert 1.9 < time.monotonic() - started < 20  # and not the 30 seconds of who says nothing
         finally:
             os.kill(empty_service.process.pid, signal.SIGCONT)
 
@@ -82,6 +82,6 @@ def test_a_server_that_hangs_is_given_up_after_the_timeout(
 def test_a_draining_server_says_so(empty_service: Service, astronaut: NDArray[np.uint8]) -> None:
     with polywand.connect(empty_service.target) as client, client.open(astronaut) as session:
         empty_service.process.send_signal(signal.SIGTERM)
-        empty_service.process.wait(20)
+        empty_service.process.wait(60)
         with pytest.raises(polywand.Draining, match="draining"):
             session.prompt("x", positive=[FACE])

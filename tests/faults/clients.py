@@ -13,7 +13,7 @@ from polywand.v1 import annotation_pb2_grpc
 from tests.running import Service
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 
-END_SECONDS = 60.0
+END_SECONDS = 300.0
 BRIGHT = raw_image(np.full((64, 64, 3), 255, np.uint8))  # all of it is `shade`'s object
 
 

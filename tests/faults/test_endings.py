@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import grpc
+import pytest
 
 from polywand.v1 import annotation_pb2 as pb
 from polywand.v1.annotation_pb2_grpc import AnnotationServiceStub
@@ -20,7 +21,7 @@ from tests.running import wait_for
 from tests.streams import POSITIVE, InteractStream, prompt
 
 IDLE_STREAMS = 5
-END_SECONDS = 5  # beyond the drain's: for Triton to stop, and for this machine to be slow
+END_SECONDS = 40  # beyond the drain's: for Triton to stop, and for this machine to be slow
 
 
 def clicks(stopped: threading.Event) -> Iterator[pb.Image | pb.Prompt]:
@@ -58,7 +59,7 @@ def test_sigterm_tells_every_stream_to_reconnect_and_leaves_nothing(fresh):
         slow = Talk(stub, unfinished(large_answers(12), stopped), before_reading=lambda: time.sleep(0.1))
         frames = stub.DetectStream(unfinished([], stopped))
         stack.callback(stopped.set)
-        wait_for(lambda: len(prompting.replies) > 10 and len(slow.replies) > 3, 10, fresh)
+        wait_for(lambda: len(prompting.replies) > 10 and len(slow.replies) > 3 and slow.sent == 13, 60, fresh)
 
         fresh.process.send_signal(signal.SIGTERM)
         for stream in idle:
@@ -71,11 +72,12 @@ def test_sigterm_tells_every_stream_to_reconnect_and_leaves_nothing(fresh):
             assert "reconnect" in last_words(talk.replies)
         answered = [reply for reply in slow.replies if reply.HasField("segmentation")]
         assert len(answered) == 12  # all that it asked for, however late it read
-    assert fresh.process.wait(DRAIN_SECONDS) == 0
+    assert fresh.process.wait(DRAIN_SECONDS - 10) == 0  # it has not waited for the drain's end
     wait_for(lambda: not traces.left(), END_SECONDS)
 
 
-def test_sigterm_does_not_wait_for_ever_for_a_client_that_never_reads(fresh, fresh_stub):
+@pytest.mark.parametrize("drain_seconds", [10])
+def test_sigterm_does_not_wait_for_ever_for_a_client_that_never_reads(fresh, fresh_stub, drain_seconds):
     """While it waits, nobody new is let in; then it goes, and says so by its status."""
     traces = Traces.of(fresh)
     forever = threading.Event()
@@ -83,7 +85,7 @@ def test_sigterm_does_not_wait_for_ever_for_a_client_that_never_reads(fresh, fre
     with own_connection(fresh) as channel, InteractStream(AnnotationServiceStub(channel)) as idle:
         idle.ask(BRIGHT)
         wait_for(
-            lambda: fresh.metric('polywand_inferences_total{model="shade",outcome="ok",version="1"}') > 3, 10, fresh
+            lambda: fresh.metric('polywand_inferences_total{model="shade",outcome="ok",version="1"}') > 3, 60, fresh
         )
         fresh.process.send_signal(signal.SIGTERM)
         assert "reconnect" in idle.receive().draining.message
@@ -93,7 +95,7 @@ def test_sigterm_does_not_wait_for_ever_for_a_client_that_never_reads(fresh, fre
             with InteractStream(AnnotationServiceStub(connection)) as late:
                 late.send(BRIGHT)
                 assert late.receive_end() == grpc.StatusCode.UNAVAILABLE
-    assert fresh.process.wait(DRAIN_SECONDS + END_SECONDS) == 0
+    assert fresh.process.wait(drain_seconds + END_SECONDS) == 0
     forever.set()
     assert talk.end() == grpc.StatusCode.UNAVAILABLE
     wait_for(lambda: not traces.left(), END_SECONDS)
@@ -106,14 +108,14 @@ def test_a_service_killed_with_prompts_in_flight_leaves_nothing(fresh, fresh_stu
     with InteractStream(fresh_stub) as stream:
         stream.ask(BRIGHT)
         talk = Talk(fresh_stub, clicks(stopped))
-        wait_for(lambda: len(talk.replies) > 10, 10, fresh)
+        wait_for(lambda: len(talk.replies) > 10, 60, fresh)
         send_prompts(stream)
-        wait_for(lambda: count(journal, "began") == began + 1, 10, fresh)
+        wait_for(lambda: count(journal, "began") == began + 1, 60, fresh)
         traces = Traces.of(fresh)
         assert len(traces.processes) > 3
         fresh.process.kill()
         assert stream.receive_end() == grpc.StatusCode.UNAVAILABLE
         assert talk.end() == grpc.StatusCode.UNAVAILABLE
         stopped.set()
-    fresh.process.wait(5)
-    wait_for(lambda: not traces.left(), 5)
+    fresh.process.wait(END_SECONDS)
+    wait_for(lambda: not traces.left(), END_SECONDS)

@@ -16,7 +16,7 @@ from tests.faults.clients import Annotator, own_connection, status
 from tests.running import Service, running_service, wait_for
 from tests.triton.models import add_model
 
-SOON_SECONDS = 60
+SOON_SECONDS = 120
 ANSWERS = 6
 
 # Version N of the model calls version N of its part, as f-BRS does.
@@ -123,15 +123,15 @@ def test_versions_come_after_their_parts_and_go_before_them(caller, astronaut):
             assert all(reply.HasField("segmentation") for reply in annotator.stop())
 
 
-def test_a_version_whose_part_fails_does_not_come_until_it_is_mended(caller, astronaut):
+def test_a_version_whose_part_fails_does_not_come_until_it_is_mended(caller, tmp_path, astronaut):
     service, repository = caller
     with ExitStack() as stack:
         stub = AnnotationServiceStub(stack.enter_context(own_connection(service)))
         annotator = stack.enter_context(Annotator(stub, astronaut, model="caller"))
-        for name in ("caller_part", "caller"):
-            shutil.copytree(repository / name / "1", repository / name / "2", ignore=shutil.ignore_patterns("_*"))
+        add_model(tmp_path / "aside", "caller_part", PART_CONFIG, "import nothing_of_that_name")
+        (tmp_path / "aside" / "caller_part" / "1").rename(repository / "caller_part" / "2")
+        shutil.copytree(repository / "caller" / "1", repository / "caller" / "2", ignore=shutil.ignore_patterns("_*"))
         code = repository / "caller_part" / "2" / "model.py"
-        code.write_text("import nothing_of_that_name")
         wait_for(lambda: "model caller_part did not load" in service.log.read_text(), SOON_SECONDS, service)
         answer_with(1, [annotator], service)
         code.write_text(PART)

@@ -20,6 +20,7 @@ from tests.running import Service, running_service, wait_for
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 
 ANNOTATORS = 3
+CALLED_DEAD = "Triton calls a process of model 'wand' dead"
 RESTARTS = "polywand_triton_restarts_total"
 SLOW = prompt("shade", FIRST_CLICK, SECOND_CLICK)
 CLICK = prompt("wand_click", (220, 130, POSITIVE))
@@ -30,22 +31,18 @@ OK, UNAVAILABLE, DEADLINE_EXCEEDED = (
 )
 
 
-SHARED, SENT = (), ("--shared-memory-mebibytes=0",)  # how tensors reach Triton
+IMPATIENT = "--infer-timeout-seconds=5"  # gives up on an answer soon, as a Triton that hangs gives none
+SENT = "--shared-memory-mebibytes=0"  # tensors, instead of shared with Triton
 
 
 @pytest.fixture(scope="module")
 def service(request, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service whose Triton comes to harm, and which has to be the same after it; it gives up on an answer soon."""
+    """A service whose Triton comes to harm, and which has to be the same after it."""
     log = tmp_path_factory.mktemp("triton-away") / "log"
-    options = [f"--model-repository={repository}", "--infer-timeout-seconds=3", *request.param]
+    options = [f"--model-repository={repository}", *request.param]
     with running_service(log, *options) as running:
         running.wait_ready(*MODELS)
         yield running
-
-
-def went_wrong(annotator: Annotator) -> bool:
-    """Whether the annotator has met an error."""
-    return any(status(reply) != OK for reply in annotator.replies)
 
 
 def went_on(annotator: Annotator) -> bool:
@@ -57,9 +54,9 @@ def went_on(annotator: Annotator) -> bool:
 @pytest.mark.parametrize(
     ("service", "harm", "in_the_air"),
     [
-        (SHARED, signal.SIGKILL, {UNAVAILABLE}),
-        (SHARED, signal.SIGSTOP, {UNAVAILABLE, DEADLINE_EXCEEDED}),
-        (SENT, signal.SIGSTOP, {UNAVAILABLE, DEADLINE_EXCEEDED}),
+        ((), signal.SIGKILL, {UNAVAILABLE}),
+        ((IMPATIENT,), signal.SIGSTOP, {UNAVAILABLE, DEADLINE_EXCEEDED}),
+        ((IMPATIENT, SENT), signal.SIGSTOP, {UNAVAILABLE, DEADLINE_EXCEEDED}),
     ],
     ids=["killed", "hung", "hung, with tensors that are sent"],
     indirect=["service"],
@@ -77,16 +74,16 @@ def test_streams_live_on_without_triton_and_work_again_with_the_next_one(
         stream = stack.enter_context(InteractStream(stub))
         stream.ask(raw_image(astronaut))
         first = stream.ask(CLICK)
-        wait_for(lambda: all(len(annotator.replies) > 3 for annotator in annotators), 10, service)
+        wait_for(lambda: all(len(annotator.replies) > 3 for annotator in annotators), 60, service)
         shared = shared_memory(service)
 
         slow = stream.send(SLOW)
-        wait_for(lambda: count(journal, "began") == began + 1, 10, service)
+        wait_for(lambda: count(journal, "began") == began + 1, 60, service)
         os.kill(harmed.pid, harm)
-        reply = stream.receive(10)
+        reply = stream.receive(60)
         assert reply.sequence == slow
         assert status(reply) in in_the_air, reply
-        assert status(stream.ask(prompt("wand_click", (150, 400, POSITIVE)), 10)) in in_the_air
+        assert status(stream.ask(prompt("wand_click", (150, 400, POSITIVE)), 60)) in {OK, *in_the_air}  # it may be back
 
         wait_for(lambda: all(went_on(annotator) for annotator in annotators), 60, service)
         undone = stream.ask(CLICK)
@@ -100,29 +97,30 @@ def test_streams_live_on_without_triton_and_work_again_with_the_next_one(
     assert service.metric(RESTARTS) == restarts + 1
     assert not harmed.is_running()
     service.wait_ready(*MODELS)
-    wait_for(lambda: len(shared_memory(service)) <= len(shared), 10, service)
+    wait_for(lambda: len(shared_memory(service)) <= len(shared), 60, service)
 
 
-@pytest.mark.parametrize("service", [SHARED], ids=[""], indirect=True)
+@pytest.mark.parametrize("service", [()], ids=[""], indirect=True)
 def test_a_model_that_stood_still_comes_back_and_triton_goes_on(service, astronaut):
     """Triton calls a model's process dead that had no share of the processor for a second or two; it may live."""
     restarts, server = service.metric(RESTARTS), tritonserver(service)
     with ExitStack() as stack:
         stub = AnnotationServiceStub(stack.enter_context(own_connection(service)))
         annotators = [stack.enter_context(Annotator(stub, astronaut, seed=seed)) for seed in range(ANNOTATORS)]
-        wait_for(lambda: all(len(annotator.replies) > 3 for annotator in annotators), 10, service)
+        wait_for(lambda: all(len(annotator.replies) > 3 for annotator in annotators), 60, service)
         frozen = model_processes(service, "wand")
         assert frozen
+        called_dead = service.log.read_text().count(CALLED_DEAD)
         for process in frozen:
             process.suspend()
-        wait_for(lambda: any(went_wrong(annotator) for annotator in annotators), 10, service)
+        wait_for(lambda: service.log.read_text().count(CALLED_DEAD) > called_dead, 60, service)
         for process in frozen:
             with suppress(psutil.NoSuchProcess):
                 process.resume()
         wait_for(lambda: all(went_on(annotator) for annotator in annotators), 60, service)
         for annotator in annotators:
             replies = annotator.stop()
-            assert set(map(status, replies)) <= {OK, UNAVAILABLE, DEADLINE_EXCEEDED}
+            assert set(map(status, replies)) <= {OK, UNAVAILABLE}
             assert all(reply.segmentation.shape.polygons for reply in replies if status(reply) == OK)
     assert service.metric(RESTARTS) == restarts
     assert server.is_running()

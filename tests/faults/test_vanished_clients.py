@@ -21,7 +21,7 @@ from tests.running import Service, wait_for
 from tests.streams import POSITIVE, InteractStream, prompt
 
 ROOT = Path(__file__).parents[2]
-SOON_SECONDS = 10
+SOON_SECONDS = 60
 INTERACT = "/polywand.v1.AnnotationService/Interact"
 FRAMES = [
     pb.DetectStreamRequest(frame_id=number, request=pb.DetectRequest(model="snail", image=BRIGHT))

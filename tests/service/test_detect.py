@@ -1,5 +1,8 @@
 """What Detect and DetectStream promise."""
 
+import time
+from bisect import bisect
+
 import cv2
 import grpc
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 import skimage.data
 
 from polywand.v1 import annotation_pb2 as pb
-from tests.streams import raw_image
+from tests.streams import departure, raw_image
 
 
 def detect(stub, pixels, **options) -> pb.DetectResponse:
@@ -88,20 +91,19 @@ def test_a_stream_answers_every_frame_in_order_and_a_bad_one_with_an_error(stub,
 
 def test_a_stream_is_read_no_faster_than_its_frames_are_answered(stub, coffee):
     """The sender feels flow control: with frames of 2 MB, it never runs more than a dozen ahead."""
-    sent, ahead = 0, []
+    sent: list[int] = []  # when, Unix time, microseconds: the clock of the service's answers
 
     def frames():
-        nonlocal sent
         for number in range(60):
-            sent += 1
+            sent.append(time.time_ns() // 1000)
             pixels = cv2.resize(coffee, (1000, 700))
             yield pb.DetectStreamRequest(
                 frame_id=number, request=pb.DetectRequest(model="nanodet", image=raw_image(pixels))
             )
 
-    for answered, _ in enumerate(stub.DetectStream(frames())):
-        ahead.append(sent - answered)
-    assert len(ahead) == 60
+    answered = sorted(departure(reply.response.timing) for reply in stub.DetectStream(frames()))
+    assert len(answered) == len(sent) == 60
+    ahead = [number - bisect(answered, when) for number, when in enumerate(sent, 1)]
     assert max(ahead) <= 12  # what the service works on, what it reads ahead, and the sender's own buffers
 
 

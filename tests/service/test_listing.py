@@ -17,7 +17,7 @@ from polywand.v1 import annotation_pb2_grpc
 from tests.running import REPOSITORY, running_service
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 
-GONE_SECONDS = 15
+GONE_SECONDS = 60
 WAND = {"wand_click", "wand_extreme", "wand_box"}
 
 

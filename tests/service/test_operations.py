@@ -22,7 +22,8 @@ from polywand.v1 import annotation_pb2 as pb
 from polywand.v1 import annotation_pb2_grpc
 from polywand_server.triton.wheel import assemble, environment, find_wheel
 from tests.faults.relay import Relay
-from tests.running import REPOSITORY, WAND_VERSION, Service, running_service, wait_for
+from tests.interactors import GATE, add_interactor
+from tests.running import REPOSITORY, WAND_VERSION, Service, outage, running_service, wait_for
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 
 SERVICE = "polywand.v1.AnnotationService"
@@ -100,28 +101,36 @@ def test_metrics_move(server, stub, astronaut):
     assert "made up by a client" not in page
 
 
-def test_sigterm_drains_and_leaves_nothing(own_service, astronaut):
+def test_sigterm_drains_and_leaves_nothing(tmp_path, astronaut):
     """Health turns, the prompt in work is answered, the stream is told to reconnect, Triton is gone."""
-    family = psutil.Process(own_service.process.pid).children(recursive=True)
-    assert tritonservers(own_service)
-    with grpc.insecure_channel(own_service.target) as channel:
+    models = tmp_path / "models"
+    add_interactor(models, "gate", GATE)
+    with running_service(tmp_path / "log", f"--model-repository={models}", "--drain-seconds=60") as service:
+        service.wait_ready("gate")
+        family = psutil.Process(service.process.pid).children(recursive=True)
+        assert tritonservers(service)
+        drains_after_a_prompt(service, models / "gate", raw_image(astronaut))
+        assert service.process.wait(50) == 0
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+
+
+def drains_after_a_prompt(service: Service, gate: Path, image: pb.Image) -> None:
+    with grpc.insecure_channel(service.target) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
         assert next(watch).status == SERVING
         with InteractStream(annotation_pb2_grpc.AnnotationServiceStub(channel)) as stream:
-            stream.ask(raw_image(astronaut))
-            stream.ask(CLICK)
-            sequence = stream.send(prompt("grabcut", (220, 130, POSITIVE)))
-            time.sleep(0.05)
-            own_service.process.send_signal(signal.SIGTERM)
+            stream.ask(image)
+            sequence = stream.send(prompt("gate", (220, 130, POSITIVE)))
+            wait_for((gate / "begun").exists, 30, service)
+            service.process.send_signal(signal.SIGTERM)
             assert next(watch).status == NOT_SERVING
+            (gate / "open").touch()
             reply = stream.receive()
             assert reply.sequence == sequence
             assert reply.segmentation.shape.polygons
             assert "reconnect" in stream.receive().draining.message
             assert stream.receive_end() == grpc.StatusCode.OK
-    assert own_service.process.wait(20) == 0
-    _, alive = psutil.wait_procs(family, timeout=5)
-    assert not alive
 
 
 def test_sigterm_waits_for_an_image_that_is_still_on_its_way(own_service, astronaut):
@@ -131,22 +140,22 @@ def test_sigterm_waits_for_an_image_that_is_still_on_its_way(own_service, astron
         grpc.insecure_channel(relay.target) as channel,
     ):
         stub = annotation_pb2_grpc.AnnotationServiceStub(channel)
-        coming = stub.Detect.future(pb.DetectRequest(model="nanodet", image=raw_image(astronaut)), timeout=30)
-        assert relay.full.wait(10)
-        time.sleep(0.5)  # so that the service has taken note of what has reached its socket
+        coming = stub.Detect.future(pb.DetectRequest(model="nanodet", image=raw_image(astronaut)), timeout=60)
+        assert relay.full.wait(30)
+        time.sleep(2)  # so that the service has taken note of what has reached its socket
         own_service.process.send_signal(signal.SIGTERM)
-        wait_for(lambda: own_service.get("/readyz") == (503, "not ready: draining\n"), 10, own_service)
+        wait_for(lambda: own_service.get("/readyz") == (503, "not ready: draining\n"), 30, own_service)
         time.sleep(1.5)
         relay.go_on.set()
         assert [found.label for found in coming.result().detections]
-    assert own_service.process.wait(20) == 0
+    assert own_service.process.wait(60) == 0
     assert "cancelled" not in own_service.log.read_text()
 
 
 def test_a_service_killed_outright_leaves_no_triton(own_service):
     family = psutil.Process(own_service.process.pid).children(recursive=True)
     own_service.process.kill()
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive
 
 
@@ -156,25 +165,24 @@ def test_a_killed_triton_is_unavailable_for_a_while_and_the_stream_lives_on(own_
         with InteractStream(stub) as stream:
             stream.ask(raw_image(astronaut))
             first = stream.ask(CLICK)
-            (triton,) = tritonservers(own_service)
-            triton.kill()
-            reply = stream.ask(prompt("wand_click", (150, 400, POSITIVE)))
-            assert reply.error.code == grpc.StatusCode.UNAVAILABLE.value[0], reply
-            assert "riton" in reply.error.message
-            (retry,) = (error_details_pb2.RetryInfo.FromString(detail.value) for detail in reply.error.details)
-            assert 0 < retry.retry_delay.ToTimedelta().total_seconds() < 1
-            with pytest.raises(grpc.RpcError) as caught:
-                stub.Detect(pb.DetectRequest(model="nanodet", image=raw_image(astronaut)))
-            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-            wait_for(lambda: own_service.get("/readyz")[0] == 503, 10, own_service)
+            with outage(own_service):
+                reply = stream.ask(prompt("wand_click", (150, 400, POSITIVE)))
+                assert reply.error.code == grpc.StatusCode.UNAVAILABLE.value[0], reply
+                assert "riton" in reply.error.message
+                (retry,) = (error_details_pb2.RetryInfo.FromString(detail.value) for detail in reply.error.details)
+                assert 0 < retry.retry_delay.ToTimedelta().total_seconds() < 1
+                with pytest.raises(grpc.RpcError) as caught:
+                    stub.Detect(pb.DetectRequest(model="nanodet", image=raw_image(astronaut)))
+                assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+                wait_for(lambda: own_service.get("/readyz")[0] == 503, 30, own_service)
 
             def answers() -> bool:
                 return bool(stream.ask(prompt("wand_click", (150, 400, POSITIVE))).segmentation.shape.polygons)
 
             wait_for(answers, 60, own_service)
-            wait_for(lambda: own_service.get("/readyz")[0] == 200, 10, own_service)
+            wait_for(lambda: own_service.get("/readyz")[0] == 200, 30, own_service)
             assert stream.ask(CLICK).segmentation == first.segmentation  # remembered over the outage
-            assert own_service.metric("polywand_triton_restarts_total") == 1
+            assert own_service.metric("polywand_triton_restarts_total") >= 1
 
 
 @pytest.fixture
@@ -236,7 +244,7 @@ def test_a_triton_elsewhere_serves_over_mutual_tls(triton_by_hand, certificates,
 def test_without_any_triton_the_service_is_alive_and_not_ready(tmp_path):
     with running_service(tmp_path / "log", "--triton-url=127.0.0.1:9") as service:
         assert service.get("/livez")[0] == 200
-        wait_for(lambda: service.get("/readyz") == (503, "not ready: Triton does not answer\n"), 10, service)
+        wait_for(lambda: service.get("/readyz") == (503, "not ready: Triton does not answer\n"), 30, service)
         with grpc.insecure_channel(service.target) as channel:
             health = health_pb2_grpc.HealthStub(channel)
             assert health.Check(health_pb2.HealthCheckRequest()).status == NOT_SERVING
@@ -307,7 +315,7 @@ def test_every_option_is_an_environment_variable():
     def run(*options: str, **variables: str) -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).parent / "polywand-server"), *options]
         return subprocess.run(
-            command, env=os.environ | variables, capture_output=True, text=True, timeout=30, check=False
+            command, env=os.environ | variables, capture_output=True, text=True, timeout=120, check=False
         )
 
     refused = run(POLYWAND_MAX_IMAGE_PIXELS="not a number")

@@ -337,7 +337,7 @@ def test_a_client_that_goes_away_takes_its_outlines_with_it(own_stub, slow_notes
     call = own_stub.Detect.future(request(astronaut, {"model": "slow"}, **MANY))
     wait_for(begun.exists, 30)
     call.cancel()
-    wait_for(cancelled.exists, 10)
+    wait_for(cancelled.exists, 60)
 
 
 def test_clicks_go_before_outlines(own_stub, slow_notes, astronaut):
@@ -346,7 +346,6 @@ def test_clicks_go_before_outlines(own_stub, slow_notes, astronaut):
         stream.ask(raw_image(astronaut))
         stream.send(prompt("slow", (100, 100, POSITIVE)))
         wait_for(slow_notes[0].exists, 30)
-        boxes = detect(own_stub, astronaut, None, max_detections=1).timing
         outlined = detect(own_stub, astronaut, {"model": "upper_half"}, max_detections=1).timing
-    stages = 3  # preparing, asking, drawing
-    assert outlined.wait_us - boxes.wait_us > 0.8 * stages * PATIENCE_SECONDS * 1e6
+    stages = 3 + 3  # of the detector: decoding, preparing, asking; of its outlines: preparing, asking, drawing
+    assert outlined.wait_us > 0.8 * stages * PATIENCE_SECONDS * 1e6

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 IDLE = 0
 
 
-async def order(client: TritonClient, what: int, *, timeout_s: float = 10.0, rows: int = 1) -> np.ndarray:
+async def order(client: TritonClient, what: int, *, timeout_s: float = 25.0, rows: int = 1) -> np.ndarray:
     """Tell the puppet what to do."""
     x = np.full((rows, 2, 3), what, np.float32)
     return (await client.infer("puppet", 0, {"X": x}, ["Y"], timeout_s=timeout_s))["Y"]
@@ -128,23 +128,28 @@ async def test_a_cancelled_call_frees_the_model(puppet: TritonClient) -> None:
         await slow
     started = time.monotonic()
     await order(puppet, IDLE)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20  # of the thirty seconds that it had to go
 
 
 async def test_an_urgent_request_overtakes_those_that_wait(client: TritonClient) -> None:
     await client.load("queue")
     finished: list[str] = []
 
-    async def ask(name: str, priority: int) -> None:
-        x = np.full((1, 2, 3), 150, np.float32)  # milliseconds
-        await client.infer("queue", 0, {"X": x}, ["Y"], timeout_s=30, priority=priority)
+    async def ask(name: str, priority: int, milliseconds: int = 150) -> None:
+        x = np.full((1, 2, 3), milliseconds, np.float32)
+        await client.infer("queue", 0, {"X": x}, ["Y"], timeout_s=60, priority=priority)
         finished.append(name)
 
-    ordinary = [asyncio.create_task(ask(f"ordinary {number}", 0)) for number in range(6)]
-    await asyncio.sleep(0.05)
-    await asyncio.gather(ask("urgent", 1), *ordinary)
-    # The one that runs, and one that Triton has handed on already, cannot be overtaken.
-    assert finished.index("urgent") <= 2
+    holder = asyncio.create_task(ask("holder", 0, 60_000))  # until all the others wait
+    await asyncio.sleep(0.2)
+    waiting = [asyncio.create_task(ask(f"ordinary {number}", 0)) for number in range(6)]
+    await asyncio.sleep(0.2)
+    waiting.append(asyncio.create_task(ask("urgent", 1)))
+    await asyncio.sleep(0.5)
+    holder.cancel()
+    await asyncio.gather(*waiting)
+    # One that Triton has handed on already cannot be overtaken.
+    assert finished.index("urgent") <= 1
 
 
 async def test_a_model_whose_process_died_comes_back_by_itself(puppet: TritonClient) -> None:
@@ -163,7 +168,7 @@ async def test_a_model_that_cannot_be_loaded_again_at_first_comes_back_later(
     try:
         with pytest.raises(ModelDiedError):
             await order(puppet, DIES)
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while "could not load model 'puppet' again, next try in 2 s" not in caplog.text:
             assert time.monotonic() < deadline, caplog.text
             await asyncio.sleep(0.05)
@@ -173,7 +178,7 @@ async def test_a_model_that_cannot_be_loaded_again_at_first_comes_back_later(
 
 
 async def comes_back(puppet: TritonClient) -> None:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             await order(puppet, IDLE)

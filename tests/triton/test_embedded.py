@@ -44,7 +44,7 @@ asyncio.run(main())
 @pytest.fixture
 async def own(repository: Path) -> AsyncIterator[EmbeddedTriton]:
     """A server that may be harmed."""
-    async with EmbeddedTriton(repository, hang_timeout_s=1.0) as server:
+    async with EmbeddedTriton(repository) as server:
         yield server
 
 
@@ -82,7 +82,7 @@ async def run_service(repository: Path) -> tuple[asyncio.subprocess.Process, str
     return service, (await service.stdout.readline()).decode().strip()
 
 
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if condition():
@@ -94,7 +94,7 @@ async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 async def answers(client: TritonClient) -> bool:
     await client.load("puppet")
     x = np.zeros((1, 1, 3), np.float32)
-    return "Y" in await client.infer("puppet", 0, {"X": x}, ["Y"], timeout_s=5.0)
+    return "Y" in await client.infer("puppet", 0, {"X": x}, ["Y"], timeout_s=30.0)
 
 
 async def test_a_stopped_server_leaves_nothing_behind(repository: Path) -> None:
@@ -130,12 +130,13 @@ async def test_a_killed_server_is_replaced_under_the_same_address(own: EmbeddedT
     await client.close()
 
 
-async def test_a_server_that_hangs_is_replaced(own: EmbeddedTriton) -> None:
-    os.kill(processes(own.url)["server"], signal.SIGSTOP)
-    await until(lambda: own.restarts == 1)
-    client = TritonClient(own.url)
-    assert await answers(client)
-    await client.close()
+async def test_a_server_that_hangs_is_replaced(repository: Path) -> None:
+    async with EmbeddedTriton(repository, hang_timeout_s=3.0) as own:
+        os.kill(processes(own.url)["server"], signal.SIGSTOP)
+        await until(lambda: own.restarts == 1)
+        client = TritonClient(own.url)
+        assert await answers(client)
+        await client.close()
 
 
 async def test_a_model_process_that_was_only_slow_gives_no_request_the_answer_of_another(
@@ -147,7 +148,7 @@ async def test_a_model_process_that_was_only_slow_gives_no_request_the_answer_of
 
     async def echo(number: int) -> int:
         x = np.full((1, 1, 3), number, np.float32)
-        return int((await client.infer("puppet", 0, {"X": x}, ["Y"], timeout_s=20.0))["Y"].flat[0])
+        return int((await client.infer("puppet", 0, {"X": x}, ["Y"], timeout_s=60.0))["Y"].flat[0])
 
     slow = processes(own.url)["stub"]
     computed = asyncio.create_task(echo(3000))
@@ -181,10 +182,10 @@ async def test_only_the_processes_of_the_model_and_of_this_server_are_ended(
         own.end_model_processes("puppet", None)
         x = {"X": np.zeros((1, 1, 3), np.float32)}
         with pytest.raises(ModelDiedError):
-            await client.infer("puppet", 0, x, ["Y"], timeout_s=5.0)
+            await client.infer("puppet", 0, x, ["Y"], timeout_s=30.0)
         assert await answers(elsewhere)
         # A process that was ended would fail this one: the first to notice.
-        assert "Y" in await client.infer("queue", 0, x, ["Y"], timeout_s=5.0)
+        assert "Y" in await client.infer("queue", 0, x, ["Y"], timeout_s=30.0)
         await elsewhere.close()
     await client.close()
 
@@ -202,7 +203,7 @@ async def test_a_service_that_is_killed_leaves_nothing_behind(repository: Path) 
     service, url = await run_service(repository)
     assert set(processes(url)) == {"launcher", "server", "stub"}
     service.kill()
-    await until(lambda: leftovers(url) == [], seconds=5.0)
+    await until(lambda: leftovers(url) == [])
     await service.wait()
 
 
@@ -217,11 +218,11 @@ async def test_what_a_killed_launcher_and_service_left_is_removed_at_the_next_st
         os.kill(launcher, signal.SIGKILL)
         service.kill()
         await service.wait()
-        await until(lambda: not processes(url), seconds=5.0)
-        await asyncio.wait_for(locked, 5.0)
+        await until(lambda: not processes(url))
+        await asyncio.wait_for(locked, 60.0)
         assert leftovers(url)
     async with EmbeddedTriton(repository):
-        await until(lambda: leftovers(url) == [], seconds=5.0)
+        await until(lambda: leftovers(url) == [])
 
 
 async def test_a_running_server_survives_the_sweep_of_another_start(own: EmbeddedTriton, repository: Path) -> None:
