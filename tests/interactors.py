@@ -47,7 +47,8 @@ KEEPER = (
 """
 )
 
-# LOGITS: the disk of 8 pixels around the first point; takes its time, and a file in the folder tells what became of it.
+# LOGITS: the disk of 8 pixels around the first point. It takes its time, or until a file `go` is in the folder; others
+# there tell that it has begun, and that it was cancelled.
 SLOW = (
     PREAMBLE
     + """
@@ -60,29 +61,10 @@ SLOW = (
         image, points = self.tensor(request, "IMAGE"), self.tensor(request, "POINTS")
         (self.folder / "begun").touch()
         deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not (self.folder / "go").exists():
             if request.is_cancelled():
                 (self.folder / "cancelled").touch()
                 break
-            time.sleep(0.01)
-        return pb_utils.InferenceResponse([pb_utils.Tensor("LOGITS", self.disk(image.shape[1:3], points[0, 0, :2], 8))])
-"""
-)
-
-# LOGITS: the disk of 8 pixels around the first point. A file in the folder tells that it has begun; another one lets it
-# end.
-GATE = (
-    PREAMBLE
-    + """
-    def initialize(self, args):
-        import pathlib
-        self.folder = pathlib.Path(args["model_repository"])
-
-    def answer(self, request):
-        import time
-        image, points = self.tensor(request, "IMAGE"), self.tensor(request, "POINTS")
-        (self.folder / "begun").touch()
-        while not (self.folder / "open").exists() and not request.is_cancelled():
             time.sleep(0.01)
         return pb_utils.InferenceResponse([pb_utils.Tensor("LOGITS", self.disk(image.shape[1:3], points[0, 0, :2], 8))])
 """

@@ -1,5 +1,6 @@
 """The real service as a child process, as tests and benchmarks run it."""
 
+import asyncio
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,15 @@ REPOSITORY = Path(__file__).parent.parent / "model_repository"
 PORTS = re.compile(r"gRPC on (\S+):(\d+), HTTP on (\S+):(\d+), Triton at (\S+)")
 START_SECONDS = 90
 KILL_SECONDS = 0.05
-WAND_VERSIONS = tuple(
-    sorted(int(path.name) for path in (REPOSITORY / "wand").iterdir() if path.name.isdecimal() and path.name[0] != "0")
-)
+
+
+def _versions(model: str) -> tuple[int, ...]:
+    """Of a shipped model, in order; what was taken out of service has a name that begins with 0."""
+    names = [path.name for path in (REPOSITORY / model).iterdir()]
+    return tuple(sorted(int(name) for name in names if name.isdecimal() and name[0] != "0"))
+
+
+WAND_VERSIONS = _versions("wand")
 WAND_VERSION = WAND_VERSIONS[-1]
 # Of wand_click at a first click: near it, where the detector sees something, and at what was found. (Two where it sees
 # nothing there; up to five where it sees more, or where what was found agrees with its box.)
@@ -34,9 +41,8 @@ DETECTION = 1  # inference, once for each image
 def copy_newest(repository: Path, *models: str) -> Path:
     """Lay out shipped models with their newest versions alone: such a service is up sooner than one with all."""
     for name in models:
-        older = [path.name for path in (REPOSITORY / name).iterdir() if path.name.isdecimal()]
-        older.remove(max(older, key=int))
-        shutil.copytree(REPOSITORY / name, repository / name, ignore=shutil.ignore_patterns(*older))
+        older = shutil.ignore_patterns(*map(str, _versions(name)[:-1]))
+        shutil.copytree(REPOSITORY / name, repository / name, ignore=older)
     return repository
 
 
@@ -89,6 +95,14 @@ def wait_for(condition, seconds: float, service: Service | None = None) -> None:
     raise AssertionError(f"did not happen within {seconds} s\n{tail}")
 
 
+async def until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Poll until the condition holds, and let other tasks run meanwhile."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"did not happen within {seconds} s"
+        await asyncio.sleep(0.02)
+
+
 @contextmanager
 def running_service(log: Path, *options: str) -> Iterator[Service]:
     """Run `polywand-server` on free ports until the block ends."""
@@ -139,7 +153,16 @@ def outage(service: Service) -> Iterator[None]:
 
 
 def _kill_triton(service: Service) -> None:
-    for child in psutil.Process(service.process.pid).children(recursive=True):
+    for server in tritonservers(service):
         with suppress(psutil.NoSuchProcess):
+            server.kill()
+
+
+def tritonservers(service: Service) -> list[psutil.Process]:
+    """The service's own Triton; none while it is away or elsewhere."""
+    found = []
+    for child in psutil.Process(service.process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
             if child.name() == "tritonserver":
-                child.kill()
+                found.append(child)
+    return found

@@ -17,8 +17,8 @@ import polywand
 from polywand import Detections, Segmentation
 from polywand.aio import Client, Session
 from polywand.frames import FRAMES_AHEAD
-from tests.client.helpers import FACE, comes_true
-from tests.running import Service, running_service
+from tests.client.helpers import FACE
+from tests.running import Service, running_service, until
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ async def test_closing_leaves_no_task_and_wakes_who_waits(client: Client, astron
         await waiting
     with pytest.raises(polywand.Closed):
         session.send("wand_click", positive=[FACE])
-    await comes_true(lambda: other_tasks() == before)
+    await until(lambda: other_tasks() == before, 10)
 
 
 @pytest.mark.parametrize("kind", ["plain", "asynchronous"])
@@ -198,7 +198,7 @@ async def test_a_stream_that_is_left_early_took_few_frames_and_leaves_no_task(
                 break
         await asyncio.sleep(0.3)
     assert next(taken) <= 3 + FRAMES_AHEAD
-    await comes_true(lambda: other_tasks() == before)
+    await until(lambda: other_tasks() == before, 10)
 
 
 async def test_what_the_callers_frames_raise_comes_after_the_answers_before(

@@ -1,6 +1,7 @@
 """Triton killed in the middle of a session: what it left unanswered is sent again by the clients themselves."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 
 import polywand
 from polywand import Segmentation
-from tests.client.helpers import FACE, comes_true, polywand_threads
-from tests.running import Service, copy_newest, outage, running_service
+from tests.client.helpers import FACE, polywand_threads
+from tests.running import Service, copy_newest, outage, running_service, until
 
 SUIT, FLAG = (225, 400), (60, 250)
 HASTY_SECONDS = 4.0
@@ -52,7 +53,9 @@ def test_prompts_outlive_an_outage(service: Service, astronaut: NDArray[np.uint8
             assert not any(prompt.done() for prompt in (face, older, to_be_closed))
 
             newer = threads.submit(session.prompt, "wand_click", object_id="other", positive=[FLAG])
+            started = time.monotonic()
             closing.close()
+            assert time.monotonic() - started < 5  # and not until the prompt is answered
             assert isinstance(to_be_closed.exception(10), polywand.Closed)
         assert face.result(90).area == pytest.approx(calm.area, rel=0.02)
         # The older prompt was not sent again: the newer one stands for it.
@@ -97,7 +100,7 @@ async def test_a_drag_over_an_outage_shows_outlines_only(service: Service, astro
                 await asyncio.sleep(0.2)
             with pytest.raises(polywand.Closed):
                 await to_be_closed
-            await comes_true(lambda: asyncio.all_tasks() == tasks)
+            await until(lambda: asyncio.all_tasks() == tasks, 10)
         async with asyncio.timeout(90):
             assert (await waiting).area == pytest.approx(calm.area, rel=0.02)
             seen = [await shown.get()]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.running import Service
+from tests.running import Service, tritonservers
 
 SHARED_MEMORY = Path("/dev/shm")
 INTERACT_STREAMS = 'polywand_grpc_active_streams{method="polywand.v1.AnnotationService/Interact"}'
@@ -27,7 +27,7 @@ def children(service: Service) -> list[psutil.Process]:
 
 def tritonserver(service: Service) -> psutil.Process:
     """The service's own Triton."""
-    (found,) = [child for child in children(service) if child.name() == "tritonserver"]
+    (found,) = tritonservers(service)
     return found
 
 

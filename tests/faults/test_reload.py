@@ -199,7 +199,7 @@ def test_detections_and_their_outlines_miss_no_version_that_is_rolled_back(tmp_p
 
 def test_a_version_whose_folder_is_deleted_goes(one_version, astronaut):
     service, folder = one_version
-    shutil.copytree(folder / "1", folder / "2")
+    add_second_version(folder)
     wait_for(lambda: listed(service) == {1: "", 2: ""}, SOON_SECONDS, service)
     with annotators(service, astronaut) as (newest, _):
         answer_with(2, newest, service)
@@ -268,7 +268,7 @@ def test_what_somebody_unloaded_stays_unloaded_though_its_files_change(one_versi
     with InferenceServerClient(service.triton) as triton:
         triton.unload_model(MODEL)
         wait_for(lambda: listed(service) == {}, SOON_SECONDS, service)
-        shutil.copytree(folder / "1", folder / "2")
+        add_second_version(folder)
         other = shutil.copytree(REPOSITORY / "nanodet", folder.parent / "nanodet")  # seen later, and loaded
         service.wait_ready("nanodet", seconds=SOON_SECONDS)
         shutil.rmtree(other)

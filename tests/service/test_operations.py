@@ -22,8 +22,17 @@ from polywand.v1 import annotation_pb2 as pb
 from polywand.v1 import annotation_pb2_grpc
 from polywand_server.triton.wheel import assemble, environment, find_wheel
 from tests.faults.relay import Relay
-from tests.interactors import GATE, add_interactor
-from tests.running import REPOSITORY, WAND_VERSION, Service, copy_newest, outage, running_service, wait_for
+from tests.interactors import SLOW, add_interactor
+from tests.running import (
+    REPOSITORY,
+    WAND_VERSION,
+    Service,
+    copy_newest,
+    outage,
+    running_service,
+    tritonservers,
+    wait_for,
+)
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 
 SERVICE = "polywand.v1.AnnotationService"
@@ -38,11 +47,6 @@ def own_service(tmp_path):
     with running_service(tmp_path / "log", f"--model-repository={models}") as service:
         service.wait_ready("wand_click", "nanodet")
         yield service
-
-
-def tritonservers(service: Service) -> list[psutil.Process]:
-    children = psutil.Process(service.process.pid).children(recursive=True)
-    return [child for child in children if child.name() == "tritonserver"]
 
 
 @pytest.mark.parametrize("name", ["", SERVICE])
@@ -105,28 +109,28 @@ def test_metrics_move(server, stub, astronaut):
 def test_sigterm_drains_and_leaves_nothing(tmp_path, astronaut):
     """Health turns, the prompt in work is answered, the stream is told to reconnect, Triton is gone."""
     models = tmp_path / "models"
-    add_interactor(models, "gate", GATE)
+    add_interactor(models, "slow", SLOW)
     with running_service(tmp_path / "log", f"--model-repository={models}", "--drain-seconds=60") as service:
-        service.wait_ready("gate")
+        service.wait_ready("slow")
         family = psutil.Process(service.process.pid).children(recursive=True)
         assert tritonservers(service)
-        drains_after_a_prompt(service, models / "gate", raw_image(astronaut))
+        drains_after_a_prompt(service, models / "slow", raw_image(astronaut))
         assert service.process.wait(50) == 0
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive
 
 
-def drains_after_a_prompt(service: Service, gate: Path, image: pb.Image) -> None:
+def drains_after_a_prompt(service: Service, slow: Path, image: pb.Image) -> None:
     with grpc.insecure_channel(service.target) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
         assert next(watch).status == SERVING
         with InteractStream(annotation_pb2_grpc.AnnotationServiceStub(channel)) as stream:
             stream.ask(image)
-            sequence = stream.send(prompt("gate", (220, 130, POSITIVE)))
-            wait_for((gate / "begun").exists, 30, service)
+            sequence = stream.send(prompt("slow", (220, 130, POSITIVE)))
+            wait_for((slow / "begun").exists, 30, service)
             service.process.send_signal(signal.SIGTERM)
             assert next(watch).status == NOT_SERVING
-            (gate / "open").touch()
+            (slow / "go").touch()
             reply = stream.receive()
             assert reply.sequence == sequence
             assert reply.segmentation.shape.polygons
@@ -183,7 +187,8 @@ def test_a_killed_triton_is_unavailable_for_a_while_and_the_stream_lives_on(own_
             wait_for(answers, 60, own_service)
             wait_for(lambda: own_service.get("/readyz")[0] == 200, 30, own_service)
             assert stream.ask(CLICK).segmentation == first.segmentation  # remembered over the outage
-            assert own_service.metric("polywand_triton_restarts_total") >= 1
+            restarts = own_service.log.read_text().count("restarting it")
+            assert own_service.metric("polywand_triton_restarts_total") == restarts >= 1
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ import os
 import shutil
 import signal
 import sys
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from polywand_server.triton.client import TritonClient
 from polywand_server.triton.embedded import EmbeddedTriton, EmbeddedTritonError, State
 from polywand_server.triton.failures import ModelDiedError
 from polywand_server.triton.wheel import find_wheel
+from tests.running import until
 
 SERVICE = """
 import asyncio, sys
@@ -80,15 +80,6 @@ async def run_service(repository: Path) -> tuple[asyncio.subprocess.Process, str
     )
     assert service.stdout is not None
     return service, (await service.stdout.readline()).decode().strip()
-
-
-async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    pytest.fail(f"did not happen within {seconds} s")
 
 
 async def answers(client: TritonClient) -> bool:
