@@ -1,20 +1,26 @@
 """The synchronous client."""
 
+import threading
+import time
 from collections.abc import Generator, Iterable
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Self, TypeVar, Unpack
 
 import grpc
 
 from polywand import channel, errors, wire
 from polywand.frames import FrameAnswer
 from polywand.images import ImageLike
+from polywand.rests import FIRST_IMAGE_REST_S, FIRST_REST_S, Rests, before_again_s, system_uniform
 from polywand.results import Detections, Model
 from polywand.session import Session
 from polywand.streaming import DetectStream
 from polywand.v1 import annotation_pb2 as pb
 from polywand.v1 import annotation_pb2_grpc as pb_grpc
 from polywand.wire import DetectOptions
+
+_Request = TypeVar("_Request")
+_Reply = TypeVar("_Reply")
 
 
 def connect(
@@ -44,32 +50,29 @@ class Client:
         self._channel = grpc_channel
         self._stub = pb_grpc.AnnotationServiceStub(grpc_channel)
         self._timeout_s = timeout_s
+        self._closed = threading.Event()
 
     def models(self) -> list[Model]:
-        """List the tools that exist now, by name. Raises Unavailable."""
-        try:
-            reply = self._stub.ListModels(pb.ListModelsRequest(), timeout=self._timeout_s)
-        except grpc.RpcError as error:
-            raise errors.from_rpc(error, self.target) from error
+        """List the tools that exist now, by name; asks again as `detect` does. Raises Unavailable."""
+        reply = self._call(self._stub.ListModels, pb.ListModelsRequest(), FIRST_REST_S)
         return [wire.model(message) for message in reply.models]
 
     def open(self, image: ImageLike) -> Session:
         """Open a session on an image: a path, the bytes of a file, or uint8 [H, W, 3] RGB or [H, W] grey.
 
-        Raises InvalidRequest when the image cannot be read, Unavailable when the server is away.
+        Raises InvalidRequest when the image cannot be read, QuotaExceeded when the server stays full, Unavailable when
+        it is away.
         """
         return Session(self._stub, image, self.target, self._timeout_s)
 
     def detect(self, image: ImageLike, **options: Unpack[DetectOptions]) -> Detections:
         """Find objects on one image; the options are those of `DetectOptions`.
 
-        Raises InvalidRequest, Unavailable or ServerError.
+        While the server is full or Triton is away, the request is sent again after rests that grow, until the client's
+        timeout is over. Raises InvalidRequest, QuotaExceeded, Unavailable or ServerError.
         """
         request = wire.detect_request(image, **options)
-        try:
-            return wire.detections(self._stub.Detect(request, timeout=self._timeout_s))
-        except grpc.RpcError as error:
-            raise errors.from_rpc(error, self.target) from error
+        return wire.detections(self._call(self._stub.Detect, request, FIRST_IMAGE_REST_S))
 
     def detect_stream(
         self, images: Iterable[ImageLike], **options: Unpack[DetectOptions]
@@ -78,13 +81,15 @@ class Client:
 
         images: read lazily, by another thread and at most `FRAMES_AHEAD` before the answers are taken; what their
         iterator raises is raised here, after the answers to those before.
-        A frame that fails yields (frame number, error), and the others go on. Raises Unavailable or Draining when the
-        whole stream fails: frames without an answer are to be sent again.
+        A frame that fails yields (frame number, error), and the others go on: QuotaExceeded and Unavailable are for the
+        caller to send again. Raises Unavailable or Draining when the whole stream fails: frames without an answer are
+        to be sent again.
         """
         return DetectStream(self._stub, images, options, self.target, self._timeout_s).answers()
 
     def close(self) -> None:
-        """Close the connection, and with it all sessions."""
+        """Close the connection, and with it all sessions. A call that rests raises what it was refused with."""
+        self._closed.set()
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -94,3 +99,17 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _call(
+        self, method: "grpc.UnaryUnaryMultiCallable[_Request, _Reply]", request: _Request, first_rest_s: float
+    ) -> _Reply:
+        """Make a unary call, again and again while that is of use."""
+        rests = Rests(time.monotonic() + self._timeout_s, first_rest_s, system_uniform())
+        while True:
+            try:
+                return method(request, timeout=rests.deadline - time.monotonic())
+            except grpc.RpcError as error:
+                refusal = errors.from_rpc(error, self.target)
+                rest_s = before_again_s(rests, refusal, error)
+                if rest_s is None or self._closed.wait(rest_s):
+                    raise refusal from error

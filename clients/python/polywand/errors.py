@@ -1,7 +1,7 @@
 """What can go wrong, as few exceptions whose texts are sentences for people, and where they come from in gRPC."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -14,6 +14,13 @@ class Violation(NamedTuple):
     """A field of the request, by its path in the contract ("prompt.points[3].x"), and what is wrong with it."""
 
     field: str
+    description: str
+
+
+class QuotaViolation(NamedTuple):
+    """A limit that the server has reached: what is full ("images"), and the limit in words."""
+
+    subject: str
     description: str
 
 
@@ -48,6 +55,31 @@ class Unavailable(PolywandError):  # noqa: N818
     ) -> None:
         super().__init__(message, code, violations)
         self.retry_after_s = retry_after_s
+
+
+class QuotaExceeded(Unavailable):
+    """The server is full: it does as much, or holds as many images, as it may. The same request may succeed later.
+
+    quotas: which limits it has reached; empty when it did not say. retry_after_s: as in `Unavailable`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        retry_after_s: float,
+        quotas: Iterable[QuotaViolation] = (),
+        violations: Iterable[Violation] = (),
+    ) -> None:
+        super().__init__(message, grpc.StatusCode.RESOURCE_EXHAUSTED, violations, retry_after_s)
+        self.quotas = tuple(quotas)
+
+
+class ImageGivenUp(Unavailable):
+    """The server gave up the image of an idle stream, because others needed the room.
+
+    A session sends the image again by itself, and the prompt after it. A caller sees this only when the time of the
+    prompt is over by then.
+    """
 
 
 class Draining(Unavailable):
@@ -101,6 +133,13 @@ _CALLERS_FAULT = {
     grpc.StatusCode.PERMISSION_DENIED,
 }
 _AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+_PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
+_IMAGE_GIVEN_UP = ("polywand", "IMAGE_GIVEN_UP")  # domain and reason of an `ErrorInfo`
+
+
+def is_passing(error: object) -> TypeGuard[Unavailable]:
+    """Whether the same request, sent again after a rest, may succeed: the server is full, or Triton is away."""
+    return isinstance(error, Unavailable) and error.code in _PASSING
 
 
 def no_answer(target: str, timeout_s: float) -> Unavailable:
@@ -119,17 +158,30 @@ def unexpected(what: str | None) -> ServerError:
     return ServerError(message, grpc.StatusCode.UNIMPLEMENTED)
 
 
+def image_not_restored(refusal: PolywandError) -> PolywandError:
+    """The error of a prompt whose image the server gave up and then refused to take again, with `refusal`."""
+    message = f"The server gave up the image of this stream and did not take it again: {refusal}"
+    retry_after_s = refusal.retry_after_s if isinstance(refusal, Unavailable) else None
+    quotas = refusal.quotas if isinstance(refusal, QuotaExceeded) else ()
+    return _error(refusal.code, message, refusal.violations, retry_after_s, quotas)
+
+
 def from_status(status: status_pb2.Status) -> PolywandError:
-    """The error that a `google.rpc.Status` tells of, with the violations of its `BadRequest` and its `RetryInfo`."""
+    """The error that a `google.rpc.Status` tells of, with what its details say."""
     violations: list[Violation] = []
+    quotas: list[QuotaViolation] = []
     retry_after_s = None
     for detail in status.details:
-        bad_request, retry_info = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
-        if detail.Unpack(bad_request):
+        if detail.Unpack(bad_request := error_details_pb2.BadRequest()):
             violations += (Violation(v.field, v.description) for v in bad_request.field_violations)
-        elif detail.Unpack(retry_info):
+        elif detail.Unpack(quota_failure := error_details_pb2.QuotaFailure()):
+            quotas += (QuotaViolation(v.subject, v.description) for v in quota_failure.violations)
+        elif detail.Unpack(retry_info := error_details_pb2.RetryInfo()):
             retry_after_s = retry_info.retry_delay.seconds + retry_info.retry_delay.nanos / 1e9
-    return _error(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, violations, retry_after_s)
+        elif detail.Unpack(info := error_details_pb2.ErrorInfo()) and (info.domain, info.reason) == _IMAGE_GIVEN_UP:
+            return ImageGivenUp(status.message, grpc.StatusCode.FAILED_PRECONDITION)
+    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+    return _error(code, status.message, violations, retry_after_s, quotas)
 
 
 def from_incomplete(incomplete: pb.Incomplete) -> IncompletePrompt:
@@ -165,6 +217,13 @@ def from_rpc(error: grpc.RpcError, target: str) -> PolywandError:
     return _error(code, details)
 
 
+def never_arrived(error: grpc.RpcError) -> bool:
+    """Whether a call failed because no server was there to take it."""
+    if not isinstance(error, grpc.Call | grpc.aio.AioRpcError) or _rich_status(error) is not None:
+        return False
+    return _is_unreached(error.details() or "")
+
+
 def _rich_status(error: grpc.Call | grpc.aio.AioRpcError) -> status_pb2.Status | None:
     try:
         return rpc_status.from_call(error)  # type: ignore[arg-type]  # asyncio's error reads the same
@@ -173,16 +232,26 @@ def _rich_status(error: grpc.Call | grpc.aio.AioRpcError) -> status_pb2.Status |
 
 
 def _away(target: str, details: str) -> str:
-    # The transport's own texts; everything else was said by the server or by something in between.
-    if "failed to connect" in details.lower() or "resolution" in details.lower():
+    if _is_unreached(details):
         return f"No Polywand server answers at {target}. Is it running? (make serve)"
     return f"The server at {target} went away: {details}"
 
 
+def _is_unreached(details: str) -> bool:
+    # The transport's own texts; everything else was said by the server or by something in between.
+    return "failed to connect" in details.lower() or "resolution" in details.lower()
+
+
 def _error(
-    code: grpc.StatusCode, message: str, violations: Iterable[Violation] = (), retry_after_s: float | None = None
+    code: grpc.StatusCode,
+    message: str,
+    violations: Iterable[Violation] = (),
+    retry_after_s: float | None = None,
+    quotas: Iterable[QuotaViolation] = (),
 ) -> PolywandError:
     message = message or f"The server answered {code.name} without a word."
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and retry_after_s is not None:  # without, the request is too large
+        return QuotaExceeded(message, retry_after_s, quotas, violations)
     if code in _AWAY:
         return Unavailable(message, code, violations, retry_after_s)
     return (InvalidRequest if code in _CALLERS_FAULT else ServerError)(message, code, violations)

@@ -1,51 +1,16 @@
 """Which requests of a stream are open, what of them is to be sent and when, and which answer settles which."""
 
+import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeGuard
 
-import grpc
-
-from polywand import errors, wire
-from polywand.errors import PolywandError, Unavailable
+from polywand import errors
+from polywand.answers import Update, Waiter, error_of, result_of, wake
+from polywand.errors import ImageGivenUp, IncompletePrompt, PolywandError, Unavailable
+from polywand.rests import FIRST_IMAGE_REST_S, FIRST_REST_S, Rests, Uniform, system_uniform
 from polywand.results import Segmentation
 from polywand.v1 import annotation_pb2 as pb
-
-# How long a request that met an absent Triton rests before it is sent again: doubled from one time to the next, up to
-# the longest. What the server says instead counts, but never less than the first.
-FIRST_REST_S = 0.05
-LONGEST_REST_S = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """One answer to the prompts of one object.
-
-    sequence: of the prompt that it reflects, as `send` returned it.
-    skipped: how many earlier prompts of the object it stands in for, because it overtook them.
-    result: the outline, or the error that `prompt` would have raised (`IncompletePrompt`, `InvalidRequest`...).
-    """
-
-    object_id: str
-    sequence: int
-    skipped: int
-    result: Segmentation | PolywandError
-
-
-class Waiter(Protocol):
-    """What the futures of threads and of asyncio have in common; resolves to `Segmentation` or `ImageInfo`."""
-
-    def done(self) -> bool:
-        """Whether nobody waits any more."""
-        ...
-
-    def set_result(self, result: Any, /) -> None:
-        """Wake with an answer."""
-        ...
-
-    def set_exception(self, exception: Any, /) -> None:
-        """Wake with an error."""
-        ...
 
 
 @dataclass(slots=True)
@@ -54,8 +19,9 @@ class _Open:
 
     object_id: None for an image.
     asked: the sequence that its caller knows; when it is sent again, it travels under a new one.
-    deadline: when its time is over, in monotonic seconds.
-    due: when it is to be sent, likewise; 0 is at once. rest_s: how long it rested last.
+    rests: how long it rests when it is refused for now, and when its time is over.
+    due: when it is to be sent, in monotonic seconds; 0 is at once. sent: whether it has left once.
+    restores: whether it is the held image, sent again without being asked for.
     refusal: what it met last, when it was put off.
     """
 
@@ -63,24 +29,48 @@ class _Open:
     asked: int
     message: pb.InteractRequest
     waiter: Waiter | None
-    deadline: float
+    rests: Rests
     due: float = 0.0
-    rest_s: float = 0.0
-    refusal: Unavailable | None = None
+    sent: bool = False
+    restores: bool = False
+    refusal: PolywandError | None = None
+
+
+@dataclass(slots=True)
+class _Held:
+    """The image that the server took last, kept for when the server gives it up.
+
+    sequence: under which it was taken.
+    given_up: whether the server has said that it no longer holds it.
+    rests: of sending it again; None before the first time, and after an outline.
+    """
+
+    message: pb.InteractRequest
+    sequence: int
+    given_up: bool = False
+    rests: Rests | None = None
 
 
 class Ledger:
     """The open requests of one stream. It holds no lock: its owner lets one thread in at a time.
 
-    Newest wins on this side too: of each object, and of images, at most one request waits to be sent. One that met an
-    absent Triton (UNAVAILABLE) is not settled by that: it rests and is sent again, unless its time is over by then or
-    something newer stands for it.
+    Newest wins on this side too: of each object, and of images, at most one request waits to be sent. One that met a
+    full server (QuotaExceeded) or an absent Triton (UNAVAILABLE) is not settled by that: it rests and is sent again,
+    unless its time is over by then or something newer stands for it.
+
+    The server may give up the image of an idle stream. The ledger keeps the message of the last image that was taken,
+    until a newer one is taken or the stream ends, and on such an answer sends it again before the prompts.
+
+    uniform: where the rests' chance comes from.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, uniform: Uniform | None = None) -> None:
+        self._uniform = uniform or system_uniform()
         self._sequence = 0
+        self._last_sent = 0
         self._open: dict[int, _Open] = {}  # by ascending sequence
         self._unsent: dict[str | None, int] = {}  # of each object, the sequence of what is to be sent
+        self._held: _Held | None = None
         self._end: PolywandError | None = None
 
     @property
@@ -95,12 +85,14 @@ class Ledger:
         """
         if self._end is not None:
             raise self._end.with_traceback(None)
-        self._sequence += 1
-        object_id = None if message.HasField("image") else message.prompt.object_id
-        self._open[self._sequence] = _Open(object_id, self._sequence, message, waiter, time.monotonic() + patience_s)
-        self._unsent.pop(object_id, None)
-        self._unsent[object_id] = self._sequence  # at the end: requests leave in the order of their sequence
-        return self._sequence
+        deadline = time.monotonic() + patience_s
+        if message.HasField("prompt"):
+            rests = Rests(deadline, FIRST_REST_S, self._uniform)
+            return self._note(message.prompt.object_id, message, waiter, rests).asked
+        for sequence in self._about(None):
+            if self._open[sequence].restores and self._unsent.get(None) == sequence:
+                self._close(sequence, None)  # of use only should the newer image fail
+        return self._note(None, message, waiter, Rests(deadline, FIRST_IMAGE_REST_S, self._uniform)).asked
 
     def pause_s(self) -> float | None:
         """Seconds until something is to be sent; None: not before something is asked or answered."""
@@ -113,118 +105,192 @@ class Ledger:
         if request is None or request.due > time.monotonic():
             return None
         sequence = self._unsent.pop(request.object_id)
-        if request.rest_s:  # sent again under a new sequence, because they never decrease
+        if sequence <= self._last_sent:  # a new sequence, because they never decrease
             del self._open[sequence]
             self._sequence = sequence = self._sequence + 1
             self._open[sequence] = request
+        self._last_sent = sequence
+        request.sent = True
         request.message.sequence = sequence
         return request.message
 
-    def answer(self, reply: pb.InteractResponse) -> Update | pb.ImageInfo | None:
-        """Settle what a reply answers, and return it when it is about an object or the new image.
+    def answer(self, reply: pb.InteractResponse) -> list[Update] | pb.ImageInfo:
+        """Settle what a reply answers, and return what it says about objects, or the new image.
 
         A reply about an object settles all its requests up to the reply's; a new image settles everything before it.
         """
         if reply.WhichOneof("result") == "draining":
             self.end(errors.from_draining(reply.draining))
-            return None
+            return []
         request = self._open.get(reply.sequence)
         if request is None:  # a late answer about an image that is gone
-            return None
+            return []
+        if request.restores:
+            return self._answer_restored(reply, request)
         covered = [sequence for sequence in self._about(request.object_id) if sequence <= reply.sequence]
         if request.object_id is None:
             return self._answer_image(reply, covered)
-        result = _result(reply, len(covered) - 1)
+        result = result_of(reply, len(covered) - 1)
         settled = self._settle(covered, result)
         if reply.sequence not in settled:
-            return None
-        return Update(request.object_id, request.asked, len(settled) - 1, result)
+            return []
+        return [Update(request.object_id, request.asked, len(settled) - 1, result)]
 
-    def refusal(self, waiter: Waiter) -> Unavailable | None:
-        """Why somebody still waits, when the server has said so."""
+    def refusal(self, waiter: Waiter) -> PolywandError | None:
+        """Why a request is still without an answer, when the server has said so."""
         return next((request.refusal for request in self._open.values() if request.waiter is waiter), None)
 
     def end(self, error: PolywandError) -> None:
         """Fail whatever is open and whatever will be asked. Only the first end counts."""
         self._end = self._end or error
+        self._held = None
         while self._open:
             self._close(next(iter(self._open)), self._end)
 
-    def _answer_image(self, reply: pb.InteractResponse, covered: list[int]) -> pb.ImageInfo | None:
-        if not reply.HasField("image"):  # the last image stays, and so do the prompts about it
-            self._settle(covered, _result(reply, 0))
-            return None
-        for sequence in [sequence for sequence in self._open if sequence < reply.sequence]:
-            self._close(sequence, errors.Superseded())
-        self._close(reply.sequence, reply.image)
-        return reply.image
+    def _note(self, object_id: str | None, message: pb.InteractRequest, waiter: Waiter | None, rests: Rests) -> _Open:
+        self._sequence += 1
+        request = self._open[self._sequence] = _Open(object_id, self._sequence, message, waiter, rests)
+        self._unsent.pop(object_id, None)
+        self._unsent[object_id] = self._sequence  # at the end: requests leave in the order of their sequence
+        return request
+
+    def _answer_image(self, reply: pb.InteractResponse, covered: list[int]) -> list[Update] | pb.ImageInfo:
+        image = self._open[reply.sequence]
+        if reply.HasField("image"):
+            self._held = _Held(image.message, reply.sequence)
+            self._close(reply.sequence, reply.image)
+            for sequence in [sequence for sequence, request in self._open.items() if request.asked < image.asked]:
+                self._close(sequence, errors.Superseded())
+            return reply.image
+        # The last image stays, and so do the prompts about it.
+        for sequence in [sequence for sequence in covered if self._open[sequence].restores]:
+            covered.remove(sequence)
+            self._close(sequence, None)
+        self._settle(covered, error_of(reply))
+        self._restore()
+        return []
+
+    def _answer_restored(self, reply: pb.InteractResponse, image: _Open) -> list[Update]:
+        """Send again what waits for the held image, or put that off, or fail what cannot wait."""
+        assert self._held is not None
+        if reply.HasField("image"):
+            self._close(reply.sequence, None)
+            self._held.sequence, self._held.given_up = reply.sequence, False
+            for object_id, newest in self._prompts().items():
+                self._unsent.setdefault(object_id, newest[-1])
+            return []
+        if self._about(None)[-1] != reply.sequence:  # a newer image is on its way
+            self._close(reply.sequence, None)
+            return []
+        refusal = error_of(reply)
+        error, until = errors.image_not_restored(refusal), math.inf
+        if errors.is_passing(refusal):
+            image.rests.deadline = max(self._deadlines(), default=0.0)
+            until = time.monotonic() + image.rests.next_s(refusal.retry_after_s)
+        updates = self._fail_impatient(error, until)
+        if self._prompts():
+            image.due = until
+            self._unsent[None] = reply.sequence
+        else:
+            self._close(reply.sequence, None)
+        return updates
+
+    def _fail_impatient(self, error: PolywandError, until: float) -> list[Update]:
+        """Fail all prompts whose time is over by `until`, and remember of the others what they met."""
+        updates = []
+        for object_id, sequences in self._prompts().items():
+            impatient = self._impatient(sequences, error, until)
+            if sequences[-1] in impatient:
+                updates.append(Update(object_id, self._open[sequences[-1]].asked, len(impatient) - 1, error))
+            for sequence in impatient:
+                self._close(sequence, error)
+        return updates
 
     def _settle(self, covered: list[int], answer: Segmentation | PolywandError) -> list[int]:
         """Close the requests that an answer settles, and return them: all that it covers, unless they can wait."""
-        settled = self._put_off(covered, answer) if _is_passing(answer) else covered
+        settled = covered
+        if isinstance(answer, ImageGivenUp):
+            settled = self._await_image(covered, answer)
+        elif errors.is_passing(answer):
+            settled = self._put_off(covered, answer)
+        elif self._held is not None and isinstance(answer, Segmentation | IncompletePrompt):
+            self._held.rests = None
         for sequence in settled:
             self._close(sequence, answer)
         return settled
 
     def _put_off(self, covered: list[int], error: Unavailable) -> list[int]:
         """Let requests wait until the last of them has rested, or for what is newer; return those that cannot."""
-        for sequence in covered:
-            self._open[sequence].refusal = error
         newest = self._open[covered[-1]]
-        rest_s = _rest_s(error, newest.rest_s)
-        until = time.monotonic() + rest_s
-        impatient = [sequence for sequence in covered if self._open[sequence].deadline <= until]
+        until = time.monotonic() + newest.rests.next_s(error.retry_after_s)
+        impatient = self._impatient(covered, error, until)
         if covered[-1] not in impatient and covered[-1] == self._about(newest.object_id)[-1]:
-            newest.due, newest.rest_s = until, rest_s
+            newest.due = until
             self._unsent[newest.object_id] = covered[-1]
         return impatient
 
+    def _await_image(self, covered: list[int], error: ImageGivenUp) -> list[int]:
+        """Let requests wait until the server has taken the held image again; return those that cannot."""
+        if self._held is None:
+            return covered
+        if covered[-1] < self._held.sequence:  # said before the server took it again
+            return []
+        self._held.given_up = True
+        self._restore()
+        return self._impatient(covered, error, time.monotonic())
+
+    def _restore(self) -> None:
+        """Send the held image again, when it is given up, prompts wait for it and no newer image is on its way."""
+        held, deadline = self._held, max(self._deadlines(), default=0.0)
+        if held is None or not held.given_up or self._about(None) or deadline <= time.monotonic():
+            return
+        due = 0.0
+        if held.rests is None:
+            held.rests = Rests(deadline, FIRST_IMAGE_REST_S, self._uniform)
+        else:  # the last time led to no outline
+            held.rests.deadline = deadline
+            due = time.monotonic() + held.rests.next_s(None)
+        image = self._note(None, held.message, None, held.rests)
+        image.due, image.restores = due, True
+
+    def _impatient(self, sequences: list[int], error: PolywandError, until: float) -> list[int]:
+        """Those of the requests whose time is over by `until`. All remember what they met."""
+        for sequence in sequences:
+            self._open[sequence].refusal = error
+        return [sequence for sequence in sequences if self._open[sequence].rests.deadline <= until]
+
     def _next(self) -> _Open | None:
         """What is to be sent next, now or later."""
-        unsent = [self._open[sequence] for sequence in self._unsent.values()]
-        if self._about(None):  # what has rested is about the image before, and must not follow this one
-            unsent = [request for request in unsent if request.object_id is None or not request.rest_s]
-        return min(unsent, key=lambda request: request.due, default=None)
+        images = [self._open[sequence] for sequence in self._about(None)]
+        unsent = (self._open[sequence] for sequence in self._unsent.values())
+        free = [request for request in unsent if request.object_id is None or _may_leave(request, images)]
+        return min(free, key=lambda request: request.due, default=None)
 
     def _about(self, object_id: str | None) -> list[int]:
         return [sequence for sequence, request in self._open.items() if request.object_id == object_id]
+
+    def _prompts(self) -> dict[str, list[int]]:
+        """The open prompts' sequences, by object."""
+        prompts: dict[str, list[int]] = {}
+        for sequence, request in self._open.items():
+            if request.object_id is not None:
+                prompts.setdefault(request.object_id, []).append(sequence)
+        return prompts
+
+    def _deadlines(self) -> list[float]:
+        return [request.rests.deadline for request in self._open.values() if request.object_id is not None]
 
     def _close(self, sequence: int, answer: object) -> None:
         request = self._open.pop(sequence)
         if self._unsent.get(request.object_id) == sequence:
             del self._unsent[request.object_id]
         if request.waiter is not None:
-            _wake(request.waiter, answer)
+            wake(request.waiter, answer)
 
 
-def _is_passing(result: object) -> TypeGuard[Unavailable]:
-    return isinstance(result, Unavailable) and result.code is grpc.StatusCode.UNAVAILABLE
+def _may_leave(prompt: _Open, images: Iterable[_Open]) -> bool:
+    """Whether a prompt may be sent while images are open.
 
-
-def _rest_s(error: Unavailable, last_s: float) -> float:
-    told_s = error.retry_after_s
-    return max(FIRST_REST_S, min(2 * last_s, LONGEST_REST_S) if told_s is None else told_s)
-
-
-def _result(reply: pb.InteractResponse, skipped: int) -> Segmentation | PolywandError:
-    try:
-        match reply.WhichOneof("result"):
-            case "segmentation":
-                return wire.segmentation(reply.segmentation, reply.timing, skipped)
-            case "incomplete":
-                return errors.from_incomplete(reply.incomplete)
-            case "error":
-                return errors.from_status(reply.error)
-            case other:
-                return errors.unexpected(other)
-    except PolywandError as error:
-        return error
-
-
-def _wake(waiter: Waiter, answer: object) -> None:
-    if waiter.done():
-        return
-    if isinstance(answer, PolywandError):
-        waiter.set_exception(answer)
-    else:
-        waiter.set_result(answer)
+    It must not follow an image that is newer than it. One that is newer than an image waits for how that ends.
+    """
+    return all(not prompt.sent and not image.sent and prompt.asked < image.asked for image in images)

@@ -46,8 +46,10 @@ class Session:
     def set_image(self, image: ImageLike) -> None:
         """Make an image the current one; all objects of the last one are forgotten.
 
-        image: a path, the bytes of a file, or uint8 [H, W, 3] RGB or [H, W] grey.
-        Raises InvalidRequest when it cannot be read, Unavailable when the server stays away.
+        image: a path, the bytes of a file, or uint8 [H, W, 3] RGB or [H, W] grey. The session keeps what it sent until
+        the next image: the server may give up the image of a session that rests.
+        Raises InvalidRequest when it cannot be read, QuotaExceeded when the server stays full, Unavailable when it
+        stays away.
         """
         message = images.to_message(image)
         with self._changed:
@@ -58,10 +60,11 @@ class Session:
     def prompt(self, model: str, **prompt: Unpack[PromptOptions]) -> Segmentation:
         """Ask for the outline of one object; the arguments are those of `PromptOptions`.
 
-        Returns the answer to this prompt, or to a newer one of the same object that overtook it. While Triton or the
-        model is away, the prompt is sent again and again; Unavailable comes when the client's timeout is over.
-        Raises IncompletePrompt, InvalidRequest, Unavailable, ServerError, or Superseded when a new image came
-        meanwhile. Only the end of the stream (Draining, or Unavailable for want of a server) ends the session.
+        Returns the answer to this prompt, or to a newer one of the same object that overtook it. While the server is
+        full, or Triton or the model is away, the prompt is sent again after rests that grow; QuotaExceeded or
+        Unavailable comes when the client's timeout is over. An image that the server gave up is sent again first.
+        Raises IncompletePrompt, InvalidRequest, QuotaExceeded, Unavailable, ServerError, or Superseded when a new image
+        came meanwhile. Only the end of the stream (Draining, or Unavailable for want of a server) ends the session.
         """
         with self._changed:
             waiter = self._ask(pb.InteractRequest(prompt=self._prompts.message(model, **prompt)))

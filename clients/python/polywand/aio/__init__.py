@@ -6,6 +6,6 @@ async with polywand.aio.connect() as client, client.open("photo.jpg") as session
 
 from polywand.aio.client import Client, connect
 from polywand.aio.session import Session
-from polywand.ledger import Update
+from polywand.answers import Update
 
 __all__ = ["Client", "Session", "Update", "connect"]

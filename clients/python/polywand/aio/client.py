@@ -1,9 +1,10 @@
 """The asyncio client."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Self, TypeVar, Unpack
 
 import grpc
 
@@ -12,10 +13,14 @@ from polywand.aio.session import Session
 from polywand.aio.streaming import DetectStream
 from polywand.frames import FrameAnswer
 from polywand.images import ImageLike
+from polywand.rests import FIRST_IMAGE_REST_S, FIRST_REST_S, Rests, before_again_s, system_uniform
 from polywand.results import Detections, Model
 from polywand.v1 import annotation_pb2 as pb
 from polywand.v1 import annotation_pb2_grpc as pb_grpc
 from polywand.wire import DetectOptions
+
+_Request = TypeVar("_Request")
+_Reply = TypeVar("_Reply")
 
 
 def connect(
@@ -41,31 +46,26 @@ class Client:
         self._timeout_s = timeout_s
 
     async def models(self) -> list[Model]:
-        """List the tools that exist now, by name. Raises Unavailable."""
-        try:
-            reply = await self._stub.ListModels(pb.ListModelsRequest(), timeout=self._timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise errors.from_rpc(error, self.target) from error
+        """List the tools that exist now, by name; asks again as `detect` does. Raises Unavailable."""
+        reply = await self._call(self._stub.ListModels, pb.ListModelsRequest(), FIRST_REST_S)
         return [wire.model(message) for message in reply.models]
 
     def open(self, image: ImageLike) -> Session:
         """Open a session on an image: a path, the bytes of a file, or uint8 [H, W, 3] RGB or [H, W] grey.
 
-        The stream starts with `async with`, which raises InvalidRequest when the image cannot be read, and Unavailable
-        when the server is away.
+        The stream starts with `async with`, which raises InvalidRequest when the image cannot be read, QuotaExceeded
+        when the server stays full, and Unavailable when it is away.
         """
         return Session(self._stub, image, self.target, self._timeout_s)
 
     async def detect(self, image: ImageLike, **options: Unpack[DetectOptions]) -> Detections:
         """Find objects on one image; the options are those of `DetectOptions`.
 
-        Raises InvalidRequest, Unavailable or ServerError.
+        While the server is full or Triton is away, the request is sent again after rests that grow, until the client's
+        timeout is over. Raises InvalidRequest, QuotaExceeded, Unavailable or ServerError.
         """
         request = await asyncio.to_thread(wire.detect_request, image, **options)
-        try:
-            return wire.detections(await self._stub.Detect(request, timeout=self._timeout_s))
-        except grpc.aio.AioRpcError as error:
-            raise errors.from_rpc(error, self.target) from error
+        return wire.detections(await self._call(self._stub.Detect, request, FIRST_IMAGE_REST_S))
 
     def detect_stream(
         self, images: Iterable[ImageLike] | AsyncIterable[ImageLike], **options: Unpack[DetectOptions]
@@ -74,8 +74,9 @@ class Client:
 
         images: read lazily, at most `FRAMES_AHEAD` before the answers are taken; a plain iterable is read in a thread.
         What it raises is raised here, after the answers to the frames before.
-        A frame that fails yields (frame number, error), and the others go on. Raises Unavailable or Draining when the
-        whole stream fails: frames without an answer are to be sent again.
+        A frame that fails yields (frame number, error), and the others go on: QuotaExceeded and Unavailable are for the
+        caller to send again. Raises Unavailable or Draining when the whole stream fails: frames without an answer are
+        to be sent again.
         """
         return DetectStream(self._stub, images, options, self.target, self._timeout_s).answers()
 
@@ -90,3 +91,18 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def _call(
+        self, method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Reply]", request: _Request, first_rest_s: float
+    ) -> _Reply:
+        """Make a unary call, again and again while that is of use."""
+        rests = Rests(time.monotonic() + self._timeout_s, first_rest_s, system_uniform())
+        while True:
+            try:
+                return await method(request, timeout=rests.deadline - time.monotonic())
+            except grpc.aio.AioRpcError as error:
+                refusal = errors.from_rpc(error, self.target)
+                rest_s = before_again_s(rests, refusal, error)
+                if rest_s is None:
+                    raise refusal from error
+            await asyncio.sleep(rest_s)

@@ -9,9 +9,10 @@ from typing import Any, Self, Unpack
 import grpc
 
 from polywand import errors, images
+from polywand.answers import Update
 from polywand.errors import PolywandError
 from polywand.images import ImageLike
-from polywand.ledger import Ledger, Update
+from polywand.ledger import Ledger
 from polywand.prompts import PromptOptions, Prompts
 from polywand.results import Segmentation
 from polywand.session import CLOSE_GRACE_S
@@ -45,8 +46,10 @@ class Session:
     async def set_image(self, image: ImageLike) -> None:
         """Make an image the current one; all objects of the last one are forgotten.
 
-        image: a path, the bytes of a file, or uint8 [H, W, 3] RGB or [H, W] grey.
-        Raises InvalidRequest when it cannot be read, Unavailable when the server stays away.
+        image: a path, the bytes of a file, or uint8 [H, W, 3] RGB or [H, W] grey. The session keeps what it sent until
+        the next image: the server may give up the image of a session that rests.
+        Raises InvalidRequest when it cannot be read, QuotaExceeded when the server stays full, Unavailable when it
+        stays away.
         """
         message = await asyncio.to_thread(images.to_message, image)
         waiter: asyncio.Future[pb.ImageInfo] = asyncio.get_running_loop().create_future()
@@ -56,10 +59,11 @@ class Session:
     async def prompt(self, model: str, **prompt: Unpack[PromptOptions]) -> Segmentation:
         """Ask for the outline of one object and wait for it; the arguments are those of `PromptOptions`.
 
-        Returns the answer to this prompt, or to a newer one of the same object that overtook it. While Triton or the
-        model is away, the prompt is sent again and again; Unavailable comes when the client's timeout is over.
-        Raises IncompletePrompt, InvalidRequest, Unavailable, ServerError, or Superseded when a new image came
-        meanwhile. Only the end of the stream (Draining, or Unavailable for want of a server) ends the session.
+        Returns the answer to this prompt, or to a newer one of the same object that overtook it. While the server is
+        full, or Triton or the model is away, the prompt is sent again after rests that grow; QuotaExceeded or
+        Unavailable comes when the client's timeout is over. An image that the server gave up is sent again first.
+        Raises IncompletePrompt, InvalidRequest, QuotaExceeded, Unavailable, ServerError, or Superseded when a new image
+        came meanwhile. Only the end of the stream (Draining, or Unavailable for want of a server) ends the session.
         """
         waiter: asyncio.Future[Segmentation] = asyncio.get_running_loop().create_future()
         self._ask(pb.InteractRequest(prompt=self._prompts.message(model, **prompt)), waiter)
@@ -77,8 +81,8 @@ class Session:
     async def updates(self) -> AsyncGenerator[Update, None]:
         """Yield every answer about objects of the current image, to `send` and to `prompt`, as it comes.
 
-        What met an absent Triton is sent again instead of being answered, until the client's timeout is over or a newer
-        prompt of its object stands for it.
+        What met a full server or an absent Triton is sent again instead of being answered, until the client's timeout
+        is over or a newer prompt of its object stands for it.
         Of answers that come faster than they are taken, the newest of each object is kept. Ends with the session, and
         raises Unavailable when the stream fails. For one consumer.
         """
@@ -143,14 +147,15 @@ class Session:
                 async with asyncio.timeout(self._ledger.pause_s()):
                     await self._something_to_send.wait()
 
-    def _take(self, answer: Update | pb.ImageInfo | None) -> None:
+    def _take(self, answer: list[Update] | pb.ImageInfo) -> None:
         if isinstance(answer, pb.ImageInfo):
             self._prompts.forget()
             self._unread.clear()
             self.width, self.height = answer.width, answer.height
-        elif answer is not None:
-            self._unread.pop(answer.object_id, None)
-            self._unread[answer.object_id] = answer
+            return
+        for update in answer:
+            self._unread.pop(update.object_id, None)
+            self._unread[update.object_id] = update
             self._something_to_read.set()
 
     async def _read(self) -> None:

@@ -1,0 +1,140 @@
+"""What a server may answer, as messages, and a real gRPC server on a real socket that answers by script."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from polywand.v1 import annotation_pb2 as pb
+from polywand.v1 import annotation_pb2_grpc as pb_grpc
+
+QUOTA = ("images", "16 images at most")
+THREADS = 8
+
+
+def outline(sequence: int = 0) -> pb.InteractResponse:
+    return pb.InteractResponse(sequence=sequence, segmentation=pb.Segmentation(model="m"))
+
+
+def ready(sequence: int = 0) -> pb.InteractResponse:
+    return pb.InteractResponse(sequence=sequence, image=pb.ImageInfo(width=4, height=3))
+
+
+def refusal(
+    sequence: int, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE, retry_s: float | None = None
+) -> pb.InteractResponse:
+    return pb.InteractResponse(sequence=sequence, error=status(code, "away", retry_s))
+
+
+def full(sequence: int = 0, retry_s: float = 0.0) -> pb.InteractResponse:
+    return pb.InteractResponse(sequence=sequence, error=full_status(retry_s))
+
+
+def given_up(sequence: int = 0) -> pb.InteractResponse:
+    error = status(grpc.StatusCode.FAILED_PRECONDITION, "the image was given up")
+    error.details.add().Pack(error_details_pb2.ErrorInfo(reason="IMAGE_GIVEN_UP", domain="polywand"))
+    return pb.InteractResponse(sequence=sequence, error=error)
+
+
+def full_status(retry_s: float) -> status_pb2.Status:
+    error = status(grpc.StatusCode.RESOURCE_EXHAUSTED, "the server is full", retry_s)
+    violation = error_details_pb2.QuotaFailure.Violation(subject=QUOTA[0], description=QUOTA[1])
+    error.details.add().Pack(error_details_pb2.QuotaFailure(violations=[violation]))
+    return error
+
+
+def too_large_status() -> status_pb2.Status:
+    error = status(grpc.StatusCode.RESOURCE_EXHAUSTED, "the image is too large")
+    violation = error_details_pb2.BadRequest.FieldViolation(field="image.encoded", description="too large")
+    error.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+    return error
+
+
+def status(code: grpc.StatusCode, message: str, retry_s: float | None = None) -> status_pb2.Status:
+    error = status_pb2.Status(code=code.value[0], message=message)
+    if retry_s is not None:
+        delay = error_details_pb2.RetryInfo()
+        delay.retry_delay.FromMicroseconds(round(retry_s * 1e6))
+        error.details.add().Pack(delay)
+    return error
+
+
+@dataclass
+class Script(pb_grpc.AnnotationServiceServicer):
+    """What a server answers to each request, and what it was sent when.
+
+    interact: from a stream's message to its reply, whose sequence and object are filled in; None is no reply.
+    detect: from the count of the requests before this one to an error, or None for an empty answer.
+    arrivals: (monotonic seconds, message), of all calls.
+    """
+
+    interact: Callable[[pb.InteractRequest], pb.InteractResponse | None] = lambda _: None
+    detect: Callable[[int], status_pb2.Status | None] = lambda _: None
+    arrivals: list[tuple[float, Any]] = field(default_factory=list)
+
+    @property
+    def kinds(self) -> list[str | None]:
+        """Which messages came on streams: "image" or the prompt's object."""
+        messages = [message for _, message in self.arrivals if isinstance(message, pb.InteractRequest)]
+        return ["image" if message.HasField("image") else message.prompt.object_id for message in messages]
+
+    @property
+    def sequences(self) -> list[int]:
+        """The sequences of the messages of streams."""
+        return [message.sequence for _, message in self.arrivals if isinstance(message, pb.InteractRequest)]
+
+    def Interact(  # noqa: N802 - gRPC's name
+        self, requests: Iterator[pb.InteractRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.InteractResponse]:
+        for request in requests:
+            self.arrivals.append((time.monotonic(), request))
+            if (reply := self.interact(request)) is not None:
+                reply.sequence, reply.object_id = request.sequence, request.prompt.object_id
+                yield reply
+
+    def Detect(self, request: pb.DetectRequest, context: grpc.ServicerContext) -> pb.DetectResponse:  # noqa: N802
+        self._abort_by_script(request, context)
+        return pb.DetectResponse()
+
+    def ListModels(  # noqa: N802
+        self, request: pb.ListModelsRequest, context: grpc.ServicerContext
+    ) -> pb.ListModelsResponse:
+        self._abort_by_script(request, context)
+        return pb.ListModelsResponse()
+
+    def DetectStream(  # noqa: N802
+        self, requests: Iterator[pb.DetectStreamRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.DetectStreamResponse]:
+        for request in requests:
+            error = self.detect(len(self.arrivals))
+            self.arrivals.append((time.monotonic(), request))
+            if error is None:
+                yield pb.DetectStreamResponse(frame_id=request.frame_id, response=pb.DetectResponse())
+            else:
+                yield pb.DetectStreamResponse(frame_id=request.frame_id, error=error)
+
+    def _abort_by_script(self, request: object, context: grpc.ServicerContext) -> None:
+        error = self.detect(len(self.arrivals))
+        self.arrivals.append((time.monotonic(), request))
+        if error is not None:
+            context.abort_with_status(rpc_status.to_status(error))
+
+
+@contextmanager
+def scripted_server(script: Script) -> Iterator[str]:
+    """Serve a script, and give the server's target."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        server = grpc.server(threads)
+        pb_grpc.add_AnnotationServiceServicer_to_server(script, server)
+        port = server.add_insecure_port("localhost:0")
+        server.start()
+        try:
+            yield f"localhost:{port}"
+        finally:
+            server.stop(None).wait()
