@@ -5,7 +5,12 @@ BIN := $(VENV)/bin
 PROTO := proto/polywand/v1/annotation.proto
 GENERATED := clients/python/polywand/v1
 
-.PHONY: serve test test-zoo test-conversion bench bench-stages bench-outage bench-published soak check format proto proto-check setup setup-zoo clean
+# Only what is in locks/ is installed, and only with the hashes that stand there. The locks hold wheels alone.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LOCKED := $(PIP) --require-hashes --no-deps --only-binary :all: --requirement
+
+.PHONY: serve test test-zoo test-conversion bench bench-stages bench-outage bench-published soak fuzz check format proto
+.PHONY: proto-check lock lock-check audit setup setup-zoo clean
 
 serve: $(VENV)/.serve  ## run the service with its own Triton
 	exec $(BIN)/polywand-server $(ARGS)
@@ -39,7 +44,10 @@ bench-published: $(VENV)/.zoo  ## how long a prompt of every published interacto
 soak: $(VENV)/.dev  ## annotators come and go for MINUTES (20); fails when anything has grown meanwhile
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),20) $(ARGS)
 
-check: $(VENV)/.zoo proto-check  ## formatter, linter, types, generated code
+fuzz: $(VENV)/.dev  ## send the service malformed images, masks and streams for MINUTES (10); fails when it suffers
+	$(BIN)/python -m tests.faults.fuzz --minutes $(or $(MINUTES),10) $(ARGS)
+
+check: $(VENV)/.zoo proto-check lock-check  ## formatter, linter, types, generated code, locks
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -54,22 +62,40 @@ proto: $(VENV)/.dev  ## regenerate the code under clients/python/polywand/v1
 proto-check: $(VENV)/.dev
 	scripts/generate-proto --check $(GENERATED)
 
+lock: $(VENV)/.dev  ## write locks/ anew after a change of pyproject.toml; ARGS=--upgrade takes the newest of everything
+	$(BIN)/python scripts/locks.py write $(ARGS)
+
+lock-check: $(VENV)/.dev
+	$(BIN)/python scripts/locks.py check
+	$(BIN)/python -m pip check
+
+audit: $(VENV)/.dev  ## look for advisories that concern a locked version
+	$(BIN)/python scripts/locks.py audit
+
 setup: $(VENV)/.dev
 setup-zoo: $(VENV)/.zoo
 
 $(VENV)/bin/python:
 	scripts/make-venv $(PYTHON) $(VENV)
 
-$(VENV)/.serve: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded]'
+$(VENV)/.tools: locks/tools.txt | $(VENV)/bin/python
+	$(LOCKED) locks/tools.txt
 	touch $@
 
-$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+$(VENV)/.serve: pyproject.toml locks/serve.txt | $(VENV)/.tools
+	$(LOCKED) locks/serve.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml locks/dev.txt | $(VENV)/.tools
+	$(LOCKED) locks/dev.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@ $(VENV)/.serve
 
-$(VENV)/.zoo: pyproject.toml | $(VENV)/.dev
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,zoo]'
+# Last, torch alone, by its range: see scripts/locks.py. All else that it and Polywand require is there by then.
+$(VENV)/.zoo: pyproject.toml locks/zoo.txt | $(VENV)/.dev
+	$(LOCKED) locks/zoo.txt
+	$(PIP) --no-build-isolation --editable '.[zoo]'
 	touch $@
 
 clean:
