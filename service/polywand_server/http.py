@@ -1,22 +1,46 @@
-"""The HTTP port: /metrics for Prometheus, /livez and /readyz for who schedules the process."""
+"""The HTTP port: /metrics for Prometheus, /livez and /readyz for what schedules the process."""
 
+import asyncio
+import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
-from prometheus_client import REGISTRY
-from prometheus_client.exposition import choose_encoder
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client import exposition as text
+from prometheus_client.openmetrics import exposition as openmetrics
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from polywand_server.health import Health
+
+MAX_CONNECTIONS = 64
+MAX_HEADER_BYTES = 16 * 1024
+# From the connection's beginning, and from the end of each response.
+HEADER_SECONDS = 10.0
+# From the header's end until the client has taken the response.
+RESPONSE_SECONDS = 30.0
+# Connections that the kernel keeps for us until we take them.
+BACKLOG = 64
+# Before the next try when no connection can be taken.
+ACCEPT_PAUSE_SECONDS = 0.1
+# Of the event loop's time that may be spent on encoding metrics.
+METRICS_SHARE = 0.1
+STOP_SECONDS = 2
+
+log = logging.getLogger(__name__)
+
+Encode = Callable[[CollectorRegistry], bytes]
 
 
 def make_app(health: Health) -> Starlette:
     """Make the ASGI application."""
+    pages = MetricsPages()
 
     async def livez(_: Request) -> Response:
         return PlainTextResponse("alive\n")
@@ -26,17 +50,126 @@ def make_app(health: Health) -> Starlette:
         return PlainTextResponse(f"not ready: {reason}\n" if reason else "ready\n", 503 if reason else 200)
 
     async def metrics(request: Request) -> Response:
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(REGISTRY), headers={"content-type": content_type})
+        page, content_type = await pages.get(request.headers.get("accept", ""))
+        return Response(page, headers={"content-type": content_type})
 
     return Starlette(routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)])
 
 
-class HttpServer(uvicorn.Server):
-    """Uvicorn inside our event loop; signals belong to the service, which stops it."""
+class MetricsPages:
+    """The metrics as text. No page is older than its request, however many requests come.
 
-    def __init__(self, health: Health) -> None:
-        super().__init__(uvicorn.Config(make_app(health), log_config=None, access_log=False, lifespan="off"))
+    Requests share the next encoding, and the pause before it is such that encoding takes METRICS_SHARE of the time.
+    """
+
+    def __init__(self) -> None:
+        self._next: dict[str, asyncio.Task[bytes]] = {}
+        self._turn = asyncio.Lock()
+        self._not_before = 0.0
+
+    async def get(self, accept: str) -> tuple[bytes, str]:
+        """Return the page and its content type. accept: the request's header."""
+        encode: Encode = generate_latest
+        content_type = text.CONTENT_TYPE_LATEST
+        if "application/openmetrics-text" in accept:
+            encode, content_type = openmetrics.generate_latest, openmetrics.CONTENT_TYPE_LATEST
+        if content_type not in self._next:
+            encoding = asyncio.create_task(self._encode(encode, content_type), name="encode metrics")
+            self._next[content_type] = encoding
+        return await asyncio.shield(self._next[content_type]), content_type
+
+    async def _encode(self, encode: Encode, content_type: str) -> bytes:
+        clock = asyncio.get_running_loop().time
+        async with self._turn:
+            await asyncio.sleep(self._not_before - clock())
+            del self._next[content_type]  # a request that comes from now on may see what this page does not hold
+            began = clock()
+            page = encode(REGISTRY)
+            self._not_before = clock() + (clock() - began) * (1 / METRICS_SHARE - 1)
+            return page
+
+
+class Connection(H11Protocol):
+    """A connection that is closed when a request's header, or the taking of its response, lasts too long.
+
+    waiting: the connections that wait for a header; the one that has waited longest comes first.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: Any,
+        app_state: dict[str, Any],
+        waiting: "dict[Connection, None]",
+    ) -> None:
+        super().__init__(config, server_state, app_state)
+        self._waiting = waiting
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """Begin to wait for a header."""
+        super().connection_made(transport)
+        self._set_deadline()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; only a whole header moves the deadline."""
+        was_answering = self._is_answering
+        super().data_received(data)
+        if self._is_answering and not was_answering:
+            self._set_deadline()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next header."""
+        super().on_response_complete()
+        self._set_deadline()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        super().connection_lost(exc)
+        self._waiting.pop(self, None)
+        if self._deadline is not None:
+            self._deadline.cancel()
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _set_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._waiting.pop(self, None)
+        if not self._is_answering:
+            self._waiting[self] = None
+        seconds = RESPONSE_SECONDS if self._is_answering else HEADER_SECONDS
+        # Not close(): that would wait for the client to take what is written.
+        self._deadline = self.loop.call_later(seconds, self.transport.abort)
+
+
+class HttpServer(uvicorn.Server):
+    """Uvicorn inside our event loop; signals belong to the service, which stops it.
+
+    max_connections: with so many, a new one takes the place of the one that has waited longest for a header. So
+    probes are answered however many silent connections there are. Where all are being answered, it is closed.
+    """
+
+    def __init__(self, health: Health, max_connections: int = MAX_CONNECTIONS) -> None:
+        super().__init__(
+            uvicorn.Config(
+                make_app(health),
+                http="h11",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                headers=[("x-content-type-options", "nosniff")],
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+                timeout_graceful_shutdown=STOP_SECONDS,
+            )
+        )
+        self._max_connections = max_connections
+        self._waiting: dict[Connection, None] = {}
+        self._accepting: asyncio.Task[None] | None = None
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -46,3 +179,58 @@ class HttpServer(uvicorn.Server):
     async def serve_on(self, listener: socket.socket) -> None:
         """Serve on a bound socket until `should_exit` is set."""
         await self.serve(sockets=[listener])
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to take connections, instead of uvicorn, which takes any number of them."""
+        assert sockets is not None
+        await self.lifespan.startup()
+        self.servers = []
+        self._accepting = asyncio.create_task(self._accept(sockets[0]), name="accept HTTP connections")
+        self.started = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Tell whether to stop; raises what ended the taking of connections."""
+        if self._accepting is not None and self._accepting.done():
+            self._accepting.result()
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, and end those there are."""
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.wait([self._accepting])
+        await super().shutdown(sockets)
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        listener.setblocking(False)
+        listener.listen(BACKLOG)
+        while True:
+            try:
+                accepted, _ = await loop.sock_accept(listener)
+            except ConnectionError:  # it has gone again
+                await asyncio.sleep(0)
+                continue
+            except OSError as error:  # mostly: no descriptor is free
+                log.warning("an HTTP connection could not be taken at once: %s", error.strerror)
+                await asyncio.sleep(0 if self._close_one_that_waits() else ACCEPT_PAUSE_SECONDS)
+                continue
+            is_full = len(self.server_state.connections) >= self._max_connections
+            if is_full and not self._close_one_that_waits():
+                accepted.close()
+                await asyncio.sleep(0)
+                continue
+            await asyncio.sleep(0)  # what was closed is gone
+            await loop.connect_accepted_socket(self._connection, accepted)
+
+    def _connection(self) -> Connection:
+        return Connection(self.config, self.server_state, self.lifespan.state, self._waiting)
+
+    def _close_one_that_waits(self) -> bool:
+        """Close the connection that has waited longest for a header; tell whether there was one."""
+        longest = next(iter(self._waiting), None)
+        if longest is None:
+            return False
+        del self._waiting[longest]
+        longest.transport.abort()
+        return True

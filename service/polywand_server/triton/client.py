@@ -12,8 +12,7 @@ import grpc.aio
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from polywand_server.config import TritonTls
-from polywand_server.errors import DeadlineError
-from polywand_server.triton.failures import ModelDiedError, as_polywand_error
+from polywand_server.triton.failures import Failures, ModelDiedError
 from polywand_server.triton.revivals import EndProcesses, Revivals, leave_alone
 from polywand_server.triton.tensors import NOWHERE, Array, Placed, decode_response, encode_request
 
@@ -40,7 +39,8 @@ class IndexEntry:
     """One model version in Triton's repository.
 
     version: None when the model has not been loaded since Triton started.
-    state: "READY", "UNAVAILABLE", "LOADING", "UNLOADING"; "" when never loaded. reason: why it is not ready.
+    state: "READY", "UNAVAILABLE", "LOADING", "UNLOADING"; "" when never loaded. reason: why it is not ready, in words
+        that clients may read.
     """
 
     name: str
@@ -91,6 +91,7 @@ class TritonClient:
             self._channel = grpc.aio.secure_channel(url, _credentials(tls), options=_CHANNEL_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._revivals = Revivals(self, end_processes)
+        self._failures = Failures(url)
 
     async def close(self) -> None:
         """Cancel what is under way and close the channel."""
@@ -118,7 +119,12 @@ class TritonClient:
         request = service_pb2.RepositoryIndexRequest()
         response = await self._call(self._stub.RepositoryIndex, request, CONTROL_TIMEOUT_S, "repository index")
         return [
-            IndexEntry(entry.name, int(entry.version) if entry.version else None, entry.state, entry.reason)
+            IndexEntry(
+                entry.name,
+                int(entry.version) if entry.version else None,
+                entry.state,
+                self._failures.public(entry.reason),
+            )
             for entry in response.models
         ]
 
@@ -174,7 +180,7 @@ class TritonClient:
         RegionError: it cannot, so it runs on another host, or in a container with a shared memory of its own.
         """
         request = service_pb2.SystemSharedMemoryRegisterRequest(name=name, key=f"/{name}", offset=0, byte_size=nbytes)
-        await self._call(self._stub.SystemSharedMemoryRegister, request, CONTROL_TIMEOUT_S, f"region '{name}'")
+        await self._call(self._stub.SystemSharedMemoryRegister, request, CONTROL_TIMEOUT_S, "shared memory")
 
     async def unregister_region(self, name: str) -> None:
         """Let Triton forget a region; one that it does not know is forgotten already.
@@ -182,7 +188,7 @@ class TritonClient:
         ModelFailedError: a request still uses it.
         """
         request = service_pb2.SystemSharedMemoryUnregisterRequest(name=name)
-        await self._call(self._stub.SystemSharedMemoryUnregister, request, CONTROL_TIMEOUT_S, f"region '{name}'")
+        await self._call(self._stub.SystemSharedMemoryUnregister, request, CONTROL_TIMEOUT_S, "shared memory")
 
     async def _call(self, method: Any, request: Any, timeout_s: float, what: str) -> Any:
         try:
@@ -190,9 +196,9 @@ class TritonClient:
             async with asyncio.timeout(timeout_s + STUCK_S):
                 return await method(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
-            raise as_polywand_error(error, what=what, url=self.url) from error
+            raise self._failures.error(error, what) from error
         except TimeoutError as error:
-            raise DeadlineError(f"{what}: Triton at {self.url} did not answer in time") from error
+            raise self._failures.late(what) from error
 
     def is_reviving(self, model: str) -> bool:
         """Whether a model whose process died is being loaded again."""

@@ -11,6 +11,7 @@ from typing import Self
 
 from polywand_server.triton.client import TritonClient
 from polywand_server.triton.launch import region_prefix, scratch_name
+from polywand_server.triton.pools import make_private
 from polywand_server.triton.process import TritonProcess
 from polywand_server.triton.stubs import kill_stubs
 from polywand_server.triton.wheel import EmbeddedTritonError, find_wheel, socket_url
@@ -23,6 +24,8 @@ PROBE_TIMEOUT_S = 5.0
 FIRST_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 10.0
 STABLE_S = 60.0  # a server that lived so long was sound: its successor starts without delay
+FIRST_CHECK_S, CHECK_S = 0.25, 1.0  # between two checks of its pools and files: while models load, and later
+LOADING_S = 60.0
 MAX_SOCKET_PATH_BYTES = 107  # of the kernel
 
 _log = logging.getLogger(__name__)
@@ -130,6 +133,15 @@ class EmbeddedTriton:
         if killed:
             _log.warning("Triton calls a process of model '%s' dead: killed what lived of all, %d", model, killed)
 
+    def protect_memory(self) -> None:
+        """Take other users' rights from the memory that it shares with the processes of its models.
+
+        It is done about once a second anyway; call it when a model has been loaded.
+        """
+        found = make_private(self.region_prefix)
+        if found:
+            _log.debug("%d pools were readable for other users", found)
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self
@@ -210,15 +222,23 @@ class EmbeddedTriton:
                 _log.error("could not restart tritonserver, next try in %.1f s: %s", backoff_s, error)
 
     async def _downfall(self, process: TritonProcess) -> str:
-        """Wait until the server has ended or hangs; return which, in words."""
-        exited = asyncio.create_task(process.wait())
-        hung = asyncio.create_task(self._hang())
+        """Wait until the server has ended, hangs or has lost its files; return which, in words."""
+        ends = [asyncio.create_task(end) for end in (process.wait(), self._hang(), self._loss(process))]
         try:
-            done, _ = await asyncio.wait((exited, hung), return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             return next(iter(done)).result()
         finally:
-            exited.cancel()
-            hung.cancel()
+            for end in ends:
+                end.cancel()
+
+    async def _loss(self, process: TritonProcess) -> str:
+        """Return when its files have gone; protect its memory meanwhile."""
+        clock = asyncio.get_running_loop().time
+        loading_until = clock() + LOADING_S
+        while await asyncio.to_thread(process.has_its_files):
+            await asyncio.to_thread(self.protect_memory)
+            await asyncio.sleep(FIRST_CHECK_S if clock() < loading_until else CHECK_S)
+        return f"has lost files that were in {self._scratch} (is /tmp cleaned?) and was killed"
 
     async def _hang(self) -> str:
         """Return when probes have gone unanswered for too long."""

@@ -18,23 +18,37 @@ Seen with Triton 2.51:
 | shared memory that Triton cannot open        | INTERNAL         | "Unable to open shared memory region: '/r'"    |
 | a region of Triton's former life             | NOT_FOUND        | "Unable to find shared memory region: 'r'"     |
 | a region that a request still uses           | INTERNAL         | "Cannot unregister shared memory region 'r'"   |
+| no room in /dev/shm for a tensor             | INTERNAL         | "Failed to increase the shared memory pool     |
+|                                              |                  | size for key 'r' to 8 bytes. If you are ..."   |
+
+These texts go to clients, so they name no path, address, region or source file: a path is shortened to the file's name,
+and a text that still names such things goes to the log alone. The client gets an id that finds it there.
 """
 
+import hashlib
+import logging
 import re
+import secrets
+import time
 
 import grpc
 import grpc.aio
 
 from polywand_server.errors import DeadlineError, ModelFailedError, PolywandError, UnavailableError
 
-_AWAY = ": Triton at {url} is away"
-_REFUSED = ": Triton at {url} refuses ({status})"
+# The same text is not logged again for so long; as many texts are remembered for that.
+REPEAT_S = 60.0
+MAX_TEXTS = 256
+MAX_PUBLIC_CHARACTERS = 400
+
+_AWAY = ": Triton is away"
+_REFUSED = ": Triton refuses ({status})"
 _UNAVAILABLE = {
     grpc.StatusCode.UNAVAILABLE: _AWAY,
     grpc.StatusCode.RESOURCE_EXHAUSTED: _AWAY,
     # Never our own cancellation: that arrives as asyncio.CancelledError. So Triton gave up on the request.
     grpc.StatusCode.CANCELLED: _AWAY,
-    grpc.StatusCode.NOT_FOUND: " is not loaded in Triton at {url}",
+    grpc.StatusCode.NOT_FOUND: " is not loaded in Triton",
     grpc.StatusCode.UNAUTHENTICATED: _REFUSED,
     grpc.StatusCode.PERMISSION_DENIED: _REFUSED,
     grpc.StatusCode.UNIMPLEMENTED: _REFUSED,
@@ -46,6 +60,15 @@ _STUB_DIED = re.compile(
 )
 _PART_AWAY = re.compile(r"^part '.+': .* is not ready")
 _NO_REGION = re.compile(r"Unable to (find|open) shared memory region")
+_NO_ROOM = re.compile(r"Failed to (increase the shared memory pool|create new mapped region)|No space left on device")
+_PATH = re.compile(r"(?<![\w.~-])/(?:[^\s/'\"`:;,()\[\]<>]+/+)*([^\s/'\"`:;,()\[\]<>]+)")
+_PRIVATE = re.compile(
+    r"[/\\]|\b(?:unix|ipv[46]):|\b\d+\.\d+\.\d+\.\d+\b|0x[0-9a-f]{5,}|polywand-[0-9a-f]|shm|shared memory"
+    r"|\.(?:cc|cpp|cxx|cu|h|hpp|so)\b|[0-9a-f]{8}-[0-9a-f]{4}-",
+    re.IGNORECASE,
+)
+
+_log = logging.getLogger(__name__)
 
 
 class RegionError(UnavailableError):
@@ -65,26 +88,77 @@ class ModelDiedError(UnavailableError):
         self.part = part
 
 
-def as_polywand_error(error: grpc.aio.AioRpcError, *, what: str, url: str) -> PolywandError:
-    """Return the domain's error for a failed call.
+class Failures:
+    """Turns what one Triton reports into errors that clients may read, and logs what they may not.
 
-    what: the thing that failed, as the start of a sentence ("model 'grabcut'"). url: where Triton was looked for.
+    url: where Triton is looked for, for the log.
     """
-    status, details = error.code(), _summary(error.details() or "")
-    if status is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineError(f"{what}: Triton at {url} did not answer in time")
-    died = _STUB_DIED.match(details)
-    if died:
-        return ModelDiedError(f"{what}: its process died ({details})", died["process"], died["part"])
-    if _PART_AWAY.match(details):
-        return UnavailableError(f"{what}: {details}")
-    if _NO_REGION.search(details):
-        return RegionError(f"{what}: Triton at {url}: {details}")
-    if status in _UNAVAILABLE:
-        return UnavailableError(f"{what}{_UNAVAILABLE[status].format(url=url, status=status.name)}: {details}")
-    return ModelFailedError(f"{what}: {details}")
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._key = secrets.token_bytes(16)  # without it, an id would let a client try out what stands behind it
+        self._logged_at: dict[str, float] = {}
+
+    def error(self, error: grpc.aio.AioRpcError, what: str) -> PolywandError:
+        """Return the domain's error for a failed call.
+
+        what: the thing that failed, as the start of a sentence ("model 'grabcut'").
+        """
+        status, details = error.code(), error.details() or ""
+        if status is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return self.late(what)
+        known = self._known(details, what)
+        if known is not None:
+            return known
+        if status in _UNAVAILABLE:
+            self._log_once(details, status.name)
+            return UnavailableError(f"{what}{_UNAVAILABLE[status].format(status=status.name)}")
+        return ModelFailedError(f"{what}: {self.public(details)}")
+
+    def _known(self, details: str, what: str) -> UnavailableError | None:
+        """Return the error for a text that tells what the status does not."""
+        said = _without_trace(details)
+        died = _STUB_DIED.match(said)
+        if died:
+            return ModelDiedError(f"{what}: its process died", died["process"], died["part"])
+        if _PART_AWAY.match(said):
+            return UnavailableError(f"{what}: {self.public(details)}")
+        if _NO_REGION.search(said):
+            return RegionError(f"{what}: Triton cannot read the memory that is shared with it")
+        if _NO_ROOM.search(said):
+            return UnavailableError(f"{what}: no space is left for Triton{self._log_once(details)}")
+        return None
+
+    def late(self, what: str) -> DeadlineError:
+        """Return the error for an answer that did not come."""
+        return DeadlineError(f"{what}: Triton did not answer in time")
+
+    def public(self, details: str) -> str:
+        """Return what a client may read of a text of Triton's; all of it is in the log then, if that is more."""
+        said = _without_trace(details)
+        shown = _PATH.sub(r"\1", said)
+        if _PRIVATE.search(shown):
+            return f"it failed{self._log_once(details)}"
+        if len(shown) > MAX_PUBLIC_CHARACTERS:
+            return f"{shown[:MAX_PUBLIC_CHARACTERS]}...{self._log_once(details)}"
+        return shown + self._log_once(details) if shown != said else shown
+
+    def _log_once(self, details: str, subject: str = "") -> str:
+        """Log a text of Triton's unless that has just been done; return the words that lead there.
+
+        subject: what the text is about, if it differs from time to time in no way that matters.
+        """
+        subject, now = subject or details, time.monotonic()
+        number = hashlib.blake2b(subject.encode(), digest_size=4, key=self._key).hexdigest()
+        if now - self._logged_at.get(number, -REPEAT_S) >= REPEAT_S:
+            self._logged_at.pop(number, None)
+            self._logged_at[number] = now
+            if len(self._logged_at) > MAX_TEXTS:
+                del self._logged_at[next(iter(self._logged_at))]
+            _log.warning("Triton at %s, %s: %s", self._url, number, details)
+        return f" (the service's log says more: {number})"
 
 
-def _summary(details: str) -> str:
-    """Drop the Python trace: Triton logs it, and a client has no use for the server's paths."""
+def _without_trace(details: str) -> str:
+    """Drop the Python trace."""
     return details.partition(_TRACE)[0].strip()

@@ -19,10 +19,12 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import platform
 import re
 import selectors
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -34,6 +36,13 @@ REAP_TIMEOUT_S = 5.0
 _LOCK_NAME = re.compile(r"polywand-([0-9a-f]{8})\.lock")
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS = 38
+_SECCOMP_SET_MODE_FILTER = 1
+# Without it, kernels before 5.16 take a mitigation on that slows all of the process down.
+_SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4
+# By machine: its name for filters, and the numbers of the system calls fchmod and seccomp.
+_SYSTEM_CALLS = {"x86_64": (0xC000003E, 91, 317), "aarch64": (0xC00000B7, 52, 277)}
+_POOL_MODE = 0o644  # that Triton gives its pools
 
 
 def scratch_name(token: str) -> str:
@@ -102,6 +111,43 @@ def remove_environments(processes: Path = Path("/proc"), environments: Path = Pa
                 directory.rmdir()
 
 
+def keep_regions_private(libc: ctypes.CDLL) -> bool:
+    """Let no pool of Triton's be readable for other users, from its first moment on; tell whether that could be done.
+
+    boost, which makes them, sets their mode after their making, past the umask. So here, and in what is started from
+    here, fchmod(..., 0644) does nothing, and the umask is what counts. A later chmod is not enough: a process that
+    has opened a pool by then can go on reading. A mount namespace with a /dev/shm of its own takes privileges on many
+    systems.
+
+    Not where CUDA would be the first to ask for its device, which it does by a program with more privileges.
+    """
+    os.umask(0o077)
+    if platform.machine() not in _SYSTEM_CALLS:
+        return False
+    if os.path.exists("/proc/driver/nvidia") and not os.path.exists("/dev/nvidia-uvm"):
+        return False
+    machine, fchmod, seccomp = _SYSTEM_CALLS[platform.machine()]
+    program = b"".join(
+        struct.pack("HBBI", *instruction)
+        for instruction in (
+            (0x20, 0, 0, 4),  # load the machine
+            (0x15, 0, 5, machine),  # go on if equal, else to the end
+            (0x20, 0, 0, 0),  # load the system call
+            (0x15, 0, 3, fchmod),
+            (0x20, 0, 0, 24),  # load its second argument
+            (0x15, 0, 1, _POOL_MODE),
+            (0x06, 0, 0, 0x00050000),  # do nothing, with errno 0
+            (0x06, 0, 0, 0x7FFF0000),  # do it
+        )
+    )
+    instructions = ctypes.create_string_buffer(program)
+    filter_ = struct.pack("HP", len(program) // 8, ctypes.addressof(instructions))
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        return False
+    flags = _SECCOMP_FILTER_FLAG_SPEC_ALLOW
+    return bool(libc.syscall(ctypes.c_long(seccomp), _SECCOMP_SET_MODE_FILTER, flags, filter_) == 0)
+
+
 def attend(child: subprocess.Popen[bytes], lifeline: int, wakeups: int) -> None:
     """Return when the child has exited or the lifeline is cut; pass SIGTERM on until then.
 
@@ -143,6 +189,7 @@ def launch(token: str, scratch: Path, command: list[str]) -> int:
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     hold(token)  # until this process ends
     sweep(scratch.parent)
+    keep_regions_private(libc)
     wakeups, notify = os.pipe()
     os.set_blocking(notify, False)
     signal.set_wakeup_fd(notify)

@@ -1,8 +1,11 @@
 """One running tritonserver, from its start to its last line of output. `embedded` starts the next one."""
 
 import asyncio
+import fcntl
+import os
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
@@ -16,11 +19,15 @@ KILL_TIMEOUT_S = 2 * launch.REAP_TIMEOUT_S + 2.0
 class TritonProcess:
     """tritonserver with its launcher between it and us (see `launch`); make it with `spawn`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, token: str, scratch: Path) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, token: str, scratch: Path, files: Iterable[Path], lock: int
+    ) -> None:
         assert process.stdout is not None
         self._process = process
         self._token = token
         self._scratch = scratch
+        self._files = list(files)
+        self._lock: int | None = lock
         self._log = LogPump()
         self._pump = asyncio.create_task(self._log.run(process.stdout), name="triton log")
 
@@ -33,8 +40,10 @@ class TritonProcess:
         token: names its shared memory and, within `scratch`'s parent, `scratch`. Nobody else may run with it.
         """
         await asyncio.to_thread(launch.remove, token, scratch)  # what a launcher that was killed left behind
+        lock = None
         try:
-            await asyncio.to_thread(assemble, wheel, scratch)
+            files = await asyncio.to_thread(assemble, wheel, scratch)
+            lock = _keep_from_cleaners(scratch)
             repository = without_blanks(repository, scratch)
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-S", launch.__file__, token, str(scratch)),
@@ -47,14 +56,20 @@ class TritonProcess:
                 start_new_session=True,
             )
         except BaseException:
+            if lock is not None:
+                os.close(lock)
             launch.remove(token, scratch)
             raise
-        return cls(process, token, scratch)
+        return cls(process, token, scratch, files, lock)
 
     @property
     def last_lines(self) -> str:
         """The end of its output, for error reports."""
         return self._log.tail
+
+    def has_its_files(self) -> bool:
+        """Whether it could still start the process of a model: cleaners of /tmp may have taken what that needs."""
+        return all(path.exists() for path in self._files)
 
     async def wait(self) -> str:
         """Wait for its end; return how it ended, in words."""
@@ -81,11 +96,21 @@ class TritonProcess:
             self._signal(signal.SIGKILL)
             await self._process.wait()
         await self._pump
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
         await asyncio.to_thread(launch.remove, self._token, self._scratch)
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process.returncode is None:
             self._process.send_signal(number)
+
+
+def _keep_from_cleaners(folder: Path) -> int:
+    """Lock a folder, and return the lock's descriptor: systemd-tmpfiles leaves a locked one alone, however old."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
 
 
 def _in_words(status: int) -> str:

@@ -34,7 +34,7 @@ ALIGNMENT_BYTES = 64
 # How long after one another Triton is asked whether it still uses a retired slot: mostly it lets go at once.
 RETIRE_POLLS_S = (0.01, 0.02, 0.04, 0.08, 0.16, *[0.25] * 240)
 # How long the end waits for Triton to let go of what was retired.
-CLOSE_S = 2.0
+CLOSE_S = 1.0
 # How long nothing is asked of a file system that was full.
 FULL_PAUSE_S = 60.0
 

@@ -61,8 +61,10 @@ def find_wheel() -> Wheel:
     )
 
 
-def assemble(wheel: Wheel, scratch: Path) -> None:
+def assemble(wheel: Wheel, scratch: Path) -> list[Path]:
     """Lay out the backends (the wheel's Python backend, then ours on top of it) and libpython in a private directory.
+
+    Returns the files that Triton reads when it starts the process of a model.
 
     Triton wants the stub beside the backend's library, and a wheel must not be written to. Copies, because Triton
     refuses a library whose real path is outside of the backend's folder.
@@ -70,16 +72,16 @@ def assemble(wheel: Wheel, scratch: Path) -> None:
     scratch.mkdir(mode=0o700)
     python_backend = scratch / "backends" / "python"
     python_backend.mkdir(parents=True)
-    for source in (*wheel.python_backend.glob("*.*"), wheel.stub):
-        shutil.copy(source, python_backend)
+    files = [Path(shutil.copy(source, python_backend)) for source in (*wheel.python_backend.glob("*.*"), wheel.stub)]
     for model in _OWN_BACKENDS.glob("*/model.py"):
         backend = scratch / "backends" / model.parent.name
         backend.mkdir()
-        shutil.copy(model, backend)
+        files.append(Path(shutil.copy(model, backend)))
     # A directory of its own: the interpreter's lib directory may hold other libraries that tritonserver must not get.
     (scratch / "lib").mkdir()
     if wheel.libpython:
         (scratch / "lib" / wheel.libpython.name).symlink_to(wheel.libpython)
+    return files
 
 
 def without_blanks(repository: Path, scratch: Path) -> Path:
