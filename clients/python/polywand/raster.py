@@ -1,14 +1,19 @@
 """Polygons and run lengths to masks, and masks to run lengths."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polywand.results import Polygon
 
-# Of a run length with its sign; no image has longer runs. A number that went on and on would take ever longer to read.
-_RUN_BITS = 64
+# Of a run length in characters of five bits. No image has longer runs, and 64 bits hold them.
+_RUN_CHARACTERS = 12
+# Crossings that are computed at once: what is needed meanwhile stays in the processor's cache.
+_CHUNK_CROSSINGS = 2**16
+# Masks of fewer columns are accumulated by NumPy, which goes through them column by column; others row by row.
+_NARROW = 128
 
 
 def rasterise(polygons: Iterable[Polygon], width: int, height: int) -> NDArray[np.bool_]:
@@ -18,11 +23,27 @@ def rasterise(polygons: Iterable[Polygon], width: int, height: int) -> NDArray[n
     rings; a centre exactly on an edge belongs to what is below that edge, on a vertical one to what is on its right.
     Parts outside are cut off.
     """
-    rings = [ring for polygon in polygons for ring in (polygon.exterior, *polygon.holes) if len(ring)]
+    rings = [ring for polygon in polygons for ring in (polygon.exterior, *polygon.holes)]
+    return filled(rings, width, height).view(np.bool_)
+
+
+def filled(rings: Sequence[NDArray[np.float32 | np.float64]], width: int, height: int) -> NDArray[np.uint8]:
+    """The pixels that rings [N, 2] cover, as uint8 [height, width] of 0 and 1, by the same rule."""
     flips = np.zeros((height + 1, width), np.uint8)  # the last row takes what lies below the image
-    columns, rows = crossings(rings, width, height)
-    np.bitwise_xor.at(flips, (rows, columns), 1)
-    return np.bitwise_xor.accumulate(flips[:height], axis=0).view(np.bool_)
+    places = flips.reshape(-1)
+    for columns, rows in crossings_in_chunks(rings, width, height):
+        np.bitwise_xor.at(places, rows * width + columns, np.uint8(1))
+    return _flipped(flips[:height])
+
+
+def _flipped(flips: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Where an odd number of flips lies above or in the same place, uint8 [height, width]; done in place."""
+    if flips.shape[1] < _NARROW:
+        np.bitwise_xor.accumulate(flips, axis=0, out=flips)
+        return flips
+    for above, row in pairwise(flips):
+        np.bitwise_xor(row, above, out=row)
+    return flips
 
 
 def crossings(
@@ -33,10 +54,19 @@ def crossings(
     Returns the column, 0..width - 1, and the first row whose centre is not above the edge, cut to 0..height. From there
     down, inside turns to outside and back: this is the contract's rule, and all of it.
     """
-    if not rings:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    starts = np.concatenate(rings).astype(np.float64)
-    ends = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings]).astype(np.float64)
+    nothing = np.empty(0, np.int64)
+    chunks = [(nothing, nothing), *crossings_in_chunks(rings, width, height)]
+    columns, rows = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
+    return columns, rows
+
+
+def crossings_in_chunks(
+    rings: Sequence[NDArray[np.float32 | np.float64]], width: int, height: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """The same as `crossings`, about _CHUNK_CROSSINGS at a time, for those who need not hold all of them."""
+    starts, ends = edges(rings)
+    if len(starts) == 0:
+        return
     # Every edge runs to the right, so that both neighbours of a shared edge compute the very same crossings.
     backwards = starts[:, 0] > ends[:, 0]
     starts[backwards], ends[backwards] = ends[backwards], starts[backwards]
@@ -44,10 +74,38 @@ def crossings(
     # Half-open in x: an edge meets the centres in [x0, x1), so a vertex counts once and vertical edges never.
     first = np.clip(np.ceil(starts[:, 0] - 0.5), 0, width).astype(np.int64)
     last = np.clip(np.ceil(ends[:, 0] - 0.5), 0, width).astype(np.int64)
+    totals = np.cumsum(last - first)
+    cuts = np.searchsorted(totals, np.arange(0, totals[-1], _CHUNK_CROSSINGS))
+    for begin, end in pairwise([*cuts.tolist(), len(starts)]):
+        chunk = slice(begin, end)
+        yield _edge_crossings(starts[chunk], ends[chunk], first[chunk], last[chunk], height)
+
+
+def edges(
+    rings: Sequence[NDArray[np.float32 | np.float64]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where each edge of rings [N, 2] starts and ends, float64 [E, 2] each; the last vertex joins the first."""
+    sizes = np.array([len(ring) for ring in rings if len(ring)], np.int64)
+    if sizes.size == 0:
+        return np.empty((0, 2)), np.empty((0, 2))
+    starts = np.concatenate([ring for ring in rings if len(ring)]).astype(np.float64)
+    ends = np.roll(starts, -1, axis=0)
+    lasts = np.cumsum(sizes) - 1
+    ends[lasts] = starts[lasts - sizes + 1]
+    return starts, ends
+
+
+def _edge_crossings(
+    starts: NDArray[np.float64],
+    ends: NDArray[np.float64],
+    first: NDArray[np.int64],
+    last: NDArray[np.int64],
+    height: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where edges from starts to ends [N, 2] meet the columns first..last - 1 [N]."""
     counts = last - first
     edge = np.repeat(np.arange(len(counts)), counts)
-    columns = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge]
-
+    columns = np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts - first, counts)
     (x0, y0), (x1, y1) = starts[edge].T, ends[edge].T
     along = columns + 0.5 - x0
     rows = np.ceil(y0 + along * (y1 - y0) / (x1 - x0) - 0.5) - 1
@@ -60,26 +118,72 @@ def crossings(
 def decode_rle(counts: str, width: int, height: int) -> NDArray[np.bool_]:
     """COCO's compressed run lengths (ASCII, column by column) as a mask, bool [height, width].
 
+    Raises ValueError when the runs do not fill the image exactly.
+    """
+    columns, tops, bottoms = column_runs(run_lengths(counts, width, height), height)
+    return drawn_runs(columns, tops, bottoms, width, height).view(np.bool_)
+
+
+def run_lengths(counts: str, width: int, height: int) -> NDArray[np.int64]:
+    """COCO's compressed run lengths as numbers, int64 [K]: pixels outside and inside in turns, column by column.
+
     The format is that of `rleFrString` in the COCO API's maskApi.c: little-endian groups of five bits, 48 added to
     each, bit 5 says that more follow, bit 4 of the last is the sign; from the fourth on, counts are differences to the
-    last but one. Raises ValueError when the runs do not fill the image exactly.
+    last but one. Raises ValueError when the runs do not fill the image exactly; no memory of the image's size is taken.
     """
-    runs: list[int] = []
-    value = shift = 0
-    for character in counts.encode("ascii"):
-        group = character - 48
-        value |= (group & 0x1F) << shift
-        shift += 5
-        if group & 0x20 and shift < _RUN_BITS:
-            continue
-        if group & 0x10:
-            value |= -1 << shift
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-        value = shift = 0
-    if shift or sum(runs) != width * height or min(runs, default=0) < 0:
+    runs = _uncompressed(np.frombuffer(counts.encode("ascii"), np.uint8), width * height)
+    if runs is None:
         raise ValueError(f"these run lengths are not those of a mask of {width} x {height} pixels")
-    pixels = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    return np.ascontiguousarray(pixels.reshape(width, height).T)
+    return runs
+
+
+def _uncompressed(characters: NDArray[np.uint8], pixels: int) -> NDArray[np.int64] | None:
+    """The runs, or None when they do not fill so many pixels."""
+    groups = characters - np.uint8(48)
+    ends = np.flatnonzero(groups & 0x20 == 0)
+    if len(ends) == 0 or ends[-1] != len(groups) - 1:
+        return np.empty(0, np.int64) if len(groups) == pixels == 0 else None
+    lengths = np.diff(ends, prepend=-1)
+    if lengths.max() > _RUN_CHARACTERS or pixels > 2**60:
+        return None
+    begins = ends - lengths + 1
+    shifts = 5 * (np.arange(len(groups)) - np.repeat(begins, lengths))
+    values = np.add.reduceat((groups & 0x1F).astype(np.int64) << shifts, begins)
+    values -= (groups[ends] & 0x10).astype(np.int64) // 0x10 << 5 * lengths
+    # None of the right values is beyond the image, and then no sum of two: what fails first does so before it wraps.
+    if np.abs(values).max() > pixels:
+        return None
+    runs = values
+    runs[1::2], runs[2::2] = np.cumsum(values[1::2]), np.cumsum(values[2::2])
+    totals = np.cumsum(runs)
+    is_right = runs.min() >= 0 and runs.max() <= pixels and totals.max() <= pixels and totals[-1] == pixels
+    return runs if is_right else None
+
+
+def column_runs(runs: NDArray[np.int64], height: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """What is inside, cut at the columns' ends: the column, the first row and the one past the last, int64 [K] each."""
+    bounds = np.cumsum(runs)
+    begins, ends = bounds[: len(runs) // 2 * 2 : 2], bounds[1::2]
+    is_run = begins < ends
+    begins, ends = begins[is_run], ends[is_run]
+    first, last = begins // max(height, 1), (ends - 1) // max(height, 1)
+    pieces = last - first + 1
+    run = np.repeat(np.arange(len(begins)), pieces)
+    columns = np.arange(len(run)) - np.repeat(np.cumsum(pieces) - pieces - first, pieces)
+    tops = np.maximum(begins[run] - columns * height, 0)
+    bottoms = np.minimum(ends[run] - columns * height, height)
+    return columns, tops, bottoms
+
+
+def drawn_runs(
+    columns: NDArray[np.int64], tops: NDArray[np.int64], bottoms: NDArray[np.int64], width: int, height: int
+) -> NDArray[np.uint8]:
+    """Draw runs of columns, as `column_runs` makes them, into a mask of 0 and 1, uint8 [height, width]."""
+    flips = np.zeros((height, width), np.uint8)
+    flips[tops, columns] = 1
+    within = bottoms < height
+    flips[bottoms[within], columns[within]] ^= 1  # none ends twice in the same place, but one may begin there
+    return _flipped(flips)
 
 
 def encode_rle(mask: NDArray[np.bool_ | np.uint8]) -> str:
@@ -96,7 +200,7 @@ def encode_rle(mask: NDArray[np.bool_ | np.uint8]) -> str:
 
 
 def _compressed(runs: NDArray[np.int64]) -> str:
-    """Run lengths in the format that `decode_rle` tells of."""
+    """Run lengths in the format that `run_lengths` tells of."""
     values = runs.copy()
     values[3:] -= runs[1:-2]
     groups = []  # the first, second... characters of all values; 0 where a value has ended before

@@ -1,16 +1,21 @@
 """Outlines: the level line of a probability map as polygons with sub-pixel edges, in image coordinates."""
 
-from itertools import pairwise
+from dataclasses import dataclass
 
 import contourpy
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from polywand_server.errors import TooLargeError
+from polywand_server.geometry.rings import assemble
+from polywand_server.geometry.specks import SPECK_SHARE, without_specks
 from polywand_server.regions import ProbabilityMap
 
-# Parts and holes below this share of the largest part's area are specks, unless a point of the prompt lies in them.
-SPECK_SHARE = 0.005
+# Of an outline before simplification. The largest map has 2^20 pixels, and a detailed outline on it 100,000 vertices.
+MAX_OUTLINE_VERTICES = 250_000
+# Of exteriors and holes, after specks are gone.
+MAX_OUTLINE_RINGS = 5_000
 # Of a probability from the threshold, while lines are traced: keeps vertices apart when they are rounded to float32.
 SMALLEST_DISTANCE = 2.0**-8
 
@@ -21,19 +26,38 @@ def outline(
     image_width: int,
     image_height: int,
     keep: NDArray[np.float64],
+    field: str = "prompt.output.threshold",
 ) -> shapely.MultiPolygon:
     """Trace where the probability passes the threshold, by marching squares with linear interpolation.
 
     probabilities: of a region of the image; the outline is cut at the image's edges, and at the region's.
     threshold: 0..1; a pixel is inside when its probability is above.
     keep: points [N, 2] (x, y, image pixels) whose part or hole is kept however small.
+    field: of the request, for the error.
     Returns parts with holes, largest first, in image pixels (corners at integers), coordinates rounded to float32 (as
     they travel). A pixel centre of the map is inside exactly when its probability is above the threshold, and exteriors
     run clockwise on a screen.
+
+    Raises:
+        TooLargeError: more than MAX_OUTLINE_VERTICES vertices are left without specks, or more than MAX_OUTLINE_RINGS
+            rings.
     """
     rows, columns = probabilities.region.inside(image_width, image_height)
     values = probabilities.values[rows, columns]
-    window = _tight_window(values > threshold)
+    mask = values > threshold
+    window = _tight_window(mask)
+    if (
+        window is not None
+        and _count_crossings(mask[window[0] : window[1], window[2] : window[3]]) > MAX_OUTLINE_VERTICES
+    ):
+        values = without_specks(values, mask, probabilities.region.to_input(keep) - (columns.start, rows.start))
+        mask = values > threshold
+        window = _tight_window(mask)
+        count = _count_crossings(mask)
+        if count > MAX_OUTLINE_VERTICES:
+            raise TooLargeError(
+                field, f"the outline has about {count} vertices, and the limit is {MAX_OUTLINE_VERTICES}"
+            )
     if window is None:
         return shapely.MultiPolygon()
     y0, y1, x0, x1 = window
@@ -48,28 +72,55 @@ def outline(
     origin = np.array([columns.start + x0 - 1, rows.start + y0 - 1], np.float64)
 
     low, high = _bounds(probabilities, image_width, image_height)
-    polygons = []
-    for points, offsets in zip(*_contour_generator(grid).filled(threshold, np.inf), strict=True):
-        placed = np.clip(probabilities.region.from_input(points + origin), low, high).astype(np.float32)
-        rings = [placed[begin:end] for begin, end in pairwise(offsets)]
-        polygons.append(shapely.Polygon(rings[0], rings[1:]))
-    return _without_specks(polygons, shapely.points(keep))
+    points, ring_bounds, part_bounds = _filled(grid, threshold)
+    placed = np.clip(probabilities.region.from_input(points + origin), low, high).astype(np.float32)
+    return _Traced(placed, ring_bounds, part_bounds).polygons(keep, field)
 
 
-def _contour_generator(values: NDArray[np.float32]) -> contourpy.SerialContourGenerator:
-    """What `contourpy.contour_generator` makes of a grid of numbers, without its search for those that are none, which
-    takes longer than the contours."""
+def count_crossings(probabilities: ProbabilityMap, threshold: float, image_width: int, image_height: int) -> int:
+    """Count the grid edges that the outline would cross: its vertices before specks go and lines are simplified.
+
+    An upper bound, and exact where the object does not reach the map's edges. Takes at most some milliseconds.
+    """
+    return _count_crossings(probabilities.values[probabilities.region.inside(image_width, image_height)] > threshold)
+
+
+def _count_crossings(mask: NDArray[np.bool_]) -> int:
+    """The changes along rows and columns; along the map's edges the line follows every pixel, and meets changes twice.
+
+    mask: bool [h, w].
+    """
+    count = _count_changes(mask) + _count_changes(mask.T)
+    for side in (mask[:1], mask[-1:], mask[:, :1].T, mask[:, -1:].T):
+        count += _count_changes(side.T) + int(np.count_nonzero(side)) + 2
+    return count
+
+
+def _count_changes(mask: NDArray[np.bool_]) -> int:
+    return int(np.count_nonzero(mask[1:] != mask[:-1]))
+
+
+def _filled(
+    values: NDArray[np.float32], threshold: float
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """Trace what is above the threshold; points, ring_bounds and part_bounds as in `_Traced`, in pixels of the grid.
+
+    By what `contourpy.contour_generator` makes of a grid of numbers, without its search for those that are none, which
+    takes longer than the contours.
+    """
     x, y = np.empty(values.shape), np.empty(values.shape)
     x[:], y[:] = np.arange(values.shape[1]), np.arange(values.shape[0])[:, None]
-    return contourpy.SerialContourGenerator(
+    generator = contourpy.SerialContourGenerator(
         *(x, y, values.astype(np.float64)),
         None,  # type: ignore[arg-type]  # no mask, as contourpy itself says it
         corner_mask=False,
         line_type=contourpy.LineType.Separate,
-        fill_type=contourpy.FillType.OuterOffset,
+        fill_type=contourpy.FillType.ChunkCombinedOffsetOffset,
         quad_as_tri=False,
         z_interp=contourpy.ZInterp.Linear,
     )
+    points, ring_bounds, part_bounds = (np.asarray(chunks[0]) for chunks in generator.filled(threshold, np.inf))
+    return points, ring_bounds.astype(np.int64), part_bounds.astype(np.int64)
 
 
 def _tight_window(mask: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
@@ -90,19 +141,70 @@ def _bounds(
     return low, high
 
 
-def _without_specks(polygons: list[shapely.Polygon], keep: NDArray[np.object_]) -> shapely.MultiPolygon:
-    """Drop tiny parts and fill tiny holes; sort by area, largest first."""
-    areas = {id(polygon): polygon.area for polygon in polygons}
-    smallest = SPECK_SHARE * max(areas.values())
+@dataclass(frozen=True, slots=True)
+class _Traced:
+    """All rings of an outline one behind another, before any of them becomes an object of its own.
 
-    def wanted(ring: shapely.Polygon, area: float) -> bool:
-        return area > 0 and (area >= smallest or bool(shapely.intersects(ring, keep).any()))
+    points: float32 [N, 2] (x, y, image pixels); every ring's first vertex is repeated at its end.
+    ring_bounds: where each ring begins in `points`, and the end of the last, int64 [R + 1].
+    part_bounds: where each part begins among the rings, and the end of the last, int64 [P + 1]; exteriors come first.
+    """
 
-    kept = []
-    for polygon in sorted(polygons, key=lambda polygon: -areas[id(polygon)]):
-        if not wanted(shapely.Polygon(polygon.exterior), areas[id(polygon)]):
-            continue
-        filled = [shapely.Polygon(hole) for hole in polygon.interiors]
-        holes = [hole.exterior for hole in filled if wanted(hole, hole.area)]
-        kept.append(polygon if len(holes) == len(filled) else shapely.Polygon(polygon.exterior, holes))
-    return shapely.MultiPolygon(kept)
+    points: NDArray[np.float32]
+    ring_bounds: NDArray[np.int64]
+    part_bounds: NDArray[np.int64]
+
+    def polygons(self, keep: NDArray[np.float64], field: str) -> shapely.MultiPolygon:
+        """Drop tiny parts and fill tiny holes; sort by area, largest first."""
+        areas = self._areas()
+        exteriors = self.part_bounds[:-1]
+        part_areas = 2 * areas[exteriors] - np.add.reduceat(areas, exteriors)
+        sizes = areas.copy()
+        sizes[exteriors] = part_areas
+        smallest = SPECK_SHARE * part_areas.max()
+        is_wanted = sizes >= smallest
+        is_wanted |= self._holding(np.flatnonzero(~is_wanted), keep)
+        is_wanted &= sizes > 0
+        order = np.argsort(-part_areas, kind="stable")
+        order = order[is_wanted[exteriors[order]]]
+        bounds = zip(self.part_bounds[order].tolist(), self.part_bounds[order + 1].tolist(), strict=True)
+        chosen = [np.flatnonzero(is_wanted[begin:end]) + begin for begin, end in bounds]
+        count = sum(map(len, chosen))
+        if count > MAX_OUTLINE_RINGS:
+            raise TooLargeError(
+                field, f"the outline has {count} rings (parts and holes), and the limit is {MAX_OUTLINE_RINGS}"
+            )
+        if not chosen:
+            return shapely.MultiPolygon()
+        kept = np.concatenate(chosen)
+        lengths = np.diff(self.ring_bounds)[kept]
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        points = self.points[np.repeat(self.ring_bounds[kept], lengths) + within]
+        part_of = np.repeat(np.arange(len(chosen)), [len(part) for part in chosen])
+        return assemble(points, np.repeat(np.arange(count), lengths), part_of)
+
+    def _areas(self) -> NDArray[np.float64]:
+        """What each ring encloses, in square pixels, float64 [R]."""
+        begins, lengths = self.ring_bounds[:-1], np.diff(self.ring_bounds)
+        # From each ring's own first vertex, so that digits are not lost far from the image's corner.
+        moved = self.points.astype(np.float64)
+        moved -= np.repeat(moved[begins], lengths, axis=0)
+        x, y = moved.T
+        products = np.append(x[:-1] * y[1:] - x[1:] * y[:-1], 0.0)  # between two rings: the second factor is its zero
+        areas: NDArray[np.float64] = np.abs(np.add.reduceat(products, begins)) / 2
+        return areas
+
+    def _holding(self, candidates: NDArray[np.int64], keep: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which rings, bool [R], have a point to keep inside or on their line; candidates: those to look at."""
+        result = np.zeros(len(self.ring_bounds) - 1, np.bool_)
+        if len(candidates) == 0:
+            return result
+        begins = self.ring_bounds[:-1]
+        low = np.minimum.reduceat(self.points, begins)[candidates]
+        high = np.maximum.reduceat(self.points, begins)[candidates]
+        for point in keep:
+            for ring in candidates[((low <= point) & (point <= high)).all(axis=1)].tolist():
+                if not result[ring]:
+                    points = self.points[self.ring_bounds[ring] : self.ring_bounds[ring + 1]]
+                    result[ring] = shapely.intersects_xy(shapely.Polygon(points), *point)
+        return result

@@ -5,11 +5,16 @@ import shapely
 from numpy.typing import NDArray
 
 from polywand.raster import crossings
-from polywand_server.geometry.rings import rings, vertices
+from polywand_server.geometry.rings import count_vertices, rings, vertices
 
 # Longest side of the grid on which areas are counted: the areas are right to about a thousandth.
 GRID = 256
-FEW_PIXELS = GRID * GRID // 16
+# Of thin shapes with many vertices.
+FINE_GRID = 4096
+# A union of a smaller share of the grid is too thin or tiny for it.
+LEAST_SHARE = 1 / 16
+# Of both outlines together: of so many the exact areas take some milliseconds, of more they may take seconds.
+EXACT_VERTICES = 2000
 
 
 def intersection_over_union(first: shapely.MultiPolygon, second: shapely.MultiPolygon) -> float:
@@ -17,21 +22,38 @@ def intersection_over_union(first: shapely.MultiPolygon, second: shapely.MultiPo
     if first.is_empty or second.is_empty:
         return float(first.is_empty and second.is_empty)
     low = np.minimum(first.bounds[:2], second.bounds[:2])
-    scale = GRID / max(*(np.maximum(first.bounds[2:], second.bounds[2:]) - low), 1e-9)
-    places = [_turns(polygons, low, scale) for polygons in (first, second)]
+    sides = np.maximum(np.maximum(first.bounds[2:], second.bounds[2:]) - low, 1e-9)
+    shared, union = _counted(first, second, low, GRID / np.full(2, sides.max()), GRID)
+    if union >= LEAST_SHARE * GRID**2:
+        return shared / union
+    if count_vertices(first) + count_vertices(second) > EXACT_VERTICES:
+        # Along each axis by itself, which changes both areas alike.
+        shared, union = _counted(first, second, low, FINE_GRID / sides, FINE_GRID)
+        return shared / max(union, 1)
+    shared_area = first.intersection(second).area
+    return float(shared_area / (first.area + second.area - shared_area))
+
+
+def _counted(
+    first: shapely.MultiPolygon,
+    second: shapely.MultiPolygon,
+    low: NDArray[np.float64],
+    scale: NDArray[np.float64],
+    grid: int,
+) -> tuple[int, int]:
+    """The pixels of intersection and union on a grid [grid, grid]; low, scale: (x, y), where it begins and how fine."""
+    places = [_turns(polygons, low, scale, grid) for polygons in (first, second)]
     # Along all columns, one behind the other, each outline turns from outside to inside and back at its places.
     merged = np.concatenate(places)
     order = np.argsort(merged, kind="stable")
     lengths = np.diff(merged[order])
     is_first = order < len(places[0])
     in_first, in_second = np.cumsum(is_first)[:-1] % 2 == 1, np.cumsum(~is_first)[:-1] % 2 == 1
-    union = int(lengths[in_first | in_second].sum())
-    if union < FEW_PIXELS:  # thin or tiny: the grid is too coarse, and the outlines are short
-        shared = first.intersection(second).area
-        return float(shared / (first.area + second.area - shared))
-    return float(lengths[in_first & in_second].sum() / union)
+    return int(lengths[in_first & in_second].sum()), int(lengths[in_first | in_second].sum())
 
 
-def _turns(polygons: shapely.MultiPolygon, low: NDArray[np.float64], scale: float) -> NDArray[np.int64]:
-    columns, rows = crossings([(vertices(ring) - low) * scale for ring in rings(polygons)], GRID, GRID)
-    return columns * (GRID + 1) + rows
+def _turns(
+    polygons: shapely.MultiPolygon, low: NDArray[np.float64], scale: NDArray[np.float64], grid: int
+) -> NDArray[np.int64]:
+    columns, rows = crossings([(vertices(ring) - low) * scale for ring in rings(polygons)], grid, grid)
+    return columns * (grid + 1) + rows

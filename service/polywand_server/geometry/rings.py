@@ -17,4 +17,20 @@ def vertices(ring: shapely.LinearRing) -> NDArray[np.float64]:
 
 def count_vertices(polygons: shapely.Geometry) -> int:
     """Count the vertices over all rings; the repetition of a ring's first vertex at its end does not count."""
-    return sum(len(ring.coords) - 1 for ring in rings(polygons))
+    parts = shapely.get_parts(polygons)
+    return int(shapely.get_num_coordinates(parts).sum() - (1 + shapely.get_num_interior_rings(parts)).sum())
+
+
+def assemble(
+    points: NDArray[np.float64 | np.float32], ring_of: NDArray[np.int64], part_of: NDArray[np.int64]
+) -> shapely.MultiPolygon:
+    """Make polygons of closed rings that lie one behind another.
+
+    points: [N, 2] (x, y), every ring's first vertex repeated at its end.
+    ring_of: the ring of each point, int [N], ascending from 0.
+    part_of: the part of each ring, int [R], ascending from 0; a part's first ring is its exterior.
+    """
+    if len(points) == 0:
+        return shapely.MultiPolygon()
+    closed = shapely.linearrings(np.asarray(points, np.float64), indices=ring_of)
+    return shapely.MultiPolygon(shapely.polygons(closed, indices=part_of).tolist())

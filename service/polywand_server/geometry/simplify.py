@@ -1,19 +1,39 @@
-"""Simplification: fewer vertices within a tolerance or a budget, without ever crossing lines."""
+"""Simplification: fewer vertices within a tolerance or a budget, without ever crossing lines.
+
+The time grows with the vertices and hardly faster, whatever the outline: long rings are simplified in pieces, and
+crossings of large outlines are repaired where they are.
+"""
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from shapely.geometry.polygon import orient
 
-from polywand_server.geometry.rings import count_vertices, rings, vertices
+from polywand_server.geometry.fewer import with_fewer_vertices
+from polywand_server.geometry.lines import Lines
+from polywand_server.geometry.rings import count_vertices
 
 # Where the search for a tolerance that fits a budget begins, in image pixels, if none was asked for.
 SEARCH_FROM = 0.5
 # Halvings of the search's interval (in the tolerance's logarithm); finer would not be seen.
 SEARCH_STEPS = 8
+# The search works on outlines of so many vertices at most; larger ones are made coarser first.
+SEARCH_VERTICES = 2**14
+# Of all outlines together that are made coarser meanwhile.
+COARSER_VERTICES = 2**18
+# By which the tolerance grows each time, and by which it does where a tenth of the vertices did not go.
+COARSER_FACTOR, IMPATIENT_FACTOR = 2, 8
+# Halvings of such a step where it went too far.
+COARSER_STEPS = 3
+# Of larger outlines GEOS cannot keep the topology within a fraction of a second.
+TOPOLOGY_VERTICES = 2**15
+# Where lines cross they are simplified again with so much of the tolerance that they had, at last with none.
+REPAIR_SHARE = 1 / 4
+REPAIR_FINEST = 0.25
+REPAIRS = 40
+# Of segments whose neighbours are looked up meanwhile.
+REPAIR_SEGMENTS = 2**18
 
 
 def simplify(
@@ -31,19 +51,56 @@ def simplify(
         return simple, tolerance
     # The search works on a first simplification, which has a tenth of the vertices; its tolerance adds to the result's.
     base = max(tolerance, SEARCH_FROM)
-    simple = _simplified(polygons, base)
+    if base > tolerance:
+        simple = _simplified(polygons, base)
+    simple, base = _coarser(simple, base, max(max_points, SEARCH_VERTICES))
     if count_vertices(simple) <= max_points:
         return simple, base
-    low, high = base, max(2 * base, polygons.length)
-    fitting = _simplified(simple, high)
-    for _ in range(SEARCH_STEPS):
+    if count_vertices(simple) > SEARCH_VERTICES:  # no tolerance makes it simple: combs in combs, thousands of rings
+        return with_fewer_vertices(simple, max_points, base)
+    return _searched(simple, base, max(2 * base, polygons.length), max_points)
+
+
+def _coarser(simple: shapely.MultiPolygon, base: float, max_points: int) -> tuple[shapely.MultiPolygon, float]:
+    """Simplify ever more until a large budget holds or it is not worth while; base: that was applied already."""
+    finer, step, factor, work = simple, base, COARSER_FACTOR, 0
+    count = count_vertices(simple)
+    while count > max_points and work < COARSER_VERTICES and step < simple.length:
+        work += count
+        step *= factor
+        finer, simple = simple, _simplified(simple, step)
+        base += step
+        before, count = count, count_vertices(simple)
+        if count <= max_points / 2:  # too far at once
+            simple, less = _halved(finer, simple, step / factor, step, max_points, COARSER_STEPS)
+            return simple, base - step + less
+        factor = IMPATIENT_FACTOR if count > 0.9 * before else COARSER_FACTOR
+    return simple, base
+
+
+def _halved(
+    finer: shapely.MultiPolygon, fitting: shapely.MultiPolygon, low: float, high: float, max_points: int, steps: int
+) -> tuple[shapely.MultiPolygon, float]:
+    """Look for a smaller tolerance that fits a budget; returns the outline and its tolerance."""
+    for _ in range(steps):
         middle = math.sqrt(low * high)
-        candidate = _simplified(simple, middle)
+        candidate = _simplified(finer, middle)
         if count_vertices(candidate) <= max_points:
             fitting, high = candidate, middle
         else:
             low = middle
-    return _drop_smallest_rings(fitting, max_points), base + high
+    return fitting, high
+
+
+def _searched(
+    simple: shapely.MultiPolygon, base: float, high: float, max_points: int
+) -> tuple[shapely.MultiPolygon, float]:
+    """Find the smallest tolerance that fits a budget, between base and high; base: that was applied already."""
+    fitting = _simplified(simple, high)
+    if count_vertices(fitting) > max_points:
+        return with_fewer_vertices(fitting, max_points, base + high)
+    fitting, step = _halved(simple, fitting, base, high, max_points, SEARCH_STEPS)
+    return fitting, base + step
 
 
 def _simplified(polygons: shapely.MultiPolygon, tolerance: float) -> shapely.MultiPolygon:
@@ -52,51 +109,37 @@ def _simplified(polygons: shapely.MultiPolygon, tolerance: float) -> shapely.Mul
 
     Line by line at first, which is ten times as quick; together, so that none crosses another, where that went wrong.
     """
-    lines = shapely.MultiLineString([ring.coords for ring in rings(polygons)])
-    turns = shapely.is_ccw(shapely.get_parts(lines))
-    for keep_topology in (False, True):
-        simple = shapely.get_parts(lines.simplify(tolerance, preserve_topology=keep_topology))
-        if (shapely.get_num_coordinates(simple) > 3).all():
-            # A thin ring that loses most of its vertices may come to turn the other way.
-            simple = np.where(shapely.is_ccw(simple) == turns, simple, shapely.reverse(simple))
-            result = _assembled(iter(simple), polygons)
-            if result.is_valid:
-                return result
-    return polygons
-
-
-def _assembled(lines: Iterator[shapely.LineString], like: shapely.MultiPolygon) -> shapely.MultiPolygon:
-    parts = [[next(lines).coords for _ in (part.exterior, *part.interiors)] for part in like.geoms]
-    return shapely.MultiPolygon([shapely.Polygon(part[0], part[1:]) for part in parts])
-
-
-def _drop_smallest_rings(polygons: shapely.MultiPolygon, max_points: int) -> shapely.MultiPolygon:
-    """Holes go with their part; the largest part stays, as a triangle if need be."""
-    if count_vertices(polygons) <= max_points:
+    if polygons.is_empty:
         return polygons
-    by_area = [
-        (shapely.Polygon(ring).area, part, place, ring)
-        for part, polygon in enumerate(polygons.geoms)
-        for place, ring in enumerate((polygon.exterior, *polygon.interiors))
-    ]
-    by_area.sort(key=lambda ring: -ring[0])
-    left = max_points
-    parts: dict[int, list[shapely.LinearRing]] = {}
-    if len(by_area[0][3].coords) - 1 > max_points:
-        return shapely.MultiPolygon([orient(shapely.Polygon(_fewer_vertices(by_area[0][3], max_points)))])
-    for _, part, place, ring in by_area:
-        count = len(ring.coords) - 1
-        is_hole_of_dropped_part = place > 0 and part not in parts
-        if count <= left and not is_hole_of_dropped_part:
-            parts.setdefault(part, []).append(ring)
-            left -= count
-    return shapely.MultiPolygon([shapely.Polygon(part[0], part[1:]) for part in parts.values()])
+    lines = Lines.of(polygons)
+    kept = lines.simplified(tolerance)
+    result = lines.assembled(kept)
+    if result is not None:
+        return result
+    if len(lines.points) <= TOPOLOGY_VERTICES:
+        return lines.simplified_together(tolerance) or polygons
+    return _repaired(lines, kept, tolerance) or polygons
 
 
-def _fewer_vertices(ring: shapely.LinearRing, max_points: int) -> NDArray[np.float64]:
-    """Take out the vertex that changes the area least until the budget holds (Visvalingam and Whyatt 1993)."""
-    left = vertices(ring)
-    while len(left) > max_points:
-        (ax, ay), (bx, by) = (left - np.roll(left, 1, axis=0)).T, (np.roll(left, -1, axis=0) - left).T
-        left = np.delete(left, np.argmin(np.abs(ax * by - ay * bx)), axis=0)
-    return left
+def _repaired(lines: Lines, kept: NDArray[np.int64], tolerance: float) -> shapely.MultiPolygon | None:
+    """Simplify again, and less, what meets other lines; None when that does not end soon."""
+    applied = np.full(len(lines.points), tolerance, np.float64)  # to the segment that covers each point
+    is_new = np.ones(len(lines.points), np.bool_)
+    work = 0
+    for _ in range(REPAIRS):
+        queried = (np.diff(kept) > 1) & is_new[kept[:-1]]
+        work += int(np.count_nonzero(queried))
+        if work > REPAIR_SEGMENTS:
+            return None
+        wrong = lines.meeting(kept, queried)
+        if not wrong.any():
+            wrong = lines.jumping(kept)
+        is_new = np.append(np.repeat(wrong, np.diff(kept)), False)
+        applied[is_new] *= REPAIR_SHARE
+        applied[applied < REPAIR_FINEST] = 0
+        begins, ends = kept[:-1][wrong], kept[1:][wrong]
+        kept = np.union1d(kept, lines.simplified_between(begins, ends, applied[begins]))
+        result = lines.assembled(kept)
+        if result is not None:
+            return result
+    return None

@@ -10,18 +10,20 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from polywand.raster import crossings, decode_rle
+from polywand.raster import column_runs, crossings, drawn_runs, edges, filled, run_lengths
 from polywand_server.errors import InvalidInputError
-from polywand_server.regions import ProbabilityMap, Region, map_size
+from polywand_server.regions import LARGEST_MAP, ProbabilityMap, Region, map_size
 
 # A pixel of a map that is covered so far has a seed's inside around it, and not only a thin part.
 FILLED = 0.9
-# Of polygons with columns of pixels: more take too long to look at one by one.
+# Of polygons with columns of the image's pixels: more take too long to look at one by one.
 MOST_CROSSINGS = 2**20
-# OpenCV fills every pixel that an edge touches; drawn finer, that is an eighth of a pixel.
+# Pixels of a map that edges run through, of all edges together; the map of longer edges is coarser.
+MOST_EDGE_PIXELS = 2**22
+# Coverage is counted at so many places along each side of a map's pixel, or at fewer where edges are long.
 OVERSAMPLING = 4
-# Of the fixed-point coordinates of what is drawn.
-FRACTION_BITS = 8
+# Of `seed_cost`, in pixels: what a character of run lengths takes, a pixel of a map, and one that an edge runs through.
+CHARACTER_COST, MAP_PIXEL_COST, EDGE_PIXEL_COST = 20, 5, 20
 
 
 @dataclass(frozen=True)
@@ -73,21 +75,33 @@ def seed_map(seed: Seed, width: int, height: int) -> ProbabilityMap:
     return _map_of_rle(seed, width, height) if isinstance(seed, RleSeed) else _map_of_polygons(seed, width, height)
 
 
+def seed_cost(seed: Seed, width: int, height: int) -> int:
+    """Estimate from above what `seed_map` takes, in pixels of a mask that is decoded: about 3 ns of one core each.
+
+    width, height: of the image, in pixels. Takes no longer than a millisecond itself.
+    """
+    map_pixels = MAP_PIXEL_COST * min(width * height, LARGEST_MAP)
+    if isinstance(seed, RleSeed):
+        return width * height + map_pixels + CHARACTER_COST * len(seed.counts)
+    edge_pixels = _edge_pixels(seed.rings, (0, 0, width, height))
+    drawn = min(OVERSAMPLING * edge_pixels, MOST_EDGE_PIXELS) + min(edge_pixels, MOST_CROSSINGS)
+    return map_pixels + int(EDGE_PIXEL_COST * drawn)
+
+
 def _map_of_rle(seed: RleSeed, width: int, height: int) -> ProbabilityMap:
     if (seed.width, seed.height) != (width, height):
         raise InvalidInputError(
             "prompt.seed.rle", f"it is of {seed.width} x {seed.height} pixels, and the image of {width} x {height}"
         )
     try:
-        mask = decode_rle(seed.counts, width, height).view(np.uint8)
+        columns, tops, bottoms = column_runs(run_lengths(seed.counts, width, height), height)
     except ValueError as error:
         raise InvalidInputError("prompt.seed.rle.counts", str(error)) from error
-    left, top, box_width, box_height = cv2.boundingRect(mask)
-    if box_width == 0:
+    if columns.size == 0:
         raise InvalidInputError("prompt.seed.rle.counts", "the mask is empty")
-    region = _around(left, top, left + box_width, top + box_height)
-    inner = mask[top : top + box_height, left : left + box_width]
-    framed = cv2.copyMakeBorder(inner, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    left, top, right, bottom = int(columns[0]), int(tops.min()), int(columns[-1]) + 1, int(bottoms.max())
+    region = _around(left, top, right, bottom)
+    framed = drawn_runs(columns - (left - 1), tops - (top - 1), bottoms - (top - 1), region.width, region.height)
     framed *= 255
     coverage = cv2.resize(framed, region.size[::-1], interpolation=cv2.INTER_AREA)
     return ProbabilityMap(region, _with_thin_parts(coverage.astype(np.float32) / 255))
@@ -100,18 +114,11 @@ def _map_of_polygons(seed: PolygonSeed, width: int, height: int) -> ProbabilityM
     right, bottom = min(width, math.ceil(right)), min(height, math.ceil(bottom))
     if left >= right or top >= bottom:
         raise InvalidInputError("prompt.seed.polygons", f"they lie outside: the image spans 0..{width} by 0..{height}")
-    region = _around(left, top, right, bottom)
+    region = _around(left, top, right, bottom, _edge_pixels(seed.rings, (left, top, right, bottom)))
     holding = _holding(seed.rings, (left, top, right, bottom), region)
     if holding is not None and not holding.any():
         raise InvalidInputError("prompt.seed.polygons", "they hold no pixel of the image")
-    fine = Region(
-        *(region.left, region.top, region.width, region.height),
-        (region.size[0] * OVERSAMPLING, region.size[1] * OVERSAMPLING),
-    )
-    coverage = np.zeros(fine.size, np.uint8)
-    rings = [np.rint(fine.to_input(ring.astype(np.float64)) * 2**FRACTION_BITS).astype(np.int32) for ring in seed.rings]
-    cv2.fillPoly(coverage, rings, 255, shift=FRACTION_BITS)
-    values = cv2.resize(coverage, region.size[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    values = _coverage(seed.rings, region)
     # What lies outside the image belongs to nobody.
     inside = np.zeros_like(values)
     rows, columns = region.inside(width, height)
@@ -119,16 +126,42 @@ def _map_of_polygons(seed: PolygonSeed, width: int, height: int) -> ProbabilityM
     return ProbabilityMap(region, inside if holding is None else _with_thin_parts(inside, holding))
 
 
+def _edge_pixels(rings: Sequence[NDArray[np.float32]], window: tuple[int, int, int, int]) -> float:
+    """How far all edges run along x and along y, in image pixels, inside a window or less than it measures outside.
+
+    window: left, top, right, bottom.
+    """
+    starts, ends = edges(rings)
+    return float(np.abs(np.clip(starts, window[:2], window[2:]) - np.clip(ends, window[:2], window[2:])).sum())
+
+
+def _coverage(rings: Sequence[NDArray[np.float32]], region: Region) -> NDArray[np.float32]:
+    """How much of each pixel of a region's map is inside, float32 [h, w] in 0..1."""
+    length = _edge_pixels(rings, (region.left, region.top, region.left + region.width, region.top + region.height))
+    finer = OVERSAMPLING
+    while finer > 1 and length * max(region.scale) * finer > MOST_EDGE_PIXELS:
+        finer //= 2
+    height, width = region.size[0] * finer, region.size[1] * finer
+    scale = np.array(region.scale) * finer
+    moved = [(ring.astype(np.float64) - (region.left, region.top)) * scale for ring in rings]
+    fine = filled(moved, width, height)
+    fine *= 255
+    if finer == OVERSAMPLING:  # what is thinner than these places are apart shows by its edges
+        cv2.polylines(fine, [np.rint(ring - 0.5).astype(np.int32) for ring in moved], isClosed=True, color=255)
+    coverage: NDArray[np.float32] = cv2.resize(fine, region.size[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
+    coverage /= 255
+    return coverage
+
+
 def _holding(rings: Sequence[NDArray[np.float32]], window: tuple[int, int, int, int], region: Region) -> Held | None:
     """Which pixels of a region's map have pixels of the image in them that are inside, by the contract's rule.
 
     window: left, top, right, bottom of the part of the image to look at, in the region. None: that would take too long.
     """
+    if _edge_pixels(rings, window) > MOST_CROSSINGS:
+        return None
     left, top, right, bottom = window
     moved = [ring.astype(np.float64) - (left, top) for ring in rings]
-    columns_met = (np.clip(ring[:, 0], 0, right - left) for ring in moved)
-    if sum(float(np.abs(x - np.roll(x, 1)).sum()) for x in columns_met) > MOST_CROSSINGS:
-        return None
     columns, rows = crossings(moved, right - left, bottom - top)
     order = np.lexsort((rows, columns))
     enters, leaves = rows[order].reshape(-1, 2).T  # closed rings cross every column an even number of times
@@ -159,10 +192,17 @@ def _with_thin_parts(coverage: NDArray[np.float32], holding: Held | None = None)
     return coverage
 
 
-def _around(left: int, top: int, right: int, bottom: int) -> Region:
-    """The region of these edges and one pixel of nothing around, so that the outline closes where the image goes on."""
+def _around(left: int, top: int, right: int, bottom: int, edge_pixels: float = 0) -> Region:
+    """The region of these edges and one pixel of nothing around, so that the outline closes where the image goes on.
+
+    edge_pixels: of what will be drawn there; the map is coarser where that would take too long.
+    """
     width, height = right - left + 2, bottom - top + 2
-    return Region(left - 1, top - 1, width, height, map_size(width, height))
+    size = map_size(width, height)
+    excess = edge_pixels * max(size[0] / height, size[1] / width) / MOST_EDGE_PIXELS
+    if excess > 1:
+        size = max(1, round(size[0] / excess)), max(1, round(size[1] / excess))
+    return Region(left - 1, top - 1, width, height, size)
 
 
 def _digest(*parts: bytes) -> str:
