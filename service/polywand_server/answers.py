@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 
 from polywand_server.errors import PolywandError
-from polywand_server.geometry.shapes import Shape
+from polywand_server.geometry.drawn import Drawn
 from polywand_server.interactors.prompt import Missing
 from polywand_server.timing import Stopwatch
+
+# What a reply takes beside its outline.
+REPLY_BYTES = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,7 @@ class ImageReady:
 class Segmentation:
     """An object's outline, and what made it."""
 
-    shape: Shape
+    shape: Drawn
     width: int
     height: int
     model: str
@@ -42,3 +45,8 @@ class Reply:
     skipped: int
     watch: Stopwatch
     result: ImageReady | Segmentation | Missing | PolywandError | Draining
+
+    @property
+    def nbytes(self) -> int:
+        """About how much memory it takes while it waits."""
+        return REPLY_BYTES + (self.result.shape.nbytes if isinstance(self.result, Segmentation) else 0)

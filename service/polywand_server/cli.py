@@ -2,14 +2,18 @@
 
 import asyncio
 import logging
+import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
 from polywand_server import __version__
 from polywand_server.config import MEBIBYTE, Limits, Settings, TritonTls
+from polywand_server.native import NativeOutput
 from polywand_server.server import Server, StartError
+from polywand_server.sparing import spare_libraries
 
 _DEFAULTS = Settings()
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -166,6 +170,83 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Frames of all streams that are decoded or at Triton together. Few keep clicks quick; a GPU wants more.",
 )
 @click.option(
+    "--max-connections",
+    default=_DEFAULTS.limits.connections,
+    type=click.IntRange(1),
+    show_envvar=True,
+    help="Connections to the gRPC port.",
+)
+@click.option(
+    "--max-connection-streams",
+    default=_DEFAULTS.limits.streams_of_connection,
+    type=click.IntRange(1),
+    show_envvar=True,
+    help="Calls of one connection at the same time, streams included; more wait for one to end.",
+)
+@click.option(
+    "--calls-at-once",
+    default=_DEFAULTS.limits.calls_at_once,
+    type=click.IntRange(1),
+    show_envvar=True,
+    help="Detect calls whose image is read from the wire or in work.",
+)
+@click.option(
+    "--calls-waiting",
+    default=_DEFAULTS.limits.calls_waiting,
+    type=click.IntRange(1),
+    show_envvar=True,
+    help="Detect calls that wait for that; more are told to come back.",
+)
+@click.option(
+    "--bodies-mebibytes",
+    default=_DEFAULTS.limits.bodies_bytes // MEBIBYTE,
+    type=click.IntRange(1),
+    show_envvar=True,
+    help="Images that were sent and wait to be decoded, of all clients together; one client may have half of it.",
+)
+@click.option(
+    "--stream-replies-mebibytes",
+    default=_DEFAULTS.limits.stream_reply_bytes // MEBIBYTE,
+    type=click.IntRange(1),
+    show_envvar=True,
+    help="Replies that wait for one stream's reader, before its next answer waits.",
+)
+@click.option(
+    "--replies-mebibytes",
+    default=_DEFAULTS.limits.reply_bytes // MEBIBYTE,
+    type=click.IntRange(1),
+    show_envvar=True,
+    help="Replies that wait for the readers of all streams; beyond it the stream that has most is ended.",
+)
+@click.option(
+    "--inferences-at-once",
+    default=_DEFAULTS.limits.inferences_at_once,
+    type=click.IntRange(1),
+    show_envvar=True,
+    help="Inferences that one model in Triton is given together; clients take turns. A GPU wants more, a batch or two.",
+)
+@click.option(
+    "--worker-processes",
+    default=_DEFAULTS.limits.workers,
+    type=click.IntRange(1),
+    show_envvar=True,
+    help="Child processes that work together on images and outlines that take long.",
+)
+@click.option(
+    "--work-cpu-seconds",
+    default=_DEFAULTS.limits.work_cpu_seconds,
+    type=click.IntRange(1),
+    show_envvar=True,
+    help="Processor time that decoding one image, or drawing one outline, may take.",
+)
+@click.option(
+    "--decoder-mebibytes",
+    default=_DEFAULTS.limits.decoder_bytes // MEBIBYTE,
+    type=click.IntRange(64),
+    show_envvar=True,
+    help="Memory that the decoder of one image may take beside its pixels.",
+)
+@click.option(
     "--log-level",
     default="info",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -187,6 +268,17 @@ def main(
     stream_inflight: int,
     frames_in_flight: int,
     frames_in_work: int,
+    max_connections: int,
+    max_connection_streams: int,
+    calls_at_once: int,
+    calls_waiting: int,
+    bodies_mebibytes: int,
+    stream_replies_mebibytes: int,
+    replies_mebibytes: int,
+    inferences_at_once: int,
+    worker_processes: int,
+    work_cpu_seconds: int,
+    decoder_mebibytes: int,
     shared_memory_mebibytes: int,
     log_level: str,
     **settings: object,
@@ -202,6 +294,7 @@ def main(
         level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    spare_libraries()
     use_tls = triton_tls or triton_tls_ca is not None or triton_tls_key is not None
     if use_tls and settings["triton_url"] is None:
         raise click.UsageError("TLS to Triton needs --triton-url: the embedded one listens on a private socket")
@@ -215,6 +308,17 @@ def main(
         stream_inflight=stream_inflight,
         frames_in_flight=frames_in_flight,
         frames_in_work=frames_in_work,
+        connections=max_connections,
+        streams_of_connection=max_connection_streams,
+        calls_at_once=calls_at_once,
+        calls_waiting=calls_waiting,
+        bodies_bytes=bodies_mebibytes * MEBIBYTE,
+        stream_reply_bytes=stream_replies_mebibytes * MEBIBYTE,
+        reply_bytes=replies_mebibytes * MEBIBYTE,
+        inferences_at_once=inferences_at_once,
+        workers=worker_processes,
+        work_cpu_seconds=work_cpu_seconds,
+        decoder_bytes=decoder_mebibytes * MEBIBYTE,
     )
     complete = Settings(
         triton_tls=TritonTls(triton_tls_ca, triton_tls_key, triton_tls_cert) if use_tls else None,
@@ -223,7 +327,19 @@ def main(
         shared_memory_bytes=shared_memory_mebibytes * MEBIBYTE,
         **settings,  # type: ignore[arg-type]  # each option is named and typed as its setting
     )
+    native_output = NativeOutput()
+    native_output.start()
     try:
-        asyncio.run(Server(complete).run())
+        asyncio.run(_run(complete, native_output))
     except StartError as error:
         raise click.ClickException(str(error)) from error
+    finally:
+        native_output.stop()
+
+
+async def _run(settings: Settings, native_output: NativeOutput) -> NoReturn:
+    """Serve until told to stop; then end this process at once, whatever threads of it still compute."""
+    await Server(settings).run()
+    native_output.stop()
+    logging.shutdown()
+    os._exit(0)

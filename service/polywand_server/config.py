@@ -19,6 +19,16 @@ class Limits:
     stream_inflight: prompts of different objects of one stream that are in work, until their replies wait to leave.
     frames_in_flight: frames of one DetectStream whose answers wait or are in work.
     frames_in_work: frames of all streams that are decoded or at Triton together.
+    calls_at_once: unary calls with an image whose message is read or in work. calls_waiting: those that wait for that.
+    bodies_bytes: of messages with images that are not decoded yet, of all clients; one client may have half of it.
+    stream_reply_bytes: of one stream's replies that wait for its reader, before its next answer waits.
+    reply_bytes: of those of all streams; beyond it, the stream that has most is ended.
+    inferences_at_once: that one model in Triton is given together, of prompts and frames; where several clients are
+        active they share them.
+    connections: to the gRPC port. streams_of_connection: calls of one connection at the same time.
+    workers: child processes at work together, on what is not done in a moment.
+    work_cpu_seconds: of the processor, for what is not done in a moment: decoding one image, drawing one outline.
+    decoder_bytes: what the decoder of one image may take beside the pixels.
     """
 
     image_bytes: int = 128 * MEBIBYTE
@@ -30,6 +40,17 @@ class Limits:
     stream_inflight: int = 4
     frames_in_flight: int = 4
     frames_in_work: int = 2
+    calls_at_once: int = 16
+    calls_waiting: int = 256
+    bodies_bytes: int = 1024 * MEBIBYTE
+    stream_reply_bytes: int = 8 * MEBIBYTE
+    reply_bytes: int = 256 * MEBIBYTE
+    inferences_at_once: int = 2
+    connections: int = 1000
+    streams_of_connection: int = 100
+    workers: int = 2
+    work_cpu_seconds: int = 2
+    decoder_bytes: int = 2048 * MEBIBYTE
 
     @property
     def message_bytes(self) -> int:

@@ -40,6 +40,22 @@ class WrongStateError(InvalidInputError):
     """The request does not fit now: a prompt before an image, a detector asked to interact."""
 
 
+class QuotaError(PolywandError):
+    """This server, or this client's share of it, is full: the same request may succeed later.
+
+    subject: what is full, in the plural ("images"). retry_seconds: when to try again.
+    """
+
+    def __init__(self, subject: str, text: str, retry_seconds: float) -> None:
+        super().__init__(text)
+        self.subject = subject
+        self.retry_seconds = retry_seconds
+
+
+class ImageGivenUpError(WrongStateError):
+    """The stream's image made room for others while nothing was asked of it; sent again, it is there again."""
+
+
 class UnavailableError(PolywandError):
     """Triton or the model is away; the same request may succeed later: retry_seconds says when to try again."""
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import TypeVar
 
 from polywand_server import metrics
@@ -14,6 +14,7 @@ from polywand_server.triton.client import TritonClient
 from polywand_server.triton.exchange import Exchange, Forms, exchange
 from polywand_server.triton.shared_memory import SharedMemory
 from polywand_server.triton.tensors import Array, TensorForm
+from polywand_server.turns import Turns
 
 T = TypeVar("T")
 
@@ -24,11 +25,27 @@ FRAME_PRIORITY = 0
 _OUTCOMES = {DeadlineError: "deadline", ModelFailedError: "failed"}
 
 
+class ModelTurns:
+    """Turns at each model in Triton, of all kinds of work together. most: inferences that one model is given at once.
+
+    What Triton has been given it works on in order, so what waits for its turn waits here, where turns are fair.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._turns: dict[str, Turns] = {}
+
+    def at(self, model: str) -> Turns:
+        """Those at one model."""
+        return self._turns.setdefault(model, Turns(self._most))
+
+
 class Inference:
     """Runs one kind of work off the event loop, here or at Triton.
 
     memory: shared with Triton; None when there is none. threads: for this kind of work alone, so that short work does
-    not wait behind long. priority: at Triton. gives_way_to: more urgent work, for which `turn` waits.
+    not wait behind long; clients take turns in them. model_turns: at Triton. priority: there. gives_way_to: more urgent
+    work, for which `turn` waits.
     """
 
     def __init__(
@@ -36,7 +53,9 @@ class Inference:
         triton: TritonClient,
         memory: SharedMemory | None,
         threads: ThreadPoolExecutor,
+        model_turns: ModelTurns,
         *,
+        thread_count: int,
         timeout_seconds: float,
         priority: int,
         gives_way_to: Precedence | None = None,
@@ -44,9 +63,16 @@ class Inference:
         self._triton = triton
         self._memory = memory
         self._threads = threads
+        self._thread_turns = Turns(thread_count)
+        self._model_turns = model_turns
         self._timeout_seconds = timeout_seconds
         self._priority = priority
         self._gives_way_to = gives_way_to
+
+    @property
+    def prompts_expected(self) -> bool:
+        """Whether more urgent work is under way or about to come, so that each stage has to be short."""
+        return self._gives_way_to is not None and self._gives_way_to.prompts_expected
 
     async def turn(self, watch: Stopwatch) -> None:
         """Wait until no more urgent work is under way, or for as long as can be asked; call it before each stage."""
@@ -56,7 +82,8 @@ class Inference:
 
     async def compute(self, work: Callable[[], T]) -> T:
         """Run work of more than a millisecond in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        async with self._thread_turns.turn():
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def exchange(
         self, model: str, version: int, inputs: Mapping[str, TensorForm], outputs: Forms
@@ -76,8 +103,10 @@ class Inference:
         """
         outcome = "cancelled"
         try:
-            with watch.stage("triton"):
-                result = await exchange.run(timeout_s=self._timeout_seconds, priority=self._priority)
+            async with AsyncExitStack() as stack:
+                await self._wait_for_turn(stack, exchange.model, watch)
+                with watch.stage("triton"):
+                    result = await exchange.run(timeout_s=self._timeout_seconds, priority=self._priority)
             outcome = "ok"
         except PolywandError as error:
             outcome = _OUTCOMES.get(type(error), "unavailable")
@@ -86,3 +115,11 @@ class Inference:
             metrics.INFERENCES.labels(exchange.model, str(exchange.version), outcome).inc()
         watch.inferences += 1
         return result
+
+    async def _wait_for_turn(self, stack: AsyncExitStack, model: str, watch: Stopwatch) -> None:
+        with watch.stage("wait"):
+            try:
+                async with asyncio.timeout(self._timeout_seconds):
+                    await stack.enter_async_context(self._model_turns.at(model).turn())
+            except TimeoutError:
+                raise DeadlineError(f"no turn at model '{model}' came within {self._timeout_seconds:g} s") from None

@@ -39,6 +39,8 @@ IMAGE_BYTES = Histogram("polywand_image_bytes", "Bytes of a received image, enco
 IMAGE_PIXELS = Histogram("polywand_image_pixels", "Pixels of a decoded image.", buckets=_PIXELS)
 IMAGE_MEMORY = Gauge("polywand_image_memory_bytes", "Memory of decoded images that are alive now.")
 MASK_MEMORY = Gauge("polywand_mask_memory_bytes", "Memory of probability maps and states that streams remember now.")
+REPLY_MEMORY = Gauge("polywand_reply_memory_bytes", "Replies that wait for their streams' readers now.")
+BODY_MEMORY = Gauge("polywand_body_memory_bytes", "Messages with images that wait to be decoded now.")
 SHARED_MEMORY = Gauge("polywand_shared_memory_bytes", "Memory shared with Triton for tensors.")
 TASKS = Gauge("polywand_asyncio_tasks", "Tasks of the event loop now.")
 

@@ -3,12 +3,16 @@
 import asyncio
 import errno
 import logging
+import os
 import secrets
 import signal
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
+from typing import NoReturn
 
 import cv2
 import grpc.aio
@@ -17,21 +21,29 @@ from grpc_reflection.v1alpha import reflection
 
 from polywand.v1 import annotation_pb2, annotation_pb2_grpc
 from polywand_server import __version__, allocation, metrics
+from polywand_server.admission import Admission
 from polywand_server.config import Settings
-from polywand_server.decoding import Decoder
+from polywand_server.descriptors import Share, raise_limit, share_out
+from polywand_server.drawing import Drawer
 from polywand_server.health import Health
 from polywand_server.http import HttpServer
-from polywand_server.inference import FRAME_PRIORITY, PROMPT_PRIORITY, Inference
+from polywand_server.images.decoder import Decoder
+from polywand_server.images.holders import Holders
+from polywand_server.inference import FRAME_PRIORITY, PROMPT_PRIORITY, Inference, ModelTurns
 from polywand_server.interactors.memory import Allowance
+from polywand_server.outbox import Unread
 from polywand_server.precedence import Precedence
 from polywand_server.registry import Registry
+from polywand_server.rpc.ingress import Ingress
 from polywand_server.rpc.interceptors import Calls
-from polywand_server.rpc.servicer import AnnotationServicer
+from polywand_server.rpc.servicer import AnnotationServicer, FrameWork
 from polywand_server.session import Workplace
 from polywand_server.triton.client import TritonClient
 from polywand_server.triton.embedded import EmbeddedTriton, EmbeddedTritonError
 from polywand_server.triton.revivals import EndProcesses, leave_alone
 from polywand_server.triton.shared_memory import SharedMemory, is_on_this_host
+from polywand_server.turns import Turns
+from polywand_server.workers.pool import Workers
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +51,14 @@ SERVICE_NAME: str = annotation_pb2.DESCRIPTOR.services_by_name["AnnotationServic
 
 # For the last bytes of finished calls to leave.
 FLUSH_SECONDS = 0.5
+# How long a stop may take after the drain, before the process ends by force.
+STOP_SECONDS = 2.5
+# For requests that Triton still has when nobody waits for them any more.
+TRITON_GRACE_SECONDS = 1.0
 # Of a stream, beyond the message that is being read: a sender 50 ms away still reaches 80 MB/s.
 READ_AHEAD_BYTES = 4 << 20
+# Of a call's headers, names and values.
+METADATA_BYTES = 16 * 1024
 
 
 class StartError(Exception):
@@ -71,15 +89,28 @@ class Server:
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, self._on_signal)
         # OpenCV's own threads would compete with Triton's; parallelism comes from requests.
         cv2.setNumThreads(1)
         allocation.tune()
+        connections = share_out(raise_limit())
         async with AsyncExitStack() as stack:
+            workers = Workers(self._settings.limits.workers)
+            workers.start()
+            stack.push_async_callback(workers.close)
             where = await self._find_triton(stack)
             if where is not None:
-                await self._serve(stack, where)
+                await self._serve(stack, where, workers, connections)
         log.info("stopped")
+
+    def _on_signal(self) -> None:
+        """Begin to stop; a second signal ends the process at once, and so does a stop that takes too long."""
+        if self._stop.is_set():
+            _leave("a second signal")
+        self._stop.set()
+        limit = threading.Timer(self._settings.drain_seconds + STOP_SECONDS, _leave, ["the stop took too long"])
+        limit.daemon = True
+        limit.start()
 
     async def _find_triton(self, stack: AsyncExitStack) -> _Where | None:
         """Say where Triton is, after starting our own if none was named; None when told to stop meanwhile."""
@@ -92,7 +123,7 @@ class Server:
                 "or a Triton elsewhere with --triton-url"
             )
         triton = EmbeddedTriton(settings.model_repository, on_restart=metrics.TRITON_RESTARTS.inc)
-        stack.push_async_callback(triton.stop)
+        stack.push_async_callback(partial(triton.stop, TRITON_GRACE_SECONDS))
         starting = asyncio.create_task(triton.start(), name="start Triton")
         stopping = asyncio.create_task(self._stop.wait(), name="wait for a signal")
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -107,7 +138,7 @@ class Server:
             raise StartError(str(error)) from error
         return _Where(triton.url, triton.region_prefix, triton.end_model_processes)
 
-    async def _serve(self, stack: AsyncExitStack, where: _Where) -> None:
+    async def _serve(self, stack: AsyncExitStack, where: _Where, workers: Workers, connections: Share) -> None:
         settings = self._settings
         triton = TritonClient(where.url, settings.triton_tls, end_processes=where.end_model_processes)
         stack.push_async_callback(triton.close)
@@ -116,11 +147,15 @@ class Server:
             memory = SharedMemory(triton, where.memory_prefix, settings.shared_memory_bytes)
             stack.push_async_callback(memory.close)
 
+        limits = settings.limits
+        model_turns = ModelTurns(limits.inferences_at_once)
+
         def inference(kind: str, priority: int, gives_way_to: Precedence | None = None) -> Inference:
             threads = ThreadPoolExecutor(settings.worker_threads, thread_name_prefix=kind)
             stack.callback(threads.shutdown, wait=False, cancel_futures=True)
             return Inference(
-                *(triton, memory, threads),
+                *(triton, memory, threads, model_turns),
+                thread_count=settings.worker_threads,
                 timeout_seconds=settings.infer_timeout_seconds,
                 priority=priority,
                 gives_way_to=gives_way_to,
@@ -134,17 +169,25 @@ class Server:
             poll_seconds=settings.poll_seconds,
             on_change=changed.set,
         )
-        limits, precedence = settings.limits, Precedence()
+        precedence, holders = Precedence(), Holders()
         frames = inference("frames", FRAME_PRIORITY, gives_way_to=precedence)
+        prompts = inference("prompts", PROMPT_PRIORITY)
         place = Workplace(
             registry,
-            inference("prompts", PROMPT_PRIORITY),
-            Decoder(frames, limits),
+            prompts,
+            Decoder(frames, workers, holders, limits),
+            Drawer(prompts, workers, limits.work_cpu_seconds),
             precedence,
             Allowance(limits.stream_memory_bytes, limits.memory_bytes),
+            holders,
+            Unread(limits.stream_reply_bytes, limits.reply_bytes),
             limits,
         )
-        servicer = AnnotationServicer(place, frames)
+        frame_work = FrameWork(
+            frames, Drawer(frames, workers, limits.work_cpu_seconds), Turns(limits.frames_in_work, what="frames")
+        )
+        ingress = Ingress(limits.bodies_bytes)
+        servicer = AnnotationServicer(place, frame_work, Admission(limits), ingress)
         metrics.TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
         health = Health(
             ("", SERVICE_NAME),
@@ -153,14 +196,17 @@ class Server:
         )
 
         listener = _listen(settings.host, settings.http_port)
-        http = HttpServer(health)
-        calls = Calls(SERVICE_NAME)
-        grpc_server, grpc_port = _grpc_server(settings, calls, servicer, health)
+        http = HttpServer(health, connections.http)
+        calls = Calls(SERVICE_NAME, ingress)
+        most_connections = min(limits.connections, connections.grpc)
+        grpc_server, grpc_port = _grpc_server(settings, most_connections, calls, servicer, health)
         await health.publish()
         await grpc_server.start()
         tasks = [
             asyncio.create_task(registry.run(), name="follow Triton's repository"),
             asyncio.create_task(_publish_changes(health, changed), name="publish health"),
+            asyncio.create_task(ingress.run(), name="bound what is on its way"),
+            asyncio.create_task(allocation.give_back_what_is_free(), name="give memory back"),
             asyncio.create_task(http.serve_on(listener), name="serve HTTP"),
         ]
         log.info(
@@ -179,7 +225,7 @@ class Server:
             servicer.drain()
             await self._finish_calls(grpc_server, calls)
             http.should_exit = True
-            for task in (*tasks[:2], stopping):
+            for task in (*tasks[:-1], stopping):
                 task.cancel()
             await asyncio.gather(*tasks, stopping, return_exceptions=True)
 
@@ -200,6 +246,13 @@ class Server:
         await stopped
 
 
+def _leave(why: str) -> NoReturn:
+    """End this process; its children, and the embedded Triton's launcher, notice, and end as well."""
+    log.critical("ending at once: %s", why)
+    logging.shutdown()
+    os._exit(1)
+
+
 async def _publish_changes(health: Health, changed: asyncio.Event) -> None:
     while True:
         await changed.wait()
@@ -209,13 +262,22 @@ async def _publish_changes(health: Health, changed: asyncio.Event) -> None:
 
 
 def _grpc_server(
-    settings: Settings, calls: Calls, servicer: AnnotationServicer, health: Health
+    settings: Settings, most_connections: int, calls: Calls, servicer: AnnotationServicer, health: Health
 ) -> tuple[grpc.aio.Server, int]:
     server = grpc.aio.server(
         interceptors=[calls],
         options=[
             ("grpc.max_receive_message_length", settings.limits.message_bytes),
             ("grpc.max_send_message_length", -1),
+            # A message that unpacks to a thousand times its size is an attack: images are packed by themselves.
+            ("grpc.compression_enabled_algorithms_bitset", 1),
+            ("grpc.max_concurrent_streams", settings.limits.streams_of_connection),
+            ("grpc.max_metadata_size", METADATA_BYTES),
+            ("grpc.absolute_max_metadata_size", 2 * METADATA_BYTES),
+            ("grpc.max_allowed_incoming_connections", most_connections),
+            ("grpc.server_handshake_timeout_ms", 10_000),
+            ("grpc.max_connection_idle_ms", 10 * 60_000),
+            ("grpc.http2.max_ping_strikes", 2),
             # Widened by what gRPC measures, a stream's window would let a fast sender put 100 MB ahead of our reading.
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", READ_AHEAD_BYTES),

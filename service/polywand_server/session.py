@@ -1,38 +1,44 @@
 """One annotator's stream: the current image, the newest prompt of each object, and what is remembered of both."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from polywand_server import metrics
 from polywand_server.answers import Draining, ImageReady, Reply, Segmentation
 from polywand_server.config import MEBIBYTE, Limits
-from polywand_server.decoding import Decoder
 from polywand_server.detectors.proposals import Proposals
+from polywand_server.drawing import Drawer
 from polywand_server.errors import (
+    ImageGivenUpError,
     InvalidInputError,
     PolywandError,
     TooLargeError,
     WrongStateError,
     or_error,
 )
-from polywand_server.geometry.shapes import make_shape
 from polywand_server.images import ImageSource, Picture
+from polywand_server.images.decoder import Decoder
+from polywand_server.images.holders import Holders
 from polywand_server.inference import Inference
 from polywand_server.interactors.checks import check_fits, check_inside
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.memory import Allowance, EstimateMemory
 from polywand_server.interactors.pipeline import segment
 from polywand_server.interactors.prompt import Missing, Prompt, missing
-from polywand_server.interactors.seeds import Seed, seed_map
+from polywand_server.interactors.seeds import Seed
 from polywand_server.interactors.view import View
+from polywand_server.outbox import Outbox, Unread
 from polywand_server.precedence import Precedence
 from polywand_server.registry import Interactor, Registry
+from polywand_server.requester import current
 from polywand_server.timing import Stopwatch
 
-# Replies that may wait for a slow reader; after that its prompts are skipped and its messages left on the wire.
-OUTBOX_REPLIES = 16
+# Points that are checked at once; no model of ours takes as many.
+FEW_POINTS = 256
 # Of the prompts of one stream that wait, one for each object at most; after that its messages are left on the wire.
 WAITING_BYTES = 8 * MEBIBYTE
 
@@ -78,8 +84,11 @@ class Workplace:
     registry: Registry
     inference: Inference
     decoder: Decoder
+    drawer: Drawer
     precedence: Precedence
     allowance: Allowance
+    holders: Holders
+    unread: Unread
     limits: Limits
 
 
@@ -88,49 +97,82 @@ class Session:
 
     Newest wins: while an inference of an object runs, at most one newer prompt of it waits; a still newer one replaces
     that. Objects do not wait for each other. Use as an async context manager: on exit everything in work is cancelled.
+
+    overflow: ends the stream, because its replies are not read while too many wait.
     """
 
-    def __init__(self, place: Workplace) -> None:
+    def __init__(self, place: Workplace, overflow: Callable[[], None]) -> None:
         self._place = place
+        self.client = current().client
         self._view: View | None = None
+        self._image_was_given_up = False
+        self._loading = False
+        self._last_used = time.monotonic()
         self._proposals: Proposals | None = None
         self._objects: dict[str, _Object] = {}
         self._memory = EstimateMemory(place.allowance)
         self._places = asyncio.Semaphore(place.limits.stream_inflight)
-        self._outbox: asyncio.Queue[Reply | None] = asyncio.Queue(OUTBOX_REPLIES)
+        self._outbox = Outbox(place.unread, overflow)
         self._sequence = 0
         self._waiting_bytes = 0
         self._room = asyncio.Event()
 
     async def __aenter__(self) -> "Session":
+        self._place.holders.add(self)
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._place.holders.remove(self)
         await self._cancel_objects()
-        self._memory.close()
+        self._memory.clear()
+        self._outbox.close()
         self._view = self._proposals = None
 
-    async def replies(self) -> AsyncIterator[Reply]:
+    def replies(self) -> AsyncGenerator[Reply, None]:
         """Yield replies until `finish`."""
-        while (reply := await self._outbox.get()) is not None:
-            yield reply
+        return self._outbox.replies()
+
+    @property
+    def image_bytes(self) -> int:
+        """What the current image takes; 0 when there is none."""
+        return self._view.picture.nbytes if self._view is not None else 0
+
+    def unused_seconds(self) -> float:
+        """How long nothing has been asked; 0 while something is in work."""
+        in_work = any(item.waiting or item.in_work for item in self._objects.values())
+        return 0.0 if in_work or self._loading else time.monotonic() - self._last_used
+
+    def give_up_image(self) -> None:
+        """Let go of the image, because others need its room; prompts are refused until it is sent again."""
+        self._view = self._proposals = None
+        self._objects.clear()
+        self._memory.clear()
+        self._image_was_given_up = True
 
     async def set_image(self, sequence: int, source: ImageSource, watch: Stopwatch) -> None:
         """Make this the current image and forget the last one's objects; answered with `ImageReady` or an error."""
-        picture = await or_error(self._load(sequence, source, watch))
+        self._loading = True
+        try:
+            picture = await or_error(self._load(sequence, source, watch))
+        finally:
+            self._loading = False
+            self._last_used = time.monotonic()
         if isinstance(picture, PolywandError):
             await self.refuse(sequence, picture, watch)
             return
         metrics.observe_stages(watch, metrics.NO_MODEL)
         skipped = await self._cancel_objects()
         self._view = View(picture)
+        self._image_was_given_up = False
         self._proposals = Proposals(self._place.registry, self._place.inference, picture)
         await self._outbox.put(Reply(sequence, "", skipped, watch, ImageReady(picture.width, picture.height)))
 
     async def submit(self, sequence: int, prompt: Prompt, watch: Stopwatch) -> None:
         """Take a prompt; it is answered by its own reply, or covered by that of a newer one of the same object."""
+        self._last_used = time.monotonic()
         try:
             self._advance(sequence)
+            await self._check_many_points(prompt)
             item = self._object(prompt)
         except PolywandError as error:
             await self.refuse_prompt(sequence, prompt.object_id, prompt.model, error, watch)
@@ -145,6 +187,12 @@ class Session:
         self._waiting_bytes += prompt.nbytes
         if item.task is None or item.task.done():
             item.task = asyncio.create_task(self._answer_all(item), name="answer prompts")
+
+    async def _check_many_points(self, prompt: Prompt) -> None:
+        """Check in a thread what would hold the event loop."""
+        view = self._view
+        if view is not None and len(prompt.points) > FEW_POINTS:
+            await self._place.inference.compute(lambda: check_inside(prompt, view.picture))
 
     async def _make_room(self, nbytes: int) -> None:
         """Wait until the prompts that wait leave room for another; meanwhile the stream is not read."""
@@ -183,9 +231,14 @@ class Session:
         self._sequence = sequence
 
     def _object(self, prompt: Prompt) -> _Object:
+        if self._image_was_given_up:
+            raise ImageGivenUpError(
+                "prompt", "this stream was idle, and its image made room for others: send the image again"
+            )
         if self._view is None:
             raise WrongStateError("prompt", "there is no image yet: send one on this stream first")
-        check_inside(prompt, self._view.picture)
+        if len(prompt.points) <= FEW_POINTS:
+            check_inside(prompt, self._view.picture)
         limit = self._place.limits.objects
         if prompt.object_id not in self._objects and len(self._objects) >= limit:
             raise TooLargeError(
@@ -209,6 +262,7 @@ class Session:
                     drawing = None
                     continue
                 await self._places.acquire()
+                frames_may_go_on = self._place.precedence.prompt()
                 try:
                     ask, skipped = self._next(item)
                     found = await self._find(ask, item)
@@ -216,13 +270,19 @@ class Session:
                         await drawing
                 except BaseException:
                     self._places.release()
+                    frames_may_go_on()
                     raise
-                drawing = asyncio.create_task(self._reply(ask, skipped, found, item), name="draw an outline")
-                drawing.add_done_callback(lambda _: self._places.release())
+                answering = self._reply(ask, skipped, found, item, frames_may_go_on)
+                drawing = asyncio.create_task(answering, name="draw an outline")
+                drawing.add_done_callback(partial(self._answered, frames_may_go_on))
         finally:
             if drawing is not None:
                 drawing.cancel()
                 await asyncio.gather(drawing, return_exceptions=True)
+
+    def _answered(self, frames_may_go_on: Callable[[], None], _: object) -> None:
+        self._places.release()
+        frames_may_go_on()
 
     def _next(self, item: _Object) -> tuple[_Ask, int]:
         """Take the prompt that waits, and how many it replaced."""
@@ -236,19 +296,26 @@ class Session:
 
     async def _find(self, ask: _Ask, item: _Object) -> _Found | Missing | PolywandError:
         ask.watch.waited()
-        with self._place.precedence.prompt():
-            return await or_error(self._look(ask.prompt, item, ask.watch))
+        return await or_error(self._look(ask.prompt, item, ask.watch))
 
-    async def _reply(self, ask: _Ask, skipped: int, found: _Found | Missing | PolywandError, item: _Object) -> None:
+    async def _reply(
+        self,
+        ask: _Ask,
+        skipped: int,
+        found: _Found | Missing | PolywandError,
+        item: _Object,
+        frames_may_go_on: Callable[[], None],
+    ) -> None:
         result: Segmentation | Missing | PolywandError
         if isinstance(found, _Found):
-            with self._place.precedence.prompt():
-                result = await or_error(self._draw(ask.prompt, found, ask.watch))
+            result = await or_error(self._draw(ask.prompt, found, ask.watch))
         else:
             result = found
+        frames_may_go_on()  # whether or not this reply is read
         outcome = {Segmentation: "segmentation", Missing: "incomplete"}.get(type(result), "error")
         seconds = ask.watch.total()
         await self._outbox.put(Reply(ask.sequence, ask.prompt.object_id, skipped, ask.watch, result))
+        self._last_used = time.monotonic()
         # Once the reply is sure to leave: every prompt counts as answered or as skipped, and none as both.
         del item.in_work[ask]
         self._count(ask.prompt.model, outcome, ask.watch, seconds)
@@ -277,10 +344,9 @@ class Session:
         tool, picture, probabilities = found.tool, found.picture, found.estimate.probabilities
         threshold = prompt.output.threshold or tool.spec.threshold
         with watch.stage("geometry"):
-            shape = await self._place.inference.compute(
-                lambda: make_shape(
-                    probabilities, threshold, prompt.output, picture.width, picture.height, prompt.clicks()
-                )
+            shape = await self._place.drawer.shape(
+                *(probabilities, threshold, prompt.output, (picture.width, picture.height), prompt.clicks()),
+                field="prompt.output.threshold",
             )
         return Segmentation(shape, picture.width, picture.height, tool.name, tool.version, threshold)
 
@@ -303,7 +369,7 @@ class Session:
 
     async def _plant(self, seed: Seed, picture: Picture, watch: Stopwatch) -> Estimate:
         with watch.stage("prepare"):
-            planted = await self._place.inference.compute(lambda: seed_map(seed, picture.width, picture.height))
+            planted = await self._place.drawer.seed_map(seed, (picture.width, picture.height))
         return Estimate(planted, is_seed=True)
 
     async def _cancel_objects(self) -> int:

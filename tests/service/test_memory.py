@@ -333,7 +333,7 @@ def test_who_has_an_image_may_go_on_to_the_next_however_full_it_is(stub):
             assert stream.ask(blank(2400)).image.width == 2400
 
 
-def test_images_that_find_no_room_are_unavailable_until_others_go(service, stub):
+def test_images_that_find_no_room_are_refused_until_others_go(service, stub):
     """Thirty-two mebibytes hold one image of 2400 x 2400 pixels with its pyramid, and not two."""
     large = blank(2400)
     with InteractStream(stub) as first:
@@ -341,7 +341,7 @@ def test_images_that_find_no_room_are_unavailable_until_others_go(service, stub)
         with InteractStream(stub) as second:
             second.ask(blank())
             reply = second.ask(large)
-            assert reply.error.code == grpc.StatusCode.UNAVAILABLE.value[0], reply
+            assert reply.error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], reply
             assert "at most 32 MiB of images" in reply.error.message
             assert inferences(second, clicks(1)) == (1, 1)  # the last image stays
     with InteractStream(stub) as third:
@@ -363,7 +363,7 @@ def test_all_who_have_an_image_may_go_on_at_once_however_full_it_is(stub):
                 reply = stream.receive()
                 assert reply.WhichOneof("result") == "image", reply
         with InteractStream(stub) as third:
-            assert third.ask(large).error.code == grpc.StatusCode.UNAVAILABLE.value[0]
+            assert third.ask(large).error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
 
 
 def test_an_image_that_would_never_find_room_is_too_large(stream):

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from polywand_server.drawing import Drawer
 from polywand_server.errors import InvalidInputError, NotFoundError, PolywandError, UnavailableError
-from polywand_server.geometry.shapes import OutputOptions, Shape, make_shape
+from polywand_server.geometry.drawn import Drawn
+from polywand_server.geometry.shapes import OutputOptions
 from polywand_server.images import Picture
 from polywand_server.inference import Inference
 from polywand_server.interactors.batches import segment_boxes
@@ -47,7 +49,7 @@ class Outliner:
 class Outlines:
     """The shapes of one image's detections, in their order, and what made them."""
 
-    shapes: Sequence[Shape]
+    shapes: Sequence[Drawn]
     model: str
     version: int
     threshold: float
@@ -73,7 +75,7 @@ def find_outliner(registry: Registry, options: PolygonOptions) -> Outliner:
 
 
 async def outline(
-    inference: Inference, outliner: Outliner, picture: Picture, boxes: Sequence[Box], watch: Stopwatch
+    inference: Inference, drawer: Drawer, outliner: Outliner, picture: Picture, boxes: Sequence[Box], watch: Stopwatch
 ) -> Outlines:
     """Outline the object in each box; where the interactor finds nothing, the shape has no polygons.
 
@@ -83,8 +85,10 @@ async def outline(
     tool, output, threshold = outliner.tool, outliner.output, outliner.threshold
     no_clicks = np.zeros((0, 2))
 
-    def draw(estimate: Estimate) -> Shape:
-        return make_shape(estimate.probabilities, threshold, output, picture.width, picture.height, no_clicks)
+    async def draw(estimate: Estimate) -> Drawn:
+        size = picture.width, picture.height
+        field = f"{_FIELD}output.threshold"
+        return await drawer.shape(estimate.probabilities, threshold, output, size, no_clicks, field)
 
     shapes = await segment_boxes(inference, tool, picture, boxes, watch, draw)
     return Outlines(shapes, tool.name, tool.version, threshold)

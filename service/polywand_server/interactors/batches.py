@@ -1,7 +1,7 @@
 """Many objects of one image, each prompted by a box alone, in as few inferences as they fit into."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -39,13 +39,13 @@ async def segment_boxes(
     picture: Picture,
     boxes: Sequence[Box],
     watch: Stopwatch,
-    finish: Callable[[Estimate], T],
+    finish: Callable[[Estimate], Awaitable[T]],
 ) -> list[T]:
     """Run an interactor on boxes of one image; returns what each estimate was made into, in their order.
 
     boxes: inside the image; enough of a prompt for this interactor, so that one pass does for each.
-    finish: makes of an estimate what is kept of it. It runs in a thread, a batch at a time, so that an image of a
-        thousand boxes never holds more than a batch of probability maps.
+    finish: makes of an estimate what is kept of it, so that an image of a thousand boxes never holds more than a batch
+        of probability maps.
 
     Raises:
         UnavailableError, DeadlineError, ModelFailedError
@@ -56,7 +56,7 @@ async def segment_boxes(
     finished: dict[int, T] = {}
     with watch.stage("prepare"):
         items = await inference.compute(lambda: _look(tool, picture, boxes))
-    for batch in _batches(items, tool):
+    for batch in _batches(items, tool, inference):
         answers = await _segment_batch(inference, tool, view, batch, watch, finish)
         finished.update(zip((item.number for item in batch), answers, strict=True))
     return [finished[number] for number in range(len(boxes))]
@@ -68,7 +68,7 @@ async def _segment_batch(
     view: View,
     batch: Sequence[_Item],
     watch: Stopwatch,
-    finish: Callable[[Estimate], T],
+    finish: Callable[[Estimate], Awaitable[T]],
 ) -> list[T]:
     copies = _copies(tool)
     total = copies * len(batch)
@@ -81,9 +81,9 @@ async def _segment_batch(
                 tensors = {name: tensor[rows] for name, tensor in exchange.inputs.items()}
                 fill(tensors, view, item.prompt, item.region, None)
 
-        def finish_all() -> list[T]:
+        def read_all() -> list[Estimate]:
             parts = [{name: tensor[rows] for name, tensor in answer.items()} for rows in places]
-            return [finish(read(part, item.region, tool.name)) for item, part in zip(batch, parts, strict=True)]
+            return [read(part, item.region, tool.name) for item, part in zip(batch, parts, strict=True)]
 
         await inference.turn(watch)
         with watch.stage("prepare"):
@@ -95,7 +95,7 @@ async def _segment_batch(
                 raise ModelFailedError(f"model '{tool.name}' answered {name} of {len(tensor)} objects for {total}")
         await inference.turn(watch)
         with watch.stage("geometry"):
-            return await inference.compute(finish_all)
+            return [await finish(estimate) for estimate in await inference.compute(read_all)]
 
 
 def _look(tool: Interactor, picture: Picture, boxes: Sequence[Box]) -> list[_Item]:
@@ -106,15 +106,20 @@ def _look(tool: Interactor, picture: Picture, boxes: Sequence[Box]) -> list[_Ite
     ]
 
 
-def _batches(items: Sequence[_Item], tool: Interactor) -> Iterator[list[_Item]]:
-    """Put together what the network takes together: inputs of the same size, as many as fit into its batch."""
+def _batches(items: Sequence[_Item], tool: Interactor, inference: Inference) -> Iterator[list[_Item]]:
+    """Put together what the network takes together: inputs of the same size, as many as fit into its batch; one by one
+    while a prompt may come that has to wait for it.
+    """
     by_size: defaultdict[tuple[int, int], list[_Item]] = defaultdict(list)
     for item in items:
         by_size[item.region.size].append(item)
     for (height, width), alike in by_size.items():
         rows = min(tool.config.max_batch_size, MAX_BATCH_PIXELS // (height * width))
-        length = max(1, rows // _copies(tool))
-        yield from (alike[start : start + length] for start in range(0, len(alike), length))
+        start = 0
+        while start < len(alike):
+            length = 1 if inference.prompts_expected else max(1, rows // _copies(tool))
+            yield alike[start : start + length]
+            start += length
 
 
 def _copies(tool: Interactor) -> int:

@@ -1,5 +1,6 @@
 """Memory: the estimates of a stream's prompts, so that adding a click feeds back and undo finds its way."""
 
+import time
 from collections import OrderedDict
 
 from polywand_server import metrics
@@ -9,28 +10,41 @@ from polywand_server.interactors.prompt import POINT_BYTES, PROMPT_BYTES, Box, P
 _Key = tuple[str, str, int, str, Box | None, tuple[Point, ...]]
 
 
+# A memory that was not used for so long belongs to an idle stream: it forgets before those of active ones do.
+IDLE_SECONDS = 30.0
+
+
 class Allowance:
-    """How much each of all open memories may take: max_bytes, or less where many share total_bytes."""
+    """How much all memories may take: each max_bytes, and together total_bytes.
+
+    Where those are not enough, idle memories forget first, the one that was not used for longest before the others;
+    then the largest. So a stream that somebody works on keeps its share however many there are, and one that takes no
+    bytes takes none from the others.
+    """
 
     def __init__(self, max_bytes: int, total_bytes: int) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._total_bytes = total_bytes
-        self._sharers: set[EstimateMemory] = set()
+        self._bytes = 0
+        self._holding: set[EstimateMemory] = set()
 
-    @property
-    def nbytes(self) -> int:
-        """Of one memory, now."""
-        return min(self._max_bytes, self._total_bytes // max(1, len(self._sharers)))
+    def grow(self, memory: "EstimateMemory", nbytes: int) -> None:
+        """Count what a memory has taken, or given back."""
+        self._bytes += nbytes
+        if memory.nbytes:
+            self._holding.add(memory)
+        else:
+            self._holding.discard(memory)
 
-    def join(self, memory: "EstimateMemory") -> None:
-        """One memory more: all others make room."""
-        self._sharers.add(memory)
-        for sharer in self._sharers:
-            sharer.trim()
-
-    def leave(self, memory: "EstimateMemory") -> None:
-        """One memory less."""
-        self._sharers.discard(memory)
+    def trim(self) -> None:
+        """Have memories forget until all keep within the total."""
+        while self._bytes > self._total_bytes:
+            now = time.monotonic()
+            idle = [memory for memory in self._holding if now - memory.used_at > IDLE_SECONDS]
+            if idle:
+                min(idle, key=lambda memory: memory.used_at).forget_one()
+            else:
+                max(self._holding, key=lambda memory: memory.nbytes).forget_one()
 
 
 class EstimateMemory:
@@ -41,9 +55,9 @@ class EstimateMemory:
 
     def __init__(self, allowance: Allowance) -> None:
         self._allowance = allowance
-        self._bytes = 0
+        self.nbytes = 0
+        self.used_at = time.monotonic()
         self._estimates: OrderedDict[_Key, Estimate] = OrderedDict()
-        allowance.join(self)
 
     def exact(self, prompt: Prompt, version: int) -> Estimate | None:
         """Find the estimate of the very same points, box and seed: an undo, or a change of output options only."""
@@ -68,32 +82,31 @@ class EstimateMemory:
     def clear(self) -> None:
         """Forget everything."""
         self._estimates.clear()
-        self._grow(-self._bytes)
+        self._grow(-self.nbytes)
 
-    def close(self) -> None:
-        """Forget everything, and leave the allowance to others."""
-        self.clear()
-        self._allowance.leave(self)
-
-    def trim(self) -> None:
-        """Forget what is over the allowance."""
-        while self._bytes > self._allowance.nbytes:
-            self._grow(-_cost(*self._estimates.popitem(last=False)))
+    def forget_one(self) -> None:
+        """Forget the estimate that was not used for longest."""
+        self._grow(-_cost(*self._estimates.popitem(last=False)))
 
     def _keep(self, key: _Key, estimate: Estimate) -> None:
         replaced = self._estimates.pop(key, None)
         self._estimates[key] = estimate
         self._grow(_cost(key, estimate) - (_cost(key, replaced) if replaced else 0))
-        self.trim()
+        self.used_at = time.monotonic()
+        while self.nbytes > self._allowance.max_bytes:
+            self.forget_one()
+        self._allowance.trim()
 
     def _find(self, key: _Key) -> Estimate | None:
         found = self._estimates.get(key)
         if found is not None:
             self._estimates.move_to_end(key)
+            self.used_at = time.monotonic()
         return found
 
     def _grow(self, nbytes: int) -> None:
-        self._bytes += nbytes
+        self.nbytes += nbytes
+        self._allowance.grow(self, nbytes)
         metrics.MASK_MEMORY.inc(nbytes)
 
 

@@ -11,6 +11,9 @@ from google.protobuf.message import DecodeError
 
 from polywand_server import metrics
 from polywand_server.errors import InvalidInputError
+from polywand_server.requester import begin
+from polywand_server.rpc.endings import Ending
+from polywand_server.rpc.ingress import Ingress
 from polywand_server.rpc.status import UNDECODABLE, abort
 
 # Generic for the type checker only.
@@ -24,7 +27,8 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     Methods that this server does not have never become labels.
     """
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, ingress: Ingress) -> None:
+        self._ingress = ingress
         self._prefix = f"{service}/"
         self._active = 0
         self._idle = asyncio.Event()
@@ -46,7 +50,7 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         handler = await continuation(handler_call_details)
         if handler is None:
             return handler
-        return self._wrap_stream(handler, method) if handler.response_streaming else self._wrap_unary(handler, method)
+        return self._wrap(handler, method) if method.startswith(self._prefix) else self._count(handler, method)
 
     def _enter(self) -> None:
         """Count this call as active until its task ends: from before its message has come until its answer has left."""
@@ -61,7 +65,37 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         if not self._active:
             self._idle.set()
 
-    def _wrap_unary(self, handler: Any, method: str) -> _Handler:
+    def _wrap(self, handler: Any, method: str) -> _Handler:
+        """Serve a method of the contract: messages come and go as bytes, and are read when there is room for them."""
+        if not handler.response_streaming:
+            return grpc.stream_unary_rpc_method_handler(self._unary(handler.unary_unary, method))
+        return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream, method))
+
+    def _unary(self, inner: Any, method: str) -> Any:
+        async def call(_: object, context: _Context) -> Any:
+            begin(context.peer())
+            end = Ending()
+            with metrics.REQUEST_SECONDS.labels(method).time(), _counted(method, context), self._ingress.call(end):
+                async with end.of(context):
+                    return await inner(context)
+
+        return call
+
+    def _stream(self, inner: Any, method: str) -> Any:
+        async def call(_: object, context: _Context) -> None:
+            begin(context.peer())
+            end, active = Ending(), metrics.ACTIVE_STREAMS.labels(method)
+            with active.track_inprogress(), _counted(method, context), self._ingress.call(end):
+                async with end.of(context):
+                    await inner(context, end)
+
+        return call
+
+    def _count(self, handler: Any, method: str) -> _Handler:
+        """Count a method of another service, such as health, that reads its messages itself."""
+        if handler.response_streaming:
+            return self._count_stream(handler, method)
+
         async def call(message: bytes, context: _Context) -> Any:
             with metrics.REQUEST_SECONDS.labels(method).time(), _counted(method, context):
                 try:
@@ -72,7 +106,7 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
         return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
 
-    def _wrap_stream(self, handler: Any, method: str) -> _Handler:
+    def _count_stream(self, handler: Any, method: str) -> _Handler:
         if handler.request_streaming:
             inner, make = handler.stream_stream, grpc.stream_stream_rpc_method_handler
         else:

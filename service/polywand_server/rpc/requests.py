@@ -23,6 +23,8 @@ MAX_MAX_DETECTIONS = 1000
 # Before the model's own limit is known, this keeps one message from costing more than it can be worth.
 MAX_POINTS = 10_000
 MAX_SEED_VERTICES = 20_000
+MAX_SEED_RINGS = 5_000
+MAX_LABELS = 2_000
 MAX_SEED_RLE_BYTES = 1024 * 1024
 # Beyond this nothing of a polygon is meant, and fixed-point coordinates would not hold it.
 MAX_SEED_COORDINATE = 1e6
@@ -34,16 +36,19 @@ _LABELS = {
 }
 
 
-def read_image(image: pb.Image, field: str) -> ImageSource:
-    """Read an image's source; its pixels are checked when they are decoded."""
+def read_image(image: pb.Image, data: memoryview | None, field: str) -> ImageSource:
+    """Read an image's source; its pixels are checked when they are decoded.
+
+    data: the image's bytes where they were set apart; else they are in the message.
+    """
     source = image.WhichOneof("source")
     if source == "encoded":
-        return EncodedImage(image.encoded, f"{field}.encoded")
+        return EncodedImage(image.encoded if data is None else data, f"{field}.encoded")
     if source == "raw":
         raw = image.raw
         if raw.format not in (pb.PIXEL_FORMAT_UNSPECIFIED, pb.PIXEL_FORMAT_RGB8):
             raise InvalidInputError(f"{field}.raw.format", f"{raw.format} is not a known pixel format; RGB8 is")
-        return RawImage(raw.data, raw.width, raw.height, f"{field}.raw")
+        return RawImage(raw.data if data is None else data, raw.width, raw.height, f"{field}.raw")
     raise InvalidInputError(field, "an image is needed, either encoded or raw")
 
 
@@ -64,6 +69,12 @@ def read_prompt(prompt: pb.Prompt) -> Prompt:
     )
 
 
+def short_names(prompt: pb.Prompt) -> tuple[str, str]:
+    """The object's and the model's names of a prompt that is refused; empty where they are too long to be repeated."""
+    object_id = prompt.object_id if len(prompt.object_id.encode()) <= MAX_NAME_BYTES else ""
+    return object_id, prompt.model if len(prompt.model.encode()) <= MAX_NAME_BYTES else ""
+
+
 def read_detect(request: pb.DetectRequest) -> DetectOptions:
     """Read all of a detection's options but its image."""
     threshold = request.threshold if request.HasField("threshold") else None
@@ -72,6 +83,8 @@ def read_detect(request: pb.DetectRequest) -> DetectOptions:
     limit = request.max_detections if request.HasField("max_detections") else DEFAULT_MAX_DETECTIONS
     if not 1 <= limit <= MAX_MAX_DETECTIONS:
         raise InvalidInputError("max_detections", f"{limit} is not from 1 to {MAX_MAX_DETECTIONS}")
+    if len(request.labels) > MAX_LABELS:
+        raise InvalidInputError("labels", f"{len(request.labels)} labels; at most {MAX_LABELS} are read")
     if any(len(label.encode()) > MAX_NAME_BYTES for pair in request.labels.items() for label in pair):
         raise InvalidInputError("labels", f"a label has at most {MAX_NAME_BYTES} bytes")
     return DetectOptions(
@@ -143,6 +156,11 @@ def _seed(seed: pb.SeedMask) -> Seed:
 
 def _polygon_seed(polygons: pb.PolygonSet) -> PolygonSeed:
     field = "prompt.seed.polygons"
+    count = len(polygons.polygons)
+    if count <= MAX_SEED_RINGS:
+        count += sum(len(polygon.holes) for polygon in polygons.polygons)
+    if count > MAX_SEED_RINGS:
+        raise InvalidInputError(field, f"it has more than {MAX_SEED_RINGS} rings, the most that are read")
     rings = list(chain.from_iterable((polygon.exterior, *polygon.holes) for polygon in polygons.polygons))
     if not rings:
         raise InvalidInputError(field, "at least one polygon is needed")

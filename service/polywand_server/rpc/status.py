@@ -10,6 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 from polywand_server import errors
 
 _CODES: tuple[tuple[type[errors.PolywandError], grpc.StatusCode], ...] = (
+    (errors.QuotaError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.TooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.NotFoundError, grpc.StatusCode.NOT_FOUND),
     (errors.WrongStateError, grpc.StatusCode.FAILED_PRECONDITION),
@@ -19,6 +20,9 @@ _CODES: tuple[tuple[type[errors.PolywandError], grpc.StatusCode], ...] = (
 )
 
 
+# Reasons that programs read (google.rpc.ErrorInfo), and whose they are.
+ERROR_DOMAIN = "polywand"
+IMAGE_GIVEN_UP = "IMAGE_GIVEN_UP"
 # Of bytes that cannot be parsed.
 UNDECODABLE = "these bytes are no message of the contract"
 
@@ -38,7 +42,8 @@ def to_status(error: errors.PolywandError) -> status_pb2.Status:
     """Make a google.rpc.Status.
 
     For a fault of the input its details name the field (google.rpc.BadRequest); for what may succeed later they say
-    when (google.rpc.RetryInfo).
+    when (google.rpc.RetryInfo), and what is full (google.rpc.QuotaFailure) if that is why. An image that a stream has
+    to send again has the reason IMAGE_GIVEN_UP (google.rpc.ErrorInfo).
     """
     status = status_pb2.Status(code=code_of(error).value[0], message=str(error))
     if isinstance(error, errors.InvalidInputError):
@@ -46,7 +51,16 @@ def to_status(error: errors.PolywandError) -> status_pb2.Status:
         detail = any_pb2.Any()
         detail.Pack(error_details_pb2.BadRequest(field_violations=[violation]))
         status.details.append(detail)
-    if isinstance(error, errors.UnavailableError):
+    if isinstance(error, errors.ImageGivenUpError):
+        detail = any_pb2.Any()
+        detail.Pack(error_details_pb2.ErrorInfo(reason=IMAGE_GIVEN_UP, domain=ERROR_DOMAIN))
+        status.details.append(detail)
+    if isinstance(error, errors.QuotaError):
+        quota = error_details_pb2.QuotaFailure.Violation(subject=error.subject, description=str(error))
+        detail = any_pb2.Any()
+        detail.Pack(error_details_pb2.QuotaFailure(violations=[quota]))
+        status.details.append(detail)
+    if isinstance(error, errors.UnavailableError | errors.QuotaError):
         detail = any_pb2.Any()
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(round(error.retry_seconds * 1000))

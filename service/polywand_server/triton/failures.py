@@ -60,6 +60,7 @@ _STUB_DIED = re.compile(
 )
 _PART_AWAY = re.compile(r"^part '.+': .* is not ready")
 _NO_REGION = re.compile(r"Unable to (find|open) shared memory region")
+_IN_USE = re.compile(r"Cannot unregister shared memory region")
 _NO_ROOM = re.compile(r"Failed to (increase the shared memory pool|create new mapped region)|No space left on device")
 _PATH = re.compile(r"(?<![\w.~-])/(?:[^\s/'\"`:;,()\[\]<>]+/+)*([^\s/'\"`:;,()\[\]<>]+)")
 _PRIVATE = re.compile(
@@ -115,7 +116,7 @@ class Failures:
             return UnavailableError(f"{what}{_UNAVAILABLE[status].format(status=status.name)}")
         return ModelFailedError(f"{what}: {self.public(details)}")
 
-    def _known(self, details: str, what: str) -> UnavailableError | None:
+    def _known(self, details: str, what: str) -> PolywandError | None:
         """Return the error for a text that tells what the status does not."""
         said = _without_trace(details)
         died = _STUB_DIED.match(said)
@@ -125,6 +126,8 @@ class Failures:
             return UnavailableError(f"{what}: {self.public(details)}")
         if _NO_REGION.search(said):
             return RegionError(f"{what}: Triton cannot read the memory that is shared with it")
+        if _IN_USE.search(said):  # asked again until it is not
+            return ModelFailedError(f"{what}: a request still uses it")
         if _NO_ROOM.search(said):
             return UnavailableError(f"{what}: no space is left for Triton{self._log_once(details)}")
         return None

@@ -18,11 +18,16 @@ stream as `google.rpc.Status` and the stream lives on; the stream itself ends wi
 on. Details hold a `google.rpc.BadRequest` that names the field and its limit when the input is at fault. Codes:
   INVALID_ARGUMENT    the message is wrong and will stay wrong
   NOT_FOUND           no such model or version
-  FAILED_PRECONDITION a prompt came before an image, or the model is of the other kind
-  RESOURCE_EXHAUSTED  over a size limit of this server, which the text names
+  FAILED_PRECONDITION a prompt came before an image, or the model is of the other kind; or the stream was idle, and
+                      its image made room for others: send the image again. Then details hold a
+                      `google.rpc.ErrorInfo` with domain "polywand" and reason IMAGE_GIVEN_UP
+  RESOURCE_EXHAUSTED  over a limit of this server, which the text names. With `google.rpc.BadRequest` in its details
+                      the message itself is over the limit, and stays so; with `google.rpc.QuotaFailure` the server
+                      is full now, and the message may come again
   UNAVAILABLE         Triton or the model is away: send it again
   DEADLINE_EXCEEDED   Triton did not answer in time
   INTERNAL            the model itself failed
+  UNIMPLEMENTED       the message was compressed: images are compressed by themselves, and all else is small
 Where the same message may succeed later, details also hold a `google.rpc.RetryInfo` that says when to send it again.
 
 COMPATIBILITY. Fields are only ever added. Receivers ignore fields, and treat enum values, that they do not know as
@@ -403,7 +408,7 @@ class PolygonSet(_message.Message):
     POLYGONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def polygons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Polygon]:
-        """At least one; of 20000 vertices at most all together."""
+        """At least one; of 5000 rings and 20000 vertices at most all together."""
 
     def __init__(
         self,
@@ -937,7 +942,7 @@ class InteractResponse(_message.Message):
     sequence: _builtins.int
     """Of the request that this answers."""
     object_id: _builtins.str
-    """Of the prompt that this answers; empty for images."""
+    """Of the prompt that this answers; empty for images, and where it was refused for its own length."""
     skipped: _builtins.int
     """Prompts of this object (for an image: of all objects) that a newer message made superfluous since the last reply;
     they get no reply of their own.
@@ -1137,7 +1142,7 @@ class DetectRequest(_message.Message):
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """From the model's labels to the task's; detections of labels not in it are dropped. Several may map to one. A key
-        that is no label of the model is an error. Empty: all labels under their own names.
+        that is no label of the model is an error. At most 2000. Empty: all labels under their own names.
         """
 
     @_builtins.property

@@ -1,0 +1,71 @@
+"""Drawing: outlines of maps and maps of seeds, in a thread where that is a matter of milliseconds, else in a child."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polywand_server.config import MEBIBYTE
+from polywand_server.geometry.drawn import Drawn, drawn
+from polywand_server.geometry.jobs import draw, plant, read_drawn, read_map
+from polywand_server.geometry.outlines import count_crossings
+from polywand_server.geometry.shapes import OutputOptions, make_shape
+from polywand_server.inference import Inference
+from polywand_server.interactors.seeds import Seed, seed_cost, seed_map
+from polywand_server.regions import ProbabilityMap
+from polywand_server.workers.pool import Limits, Workers
+
+# Of an outline that is drawn in a thread, in some ten milliseconds; that of an ordinary click has some hundred.
+FEW_VERTICES = 2**13
+# The cost of a seed that is filled in a thread: some ten milliseconds, for dense run lengths some tens.
+SMALL_SEED = 12_000_000
+DRAWING_BYTES = 768 * MEBIBYTE
+PLANTING_BYTES = 1024 * MEBIBYTE
+
+
+class Drawer:
+    """Draws for one kind of work. lane: its threads."""
+
+    def __init__(self, lane: Inference, workers: Workers, cpu_seconds: int) -> None:
+        self._lane = lane
+        self._workers = workers
+        self._cpu_seconds = cpu_seconds
+
+    async def shape(
+        self,
+        probabilities: ProbabilityMap,
+        threshold: float,
+        options: OutputOptions,
+        size: tuple[int, int],
+        keep: NDArray[np.float64],
+        field: str,
+    ) -> Drawn:
+        """Draw the outline of a map; the arguments are those of `make_shape`. size: width, height of the image.
+
+        field: of the request, for errors.
+
+        Raises:
+            TooLargeError: the outline has too many vertices or rings, or takes too long.
+        """
+
+        def draw_if_small() -> Drawn | None:
+            if count_crossings(probabilities, threshold, *size) > FEW_VERTICES:
+                return None
+            return drawn(make_shape(probabilities, threshold, options, *size, keep, field))
+
+        made = await self._lane.compute(draw_if_small)
+        if made is not None:
+            return made
+        limits = Limits(DRAWING_BYTES, self._cpu_seconds, field, "drawing the outline")
+        answer, _ = await self._workers.run(limits, draw, probabilities, threshold, options, size, keep, field)
+        return read_drawn(answer)
+
+    async def seed_map(self, seed: Seed, size: tuple[int, int]) -> ProbabilityMap:
+        """Lay a seed out as a map. size: width, height of the image.
+
+        Raises:
+            InvalidInputError, TooLargeError
+        """
+        if seed_cost(seed, *size) <= SMALL_SEED:
+            return await self._lane.compute(lambda: seed_map(seed, *size))
+        limits = Limits(PLANTING_BYTES, self._cpu_seconds, "prompt.seed", "filling the seed")
+        answer, _ = await self._workers.run(limits, plant, seed, size)
+        return read_map(answer)

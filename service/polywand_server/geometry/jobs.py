@@ -1,0 +1,61 @@
+"""Outlines and seeds in a child: for masks whose outline takes long to trace, and seeds that take long to fill."""
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from polywand_server.geometry.drawn import Drawn, drawn
+from polywand_server.geometry.shapes import OutputOptions, make_shape
+from polywand_server.interactors.seeds import Seed, seed_map
+from polywand_server.regions import ProbabilityMap, Region
+from polywand_server.workers.answers import Answer
+from polywand_server.workers.child import Conversation
+
+
+def draw(
+    _: Conversation,
+    probabilities: ProbabilityMap,
+    threshold: float,
+    options: OutputOptions,
+    size: tuple[int, int],
+    keep: NDArray[np.float64],
+    field: str,
+) -> Answer:
+    """Make a shape of a map; the arguments are those of `make_shape`. size: width, height of the image."""
+    cv2.setNumThreads(1)
+    made = drawn(make_shape(probabilities, threshold, options, *size, keep, field))
+    facts = {"area": made.area, "rle": made.rle, "tolerance": made.tolerance, "iou": made.iou}
+    return Answer(facts, (made.coordinates, made.ring_sizes, made.part_sizes))
+
+
+def read_drawn(answer: Answer) -> Drawn:
+    """Read what `draw` has answered."""
+    coordinates, ring_sizes, part_sizes = (np.array(array) for array in answer.arrays)
+    facts = answer.facts
+    rle: Any = facts["rle"]
+    return Drawn(
+        coordinates.reshape(-1, 2),
+        ring_sizes,
+        part_sizes,
+        float(facts["area"]),
+        None if rle is None else str(rle),
+        float(facts["tolerance"]),
+        float(facts["iou"]),
+    )
+
+
+def plant(_: Conversation, seed: Seed, size: tuple[int, int]) -> Answer:
+    """Make a map of a seed. size: width, height of the image."""
+    cv2.setNumThreads(1)
+    made = seed_map(seed, *size)
+    region = made.region
+    return Answer({"region": (region.left, region.top, region.width, region.height, region.size)}, (made.values,))
+
+
+def read_map(answer: Answer) -> ProbabilityMap:
+    """Read what `plant` has answered."""
+    left, top, width, height, (rows, columns) = answer.facts["region"]
+    (values,) = answer.arrays
+    return ProbabilityMap(Region(left, top, width, height, (rows, columns)), np.array(values, np.float32))

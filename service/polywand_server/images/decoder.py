@@ -1,0 +1,301 @@
+"""Decoding a request's image: off the event loop, within the limits, timed, counted.
+
+What is ordinary is decoded in a thread: a photo as cameras and browsers write them, a small drawing, pixels as they
+are. All else, which takes long or whose readers have been broken before, is decoded in a child.
+"""
+
+import io
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+
+from polywand_server import metrics
+from polywand_server.config import MEBIBYTE, Limits
+from polywand_server.errors import InternalError, InvalidInputError, PolywandError, QuotaError, TooLargeError
+from polywand_server.images import jpeg
+from polywand_server.images.files import Header, check_scans, check_size, read_file, read_jpeg
+from polywand_server.images.jobs import OPENING_BYTES, decode
+from polywand_server.images.orientation import swaps_sides
+from polywand_server.images.picture import (
+    EncodedImage,
+    ImageSource,
+    Picture,
+    Pixels,
+    RawImage,
+    levels_in,
+    picture_of,
+    pyramid_bytes,
+)
+from polywand_server.timing import Stopwatch
+from polywand_server.workers.pool import Limits as WorkLimits
+from polywand_server.workers.pool import Workers
+
+# A JPEG file is ordinary up to so many pixels; where it has many scans, fewer.
+ORDINARY_PIXELS = 32_000_000
+SCANS_OF_ONE_PASS = 4
+# A PNG file is small up to so many bytes and pixels.
+SMALL_BYTES = 1024 * 1024
+SMALL_PIXELS = 1024 * 1024
+# Scans of larger files are counted in a thread.
+_COUNTED_AT_ONCE_BYTES = 256 * 1024
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+
+
+class Threads(Protocol):
+    """Runs work off the event loop."""
+
+    async def compute(self, work: Callable[[], Any]) -> Any:
+        """Run work of more than a millisecond in a thread."""
+        ...
+
+
+class ImageHolders(Protocol):
+    """Those who hold pictures for longer than one request."""
+
+    def give_one_up(self) -> bool:
+        """Have one of those who do not use theirs give it up; returns whether one did."""
+        ...
+
+
+class _NotReadError(Exception):
+    """OpenCV cannot read this file."""
+
+
+class Decoder:
+    """Decodes images, and bounds what all that are alive take together.
+
+    threads: for ordinary images. workers: for all others. holders: give pictures up when there is no room.
+    """
+
+    def __init__(self, threads: Threads, workers: Workers, holders: ImageHolders, limits: Limits) -> None:
+        self._threads = threads
+        self._workers = workers
+        self._limits = limits
+        self._room = Room(limits.images_bytes, holders)
+
+    async def decode(self, source: ImageSource, watch: Stopwatch, replaced: Picture | None = None) -> Picture:
+        """Decode an image; its room is free again when nobody holds the picture any more.
+
+        replaced: what the caller will give up for it. The new one needs only the room that it adds, so that a stream
+        that has an image can go on to the next one of its size, however full it is; for a moment there is more than
+        allowed.
+
+        Raises:
+            InvalidInputError, TooLargeError
+            QuotaError: this process holds as many images as it may.
+        """
+        metrics.IMAGE_BYTES.observe(len(source.data))
+        try:
+            with watch.stage("decode"):
+                picture = await self._decode(source, replaced)
+        except PolywandError:
+            metrics.IMAGES.labels("refused").inc()
+            raise
+        metrics.IMAGES.labels("decoded").inc()
+        metrics.IMAGE_PIXELS.observe(picture.width * picture.height)
+        return picture
+
+    async def _decode(self, source: ImageSource, replaced: Picture | None) -> Picture:
+        most = self._limits.image_bytes
+        if len(source.data) > most:
+            raise TooLargeError(
+                source.field, f"the image has {len(source.data)} bytes; this server takes at most {most}"
+            )
+        if isinstance(source, RawImage):
+            read = partial(_raw, source)
+            return await self._by_thread(source.field, source.width, source.height, replaced, read)
+        if not len(source.data):
+            raise InvalidInputError(source.field, "the image is empty")
+        data = memoryview(source.data)
+        header = jpeg.read_header(data)
+        if header is not None and await self._is_ordinary(source.field, data, header):
+            size = _upright_size(header)
+            try:
+                return await self._by_thread(source.field, *size, replaced, partial(_by_opencv, data, header))
+            except _NotReadError:
+                pass  # Pillow says what is wrong with it
+        small = _size_of_small_png(data)
+        if small is not None:
+            return await self._by_thread(source.field, *small, replaced, partial(_by_pillow, source, *small))
+        return await self._by_child(source, replaced)
+
+    async def _is_ordinary(self, field: str, data: memoryview, header: jpeg.JpegHeader) -> bool:
+        if not header.is_common or bytes(data[-2:]) != jpeg.END:
+            return False
+        check_size(field, header.width, header.height, self._limits.image_pixels)
+        if len(data) <= _COUNTED_AT_ONCE_BYTES:
+            scans = check_scans(field, data)
+        else:
+            scans = await self._threads.compute(lambda: check_scans(field, data))
+        return header.width * header.height * max(1.0, scans / SCANS_OF_ONE_PASS) <= ORDINARY_PIXELS
+
+    async def _by_thread(
+        self, field: str, width: int, height: int, replaced: Picture | None, read: Callable[[], Pixels]
+    ) -> Picture:
+        """Decode in a thread. Raises what `read` does."""
+        check_size(field, width, height, self._limits.image_pixels)
+        async with self._room.taken(pyramid_bytes(width, height), field, replaced) as keep:
+            return keep(await self._threads.compute(lambda: picture_of(read())))
+
+    async def _by_child(self, source: EncodedImage, replaced: Picture | None) -> Picture:
+        limits = WorkLimits(
+            OPENING_BYTES + len(source.data), self._limits.work_cpu_seconds, source.field, "decoding the image"
+        )
+        async with self._room.later(source.field, replaced) as (take, keep):
+
+            async def admit(facts: dict[str, Any]) -> None:
+                width, height = int(facts["width"]), int(facts["height"])
+                check_size(source.field, width, height, self._limits.image_pixels)
+                self._check_decoder(source.field, int(facts["decoder_bytes"]))
+                take(pyramid_bytes(width, height))
+
+            answer, memory = await self._workers.run(
+                limits, decode, source.field, self._limits.image_pixels, data=[source.data], reply=admit
+            )
+            width, height = int(answer.facts["width"]), int(answer.facts["height"])
+            if memory is None or memory.nbytes < pyramid_bytes(width, height):
+                raise InternalError("the service failed on this request; its log says why")
+            return keep(Picture(levels_in(memory, width, height)))
+
+    def _check_decoder(self, field: str, nbytes: int) -> None:
+        most = self._limits.decoder_bytes
+        if nbytes > most:
+            raise TooLargeError(
+                field,
+                f"decoding the image needs {nbytes // MEBIBYTE} MiB beside its pixels; "
+                f"this server takes at most {most // MEBIBYTE} MiB",
+            )
+
+
+class Room:
+    """Counts the bytes of all pictures that are alive, and keeps them within a limit."""
+
+    def __init__(self, most: int, holders: ImageHolders) -> None:
+        self._most = most
+        self._holders = holders
+        self._bytes = 0
+        self._promised = 0  # of these, what pictures take that are about to be replaced by others that are here already
+        self._lock = threading.RLock()  # reentrant: the collector may give a picture back in the middle of anything
+
+    @asynccontextmanager
+    async def taken(
+        self, nbytes: int, field: str, replaced: Picture | None
+    ) -> AsyncIterator[Callable[[Picture], Picture]]:
+        """Take room for a picture that is made in the block, which hands it to the function that it gets."""
+        async with self.later(field, replaced) as (take, keep):
+            take(nbytes)
+            yield keep
+
+    @asynccontextmanager
+    async def later(
+        self, field: str, replaced: Picture | None
+    ) -> AsyncIterator[tuple[Callable[[int], None], Callable[[Picture], Picture]]]:
+        """Let the block take room when it knows how much, once, and hand on the picture that is in it."""
+        taken = 0
+        kept = False
+        promise: Callable[[], object] = lambda: None  # noqa: E731 - of nothing yet
+
+        def take(nbytes: int) -> None:
+            nonlocal taken, promise
+            freed = 0 if replaced is None else replaced.nbytes
+            self._take(nbytes, freed, field)
+            taken = nbytes
+            if replaced is not None:
+                promise = weakref.finalize(replaced, self._keep_promise, freed)
+
+        def keep(picture: Picture) -> Picture:
+            nonlocal kept
+            kept = True
+            # Not where a stream or a frame ends: a thread may hold a picture for longer than the task it works for.
+            weakref.finalize(picture, self._give_back, taken)
+            return picture
+
+        try:
+            yield take, keep
+        finally:
+            if taken and not kept:
+                self._give_back(taken)
+                promise()  # the old one stays
+
+    def _take(self, nbytes: int, freed: int, field: str) -> None:
+        """Take room, if need be that of a picture which will go, and is promised to nobody else."""
+        needs = f"needs {-(-nbytes // MEBIBYTE)} MiB"
+        if nbytes > self._most:
+            raise TooLargeError(
+                field, f"the image {needs} when decoded; this server takes at most {self._most // MEBIBYTE} MiB"
+            )
+        while not self._try_to_take(nbytes, freed):
+            if not self._holders.give_one_up():
+                held = f"{self._bytes // MEBIBYTE} of at most {self._most // MEBIBYTE} MiB of images"
+                raise QuotaError(
+                    "images", f"this server holds {held}, and this one {needs}: try later, or another replica", 1.0
+                )
+        metrics.IMAGE_MEMORY.inc(nbytes)
+
+    def _try_to_take(self, nbytes: int, freed: int) -> bool:
+        with self._lock:
+            if self._bytes - self._promised - freed + nbytes > self._most:
+                return False
+            self._bytes += nbytes
+            self._promised += freed
+            return True
+
+    def _keep_promise(self, nbytes: int) -> None:
+        with self._lock:
+            self._promised -= nbytes
+
+    def _give_back(self, nbytes: int) -> None:
+        with self._lock:
+            self._bytes -= nbytes
+        metrics.IMAGE_MEMORY.dec(nbytes)
+
+
+def _raw(source: RawImage) -> Pixels:
+    expected = source.width * source.height * 3
+    if len(source.data) != expected:
+        raise InvalidInputError(
+            f"{source.field}.data",
+            f"{source.width} x {source.height} RGB8 pixels are {expected} bytes, and {len(source.data)} came",
+        )
+    return np.frombuffer(source.data, np.uint8).reshape(source.height, source.width, 3)
+
+
+def _by_opencv(data: memoryview, header: jpeg.JpegHeader) -> Pixels:
+    pixels = read_jpeg(np.frombuffer(data, np.uint8), header)
+    if pixels is None:
+        raise _NotReadError
+    return pixels
+
+
+def _upright_size(header: jpeg.JpegHeader) -> tuple[int, int]:
+    return (header.height, header.width) if swaps_sides(header.orientation) else (header.width, header.height)
+
+
+def _size_of_small_png(data: memoryview) -> tuple[int, int] | None:
+    """The width and height of a PNG file whose decoding takes little, whatever is in it; None for all others."""
+    if len(data) > SMALL_BYTES or len(data) < 24 or bytes(data[:8]) != _PNG_START:
+        return None
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    return (width, height) if 0 < width * height <= SMALL_PIXELS else None
+
+
+def _by_pillow(source: EncodedImage, width: int, height: int) -> Pixels:
+    """width, height: as the file says, before it is turned upright."""
+    made: list[Pixels] = []
+
+    def make_room(width: int, height: int) -> Pixels:
+        made.append(np.empty((height, width, 3), np.uint8))
+        return made[0]
+
+    def admit(header: Header) -> Callable[[int, int], Pixels]:
+        if (header.width, header.height) != (width, height):
+            raise InvalidInputError(source.field, "the image is damaged: it tells of two sizes")
+        return make_room
+
+    read_file(io.BytesIO(source.data), source.field, admit)
+    return made[0]

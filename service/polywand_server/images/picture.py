@@ -1,0 +1,107 @@
+"""Pictures: decoded images with their pyramid of halves, and what they are decoded from."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+# Below this longest side a further half would not be read by any crop.
+SMALLEST_LEVEL_SIDE = 256
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """An image file's bytes. field: the path of this field in the request, for errors."""
+
+    data: bytes | memoryview
+    field: str
+
+
+@dataclass(frozen=True, slots=True)
+class RawImage:
+    """Pixels as they are, RGB8, row by row. field: the path of this field in the request, for errors."""
+
+    data: bytes | memoryview
+    width: int
+    height: int
+    field: str
+
+
+ImageSource = EncodedImage | RawImage
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
+class Picture:
+    """A decoded image.
+
+    levels: RGB uint8 [H, W, 3]; each level is half of the one before (rounded up), by area averaging. Pixel (c, r) of
+        level k covers 2^k by 2^k pixels of the image, so that a crop that is much larger than the network's input
+        costs no more than a small one.
+    """
+
+    levels: tuple[Pixels, ...]
+
+    @property
+    def width(self) -> int:
+        """Pixels, after EXIF orientation."""
+        return int(self.levels[0].shape[1])
+
+    @property
+    def height(self) -> int:
+        """Pixels, after EXIF orientation."""
+        return int(self.levels[0].shape[0])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the levels take."""
+        return sum(level.nbytes for level in self.levels)
+
+
+def level_sizes(width: int, height: int) -> list[tuple[int, int]]:
+    """Tell the (width, height) of all levels of an image of this size."""
+    sizes = [(width, height)]
+    while max(width, height) >= 2 * SMALLEST_LEVEL_SIDE:
+        width, height = (width + 1) // 2, (height + 1) // 2
+        sizes.append((width, height))
+    return sizes
+
+
+def pyramid_bytes(width: int, height: int) -> int:
+    """Tell what the levels of an image of this size take."""
+    return sum(level_width * level_height * 3 for level_width, level_height in level_sizes(width, height))
+
+
+def levels_in(memory: Pixels, width: int, height: int) -> tuple[Pixels, ...]:
+    """Lay out the levels of an image of this size, one behind the other, in uint8 [pyramid_bytes]."""
+    levels, start = [], 0
+    for level_width, level_height in level_sizes(width, height):
+        nbytes = level_width * level_height * 3
+        levels.append(memory[start : start + nbytes].reshape(level_height, level_width, 3))
+        start += nbytes
+    return tuple(levels)
+
+
+def fill_halves(levels: tuple[Pixels, ...]) -> None:
+    """Make each level but the first of the one before."""
+    for last, half in pairwise(levels):
+        height, width = last.shape[:2]
+        # An odd last row or column counts twice, so that every pixel of the half is an average of four.
+        even = (
+            cv2.copyMakeBorder(last, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+            if (height % 2 or width % 2)
+            else last
+        )
+        cv2.resize(even, half.shape[1::-1], dst=half, interpolation=cv2.INTER_AREA)
+
+
+def picture_of(pixels: Pixels) -> Picture:
+    """Make a picture of the pixels [H, W, 3], which it keeps."""
+    height, width = pixels.shape[:2]
+    sizes = level_sizes(width, height)[1:]
+    levels = (pixels, *(np.empty((level_height, level_width, 3), np.uint8) for level_width, level_height in sizes))
+    fill_halves(levels)
+    return Picture(levels)

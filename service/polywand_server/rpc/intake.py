@@ -1,0 +1,63 @@
+"""Intake: from the bytes of a message to a message and its image, off the event loop where that takes long."""
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from google.protobuf.message import Message
+
+from polywand_server.errors import PolywandError, TooLargeError
+from polywand_server.inference import Inference
+from polywand_server.rpc import wire
+
+Kind = TypeVar("Kind", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Received(Generic[Kind]):
+    """message: without the bytes of its image. image: these, where they were set apart."""
+
+    message: Kind
+    image: memoryview | None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A message that is over a limit. number: its field 1, a sequence or a frame's; 0 where it was not found."""
+
+    error: PolywandError
+    number: int
+
+
+async def receive(data: bytes, kind: type[Kind], path: wire.Path, threads: Inference) -> "Received[Kind] | Refused":
+    """Read a message. path: to its image's bytes. threads: for messages that take long to read.
+
+    Raises:
+        DecodeError: these bytes are no message.
+    """
+    if len(data) <= wire.SMALL_BYTES:
+        message = kind.FromString(data)
+        return Received(message, None)
+    try:
+        parts = wire.split(data, path, wire.FEW_FIELDS)
+    except wire.TooManyFieldsError:
+        return await threads.compute(lambda: _read(data, kind, path))
+    if len(parts.rest) <= wire.SMALL_BYTES:
+        return Received(kind.FromString(parts.rest), parts.image)
+    return await threads.compute(lambda: _read_parts(parts, kind))
+
+
+def _read(data: bytes, kind: type[Kind], path: wire.Path) -> "Received[Kind] | Refused":
+    try:
+        return _read_parts(wire.split(data, path, wire.MAX_FIELDS), kind)
+    except wire.TooManyFieldsError:
+        most = wire.MAX_FIELDS
+        return Refused(TooLargeError("message", f"it has more than {most} fields, the most that are read"), 0)
+
+
+def _read_parts(parts: wire.Split, kind: type[Kind]) -> "Received[Kind] | Refused":
+    try:
+        wire.check_rest(parts)
+        wire.check_fields(parts.rest, kind.DESCRIPTOR)
+    except TooLargeError as error:
+        return Refused(error, parts.number)
+    return Received(kind.FromString(parts.rest), parts.image)

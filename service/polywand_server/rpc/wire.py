@@ -1,0 +1,176 @@
+"""Messages as they come from the wire: bounded, and their image set apart, before protobuf reads what is left.
+
+An empty sub-message has two bytes on the wire and some hundred in memory; so what is not an image is bounded in bytes
+and in fields, which are counted on the wire. An image's bytes are never copied.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+
+from polywand.v1 import annotation_pb2 as pb
+from polywand_server.config import MEBIBYTE
+from polywand_server.errors import TooLargeError
+
+# Of a message beside its image.
+MAX_REST_BYTES = 2 * MEBIBYTE
+# Values and sub-messages of a message; packed numbers are one value.
+MAX_FIELDS = 100_000
+# Smaller than this a message may hold what it likes.
+SMALL_BYTES = 4096
+# So many fields are looked at on the event loop.
+FEW_FIELDS = 64
+
+# Which fields lead to the bytes of an image; None is where they are.
+Path = Mapping[int, "Path | None"]
+IMAGE: Final[Path] = {
+    pb.Image.ENCODED_FIELD_NUMBER: None,
+    pb.Image.RAW_FIELD_NUMBER: {pb.RawImage.DATA_FIELD_NUMBER: None},
+}
+DETECT: Final[Path] = {pb.DetectRequest.IMAGE_FIELD_NUMBER: IMAGE}
+INTERACT: Final[Path] = {pb.InteractRequest.IMAGE_FIELD_NUMBER: IMAGE}
+DETECT_STREAM: Final[Path] = {pb.DetectStreamRequest.REQUEST_FIELD_NUMBER: DETECT}
+
+_VARINT, _FIXED64, _BYTES, _GROUP, _END_GROUP, _FIXED32 = range(6)
+_NUMBERS = 1  # the field of a stream's messages that tells them apart
+
+
+class TooManyFieldsError(Exception):
+    """There are more fields than were to be looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """rest: the message with empty bytes where the image's were. image: these. number: the message's field 1."""
+
+    rest: bytes
+    image: memoryview | None
+    number: int
+
+
+def split(data: bytes, path: Path, most_fields: int) -> Split:
+    """Set the bytes of the image apart.
+
+    Raises:
+        TooManyFieldsError: more fields than most_fields on the way to them.
+        DecodeError: this is no message.
+    """
+    images: list[memoryview] = []
+    numbers: list[int] = []
+    budget = _Budget(most_fields)
+    rest = _without_images(memoryview(data), path, budget, images, numbers)
+    # Of a field that comes twice, the last one counts.
+    return Split(rest, images[-1] if images else None, numbers[-1] if numbers else 0)
+
+
+def check_fields(data: bytes, message: Any) -> None:
+    """Count all fields of a message, nested ones included. message: its descriptor.
+
+    Raises:
+        TooLargeError: there are more than MAX_FIELDS.
+        DecodeError
+    """
+    try:
+        _count(memoryview(data), message, _Budget(MAX_FIELDS))
+    except TooManyFieldsError:
+        raise TooLargeError(
+            "message", f"it has more than {MAX_FIELDS} values and sub-messages, the most that are read"
+        ) from None
+
+
+def check_rest(split_message: Split) -> None:
+    """Refuse a message that is too large beside its image. Raises TooLargeError."""
+    nbytes = len(split_message.rest)
+    if nbytes > MAX_REST_BYTES:
+        raise TooLargeError("message", f"it has {nbytes} bytes beside its image; at most {MAX_REST_BYTES} are read")
+
+
+def delimited(number: int, *parts: bytes) -> bytes:
+    """Write a field of bytes or of a message that is written already."""
+    return b"".join((_varint(number << 3 | _BYTES), _varint(sum(map(len, parts))), *parts))
+
+
+class _Budget:
+    def __init__(self, fields: int) -> None:
+        self.left = fields
+
+    def spend(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise TooManyFieldsError
+
+
+def _without_images(
+    data: memoryview, path: Path, budget: _Budget, images: list[memoryview], numbers: list[int] | None = None
+) -> bytes:
+    parts: list[bytes | memoryview] = []
+    for number, kind, start, begin, end in _fields(data):
+        budget.spend()
+        if numbers is not None and number == _NUMBERS and kind == _VARINT:
+            numbers.append(_read_varint(data, begin)[0])
+        if kind != _BYTES or number not in path:
+            parts.append(data[start:end])
+            continue
+        further = path[number]
+        if further is None:
+            images.append(data[begin:end])
+            parts.append(delimited(number))
+        else:
+            parts.append(delimited(number, _without_images(data[begin:end], further, budget, images)))
+    return b"".join(parts)
+
+
+def _count(data: memoryview, message: Any, budget: _Budget) -> None:
+    known = message.fields_by_number
+    for number, kind, _, begin, end in _fields(data):
+        budget.spend()
+        field = known.get(number)
+        if kind == _BYTES and field is not None and field.message_type is not None:
+            _count(data[begin:end], field.message_type, budget)
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yield number, wire type, start, and begin and end of the content of each field; the tags of groups too."""
+    at = 0
+    while at < len(data):
+        start = at
+        tag, at = _read_varint(data, at)
+        kind = tag & 7
+        begin = at
+        if kind == _VARINT:
+            _, at = _read_varint(data, at)
+        elif kind == _BYTES:
+            size, begin = _read_varint(data, at)
+            at = begin + size
+        elif kind in (_FIXED32, _FIXED64):
+            at += 4 if kind == _FIXED32 else 8
+        elif kind not in (_GROUP, _END_GROUP):
+            raise DecodeError("a field of no known kind")
+        if at > len(data):
+            raise DecodeError("a field ends behind its message")
+        yield tag >> 3, kind, start, begin, at
+
+
+def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while shift < 70:
+        if at >= len(data):
+            raise DecodeError("a number ends behind its message")
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & 0xFFFF_FFFF_FFFF_FFFF, at
+        shift += 7
+    raise DecodeError("a number of more than ten bytes")
+
+
+def _varint(value: int) -> bytes:
+    written = bytearray()
+    while value > 0x7F:
+        written.append(value & 0x7F | 0x80)
+        value >>= 7
+    written.append(value)
+    return bytes(written)

@@ -1,0 +1,133 @@
+"""What a child process does: one piece of work within its limits, and then it ends."""
+
+import ctypes
+import mmap
+import os
+import pickle
+import resource
+import signal
+import socket
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polywand_server.errors import InvalidInputError, PolywandError, TooLargeError
+from polywand_server.workers import channel
+from polywand_server.workers.answers import Answer, to_bytes
+
+# So that whoever clicks goes first, and that the kernel ends a child before the service when memory runs out.
+NICENESS = 5
+OOM_SCORE = 800
+# Of prctl(2).
+_PR_SET_PDEATHSIG = 1
+# Of a traceback that the parent writes to its log.
+MAX_TRACEBACK = 2000
+
+# Work in a child: it gets its end of the conversation, and what `Workers.run` was given.
+Work = Callable[..., Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One piece of work. memory_bytes: what it may take beyond what every child has; cpu_seconds: of the processor."""
+
+    work: Work
+    arguments: tuple[Any, ...]
+    memory_bytes: int
+    cpu_seconds: int
+
+
+class Conversation:
+    """What work may say to the service before it answers."""
+
+    def __init__(self, end: socket.socket, given: memoryview) -> None:
+        self.input = given
+        self._end = end
+
+    def ask(self, **facts: Any) -> Any:
+        """Tell the service what is known by now, and wait for what it says; it may as well end this process."""
+        channel.send(self._end, to_bytes(Answer({"ask": facts})))
+        message = channel.receive(self._end)
+        if message is None:
+            os._exit(0)
+        return pickle.loads(message[0])
+
+    def allow_memory(self, nbytes: int) -> None:
+        """Let this process take so many bytes from now on."""
+        limit_memory(nbytes)
+
+    def share(self, nbytes: int) -> tuple[int, NDArray[np.uint8]]:
+        """Make memory that the service will map: its descriptor, and uint8 [nbytes]."""
+        descriptor = os.memfd_create("polywand-pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(descriptor, nbytes)
+        return descriptor, np.frombuffer(mmap.mmap(descriptor, nbytes), np.uint8)
+
+
+def live(end: socket.socket) -> NoReturn:
+    """Be a child: wait for an order, do it, answer, and end."""
+    _settle_down()
+    try:
+        message = channel.receive(end)
+        if message is not None:
+            _do(end, *message)
+    except OSError:
+        pass  # the service has hung up
+    finally:
+        os._exit(0)
+
+
+def limit_memory(nbytes: int) -> None:
+    """Let this process take so many bytes beyond what it has now."""
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        now = int(statm.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + nbytes, resource.RLIM_INFINITY))
+
+
+def _settle_down() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.nice(NICENESS)
+    # C libraries write what they think of a file there; the answer says what matters.
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(null, stream)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
+            score.write(str(OOM_SCORE))
+    except OSError:
+        pass  # a container may forbid it
+
+
+def _do(end: socket.socket, content: bytes, descriptors: list[int]) -> None:
+    order: Order = pickle.loads(content)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    spent = int(used.ru_utime + used.ru_stime)
+    resource.setrlimit(resource.RLIMIT_CPU, (spent + order.cpu_seconds, spent + order.cpu_seconds + 1))
+    given = _map(descriptors[0]) if descriptors else memoryview(b"")
+    limit_memory(order.memory_bytes)
+    shared: list[int] = []
+    try:
+        answer = order.work(Conversation(end, given), *order.arguments)
+        if "descriptor" in answer.facts:
+            shared.append(answer.facts.pop("descriptor"))
+    except (InvalidInputError, TooLargeError) as error:
+        answer = Answer({"error": type(error).__name__, "field": error.field, "description": error.description})
+    except MemoryError:
+        answer = Answer({"error": "MemoryError"})
+    except PolywandError as error:
+        answer = Answer({"error": "InternalError", "description": str(error)})
+    except Exception:
+        answer = Answer({"error": "InternalError", "description": traceback.format_exc()[-MAX_TRACEBACK:]})
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    channel.send(end, to_bytes(answer), shared)
+
+
+def _map(descriptor: int) -> memoryview:
+    size = os.fstat(descriptor).st_size
+    return memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ) if size else b"")

@@ -1,0 +1,4 @@
+"""All work that children do: imported once by the process that they are forked from, so that each begins at once."""
+
+from polywand_server.geometry import jobs as _geometry  # noqa: F401
+from polywand_server.images import jobs as _images  # noqa: F401
