@@ -50,7 +50,7 @@ class Limits:
     streams_of_connection: int = 100
     workers: int = 2
     work_cpu_seconds: int = 2
-    decoder_bytes: int = 2048 * MEBIBYTE
+    decoder_bytes: int = 2560 * MEBIBYTE
 
     @property
     def message_bytes(self) -> int:

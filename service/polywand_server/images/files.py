@@ -34,6 +34,9 @@ _READER_BYTES = {"WEBP": 14, "JPEG": 9, "MPO": 9}
 _OTHER_READER_BYTES = 8
 _TURN_BYTES = 6
 
+# Grey of 16 bits to grey of 8, by the full range.
+_FROM_16_BITS = (np.arange(65536, dtype=np.float32) / 65535 * 255 + 0.5).astype(np.uint8)
+
 # Pillow registers its rarer readers on demand, and then not for `open` with a list of formats.
 Image.init()
 # Pillow's own limit would warn below ours, and refuse what ours allows.
@@ -78,6 +81,24 @@ def check_scans(field: str, data: memoryview) -> int:
     if scans > MAX_SCANS:
         raise TooLargeError(field, f"the JPEG file has more than {MAX_SCANS} scans, the most that are decoded")
     return scans
+
+
+def webp_header(data: memoryview) -> Header | None:
+    """Read the header of a WebP file, whose reader takes memory for all pixels when it opens it; None for others.
+
+    The container is that of RFC 9649, 2.
+    """
+    if bytes(data[:4]) != b"RIFF" or bytes(data[8:12]) != b"WEBP" or len(data) < 30:
+        return None
+    kind = bytes(data[12:16])
+    if kind == b"VP8X":
+        width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
+    elif kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    else:
+        width, height = (int.from_bytes(data[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+    return Header(width, height, width * height * (4 + _READER_BYTES["WEBP"] + _TURN_BYTES))
 
 
 def read_jpeg(data: NDArray[np.uint8], header: jpeg.JpegHeader) -> Pixels | None:
@@ -136,6 +157,10 @@ def _header(image: Image.Image) -> Header:
 
 def _fill(pixels: Pixels, image: Image.Image) -> None:
     """Write a loaded image as RGB into pixels [H, W, 3]."""
+    if image.mode.startswith("I;16"):
+        for rows, strip in _strips(image):
+            pixels[rows] = _FROM_16_BITS[np.asarray(strip)][..., None]
+        return
     if image.mode.startswith("I") or image.mode == "F":
         low, scale = _grey_range(image)
         for rows, strip in _strips(image):

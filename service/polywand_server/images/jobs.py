@@ -8,7 +8,7 @@ import numpy as np
 
 from polywand_server.errors import InvalidInputError
 from polywand_server.images import jpeg
-from polywand_server.images.files import Admission, Header, check_scans, check_size, read_file, read_jpeg
+from polywand_server.images.files import Admission, Header, check_scans, check_size, read_file, read_jpeg, webp_header
 from polywand_server.images.picture import Pixels, fill_halves, levels_in, pyramid_bytes
 from polywand_server.workers.answers import Answer
 from polywand_server.workers.child import Conversation
@@ -23,6 +23,9 @@ def decode(conversation: Conversation, field: str, max_pixels: int) -> Answer:
     """Decode the file that the conversation's input holds, into shared memory: the levels one behind the other."""
     cv2.setNumThreads(1)
     target = _Target(conversation, field, max_pixels)
+    webp = webp_header(conversation.input)
+    if webp is not None:
+        target.admit(webp)
     if not _by_opencv(conversation, field, target.admit):
         read_file(io.BytesIO(conversation.input), field, target.admit)
     fill_halves(target.levels)

@@ -10,7 +10,6 @@ import grpc.aio
 from polywand_server.errors import PolywandError
 from polywand_server.rpc.status import abort
 
-
 # How long a client may take to read that its call has ended.
 TELL_SECONDS = 2.0
 

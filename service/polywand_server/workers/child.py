@@ -81,10 +81,10 @@ def live(end: socket.socket) -> NoReturn:
 
 
 def limit_memory(nbytes: int) -> None:
-    """Let this process take so many bytes beyond what it has now."""
+    """Let this process take so many bytes beyond what it has now, as far as the machine lets it."""
     with open("/proc/self/statm", encoding="ascii") as statm:
         now = int(statm.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + nbytes, resource.RLIM_INFINITY))
+    _limit(resource.RLIMIT_AS, now + nbytes)
 
 
 def _settle_down() -> None:
@@ -108,7 +108,7 @@ def _do(end: socket.socket, content: bytes, descriptors: list[int]) -> None:
     order: Order = pickle.loads(content)
     used = resource.getrusage(resource.RUSAGE_SELF)
     spent = int(used.ru_utime + used.ru_stime)
-    resource.setrlimit(resource.RLIMIT_CPU, (spent + order.cpu_seconds, spent + order.cpu_seconds + 1))
+    _limit(resource.RLIMIT_CPU, spent + order.cpu_seconds)
     given = _map(descriptors[0]) if descriptors else memoryview(b"")
     limit_memory(order.memory_bytes)
     shared: list[int] = []
@@ -124,8 +124,15 @@ def _do(end: socket.socket, content: bytes, descriptors: list[int]) -> None:
         answer = Answer({"error": "InternalError", "description": str(error)})
     except Exception:
         answer = Answer({"error": "InternalError", "description": traceback.format_exc()[-MAX_TRACEBACK:]})
-    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    _limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
     channel.send(end, to_bytes(answer), shared)
+
+
+def _limit(kind: int, most: int) -> None:
+    """Set a soft limit; the hard one stays as it is, since it cannot be raised again."""
+    hard = resource.getrlimit(kind)[1]
+    known = [limit for limit in (most, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(kind, (min(known, default=resource.RLIM_INFINITY), hard))
 
 
 def _map(descriptor: int) -> memoryview:

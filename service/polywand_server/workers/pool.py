@@ -39,8 +39,13 @@ BEGIN_SECONDS = 20.0
 RESTART_SECONDS = 1.0
 # The exit code of a child that has ended because its parent has, or without a word.
 LOST = 0
-# Numbers for OPENBLAS and the like: a process with threads must not fork.
-_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# Of the process that forks: libraries must not start threads in it, and gRPC, which it never uses, has nothing to do.
+_ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +105,7 @@ class Workers:
                 command,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **_ONE_THREAD},
+                env={**os.environ, **_ENVIRONMENT},
                 start_new_session=True,  # Ctrl-C in a terminal is for the service
             )
         ours.setblocking(False)
