@@ -1,8 +1,11 @@
 """Admission: what clients have sent and nobody has worked on yet, bounded in calls and in bytes."""
 
+import asyncio
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from polywand_server import metrics
 from polywand_server.config import MEBIBYTE, Limits
@@ -15,18 +18,96 @@ SMALL_BODY_BYTES = 64 * 1024
 RETRY_SECONDS = 1.0
 
 
+# What may be sent at once, and then in a second, while prompts are in work: to hand over a message of 60 MB, gRPC holds
+# the interpreter for some 60 ms.
+BURST_BYTES = 128 * MEBIBYTE
+BYTES_PER_SECOND = 60 * MEBIBYTE
+# Nothing waits longer than this to be read.
+MOST_PAUSE_SECONDS = 10.0
+# So long messages of unary calls are read one by one; one that takes longer goes on beside the next.
+READ_ALONE_SECONDS = 1.0
+# Who pays for all frames.
+FRAMES = "frames"
+
+
+class Pace:
+    """How soon what sends much is read again, while hands wait. prompts_expected: whether they do.
+
+    payer: all frames together are one, and each client with its images is one.
+    """
+
+    def __init__(self, prompts_expected: Callable[[], bool]) -> None:
+        self._prompts_expected = prompts_expected
+        self._debts: dict[str, _Debt] = {}
+
+    async def pause(self, payer: str) -> int:
+        """Wait until the next message may be read; returns the bytes that are counted beforehand for that."""
+        debt = self._debts.get(payer)
+        if debt is None or not self._prompts_expected():
+            return 0
+        over = debt.nbytes - BURST_BYTES
+        if over <= 0:
+            return 0
+        expected = debt.last  # so that those that wait at the same time are not read at the same time
+        debt.add(expected)
+        await asyncio.sleep(min(over / BYTES_PER_SECOND, MOST_PAUSE_SECONDS))
+        return expected
+
+    def read(self, payer: str, nbytes: int, expected: int) -> None:
+        """Count what was read. expected: what `pause` has counted for it."""
+        if nbytes > SMALL_BODY_BYTES:
+            self._debts.setdefault(payer, _Debt()).last = nbytes
+        if payer in self._debts:
+            self._debts[payer].add((nbytes if nbytes > SMALL_BODY_BYTES else 0) - expected)
+            self._debts = {name: debt for name, debt in self._debts.items() if debt.nbytes > 0}
+
+
+class _Debt:
+    """What was sent, less what time has paid off. last: bytes of the last large message."""
+
+    def __init__(self) -> None:
+        self.last = 0
+        self._nbytes = 0.0
+        self._at = time.monotonic()
+
+    @property
+    def nbytes(self) -> float:
+        """Now."""
+        return max(0.0, self._nbytes - (time.monotonic() - self._at) * BYTES_PER_SECOND)
+
+    def add(self, nbytes: int) -> None:
+        """Count more, or less."""
+        self._nbytes, self._at = self.nbytes + nbytes, time.monotonic()
+
+
 class Admission:
     """Lets calls with images in: some at once, some in a line, and no more; the rest is told to come back.
 
-    calls: turns of unary calls with an image, taken before a message is read.
+    calls: turns of unary calls with an image, taken before a message is read. pace: of reading.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, prompts_expected: Callable[[], bool]) -> None:
+        self.pace = Pace(prompts_expected)
         self.calls = Turns(limits.calls_at_once, limits.calls_waiting, "calls with an image")
+        self._reading = Turns(1, what="calls that are read")
         self._most = limits.bodies_bytes
         self._largest = limits.message_bytes
         self._bytes = 0
         self._held: Counter[str] = Counter()
+
+    async def one_by_one(self, read: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
+        """Read the message of a unary call, and not at the same moment as others."""
+        async with self._reading.turn():
+            reading = asyncio.create_task(read(), name="read a call")
+            try:
+                await asyncio.wait((reading,), timeout=READ_ALONE_SECONDS)
+            except asyncio.CancelledError:
+                reading.cancel()
+                raise
+        try:
+            return await reading
+        finally:
+            reading.cancel()
 
     @contextmanager
     def body(self, nbytes: int) -> Iterator[None]:

@@ -40,7 +40,7 @@ class Limits:
     stream_inflight: int = 4
     frames_in_flight: int = 4
     frames_in_work: int = 2
-    calls_at_once: int = 16
+    calls_at_once: int = 4
     calls_waiting: int = 256
     bodies_bytes: int = 1024 * MEBIBYTE
     stream_reply_bytes: int = 8 * MEBIBYTE

@@ -14,9 +14,9 @@ from polywand_server.regions import ProbabilityMap
 from polywand_server.workers.pool import Limits, Workers
 
 # Of an outline that is drawn in a thread, in some ten milliseconds; that of an ordinary click has some hundred.
-FEW_VERTICES = 2**13
-# The cost of a seed that is filled in a thread: some ten milliseconds, for dense run lengths some tens.
-SMALL_SEED = 12_000_000
+FEW_VERTICES = 2**12
+# The cost of a seed that is filled in a thread, in some ten milliseconds.
+SMALL_SEED = 4_000_000
 DRAWING_BYTES = 768 * MEBIBYTE
 PLANTING_BYTES = 1024 * MEBIBYTE
 

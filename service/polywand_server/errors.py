@@ -82,6 +82,9 @@ async def or_error(work: Awaitable[T]) -> T | PolywandError:
         return await work
     except PolywandError as error:
         return error
+    except MemoryError:
+        log.error("no memory was left for a request")
+        return QuotaError("memory", "this server has no memory left for this: try later, or another replica", 1.0)
     except Exception:
         log.exception("a request failed for a reason that nobody thought of")
         return InternalError("the service failed on this request; its log says why")

@@ -34,7 +34,7 @@ STAGE_SECONDS = Histogram(
     "polywand_stage_duration_seconds", "Time in one stage of an answer.", ["stage", "model"], buckets=_SECONDS
 )
 
-IMAGES = Counter("polywand_images_total", "Images received, by outcome.", ["outcome"])
+IMAGES = Counter("polywand_images_total", "Images received, and given up by idle streams, by outcome.", ["outcome"])
 IMAGE_BYTES = Histogram("polywand_image_bytes", "Bytes of a received image, encoded or raw.", buckets=_BYTES)
 IMAGE_PIXELS = Histogram("polywand_image_pixels", "Pixels of a decoded image.", buckets=_PIXELS)
 IMAGE_MEMORY = Gauge("polywand_image_memory_bytes", "Memory of decoded images that are alive now.")

@@ -187,7 +187,9 @@ class Server:
             frames, Drawer(frames, workers, limits.work_cpu_seconds), Turns(limits.frames_in_work, what="frames")
         )
         ingress = Ingress(limits.bodies_bytes)
-        servicer = AnnotationServicer(place, frame_work, Admission(limits), ingress)
+        servicer = AnnotationServicer(
+            place, frame_work, Admission(limits, lambda: precedence.prompts_expected), ingress
+        )
         metrics.TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
         health = Health(
             ("", SERVICE_NAME),

@@ -148,6 +148,7 @@ class Session:
         self._objects.clear()
         self._memory.clear()
         self._image_was_given_up = True
+        metrics.IMAGES.labels("given_up").inc()
 
     async def set_image(self, sequence: int, source: ImageSource, watch: Stopwatch) -> None:
         """Make this the current image and forget the last one's objects; answered with `ImageReady` or an error."""

@@ -1,16 +1,29 @@
-"""Turns: fair shares of what only a few may use at once, over clients first, then over each client's streams."""
+"""Turns: fair shares of what only a few may use at once, over clients first, then over each client's streams.
+
+Hands go first: a client that has rested since its last turns is taken to be somebody who looks and then clicks, and
+its next few turns come before those of clients that want one after another without a pause.
+"""
 
 import asyncio
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from polywand_server.errors import QuotaError
 from polywand_server.requester import Requester, current
 
 # A client that had a turn so short a time ago counts as active: the others leave it its share.
 ACTIVE_SECONDS = 1.0
+# A client that wanted nothing for so long has rested.
+REST_SECONDS = 0.1
+# So many turns after a rest come first: those of a click, with all passes that it may take.
+TURNS_AFTER_REST = 16
+# So long a client is known by that it was here; one that was not has not rested, but is new.
+KNOWN_SECONDS = 60.0
+# After so many of these in a row, one of the others goes.
+MOST_IN_A_ROW = 4
 
 
 class Line:
@@ -66,30 +79,47 @@ class Line:
         return waiter
 
 
+@dataclass(slots=True)
+class _Client:
+    """held: turns now. wanted: those, and what waits. since_rest: turns since it rested. used_at: when it had one last.
+
+    hand_at: when it had one that came first.
+    """
+
+    held: int = 0
+    wanted: int = 0
+    since_rest: int = 0
+    used_at: float = 0.0
+    hand_at: float = float("-inf")
+
+
 class Turns:
     """Lets `capacity` in at once.
 
-    Where several clients are active, none has more than its share, and each has one. most_waiting: longer than that the
-    line does not grow; None is no limit. what: is waited for, in words, for errors.
+    Where several clients are active, none has more than its share, and each has one; where hands are active, the others
+    leave one turn free. most_waiting: longer than that the lines do not grow; None is no limit. what: is waited for, in
+    words, for errors.
     """
 
     def __init__(self, capacity: int, most_waiting: int | None = None, what: str = "turns") -> None:
         self._capacity = capacity
         self._most_waiting = most_waiting
         self._what = what
-        self._line = Line()
-        self._held: Counter[str] = Counter()
-        self._last_turn: dict[str, float] = {}
+        self._hands, self._others = Line(), Line()
+        self._clients: dict[str, _Client] = {}
+        self._inactive: dict[str, _Client] = {}  # the one that was used last stands last
+        self._in_use = 0
+        self._in_a_row = 0
 
     @property
     def waiting(self) -> int:
         """How many stand in line."""
-        return len(self._line)
+        return len(self._hands) + len(self._others)
 
     @property
     def in_use(self) -> int:
         """How many turns are held."""
-        return self._held.total()
+        return self._in_use
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -103,65 +133,106 @@ class Turns:
         try:
             yield
         finally:
-            self._release(requester.client)
+            self._clients[requester.client].held -= 1
+            self._in_use -= 1
+            self._want_less(requester.client)
+            self._hand_on()
 
     async def _acquire(self, requester: Requester) -> None:
-        client = requester.client
-        if (
-            self.in_use < self._capacity
-            and client not in self._line.clients
-            and self._held[client] < self._share(client)
-        ):
-            self._take(client)
+        client, name = self._client(requester.client), requester.client
+        is_hand = client.since_rest < TURNS_AFTER_REST
+        line = self._hands if is_hand else self._others
+        if name not in line.clients and self._may(name, is_hand=is_hand):
+            client.wanted += 1
+            self._take(name, is_hand=is_hand)
             return
-        self._check_line(client)
+        self._check_line(name)
+        client.wanted += 1
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._line.push(requester, waiter)
+        line.push(requester, waiter)
         try:
             await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
-                self._release(client)
+                client.held -= 1
+                self._in_use -= 1
             else:
-                self._line.remove(requester, waiter)
+                line.remove(requester, waiter)
+            self._want_less(name)
+            self._hand_on()
             raise
+
+    def _client(self, name: str) -> _Client:
+        """What is known of a client; of one that has rested, turns are counted anew."""
+        now = time.monotonic()
+        client = self._clients.get(name) or self._inactive.pop(name, None)
+        if client is None:
+            client = _Client(since_rest=TURNS_AFTER_REST)
+        elif client.wanted == 0 and now - client.used_at > REST_SECONDS:
+            client.since_rest = 0
+        client.used_at = now
+        self._clients[name] = client
+        return client
+
+    def _want_less(self, name: str) -> None:
+        client = self._clients[name]
+        client.wanted -= 1
+        client.used_at = time.monotonic()
 
     def _check_line(self, client: str) -> None:
         """Refuse who would make the line too long: of a client that waits for more than others do, the next one."""
         most = self._most_waiting
         if most is None:
             return
-        share = max(1, most // len({client, *self._line.clients}))
-        if self._line.count(client) >= share:
-            raise QuotaError(
-                self._what, f"{len(self._line)} wait for {self._what} already, of at most {most}: try again later", 1.0
-            )
+        waiting = {client, *self._hands.clients, *self._others.clients}
+        if self._hands.count(client) + self._others.count(client) >= max(1, most // len(waiting)):
+            text = f"{self.waiting} wait for {self._what} already, of at most {most}: try again later"
+            raise QuotaError(self._what, text, 1.0)
 
-    def _take(self, client: str) -> None:
-        self._held[client] += 1
-        self._last_turn[client] = time.monotonic()
-
-    def _release(self, client: str) -> None:
-        self._held[client] -= 1
-        if not self._held[client]:
-            del self._held[client]
-        self._last_turn[client] = time.monotonic()
-        self._hand_on()
+    def _take(self, name: str, *, is_hand: bool) -> None:
+        client = self._clients[name]
+        client.held += 1
+        client.since_rest += 1
+        client.used_at = time.monotonic()
+        self._in_use += 1
+        self._in_a_row = self._in_a_row + 1 if is_hand else 0
+        if is_hand:
+            client.hand_at = client.used_at
 
     def _hand_on(self) -> None:
-        for client in self._line.clients:
-            while (
-                self.in_use < self._capacity and self._line.count(client) and self._held[client] < self._share(client)
-            ):
-                waiter = self._line.pop(client)
-                if not waiter.cancelled():  # it may not have left the line yet
-                    self._take(client)
-                    waiter.set_result(None)
+        while self._in_use < self._capacity and (found := self._next()) is not None:
+            name, is_hand = found
+            waiter = (self._hands if is_hand else self._others).pop(name)
+            if not waiter.cancelled():  # it may not have left the line yet
+                self._take(name, is_hand=is_hand)
+                waiter.set_result(None)
 
-    def _share(self, client: str) -> int:
-        """How many turns a client may hold at once, as long as so many others are active."""
+    def _next(self) -> tuple[str, bool] | None:
+        """Whose turn it is, and whether it is a hand's."""
+        hand = next((name for name in self._hands.clients if self._may(name, is_hand=True)), None)
+        other = next((name for name in self._others.clients if self._may(name, is_hand=False)), None)
+        if hand is not None and (other is None or self._in_a_row < MOST_IN_A_ROW):
+            return hand, True
+        return None if other is None else (other, False)
+
+    def _may(self, name: str, *, is_hand: bool) -> bool:
+        """Whether a client may have a turn more now."""
+        self._forget_inactive()
         since = time.monotonic() - ACTIVE_SECONDS
-        if len(self._last_turn) > 1:
-            self._last_turn = {name: at for name, at in self._last_turn.items() if at > since or self._held[name]}
-        active = {client, *self._last_turn, *self._held, *self._line.clients}
-        return max(1, self._capacity // len(active))
+        share = max(1, self._capacity // len(self._clients.keys() | {name}))
+        other_hands = any(client.hand_at > since for other, client in self._clients.items() if other != name)
+        free_for_hands = 1 if other_hands and not is_hand and self._capacity > 1 else 0
+        known = self._clients.get(name)
+        held = known.held if known is not None else 0
+        return self._in_use < self._capacity - free_for_hands and held < share
+
+    def _forget_inactive(self) -> None:
+        since = time.monotonic() - ACTIVE_SECONDS
+        gone = [name for name, client in self._clients.items() if not client.wanted and client.used_at < since]
+        for name in gone:
+            self._inactive[name] = self._clients.pop(name)
+        while self._inactive:
+            name, client = next(iter(self._inactive.items()))
+            if client.used_at > since - KNOWN_SECONDS:
+                break
+            del self._inactive[name]

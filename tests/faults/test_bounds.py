@@ -7,7 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+import cv2
 import grpc
+import numpy as np
 import psutil
 import pytest
 from google.protobuf.message import Message
@@ -198,6 +200,20 @@ def test_a_file_that_is_decoded_for_nobody_is_not_decoded_on(repository, tmp_pat
             wait_for(lambda: any(cpu_seconds(child) > 0.5 for child in workers(service)[1:]), 60, service)
         wait_for(lambda: len(workers(service)) == RESTING_WORKERS, 60, service)
         assert all(cpu_seconds(child) < 0.5 for child in workers(service)[1:])
+
+
+def test_an_ordinary_photo_is_decoded_without_a_child(bounded, stub):
+    photo = np.random.default_rng(1).integers(0, 255, (3000, 4000, 3), np.uint8)
+    with InteractStream(stub) as stream:
+        stream.ask(BRIGHT)
+        wait_for(lambda: len(workers(bounded)) == RESTING_WORKERS, 60, bounded)
+        before = {process.pid for process in workers(bounded)}
+        jpeg = cv2.imencode(".jpg", cv2.blur(photo, (9, 9)))[1].tobytes()
+        assert stream.ask(pb.Image(encoded=jpeg)).image.width == 4000
+        assert {process.pid for process in workers(bounded)} == before
+        png = cv2.imencode(".png", photo[:1500])[1].tobytes()
+        assert stream.ask(pb.Image(encoded=png)).image.width == 4000
+        assert {process.pid for process in workers(bounded)} != before
 
 
 def cpu_seconds(process: psutil.Process) -> float:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
@@ -60,6 +61,14 @@ class PolygonSeed:
     def nbytes(self) -> int:
         """Memory that it takes."""
         return sum(ring.nbytes for ring in self.rings)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As two arrays: thousands of small ones would hold the event loop while they are pickled."""
+        return _seed_of, (np.concatenate(self.rings), np.array([len(ring) for ring in self.rings]))
+
+
+def _seed_of(vertices: NDArray[np.float32], sizes: NDArray[np.int64]) -> PolygonSeed:
+    return PolygonSeed(tuple(np.split(vertices, np.cumsum(sizes)[:-1])))
 
 
 Seed = RleSeed | PolygonSeed

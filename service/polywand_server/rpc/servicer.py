@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from polywand.v1 import annotation_pb2 as pb
 from polywand.v1 import annotation_pb2_grpc as pb_grpc
 from polywand_server import metrics
-from polywand_server.admission import Admission
+from polywand_server.admission import FRAMES, Admission
 from polywand_server.answers import Reply
 from polywand_server.detectors.outlines import Outliner, find_outliner, outline
 from polywand_server.detectors.pipeline import DetectOptions, detect
@@ -23,6 +23,7 @@ from polywand_server.images import Picture
 from polywand_server.inference import Inference
 from polywand_server.interactors.prompt import Box, Prompt
 from polywand_server.registry import Detector
+from polywand_server.requester import current
 from polywand_server.rpc import wire
 from polywand_server.rpc.endings import Ending
 from polywand_server.rpc.ingress import Ingress
@@ -87,8 +88,9 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
         """Detect on one image."""
         try:
             async with self._admission.calls.turn():
-                data = await _read_one(context)
-                self._ingress.handed_over(len(data))
+                expected = await self._admission.pace.pause(FRAMES)
+                data = await self._admission.one_by_one(lambda: _read_one(context))
+                self._note(FRAMES, len(data), expected)
                 with self._admission.body(len(data)):
                     received = await receive(data, pb.DetectRequest, wire.DETECT, self._frames.lane)
                     if isinstance(received, Refused):
@@ -153,7 +155,7 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
 
     async def _read_session(self, context: _Context, session: Session) -> None:
         try:
-            async with aclosing(self._until_drained(context)) as messages:
+            async with aclosing(self._until_drained(context, current().client)) as messages:
                 async for message in messages:
                     await self._take(message.pop(), session)
         except Exception:
@@ -199,7 +201,7 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
     async def _read_frames(self, context: _Context, frames: "asyncio.Queue[asyncio.Task[bytes] | None]") -> None:
         places = asyncio.Semaphore(self._place.limits.frames_in_flight)
         try:
-            async with aclosing(self._until_drained(context)) as messages:
+            async with aclosing(self._until_drained(context, FRAMES)) as messages:
                 async for message in messages:
                     watch = Stopwatch()
                     await places.acquire()
@@ -270,7 +272,12 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
             return write_detections(found, outlines, picture, tool, watch)
         return await lane.compute(lambda: write_detections(found, outlines, picture, tool, watch))
 
-    async def _until_drained(self, context: _Context) -> AsyncGenerator[list[bytes], None]:
+    def _note(self, payer: str, nbytes: int, expected: int) -> None:
+        """Count a message that was handed over. expected: what `pause` has counted for it."""
+        self._ingress.handed_over(nbytes)
+        self._admission.pace.read(payer, nbytes, expected)
+
+    async def _until_drained(self, context: _Context, payer: str) -> AsyncGenerator[list[bytes], None]:
         """Yield messages until the client has no more or the server drains; each in a list, from which it is taken, so
         that nothing here holds it while the next one is awaited.
         """
@@ -278,6 +285,7 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
         coming: asyncio.Future[Any] | None = None
         try:
             while True:
+                expected = await self._admission.pace.pause(payer)
                 coming = asyncio.ensure_future(context.read())
                 await asyncio.wait((coming, drained), return_when=asyncio.FIRST_COMPLETED)
                 if not coming.done():
@@ -286,7 +294,7 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
                 coming = None
                 if message[0] is _EOF:
                     return
-                self._ingress.handed_over(len(message[0]))
+                self._note(payer, len(message[0]), expected)
                 yield message
         finally:
             await _cancel(drained)

@@ -306,9 +306,13 @@ class Workers:
             self._restarting = asyncio.create_task(self._restart(), name="start the parent of children")
 
     async def _restart(self) -> None:
-        await asyncio.sleep(RESTART_SECONDS)
+        while self._spawner is None:
+            await asyncio.sleep(RESTART_SECONDS)
+            try:
+                self.start()
+            except OSError as error:  # no memory, no process more
+                _log.error("cannot start the process that children are forked from: %s", error.strerror)
         self._restarting = None
-        self.start()
 
 
 def _write(memory: int, data: Sequence[bytes | memoryview]) -> None:

@@ -1,0 +1,119 @@
+"""Turns and precedence, as the service's tasks use them: their order, without a service around it."""
+
+import asyncio
+import time
+
+import pytest
+
+from polywand_server.errors import QuotaError
+from polywand_server.precedence import PATIENCE_SECONDS, Precedence
+from polywand_server.requester import begin
+from polywand_server.turns import Turns
+
+
+async def stream(turns: Turns, client: str, names: list[str], order: list[str]) -> list[asyncio.Task[None]]:
+    """Tasks of one stream that all want a turn."""
+    begin(client)
+    started = []
+
+    async def one(name: str) -> None:
+        async with turns.turn():
+            order.append(name)
+            await asyncio.sleep(0)
+
+    for name in names:
+        started.append(asyncio.create_task(one(name)))
+        await asyncio.sleep(0)
+    return started
+
+
+async def gather(*streams: "asyncio.Task[list[asyncio.Task[None]]]") -> None:
+    for started in await asyncio.gather(*streams):
+        await asyncio.gather(*started)
+
+
+async def test_clients_take_turns_and_so_do_the_streams_of_each():
+    """One client has two streams of three, another one of two: each gets every second turn as long as it wants them."""
+    turns, order = Turns(1), list[str]()
+    async with turns.turn():  # so that all stand in line
+        streams = []
+        for client, names in (("a", ["a1", "a2", "a3"]), ("a", ["A1", "A2", "A3"]), ("b", ["b1", "b2"])):
+            streams.append(asyncio.create_task(stream(turns, client, names, order)))
+            await asyncio.sleep(0.01)
+    await gather(*streams)
+    assert order == ["a1", "b1", "A1", "b2", "a2", "A2", "a3", "A3"]
+
+
+async def test_a_client_alone_has_all_turns_and_with_another_its_share():
+    turns, order = Turns(4), list[str]()
+    gate = asyncio.Event()
+
+    async def hold(client: str, name: str) -> None:
+        begin(client)
+        async with turns.turn():
+            order.append(name)
+            await gate.wait()
+
+    first = [asyncio.create_task(hold("a", f"a{number}")) for number in range(6)]
+    await asyncio.sleep(0.01)
+    assert order == ["a0", "a1", "a2", "a3"]
+    second = [asyncio.create_task(hold("b", f"b{number}")) for number in range(3)]
+    await asyncio.sleep(0.01)
+    first[0].cancel()
+    first[1].cancel()
+    await asyncio.sleep(0.01)
+    assert order[4:] == ["b0", "b1"]  # half of the turns each
+    gate.set()
+    await asyncio.gather(*first, *second, return_exceptions=True)
+    assert (turns.in_use, turns.waiting) == (0, 0)
+
+
+async def test_who_leaves_the_line_takes_no_turn():
+    turns, order = Turns(1), list[str]()
+    async with turns.turn():
+        (leaves, stays) = await asyncio.create_task(stream(turns, "a", ["leaves", "stays"], order))
+        leaves.cancel()
+    await asyncio.gather(leaves, stays, return_exceptions=True)
+    assert order == ["stays"]
+    assert (turns.in_use, turns.waiting) == (0, 0)
+
+
+async def test_a_line_has_an_end_and_each_client_its_share_of_it():
+    turns, order = Turns(1, most_waiting=4, what="calls"), list[str]()
+    async with turns.turn():
+        first = await asyncio.create_task(stream(turns, "a", ["a1", "a2", "a3", "a4", "a5"], order))
+        second = await asyncio.create_task(stream(turns, "b", ["b1", "b2", "b3"], order))
+    results = await asyncio.gather(*first, *second, return_exceptions=True)
+    refused = [isinstance(result, QuotaError) for result in results]
+    assert refused == [False, False, False, False, True, False, False, True]
+    with pytest.raises(QuotaError, match="wait for calls already, of at most 4"):
+        raise results[-1]
+
+
+async def test_a_drag_leaves_frames_one_stage_in_a_quarter_of_a_second():
+    """A drag's prompts follow one another without a pause; between two of them no frame slips through."""
+    precedence, stages = Precedence(), 0
+
+    async def frames() -> None:
+        nonlocal stages
+        while True:
+            await precedence.frame()
+            stages += 1
+            await asyncio.sleep(0.001)
+
+    release = precedence.prompt()
+    waiting = [asyncio.create_task(frames()) for _ in range(2)]
+    began = time.monotonic()
+    for _ in range(25):
+        await asyncio.sleep(0.02)
+        following = precedence.prompt()  # the next is taken while the outline of the last is drawn
+        release()
+        release = following
+    elapsed, during = time.monotonic() - began, stages
+    release()
+    await asyncio.sleep(0.05)
+    assert during <= elapsed / PATIENCE_SECONDS
+    assert stages > during  # there is a pause now
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
