@@ -223,7 +223,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     default=_DEFAULTS.limits.inferences_at_once,
     type=click.IntRange(1),
     show_envvar=True,
-    help="Inferences that one model in Triton is given together; clients take turns. A GPU wants more, a batch or two.",
+    help="Inferences that one model in Triton is given together; clients take turns. A GPU wants two batches.",
 )
 @click.option(
     "--worker-processes",

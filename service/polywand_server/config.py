@@ -45,7 +45,7 @@ class Limits:
     bodies_bytes: int = 1024 * MEBIBYTE
     stream_reply_bytes: int = 8 * MEBIBYTE
     reply_bytes: int = 256 * MEBIBYTE
-    inferences_at_once: int = 2
+    inferences_at_once: int = 8
     connections: int = 1000
     streams_of_connection: int = 100
     workers: int = 2

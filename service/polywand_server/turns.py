@@ -1,7 +1,7 @@
 """Turns: fair shares of what only a few may use at once, over clients first, then over each client's streams.
 
-Hands go first: a client that has rested since its last turns is taken to be somebody who looks and then clicks, and
-its next few turns come before those of clients that want one after another without a pause.
+Hands go first: a client that has rested since its last turns, and wants one thing at a time, is taken to be somebody
+who looks and then clicks. Its next few turns come before those of clients that want one after another without a pause.
 """
 
 import asyncio
@@ -20,8 +20,14 @@ ACTIVE_SECONDS = 1.0
 REST_SECONDS = 0.1
 # So many turns after a rest come first: those of a click, with all passes that it may take.
 TURNS_AFTER_REST = 16
-# So long a client is known by that it was here; one that was not has not rested, but is new.
+# So many at first, of a client that was not here before.
+TURNS_OF_A_NEW_ONE = 2
+# So long it is known that a client was here.
 KNOWN_SECONDS = 60.0
+# So long after a hand's turn another one is expected; then the others hold no more than this part of all turns, so that
+# it finds one free.
+HANDS_SECONDS = 10.0
+OTHERS_PART = 8
 # After so many of these in a row, one of the others goes.
 MOST_IN_A_ROW = 4
 
@@ -81,24 +87,24 @@ class Line:
 
 @dataclass(slots=True)
 class _Client:
-    """held: turns now. wanted: those, and what waits. since_rest: turns since it rested. used_at: when it had one last.
+    """held: turns now. wanted: those, and what waits. used_at: when it had one last.
 
-    hand_at: when it had one that came first.
+    since_rest: turns since it rested. has_rested: ever; a new one has not.
     """
 
     held: int = 0
     wanted: int = 0
     since_rest: int = 0
     used_at: float = 0.0
-    hand_at: float = float("-inf")
+    has_rested: bool = False
 
 
 class Turns:
     """Lets `capacity` in at once.
 
-    Where several clients are active, none has more than its share, and each has one; where hands are active, the others
-    leave one turn free. most_waiting: longer than that the lines do not grow; None is no limit. what: is waited for, in
-    words, for errors.
+    Where several clients are active, none has more than its share, and each has one; where hands are expected, the
+    others leave most turns free. most_waiting: longer than that the lines do not grow; None is no limit. what: is
+    waited for, in words, for errors.
     """
 
     def __init__(self, capacity: int, most_waiting: int | None = None, what: str = "turns") -> None:
@@ -108,7 +114,9 @@ class Turns:
         self._hands, self._others = Line(), Line()
         self._clients: dict[str, _Client] = {}
         self._inactive: dict[str, _Client] = {}  # the one that was used last stands last
+        self._hands_at: dict[str, float] = {}  # when each had its last turn as one
         self._in_use = 0
+        self._others_in_use = 0
         self._in_a_row = 0
 
     @property
@@ -129,23 +137,21 @@ class Turns:
             QuotaError: the line is full, or this client has its share of it.
         """
         requester = current()
-        await self._acquire(requester)
+        is_hand = await self._acquire(requester)
         try:
             yield
         finally:
-            self._clients[requester.client].held -= 1
-            self._in_use -= 1
-            self._want_less(requester.client)
-            self._hand_on()
+            self._release(requester.client, is_hand=is_hand)
 
-    async def _acquire(self, requester: Requester) -> None:
+    async def _acquire(self, requester: Requester) -> bool:
+        """Wait for a turn; returns whether it is a hand's."""
         client, name = self._client(requester.client), requester.client
-        is_hand = client.since_rest < TURNS_AFTER_REST
+        is_hand = client.since_rest < TURNS_AFTER_REST and client.wanted == 0
         line = self._hands if is_hand else self._others
         if name not in line.clients and self._may(name, is_hand=is_hand):
             client.wanted += 1
             self._take(name, is_hand=is_hand)
-            return
+            return is_hand
         self._check_line(name)
         client.wanted += 1
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -154,22 +160,29 @@ class Turns:
             await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
-                client.held -= 1
-                self._in_use -= 1
+                self._release(name, is_hand=is_hand)
             else:
                 line.remove(requester, waiter)
-            self._want_less(name)
-            self._hand_on()
+                self._want_less(name)
+                self._hand_on()
             raise
+        return is_hand
+
+    def _release(self, name: str, *, is_hand: bool) -> None:
+        self._clients[name].held -= 1
+        self._in_use -= 1
+        self._others_in_use -= not is_hand
+        self._want_less(name)
+        self._hand_on()
 
     def _client(self, name: str) -> _Client:
         """What is known of a client; of one that has rested, turns are counted anew."""
         now = time.monotonic()
         client = self._clients.get(name) or self._inactive.pop(name, None)
         if client is None:
-            client = _Client(since_rest=TURNS_AFTER_REST)
+            client = _Client(since_rest=TURNS_AFTER_REST - TURNS_OF_A_NEW_ONE)
         elif client.wanted == 0 and now - client.used_at > REST_SECONDS:
-            client.since_rest = 0
+            client.since_rest, client.has_rested = 0, True
         client.used_at = now
         self._clients[name] = client
         return client
@@ -195,9 +208,10 @@ class Turns:
         client.since_rest += 1
         client.used_at = time.monotonic()
         self._in_use += 1
+        self._others_in_use += not is_hand
         self._in_a_row = self._in_a_row + 1 if is_hand else 0
-        if is_hand:
-            client.hand_at = client.used_at
+        if is_hand and client.has_rested:
+            self._hands_at[name] = client.used_at
 
     def _hand_on(self) -> None:
         while self._in_use < self._capacity and (found := self._next()) is not None:
@@ -218,21 +232,21 @@ class Turns:
     def _may(self, name: str, *, is_hand: bool) -> bool:
         """Whether a client may have a turn more now."""
         self._forget_inactive()
-        since = time.monotonic() - ACTIVE_SECONDS
-        share = max(1, self._capacity // len(self._clients.keys() | {name}))
-        other_hands = any(client.hand_at > since for other, client in self._clients.items() if other != name)
-        free_for_hands = 1 if other_hands and not is_hand and self._capacity > 1 else 0
-        known = self._clients.get(name)
-        held = known.held if known is not None else 0
-        return self._in_use < self._capacity - free_for_hands and held < share
+        if self._in_use >= self._capacity:
+            return False
+        if not is_hand and self._hands_at.keys() - {name}:
+            return self._others_in_use < max(1, self._capacity // OTHERS_PART)
+        return self._clients[name].held < max(1, self._capacity // len(self._clients))
 
     def _forget_inactive(self) -> None:
-        since = time.monotonic() - ACTIVE_SECONDS
+        now = time.monotonic()
+        since = now - ACTIVE_SECONDS
+        self._hands_at = {name: at for name, at in self._hands_at.items() if at > now - HANDS_SECONDS}
         gone = [name for name, client in self._clients.items() if not client.wanted and client.used_at < since]
         for name in gone:
             self._inactive[name] = self._clients.pop(name)
         while self._inactive:
             name, client = next(iter(self._inactive.items()))
-            if client.used_at > since - KNOWN_SECONDS:
+            if client.used_at > now - KNOWN_SECONDS:
                 break
             del self._inactive[name]

@@ -8,7 +8,7 @@ import pytest
 from polywand_server.errors import QuotaError
 from polywand_server.precedence import PATIENCE_SECONDS, Precedence
 from polywand_server.requester import begin
-from polywand_server.turns import Turns
+from polywand_server.turns import MOST_IN_A_ROW, REST_SECONDS, TURNS_AFTER_REST, Turns
 
 
 async def stream(turns: Turns, client: str, names: list[str], order: list[str]) -> list[asyncio.Task[None]]:
@@ -27,6 +27,19 @@ async def stream(turns: Turns, client: str, names: list[str], order: list[str]) 
     return started
 
 
+async def without_a_rest(turns: Turns, *clients: str) -> None:
+    """Let clients have turns one after another, until they are no new ones any more."""
+
+    async def one(client: str) -> None:
+        begin(client)
+        for _ in range(TURNS_AFTER_REST):
+            async with turns.turn():
+                pass
+
+    for client in clients:
+        await asyncio.create_task(one(client))
+
+
 async def gather(*streams: "asyncio.Task[list[asyncio.Task[None]]]") -> None:
     for started in await asyncio.gather(*streams):
         await asyncio.gather(*started)
@@ -35,6 +48,7 @@ async def gather(*streams: "asyncio.Task[list[asyncio.Task[None]]]") -> None:
 async def test_clients_take_turns_and_so_do_the_streams_of_each():
     """One client has two streams of three, another one of two: each gets every second turn as long as it wants them."""
     turns, order = Turns(1), list[str]()
+    await without_a_rest(turns, "a", "b")
     async with turns.turn():  # so that all stand in line
         streams = []
         for client, names in (("a", ["a1", "a2", "a3"]), ("a", ["A1", "A2", "A3"]), ("b", ["b1", "b2"])):
@@ -46,6 +60,7 @@ async def test_clients_take_turns_and_so_do_the_streams_of_each():
 
 async def test_a_client_alone_has_all_turns_and_with_another_its_share():
     turns, order = Turns(4), list[str]()
+    await without_a_rest(turns, "a")
     gate = asyncio.Event()
 
     async def hold(client: str, name: str) -> None:
@@ -66,6 +81,48 @@ async def test_a_client_alone_has_all_turns_and_with_another_its_share():
     gate.set()
     await asyncio.gather(*first, *second, return_exceptions=True)
     assert (turns.in_use, turns.waiting) == (0, 0)
+
+
+async def test_hands_go_first_and_one_of_the_others_after_some_of_them():
+    """Six clients have rested and click; one wants many things without a rest, and stands in line before them."""
+    turns, order = Turns(1), list[str]()
+    hands = [f"hand {number}" for number in range(6)]
+    await without_a_rest(turns, "bulk", *hands)
+    await asyncio.sleep(1.5 * REST_SECONDS)
+    await without_a_rest(turns, "bulk")
+    begin("bulk")
+    async with turns.turn():
+        streams = [asyncio.create_task(stream(turns, "bulk", ["b1", "b2", "b3"], order))]
+        await asyncio.sleep(0.01)
+        streams += [asyncio.create_task(stream(turns, hand, [hand], order)) for hand in hands]
+        await asyncio.sleep(0.01)
+    await gather(*streams)
+    first, rest = hands[:MOST_IN_A_ROW], hands[MOST_IN_A_ROW:]
+    assert order == [*first, "b1", *rest, "b2", "b3"]
+
+
+async def test_where_a_hand_is_expected_others_leave_it_turns():
+    turns, order = Turns(16), list[str]()
+    gate = asyncio.Event()
+    await without_a_rest(turns, "bulk", "hand")
+    await asyncio.sleep(1.5 * REST_SECONDS)
+    await without_a_rest(turns, "bulk")
+    await asyncio.gather(*await asyncio.create_task(stream(turns, "hand", ["a click"], [])))
+
+    async def hold(client: str, name: str) -> None:
+        begin(client)
+        async with turns.turn():
+            order.append(name)
+            await gate.wait()
+
+    bulk = [asyncio.create_task(hold("bulk", f"b{number}")) for number in range(6)]
+    await asyncio.sleep(0.01)
+    assert order == ["b0", "b1"]  # an eighth of the turns
+    hand = asyncio.create_task(hold("hand", "hand"))
+    await asyncio.sleep(0.01)
+    assert order == ["b0", "b1", "hand"]
+    gate.set()
+    await asyncio.gather(*bulk, hand)
 
 
 async def test_who_leaves_the_line_takes_no_turn():
