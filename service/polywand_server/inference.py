@@ -63,7 +63,7 @@ class Inference:
         self._triton = triton
         self._memory = memory
         self._threads = threads
-        self._thread_turns = Turns(thread_count)
+        self._thread_turns = Turns(thread_count, others_part=2)
         self._model_turns = model_turns
         self._timeout_seconds = timeout_seconds
         self._priority = priority

@@ -10,6 +10,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import count
 
 from polywand_server.errors import QuotaError
 from polywand_server.requester import Requester, current
@@ -21,19 +22,22 @@ REST_SECONDS = 0.1
 # So many turns after a rest come first: those of a click, with all passes that it may take.
 TURNS_AFTER_REST = 16
 # So many at first, of a client that was not here before.
-TURNS_OF_A_NEW_ONE = 2
+TURNS_OF_A_NEW_ONE = 5
+# So many turns a client has before it goes to the end of the line: a click that has begun is finished before the next
+# one begins, or all would be finished late.
+TURNS_OF_A_PLACE = 4
 # So long it is known that a client was here.
 KNOWN_SECONDS = 60.0
-# So long after a hand's turn another one is expected; then the others hold no more than this part of all turns, so that
-# it finds one free.
+# So long after a hand's turn another one is expected.
 HANDS_SECONDS = 10.0
+# Then the others hold no more than this part of all turns, so that it finds one free.
 OTHERS_PART = 8
 # After so many of these in a row, one of the others goes.
 MOST_IN_A_ROW = 4
 
 
 class Line:
-    """Waiters in fair order: clients take turns, each one's streams take turns, and a stream's stand in line."""
+    """Waiters by client; each one's streams take turns, and a stream's stand in line."""
 
     def __init__(self) -> None:
         self._clients: OrderedDict[str, OrderedDict[int, deque[asyncio.Future[None]]]] = OrderedDict()
@@ -44,7 +48,7 @@ class Line:
 
     @property
     def clients(self) -> list[str]:
-        """Those that wait, the next one first."""
+        """Those that wait."""
         return list(self._clients)
 
     def count(self, client: str) -> int:
@@ -71,13 +75,12 @@ class Line:
             del self._clients[requester.client]
 
     def pop(self, client: str) -> "asyncio.Future[None]":
-        """Take the next one of a client's; the client goes to the end of the line."""
+        """Take the next one of a client's."""
         streams = self._clients[client]
         stream, waiters = next(iter(streams.items()))
         waiter = waiters.popleft()
         self._length -= 1
         streams.move_to_end(stream)
-        self._clients.move_to_end(client)
         if not waiters:
             del streams[stream]
         if not streams:
@@ -89,8 +92,12 @@ class Line:
 class _Client:
     """held: turns now. wanted: those, and what waits. used_at: when it had one last.
 
-    since_rest: turns since it rested. has_rested: ever; a new one has not.
+    since_rest: turns since it rested. has_rested: ever; a new one has not. place: in the line, counted from the first
+    one ever; turns: of this place.
     """
+
+    place: int = 0
+    turns: int = 0
 
     held: int = 0
     wanted: int = 0
@@ -104,11 +111,14 @@ class Turns:
 
     Where several clients are active, none has more than its share, and each has one; where hands are expected, the
     others leave most turns free. most_waiting: longer than that the lines do not grow; None is no limit. what: is
-    waited for, in words, for errors.
+    waited for, in words, for errors. others_part: of the turns, what is left to others where hands are expected.
     """
 
-    def __init__(self, capacity: int, most_waiting: int | None = None, what: str = "turns") -> None:
+    def __init__(
+        self, capacity: int, most_waiting: int | None = None, what: str = "turns", others_part: int = OTHERS_PART
+    ) -> None:
         self._capacity = capacity
+        self._most_others = max(1, capacity // others_part)
         self._most_waiting = most_waiting
         self._what = what
         self._hands, self._others = Line(), Line()
@@ -118,6 +128,7 @@ class Turns:
         self._in_use = 0
         self._others_in_use = 0
         self._in_a_row = 0
+        self._places = count(1)
 
     @property
     def waiting(self) -> int:
@@ -147,6 +158,8 @@ class Turns:
         """Wait for a turn; returns whether it is a hand's."""
         client, name = self._client(requester.client), requester.client
         is_hand = client.since_rest < TURNS_AFTER_REST and client.wanted == 0
+        # Many new ones at once are no hands that have just arrived.
+        is_hand &= client.has_rested or len(self._hands) < self._capacity
         line = self._hands if is_hand else self._others
         if name not in line.clients and self._may(name, is_hand=is_hand):
             client.wanted += 1
@@ -181,11 +194,17 @@ class Turns:
         client = self._clients.get(name) or self._inactive.pop(name, None)
         if client is None:
             client = _Client(since_rest=TURNS_AFTER_REST - TURNS_OF_A_NEW_ONE)
+            self._to_the_end(client)
         elif client.wanted == 0 and now - client.used_at > REST_SECONDS:
             client.since_rest, client.has_rested = 0, True
+            self._to_the_end(client)
         client.used_at = now
         self._clients[name] = client
         return client
+
+    def _to_the_end(self, client: _Client) -> None:
+        """Give a client the last place."""
+        client.place, client.turns = next(self._places), 0
 
     def _want_less(self, name: str) -> None:
         client = self._clients[name]
@@ -206,6 +225,9 @@ class Turns:
         client = self._clients[name]
         client.held += 1
         client.since_rest += 1
+        client.turns += 1
+        if client.turns == TURNS_OF_A_PLACE:
+            self._to_the_end(client)
         client.used_at = time.monotonic()
         self._in_use += 1
         self._others_in_use += not is_hand
@@ -223,11 +245,15 @@ class Turns:
 
     def _next(self) -> tuple[str, bool] | None:
         """Whose turn it is, and whether it is a hand's."""
-        hand = next((name for name in self._hands.clients if self._may(name, is_hand=True)), None)
-        other = next((name for name in self._others.clients if self._may(name, is_hand=False)), None)
+        hand, other = self._first(self._hands, is_hand=True), self._first(self._others, is_hand=False)
         if hand is not None and (other is None or self._in_a_row < MOST_IN_A_ROW):
             return hand, True
         return None if other is None else (other, False)
+
+    def _first(self, line: Line, *, is_hand: bool) -> str | None:
+        """The client of a line that has the first place of those that may have a turn."""
+        allowed = [name for name in line.clients if self._may(name, is_hand=is_hand)]
+        return min(allowed, key=lambda name: self._clients[name].place, default=None)
 
     def _may(self, name: str, *, is_hand: bool) -> bool:
         """Whether a client may have a turn more now."""
@@ -235,7 +261,7 @@ class Turns:
         if self._in_use >= self._capacity:
             return False
         if not is_hand and self._hands_at.keys() - {name}:
-            return self._others_in_use < max(1, self._capacity // OTHERS_PART)
+            return self._others_in_use < self._most_others
         return self._clients[name].held < max(1, self._capacity // len(self._clients))
 
     def _forget_inactive(self) -> None:

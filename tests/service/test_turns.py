@@ -46,7 +46,7 @@ async def gather(*streams: "asyncio.Task[list[asyncio.Task[None]]]") -> None:
 
 
 async def test_clients_take_turns_and_so_do_the_streams_of_each():
-    """One client has two streams of three, another one of two: each gets every second turn as long as it wants them."""
+    """One client has two streams of three, another one of two: four turns for one, then the other is next."""
     turns, order = Turns(1), list[str]()
     await without_a_rest(turns, "a", "b")
     async with turns.turn():  # so that all stand in line
@@ -55,7 +55,7 @@ async def test_clients_take_turns_and_so_do_the_streams_of_each():
             streams.append(asyncio.create_task(stream(turns, client, names, order)))
             await asyncio.sleep(0.01)
     await gather(*streams)
-    assert order == ["a1", "b1", "A1", "b2", "a2", "A2", "a3", "A3"]
+    assert order == ["a1", "A1", "a2", "A2", "b1", "b2", "a3", "A3"]
 
 
 async def test_a_client_alone_has_all_turns_and_with_another_its_share():
