@@ -5,7 +5,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import cv2
 import grpc
@@ -58,7 +58,12 @@ def stub(bounded: Service) -> Iterator[AnnotationServiceStub]:
 
 def workers(service: Service) -> list[psutil.Process]:
     """The processes that work on large input, and their parent."""
-    return [child for child in children(service) if "polywand_server.workers.spawner" in child.cmdline()]
+    found = []
+    for child in children(service):
+        with suppress(psutil.Error):  # it has just ended
+            if "polywand_server.workers.spawner" in child.cmdline():
+                found.append(child)
+    return found
 
 
 def detail_of(status, kind: type[Message]) -> Message:
@@ -81,7 +86,7 @@ def seed_of_nothing(polygons: int) -> pb.Prompt:
         ("few thousand polygons", seed_of_nothing(6_000), "5000"),
         ("points", pb.Prompt(model="wand_click", points=[pb.Point()] * 200_000), "100000"),
         ("many points", pb.Prompt(model="wand_click", points=[pb.Point()] * 12_000), "10000"),
-        ("name", pb.Prompt(model="wand_click", object_id="x" * 3 * MEBIBYTE), str(2 * MEBIBYTE)),
+        ("name", pb.Prompt(model="wand_click", object_id="x" * 3 * MEBIBYTE), str(wire.MAX_REST_BYTES)),
     ],
     ids=lambda value: value if isinstance(value, str) and not value.isdecimal() else "",
 )

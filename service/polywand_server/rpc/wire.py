@@ -14,8 +14,8 @@ from polywand.v1 import annotation_pb2 as pb
 from polywand_server.config import MEBIBYTE
 from polywand_server.errors import TooLargeError
 
-# Of a message beside its image.
-MAX_REST_BYTES = 2 * MEBIBYTE
+# Of a message beside its image; a bit more than two of the largest thing that it may hold, which has its own limit.
+MAX_REST_BYTES = 2 * MEBIBYTE + 65_536
 # Values and sub-messages of a message; packed numbers are one value.
 MAX_FIELDS = 100_000
 # Smaller than this a message may hold what it likes.

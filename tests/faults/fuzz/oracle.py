@@ -23,6 +23,8 @@ REQUESTS = {
 }
 FORBIDDEN = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNIMPLEMENTED)
 OF_A_FIELD = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION)
+# Of an object's name in a reply; longer ones are empty there.
+MAX_REPEATED_BYTES = 256
 TEMPORARY = grpc.StatusCode.UNAVAILABLE
 LIMITED = grpc.StatusCode.RESOURCE_EXHAUSTED
 DEFAULT_MAX_DETECTIONS = 100
@@ -150,7 +152,9 @@ def _interaction_breaches(case: Case, record: Record) -> Iterator[str]:
 
 
 def _object_id(request: pb.InteractRequest) -> str:
-    return request.prompt.object_id if request.WhichOneof("message") == "prompt" else ""
+    name = request.prompt.object_id if request.WhichOneof("message") == "prompt" else ""
+    # A name that is refused for its length may not be repeated.
+    return name if len(name.encode()) <= MAX_REPEATED_BYTES else ""
 
 
 def _image_breaches(asked: list[pb.InteractRequest], image: tuple[int, int]) -> Iterator[str]:
