@@ -121,7 +121,8 @@ class Failures:
         said = _without_trace(details)
         died = _STUB_DIED.match(said)
         if died:
-            return ModelDiedError(f"{what}: its process died", died["process"], died["part"])
+            which = f"part '{died['part']}': Stub process died" if died["part"] else "its process died"
+            return ModelDiedError(f"{what}: {which}", died["process"], died["part"])
         if _PART_AWAY.match(said):
             return UnavailableError(f"{what}: {self.public(details)}")
         if _NO_REGION.search(said):
