@@ -191,10 +191,10 @@ def test_calls_beyond_the_line_are_told_to_come_back(repository, tmp_path):
 
 
 def test_images_that_wait_to_be_decoded_are_bounded_over_all_streams(repository, tmp_path):
-    """Sixteen mebibytes of messages: frames of seven wait for a slow one; more are refused, and are not kept."""
+    """Of 32 mebibytes one client may have half: two frames of seven wait for a slow one; more are refused, not kept."""
     with (
         service_with(
-            repository, tmp_path, "--bodies-mebibytes=16", "--max-image-mebibytes=8", "--infer-timeout-seconds=3"
+            repository, tmp_path, "--bodies-mebibytes=32", "--max-image-mebibytes=8", "--infer-timeout-seconds=3"
         ) as service,
         ExitStack() as stack,
     ):
@@ -202,13 +202,13 @@ def test_images_that_wait_to_be_decoded_are_bounded_over_all_streams(repository,
         stub = AnnotationServiceStub(stack.enter_context(own_connection(service)))
         end = threading.Event()
         frames = [pb.DetectStreamRequest(frame_id=number, request=frame) for number in range(4)]
-        calls = [stub.DetectStream(unfinished(frames, end)) for _ in range(4)]
+        calls = [stub.DetectStream(unfinished(frames, end)) for _ in range(2)]
         stack.callback(end.set)
         wait_for(lambda: service.metric(BODY_MEMORY) > 0, 60, service)
         errors = (reply.error for call in calls for reply in call if reply.HasField("error"))
         refused = next(error for error in errors if error.code == FULL.value[0])
         assert detail_of(refused, error_details_pb2.QuotaFailure).violations[0].subject == "images that wait"
-        assert service.metric(BODY_MEMORY) <= 16 * MEBIBYTE
+        assert service.metric(BODY_MEMORY) <= 32 * MEBIBYTE
         for call in calls:
             call.cancel()
         wait_for(lambda: service.metric(BODY_MEMORY) == 0, 60, service)
