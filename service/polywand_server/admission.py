@@ -16,8 +16,6 @@ from polywand_server.turns import Turns
 # Messages up to this size are not counted: they are prompts, and each stream holds one at most.
 SMALL_BODY_BYTES = 64 * 1024
 RETRY_SECONDS = 1.0
-
-
 # What may be sent at once, and then in a second, while prompts are in work: to hand over a message of 60 MB, gRPC holds
 # the interpreter for some 60 ms.
 BURST_BYTES = 128 * MEBIBYTE

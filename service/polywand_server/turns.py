@@ -98,7 +98,6 @@ class _Client:
 
     place: int = 0
     turns: int = 0
-
     held: int = 0
     wanted: int = 0
     since_rest: int = 0

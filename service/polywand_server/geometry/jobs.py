@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,7 +23,6 @@ def draw(
     field: str,
 ) -> Answer:
     """Make a shape of a map; the arguments are those of `make_shape`. size: width, height of the image."""
-    cv2.setNumThreads(1)
     made = drawn(make_shape(probabilities, threshold, options, *size, keep, field))
     facts = {"area": made.area, "rle": made.rle, "tolerance": made.tolerance, "iou": made.iou}
     return Answer(facts, (made.coordinates, made.ring_sizes, made.part_sizes))
@@ -48,7 +46,6 @@ def read_drawn(answer: Answer) -> Drawn:
 
 def plant(_: Conversation, seed: Seed, size: tuple[int, int]) -> Answer:
     """Make a map of a seed. size: width, height of the image."""
-    cv2.setNumThreads(1)
     made = seed_map(seed, *size)
     region = made.region
     return Answer({"region": (region.left, region.top, region.width, region.height, region.size)}, (made.values,))

@@ -3,7 +3,6 @@
 import io
 from collections.abc import Callable
 
-import cv2
 import numpy as np
 
 from polywand_server.errors import InvalidInputError
@@ -21,7 +20,6 @@ OPENCV_BYTES = 12
 
 def decode(conversation: Conversation, field: str, max_pixels: int) -> Answer:
     """Decode the file that the conversation's input holds, into shared memory: the levels one behind the other."""
-    cv2.setNumThreads(1)
     target = _Target(conversation, field, max_pixels)
     webp = webp_header(conversation.input)
     if webp is not None:
