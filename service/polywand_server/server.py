@@ -55,6 +55,8 @@ FLUSH_SECONDS = 0.5
 STOP_SECONDS = 2.5
 # For requests that Triton still has when nobody waits for them any more.
 TRITON_GRACE_SECONDS = 1.0
+# Of all connections, that wait to be taken; each costs some 10 kB.
+PENDING_CALLS = 10_000
 # Of a stream, beyond the message that is being read: a sender 50 ms away still reaches 80 MB/s.
 READ_AHEAD_BYTES = 4 << 20
 # Of a call's headers, names and values.
@@ -280,6 +282,10 @@ def _grpc_server(
             ("grpc.server_handshake_timeout_ms", 10_000),
             ("grpc.max_connection_idle_ms", 10 * 60_000),
             ("grpc.http2.max_ping_strikes", 2),
+            # Past its own number, 1,000, gRPC refuses some of anybody's calls by chance, and a client that begins and
+            # resets calls on connection after connection gets there.
+            ("grpc.server.max_pending_requests", PENDING_CALLS),
+            ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_CALLS),
             # Widened by what gRPC measures, a stream's window would let a fast sender put 100 MB ahead of our reading.
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", READ_AHEAD_BYTES),
