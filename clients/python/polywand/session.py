@@ -9,6 +9,7 @@ import grpc
 
 from polywand import errors, images
 from polywand.images import ImageLike
+from polywand.keywords import keywords_of
 from polywand.ledger import Ledger
 from polywand.prompts import PromptOptions, Prompts
 from polywand.results import Segmentation
@@ -57,6 +58,7 @@ class Session:
         info: pb.ImageInfo = self._wait(waiter)
         self.width, self.height = info.width, info.height
 
+    @keywords_of(Prompts.message, PromptOptions)
     def prompt(self, model: str, **prompt: Unpack[PromptOptions]) -> Segmentation:
         """Ask for the outline of one object; the arguments are those of `PromptOptions`.
 
