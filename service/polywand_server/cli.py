@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import click
 
+from polywand.console import Command
 from polywand_server import __version__
 from polywand_server.config import MEBIBYTE, Limits, Settings, TritonTls
 from polywand_server.native import NativeOutput
@@ -20,14 +21,15 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command(
+    cls=Command,
     context_settings={
         "auto_envvar_prefix": "POLYWAND",
         "show_default": True,
         "max_content_width": 110,
         "help_option_names": ["-h", "--help"],
-    }
+    },
 )
-@click.version_option(__version__)
+@click.version_option(__version__, allow_from_autoenv=False)
 @click.option(
     "--host",
     default=_DEFAULTS.host,

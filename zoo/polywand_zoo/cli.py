@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from polywand.console import Group
+from polywand.outputs import refuse_inputs
 from polywand_zoo.evaluation.command import evaluate
 from polywand_zoo.evaluation.detections_command import evaluate_detections
 from polywand_zoo.published.catalogue import CATALOGUE
@@ -54,7 +56,7 @@ def _checked_sha256(_context: click.Context, _parameter: click.Parameter, value:
     return value.lower() if value else None
 
 
-@click.group()
+@click.group(cls=Group)
 def main() -> None:
     """Import, convert, train and export models for Polywand's model repository, and measure how good they are."""
 
@@ -149,7 +151,10 @@ def train(
     from polywand_zoo.wand.training import run  # noqa: PLC0415
     from polywand_zoo.wand.training.config import RecipeError  # noqa: PLC0415
     from polywand_zoo.wand.training.dataset import DatasetError  # noqa: PLC0415
+    from polywand_zoo.wand.training.worker import AVERAGE, LATEST  # noqa: PLC0415
 
+    if start is not None and not (folder / LATEST).exists():  # else the start is not read
+        refuse_inputs([folder / LATEST, folder / AVERAGE], [start])
     order = run.Order(folder, data, validation, recipe, start, processes, samples, finish_in)
     try:
         progress = run.train(order)
@@ -239,7 +244,7 @@ def import_published(
 
 @main.command()
 @click.argument("name", type=click.Choice(list(CATALOGUE)), metavar="NAME")
-@click.option("--file", "wanted", help="Which of the authors' checkpoints, by file name; with --url, what to call it.")
+@click.option("--file", help="Which of the authors' checkpoints, by file name; with --url, what to call it.")
 @click.option("--url", help="Where to download from, instead of the authors' release.")
 @click.option("--sha256", metavar="HEX", callback=_checked_sha256, help="The sum that the file has to have.")
 @click.option(
@@ -254,7 +259,7 @@ def import_published(
 @_BFLOAT
 def pull(
     name: str,
-    wanted: str | None,
+    file: str | None,
     url: str | None,
     sha256: str | None,
     cache: Path | None,
@@ -274,8 +279,8 @@ def pull(
 
     published = CATALOGUE[name]
     try:
-        source = url or published.url(wanted)
-        target = (cache or _cache()) / Path(wanted or file_name(source) or f"{name}.pth").name
+        source = url or published.url(file)
+        target = (cache or _cache()) / Path(file or file_name(source) or f"{name}.pth").name
         version = next_version(repository, name, version)  # before a long download
         sum_found = download(
             *(source, target), sha256=sha256, progress=_progress, tell=click.echo, timeout_seconds=timeout

@@ -51,6 +51,8 @@ VERSION = click.option(
 class _Group(Group):
     """Says in one sentence what went wrong, with exit code 1."""
 
+    catches_signals = True
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)

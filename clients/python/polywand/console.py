@@ -7,6 +7,7 @@
 import errno
 import io
 import os
+import select
 import signal
 import sys
 import threading
@@ -37,9 +38,12 @@ class Stopped(BaseException):
 
 
 class Command(click.Command):
-    """A command of click's that ends as this module says. `catches_signals`: whether SIGINT and the like raise."""
+    """A command of click's that ends as this module says.
 
-    catches_signals = True
+    catches_signals: whether signals that ask to end raise Stopped; not where the work has handlers of its own.
+    """
+
+    catches_signals = False
 
     def main(
         self,
@@ -58,13 +62,7 @@ class Group(Command, click.Group):
     """The same with subcommands."""
 
 
-class ServerCommand(Command):
-    """The same for what handles signals by itself."""
-
-    catches_signals = False
-
-
-def run(work: Callable[[], Any], catches_signals: bool = True) -> NoReturn:
+def run(work: Callable[[], Any], catches_signals: bool = False) -> NoReturn:
     """Do the work of a command, say what went wrong, and exit. Tracebacks are for faults of ours alone."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -92,10 +90,26 @@ def echo(text: str) -> None:
         raise OutputError("Standard output is closed.")
     try:
         with _SIGNALS.held():
-            sys.stdout.write(f"{printable(text)}\n")
-            sys.stdout.flush()
+            _write(f"{printable(text)}\n", sys.stdout)
     except OSError as error:
         raise OutputError from error
+
+
+def _write(text: str, stream: IO[str]) -> None:
+    """Write all of a text. Python's own streams lose the rest of what a signal, or a full pipe, cuts short."""
+    stream.flush()
+    try:
+        descriptor = stream.fileno()
+    except (io.UnsupportedOperation, ValueError):  # of a test, or a notebook
+        stream.write(text)
+        stream.flush()
+        return
+    left = memoryview(text.encode(stream.encoding or "utf-8", "replace"))
+    while left:
+        try:
+            left = left[os.write(descriptor, left) :]
+        except BlockingIOError:
+            select.select([], [descriptor], [])
 
 
 def complain(text: str, prefix: str = "Error: ") -> None:

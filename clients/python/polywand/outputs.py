@@ -29,7 +29,7 @@ def pictures(given: str | None, images: Sequence[Source], other_inputs: Iterable
     except ValueError as error:  # a NUL in the name
         raise click.UsageError(f"'{shown(given)}' is no file name.") from error
     targets = _in_folder(path, images) if is_folder else [_one_picture(path, images)]
-    _refuse_inputs(targets, [*(image.name for image in images if not image.is_standard_input), *other_inputs])
+    refuse_inputs(targets, [*(image.name for image in images if not image.is_standard_input), *other_inputs])
     if is_folder:
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -37,6 +37,14 @@ def pictures(given: str | None, images: Sequence[Source], other_inputs: Iterable
             reason = error.strerror or error
             raise click.ClickException(f"The folder {shown(path)} cannot be made: {reason}.") from error
     return targets
+
+
+def refuse_inputs(targets: Iterable[Path], inputs: Iterable[str | Path]) -> None:
+    """Raise click.UsageError when a file that is to be written is an input, by whatever name, or standard input's."""
+    taken = files.identities([*inputs, *STANDARD_STREAMS])
+    for target in targets:
+        if files.identities([target]) & taken:
+            raise click.UsageError(f"This would overwrite the input '{shown(target)}': name another file.")
 
 
 def _in_folder(folder: Path, images: Sequence[Source]) -> list[Path]:
@@ -57,10 +65,3 @@ def _one_picture(path: Path, images: Sequence[Source]) -> Path:
     if len(images) > 1:
         raise click.UsageError(f"'{shown(path)}' is one picture, but there are {len(images)} images: name a folder.")
     return path
-
-
-def _refuse_inputs(targets: Iterable[Path], inputs: Iterable[str | Path]) -> None:
-    taken = files.identities([*inputs, *STANDARD_STREAMS])
-    for target in targets:
-        if files.identities([target]) & taken:
-            raise click.UsageError(f"The overlay would overwrite the image '{shown(target)}': name another file.")

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from polywand import files
+from polywand.outputs import refuse_inputs
+
 if TYPE_CHECKING:  # each command loads only what it needs
     from polywand_zoo.evaluation.detections import Found
 
@@ -67,6 +70,8 @@ def evaluate_detections(
     from polywand_zoo.evaluation.objects import DataError  # noqa: PLC0415
     from polywand_zoo.evaluation.server import own_service  # noqa: PLC0415
 
+    if out is not None:
+        refuse_inputs([out], [coco])
     try:
         data = first_photos(read_coco(coco, images or photos_of(coco)), limit)
         with ExitStack() as stack:
@@ -82,7 +87,11 @@ def evaluate_detections(
         click.echo(f"Left out: {flaw}", err=True)
     click.echo(_table(results))
     if out is not None:
-        out.write_text(json.dumps([_record(found) for found in results], indent=1) + "\n", encoding="utf-8")
+        text = json.dumps([_record(found) for found in results], indent=1) + "\n"
+        try:
+            files.write(out, text.encode())
+        except polywand.PolywandError as error:
+            raise click.ClickException(str(error)) from error
 
 
 def _table(results: Sequence["Found"]) -> str:
