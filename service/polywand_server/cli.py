@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from polywand.console import Command
+from polywand.console import Command, Number
 from polywand_server import __version__
 from polywand_server.config import MEBIBYTE, Limits, Settings, TritonTls
 from polywand_server.native import NativeOutput
@@ -17,6 +17,7 @@ from polywand_server.server import Server, StartError
 from polywand_server.sparing import spare_libraries
 
 _DEFAULTS = Settings()
+MAX_SECONDS = 1e6  # of any wait: eleven days
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -76,21 +77,21 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--poll-seconds",
     default=_DEFAULTS.poll_seconds,
-    type=click.FloatRange(0.1),
+    type=Number(0.1, MAX_SECONDS),
     show_envvar=True,
     help="Between two looks at which models Triton has.",
 )
 @click.option(
     "--infer-timeout-seconds",
     default=_DEFAULTS.infer_timeout_seconds,
-    type=click.FloatRange(0.1),
+    type=Number(0.1, MAX_SECONDS),
     show_envvar=True,
     help="Longest wait for one inference, its place in Triton's queue included.",
 )
 @click.option(
     "--drain-seconds",
     default=_DEFAULTS.drain_seconds,
-    type=click.FloatRange(0),
+    type=Number(0, MAX_SECONDS),
     show_envvar=True,
     help="How long running requests may take to finish after SIGTERM.",
 )

@@ -1,11 +1,13 @@
 """Arguments of the SDK: what is wrong is told by name before anything is sent."""
 
+import asyncio
 import copy
 import inspect
 import math
 import os
 import pickle
 import re
+from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,14 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import polywand
 from polywand import channel, errors, proxies, wire
 from polywand.errors import PolywandError
 from polywand.prompts import Prompts
 from polywand_server import errors as server_errors
-from tests.client.scripted import Script, scripted_server
+from tests.client.scripted import Script, outline, ready, scripted_server
 
 HUGE = 10**30
 WHOLE = [-1, HUGE, 2.5, math.nan, True, np.True_, "5", b"5", [5], 5.0]
@@ -268,8 +271,6 @@ def test_calls_of_a_closed_client_say_so() -> None:
 
 
 def test_a_session_of_a_closed_client_says_so() -> None:
-    from tests.client.scripted import outline, ready  # noqa: PLC0415
-
     script = Script(interact=lambda request: ready() if request.HasField("image") else outline())
     with scripted_server(script) as target:
         client = polywand.connect(target, timeout=5)
@@ -307,3 +308,89 @@ def test_help_shows_every_keyword_argument(method: Any) -> None:
     assert "prompt" not in names
     assert {"version", "threshold", "tolerance", "max_points", "mask"} < set(names)
     assert "how far" in (inspect.getdoc(method) or "")
+
+
+def test_a_session_is_not_used_on_both_sides_of_a_fork() -> None:
+    script = Script(interact=lambda request: ready() if request.HasField("image") else outline())
+    with (
+        scripted_server(script) as target,
+        polywand.connect(target, timeout=5) as client,
+        client.open(np.zeros((3, 4, 3), np.uint8)) as session,
+    ):
+        child = os.fork()
+        if child == 0:
+            try:
+                session.prompt("m", positive=[(1, 1)])
+            except polywand.Closed:
+                os._exit(7)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_an_asyncio_client_that_is_closed_says_so_at_once() -> None:
+    pixels = np.zeros((3, 4, 3), np.uint8)
+    answered = asyncio.Event()
+
+    async def frames() -> AsyncIterator[NDArray[np.uint8]]:
+        yield pixels
+        await asyncio.Event().wait()
+
+    async def consume(client: polywand.aio.Client) -> None:
+        async for _ in client.detect_stream(frames()):
+            answered.set()
+
+    async def use(target: str) -> None:
+        client = polywand.aio.connect(target)
+        stream = asyncio.create_task(consume(client))
+        async with client.open(pixels) as session:
+            await answered.wait()
+            await client.close()
+            for call in (
+                *(stream, client.models(), client.detect(pixels), session.prompt("m", positive=[(1, 1)])),
+                client.open(pixels).__aenter__(),
+            ):
+                with pytest.raises(polywand.Closed):
+                    await asyncio.wait_for(call, 10)
+
+    script = Script(interact=lambda request: ready() if request.HasField("image") else outline())
+    with scripted_server(script) as target:
+        asyncio.run(use(target))
+
+
+def test_an_asyncio_client_belongs_to_one_loop() -> None:
+    with scripted_server(Script()) as target:
+        client = polywand.aio.connect(target)
+
+        async def ask() -> int:
+            return len(await client.models())
+
+        assert asyncio.run(ask()) == 0
+        with pytest.raises(RuntimeError, match="another event loop"):
+            asyncio.run(ask())
+
+
+# What proxies answer
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "kind", "complaint"),
+    [
+        (
+            "RESOURCE_EXHAUSTED",
+            "SERVER: Received message larger than max (9 vs. 5)",
+            "InvalidRequest",
+            "at most 5 bytes",
+        ),
+        ("RESOURCE_EXHAUSTED", "grpc: trying to send message larger than max (9 vs. 5)", "InvalidRequest", "9 bytes"),
+        ("UNKNOWN", "Received http2 header with status: 413", "InvalidRequest", "too large for t:1, or for a proxy"),
+        ("RESOURCE_EXHAUSTED", "rate limit", "QuotaExceeded", "rate limit"),
+        ("UNAUTHENTICATED", "expired", "Unauthenticated", "expired"),
+        ("PERMISSION_DENIED", "no", "Unauthenticated", "no"),
+        ("NOT_FOUND", "nanodet", "NotFound", "nanodet"),
+    ],
+)
+def test_a_refusal_of_the_transport_is_a_sentence(code: str, details: str, kind: str, complaint: str) -> None:
+    metadata = grpc.aio.Metadata()
+    error = errors.from_rpc(grpc.aio.AioRpcError(grpc.StatusCode[code], metadata, metadata, details), "t:1")
+    assert (type(error).__name__, complaint in str(error)) == (kind, True)

@@ -57,8 +57,6 @@ def test_a_link_that_leads_nowhere_yet_may_lead_to_an_input(photo: Path) -> None
 
 
 def test_an_overlay_in_the_folder_of_its_inputs_spares_them(photo: Path) -> None:
-    with pytest.raises(click.UsageError, match=r"photo\.png"):
-        outputs.pictures(".", sources("photo.jpg", "photo.png"[:-4] + ".png"))
     with pytest.raises(click.UsageError, match="would overwrite"):
         outputs.pictures("./", sources("photo.jpg", "sub/other.jpg"), [photo])
     assert outputs.pictures("./", sources("other.jpg")) == [Path("other.png")]
@@ -91,6 +89,19 @@ def test_a_picture_is_one_image_s(photo: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_told(photo: Path) -> None:
     with pytest.raises(click.ClickException, match=r"photo\.png/x cannot be made"):
         outputs.pictures("photo.png/x/", sources("a.jpg"))
+
+
+def test_a_name_made_from_an_images_replaces_nothing_beside_it(photo: Path) -> None:
+    with pytest.raises(click.UsageError, match=r"'photo\.png' is there already, beside the images"):
+        outputs.pictures("./", sources("photo.jpg"))  # photo.png may be another photo
+    Path("sub/photo.png").touch()
+    assert outputs.pictures("sub", sources("photo.jpg")) == [Path("sub/photo.png")]
+    assert outputs.pictures("photo.png", sources("photo.jpg")) == [Path("photo.png")]
+
+
+def test_an_empty_name_is_no_folder(photo: Path) -> None:
+    with pytest.raises(click.UsageError, match="empty"):
+        outputs.pictures("", sources("a.jpg"))
 
 
 # Writing

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from polywand.console import Group
+from polywand.console import Group, Number
 from polywand.outputs import refuse_inputs
 from polywand_zoo.evaluation.command import evaluate
 from polywand_zoo.evaluation.detections_command import evaluate_detections
@@ -121,7 +121,7 @@ def convert_nanodet(source: Path, repository: Path) -> None:
 @click.option("--samples", type=click.IntRange(min=1), help="Another end than the recipe's, in samples.")
 @click.option(
     "--finish-in",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     metavar="MINUTES",
     help="End a training that has run for a while in about so many minutes more.",
 )
@@ -252,7 +252,9 @@ def import_published(
     type=click.Path(file_okay=False, path_type=Path),
     help="Where downloads are kept.  [default: polywand/checkpoints in XDG_CACHE_HOME or ~/.cache]",
 )
-@click.option("--timeout", default=30.0, show_default=True, help="Seconds to wait for the next byte.")
+@click.option(
+    "--timeout", default=30.0, type=Number(0.001, 1e6), show_default=True, help="Seconds to wait for the next byte."
+)
 @_repository("The model repository to add to; it may be in use.")
 @_NEW_VERSION
 @_PRECISION

@@ -14,11 +14,11 @@ import polywand
 from polywand import channel, checks, files, outputs, report
 from polywand import overlay as drawing
 from polywand.batch import detect_each
-from polywand.console import Command, Group, complain, echo
+from polywand.console import Command, Group, Number, complain, echo
 from polywand.errors import IncompletePrompt, InvalidRequest, PolywandError
 from polywand.files import STANDARD_INPUT, Source
 from polywand.maskfiles import read_mask
-from polywand.params import InClickOrder, LabelPair, Number, Numbers, Text, clicks_as_typed
+from polywand.params import InClickOrder, LabelPair, Numbers, Text, clicks_as_typed
 from polywand.results import Box, Detections
 from polywand.texts import printable, shown
 

@@ -6,6 +6,7 @@
 
 import errno
 import io
+import math
 import os
 import select
 import signal
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from types import FrameType
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -35,6 +36,17 @@ class Stopped(BaseException):
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
         self.signum = signum
+
+
+class Number(click.FloatRange):
+    """A finite number in a range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read one value; NaN is in no range, though no limit excludes it."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a number in the range {self._describe_range()}.", param, ctx)
+        return number
 
 
 class Command(click.Command):
@@ -95,7 +107,7 @@ def echo(text: str) -> None:
         raise OutputError from error
 
 
-def _write(text: str, stream: IO[str]) -> None:
+def _write(text: str, stream: TextIO) -> None:
     """Write all of a text. Python's own streams lose the rest of what a signal, or a full pipe, cuts short."""
     stream.flush()
     try:
@@ -188,7 +200,7 @@ def _end_of_output(error: Exception) -> NoReturn:
 
 def _drop_stdout() -> None:
     """Let what is still in the buffer go nowhere, so that the interpreter's end does not complain of it."""
-    stdout: IO[str] | None = sys.stdout
+    stdout: TextIO | None = sys.stdout
     if stdout is None:
         return
     with suppress(OSError, ValueError):

@@ -159,6 +159,7 @@ _KINDS: dict[grpc.StatusCode, type[InvalidRequest]] = {
 _AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 _PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
 _TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")  # the transport's own words
+_HTTP_TOO_LARGE = "status: 413"
 _IMAGE_GIVEN_UP = ("polywand", "IMAGE_GIVEN_UP")  # domain and reason of an `ErrorInfo`
 
 
@@ -249,16 +250,18 @@ def never_arrived(error: grpc.RpcError) -> bool:
 
 def _from_transport(code: grpc.StatusCode, details: str, target: str) -> PolywandError:
     """The error of a status without details of Polywand's: the transport's, or that of what stands in between."""
-    if code is grpc.StatusCode.UNAVAILABLE:
-        return Unavailable(_away(target, details), code)
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return Unavailable(f"{target} did not answer in time.", code)
-    if code is grpc.StatusCode.UNIMPLEMENTED:
-        return ServerError(f"{target} answers, but not as a Polywand server: {details}", code)
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and (sizes := _TOO_LARGE.search(details)):
-        return InvalidRequest(_too_large(target, *map(int, sizes.groups())), code)
-    if code is grpc.StatusCode.CANCELLED and "channel closed" in details.lower():
-        return client_closed()
+    if (problem := _too_large(target, details)) is not None:
+        return InvalidRequest(problem, grpc.StatusCode.RESOURCE_EXHAUSTED)
+    match code:
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.DEADLINE_EXCEEDED:
+            is_late = code is grpc.StatusCode.DEADLINE_EXCEEDED
+            return Unavailable(f"{target} did not answer in time." if is_late else _away(target, details), code)
+        case grpc.StatusCode.UNIMPLEMENTED:
+            return ServerError(f"{target} answers, but not as a Polywand server: {details}", code)
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:  # a limit of calls, of a proxy before the server
+            return QuotaExceeded(details or f"{target} takes no more calls for now.", 0.0)
+        case grpc.StatusCode.CANCELLED if "channel closed" in details.lower():
+            return client_closed()
     return _error(code, details)
 
 
@@ -279,8 +282,14 @@ def _away(target: str, details: str) -> str:
     return f"No Polywand server answers at {target}{through}. {hint}"
 
 
-def _too_large(target: str, size: int, limit: int) -> str:
-    return f"A message of {size:,} bytes is too large: {target} takes at most {limit:,} bytes in one."
+def _too_large(target: str, details: str) -> str | None:
+    """What the transport says of a message's size, in a sentence; None when it says something else."""
+    if (sizes := _TOO_LARGE.search(details)) is not None:
+        size, limit = map(int, sizes.groups())
+        return f"A message of {size:,} bytes is too large: {target} takes at most {limit:,} bytes in one."
+    if _HTTP_TOO_LARGE in details or "larger than max" in details:
+        return f"The message is too large for {target}, or for a proxy before it: {details}"
+    return None
 
 
 def _is_unreached(details: str) -> bool:

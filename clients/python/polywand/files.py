@@ -47,6 +47,8 @@ class Source:
 def read(path: str | os.PathLike[str]) -> bytes:
     """Read a file's bytes. Raises InvalidRequest when it cannot be read, is empty, or is too large to be sent."""
     name = shown(path)
+    if not name:
+        raise _unreadable("An image", "its name is empty")
     try:
         with Path(path).open("rb") as file:
             status = os.fstat(file.fileno())

@@ -17,12 +17,15 @@ _FOLDER_ENDINGS = tuple(filter(None, (os.sep, os.altsep)))
 def pictures(given: str | None, images: Sequence[Source], other_inputs: Iterable[Path] = ()) -> list[Path]:
     """Where the overlay of each image goes; empty when none is wanted. A folder is made if need be.
 
+    An older picture is replaced, but not by a name that was made from an image's in that image's own folder.
     What a name means does not depend on how many images there are: it is a folder when it ends in a slash, is one
     already, or is new and has no suffix; else it is a picture. Raises click.UsageError when it is neither or would
     overwrite an input, and click.ClickException when the folder cannot be made.
     """
     if given is None:
         return []
+    if not given:
+        raise click.UsageError("--overlay is empty: name a picture or a folder.")
     path = Path(given)
     try:
         is_folder = given.endswith(_FOLDER_ENDINGS) or path.is_dir() or not (path.suffix or path.exists())
@@ -31,6 +34,7 @@ def pictures(given: str | None, images: Sequence[Source], other_inputs: Iterable
     targets = _in_folder(path, images) if is_folder else [_one_picture(path, images)]
     refuse_inputs(targets, [*(image.name for image in images if not image.is_standard_input), *other_inputs])
     if is_folder:
+        _refuse_neighbours(path, targets, images)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -57,6 +61,14 @@ def _in_folder(folder: Path, images: Sequence[Source]) -> list[Path]:
                 f"'{shown(other.name)}' and '{shown(image.name)}'."
             )
     return [folder / name for name in targets]
+
+
+def _refuse_neighbours(folder: Path, targets: Iterable[Path], images: Iterable[Source]) -> None:
+    """Where images lie, what has an overlay's name may be one of them that was not named this time."""
+    if files.identities([folder]) & files.identities(Path(image.name).parent for image in images):
+        for target in targets:
+            if os.path.lexists(target):
+                raise click.UsageError(f"'{shown(target)}' is there already, beside the images: name another folder.")
 
 
 def _one_picture(path: Path, images: Sequence[Source]) -> Path:

@@ -1,6 +1,5 @@
 """Command line parameters that click does not have."""
 
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -42,17 +41,6 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 
     def split_envvar_value(self, rv: str) -> list[str]:
         """Read what an environment variable holds of an option that repeats: blanks or semicolons in between."""
         return rv.replace(";", " ").split()
-
-
-class Number(click.FloatRange):
-    """A finite number in a range."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read one value; NaN is in no range, though no limit excludes it."""
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{number} is not a number in the range {self._describe_range()}.", param, ctx)
-        return number
 
 
 class Text(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on only

@@ -1,5 +1,6 @@
 """One annotator's stream: an image, then prompts, each answered with polygons."""
 
+import os
 import threading
 from concurrent.futures import Future
 from types import TracebackType
@@ -32,6 +33,7 @@ class Session:
 
     def __init__(self, stub: pb_grpc.AnnotationServiceStub, image: ImageLike, target: str, timeout_s: float) -> None:
         self._target, self._timeout_s = target, timeout_s
+        self._process = os.getpid()
         self._prompts = Prompts()
         self._ledger = Ledger()
         self._changed = threading.Condition()  # guards ledger and prompts; wakes who sends
@@ -89,6 +91,8 @@ class Session:
         self.close()
 
     def _ask(self, message: pb.InteractRequest) -> Future[Any]:
+        if os.getpid() != self._process:
+            raise errors.Closed("This session was opened in another process, before a fork: open one in this one.")
         waiter: Future[Any] = Future()
         self._ledger.ask(message, waiter, self._timeout_s)
         self._changed.notify()

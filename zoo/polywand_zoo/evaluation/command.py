@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from polywand.console import Number
 from polywand.files import identities
 from polywand.outputs import refuse_inputs
 
@@ -27,7 +28,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option("--limit", type=click.IntRange(1), help="Of each data set, so many objects at most, evenly spread.")
 @click.option("--clicks", type=click.IntRange(1, 100), default=20, show_default=True, help="On an object, at most.")
-@click.option("--stop-at", type=click.FloatRange(0, 1), help="IoU from which no more clicks come.  [default: never]")
+@click.option("--stop-at", type=Number(0, 1), help="IoU from which no more clicks come.  [default: never]")
 @click.option(
     "--way",
     type=click.Choice(["auto", "onnx", "service", "both"]),

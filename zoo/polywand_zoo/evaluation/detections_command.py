@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from polywand import files
+from polywand.console import Number
 from polywand.outputs import refuse_inputs
 
 if TYPE_CHECKING:  # each command loads only what it needs
@@ -28,10 +29,10 @@ NOTHING = "-"
 @click.option("--coco", type=FILE, required=True, help="Annotations in COCO's JSON: polygons or run lengths.")
 @click.option("--images", type=FOLDER, help="Their images.  [default: images, beside the JSON, or its folder]")
 @click.option("--limit", type=click.IntRange(1), help="So many photos at most, evenly spread.")
-@click.option("--threshold", type=click.FloatRange(0, 1), help="Score of a detection.  [default: the detector's own]")
+@click.option("--threshold", type=Number(0, 1), help="Score of a detection.  [default: the detector's own]")
 @click.option(
     "--same-from",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     default=0.5,
     show_default=True,
     help="IoU of the boxes from which a detection is an object of its label.",
