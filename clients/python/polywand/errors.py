@@ -159,6 +159,12 @@ _KINDS: dict[grpc.StatusCode, type[InvalidRequest]] = {
 _AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 _PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
 _TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")  # the transport's own words
+_HINTS = {  # by words of the transport's own
+    "handshake": "TLS fails there: do both ends speak it, and is the certificate trusted?",
+    "parsing http": "What is there speaks no gRPC, or wants TLS: is it the right port?",
+    "resolving": "No host of this name is known here.",
+    "resolution": "No host of this name is known here.",
+}
 _HTTP_TOO_LARGE = "status: 413"
 _IMAGE_GIVEN_UP = ("polywand", "IMAGE_GIVEN_UP")  # domain and reason of an `ErrorInfo`
 
@@ -278,7 +284,10 @@ def _away(target: str, details: str) -> str:
     through = "" if proxy is None else f" through the proxy {proxy.url}, which {proxy.variable} names"
     if not _is_unreached(details) and (proxy is None or "proxy" not in details.lower()):
         return f"The server at {target} went away: {details}"
-    hint = "Is it running? (make serve)" if proxy is None else "Hosts named in no_proxy are reached without it."
+    if proxy is not None:
+        hint = "Hosts named in no_proxy are reached without it."
+    else:
+        hint = next((hint for words, hint in _HINTS.items() if words in details.lower()), "Is it running? (make serve)")
     return f"No Polywand server answers at {target}{through}. {hint}"
 
 
