@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ import grpc
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import polywand
 from polywand import channel, errors, proxies, wire
 from polywand.errors import PolywandError
 from polywand.prompts import Prompts
 from polywand_server import errors as server_errors
+from polywand_server.triton.client import TritonClient
 from tests.client.scripted import Script, outline, ready, scripted_server
 
 HUGE = 10**30
@@ -158,6 +161,18 @@ def test_a_timeout_is_a_positive_number(timeout: Any) -> None:
             connect("localhost:1", timeout=timeout)
 
 
+@pytest.mark.parametrize("images", ["photo.jpg", b"bytes", Path("photo.jpg"), 5, None])
+def test_one_image_is_no_list_of_images(images: Any) -> None:
+    with polywand.connect("localhost:1") as client, pytest.raises(polywand.InvalidRequest, match="list of images"):
+        client.detect_stream(images)
+
+
+def test_credentials_are_those_of_a_channel() -> None:
+    for connect in (polywand.connect, polywand.aio.connect):
+        with pytest.raises(polywand.InvalidRequest, match=r"credentials: grpc\.ChannelCredentials"):
+            connect("localhost:1", credentials="token")  # type: ignore[arg-type]
+
+
 # Proxies
 
 
@@ -169,6 +184,28 @@ def test_this_host_is_not_asked_for_through_a_proxy(variable: str, monkeypatch: 
         for host in ("localhost", "127.0.0.1", "dns:///localhost"):
             with polywand.connect(f"{host}:{port}", timeout=5) as client:
                 assert client.models() == []
+
+
+def test_a_triton_of_this_host_is_not_asked_for_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+
+    class Live(service_pb2_grpc.GRPCInferenceServiceServicer):
+        def ServerLive(self, request: Any, context: Any) -> service_pb2.ServerLiveResponse:  # noqa: N802
+            return service_pb2.ServerLiveResponse(live=True)
+
+    async def is_live(url: str) -> bool:
+        triton = TritonClient(url)
+        try:
+            return await triton.server_live(5)
+        finally:
+            await triton.close()
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Live(), server)
+    port = server.add_insecure_port("localhost:0")
+    server.start()
+    assert asyncio.run(is_live(f"localhost:{port}"))
+    server.stop(None).wait()
 
 
 def test_an_error_names_the_proxy_in_between(monkeypatch: pytest.MonkeyPatch) -> None:

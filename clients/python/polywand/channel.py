@@ -7,7 +7,7 @@ import grpc
 
 from polywand import checks
 from polywand.errors import InvalidRequest, Violation
-from polywand.proxies import authority, is_here, scheme
+from polywand.proxies import authority, direct, scheme
 
 DEFAULT_TARGET = "localhost:50051"
 TARGET_VARIABLE = "POLYWAND_TARGET"
@@ -48,8 +48,16 @@ def checked_timeout(timeout_s: float) -> float:
 
 
 def options(target: str) -> list[tuple[str, Any]]:
-    """Return the options of a channel to a target: what is on this machine is not asked for through a proxy."""
-    return [*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)] if is_here(target) else CHANNEL_OPTIONS
+    """Return the options of a channel to a target."""
+    return [*CHANNEL_OPTIONS, *direct(target)]
+
+
+def checked_credentials(credentials: grpc.ChannelCredentials | None) -> grpc.ChannelCredentials | None:
+    """Return credentials of a channel. Raises InvalidRequest when they are something else."""
+    if credentials is not None and not isinstance(credentials, grpc.ChannelCredentials):
+        kind = type(credentials).__name__
+        raise checks.invalid("credentials", f"grpc.ChannelCredentials are needed, or None for plain text, not {kind}")
+    return credentials
 
 
 def _problem(target: str) -> str:

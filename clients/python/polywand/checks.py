@@ -2,7 +2,8 @@
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import AsyncIterable, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -61,6 +62,12 @@ def rows(argument: str, values: Any) -> Sequence[Any]:
     if not isinstance(values, Iterable) or isinstance(values, str | bytes):
         raise invalid(argument, f"{_shown(values)} is not a list of points")
     return list(values)
+
+
+def frames(images: Any) -> None:
+    """Refuse what is no list of images, such as one file's name, whose letters would be taken for images."""
+    if isinstance(images, str | bytes | os.PathLike) or not isinstance(images, Iterable | AsyncIterable):
+        raise invalid("images", f"{_shown(images)} is not a list of images, nor an iterator")
 
 
 def text(argument: str, value: Any, max_bytes: int = MAX_NAME_BYTES) -> str:

@@ -9,7 +9,7 @@ from typing import Self, TypeVar, Unpack
 
 import grpc
 
-from polywand import channel, errors, wire
+from polywand import channel, checks, errors, wire
 from polywand.frames import FrameAnswer
 from polywand.images import ImageLike
 from polywand.keywords import keywords_of
@@ -40,6 +40,7 @@ def connect(
     Raises InvalidRequest when the target or the timeout is none.
     """
     target, timeout = channel.resolve_target(target), channel.checked_timeout(timeout)
+    credentials = channel.checked_credentials(credentials)
     options = channel.options(target)
     if credentials is None:
         return Client(grpc.insecure_channel(target, options), target, timeout)
@@ -99,6 +100,7 @@ class Client:
         the whole stream fails: frames without an answer are to be sent again.
         """
         self._check_open()
+        checks.frames(images)
         stream = DetectStream(
             self._stub, images, wire.detect_options(**options), self._detect_alone, self.target, self._timeout_s
         )

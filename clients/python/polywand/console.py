@@ -82,10 +82,13 @@ def run(work: Callable[[], Any], catches_signals: bool = False) -> NoReturn:
     try:
         with _SIGNALS.caught() if catches_signals else nullcontext():
             code = work()
+        _flush()
     except click.ClickException as error:
         told = io.StringIO()
         error.show(told)
         complain(told.getvalue().rstrip("\n"), prefix="")
+        with suppress(OutputError):
+            _flush()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _die(signal.SIGINT)
@@ -196,6 +199,16 @@ def _end_of_output(error: Exception) -> NoReturn:
     else:
         complain(str(error))
     sys.exit(1)
+
+
+def _flush() -> None:
+    """Write what is left now: later, the interpreter would complain in words of its own."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        _drop_stdout()
+        raise OutputError from error
 
 
 def _drop_stdout() -> None:

@@ -4,6 +4,7 @@ import ipaddress
 import os
 import re
 from dataclasses import dataclass
+from typing import Any
 
 _SCHEMES = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds", "passthrough")  # that gRPC resolves
 _UNPROXIED_SCHEMES = ("unix", "unix-abstract", "vsock", "xds")
@@ -20,6 +21,11 @@ class Proxy:
 
     url: str
     variable: str
+
+
+def direct(target: str) -> list[tuple[str, Any]]:
+    """Return the options of a channel with which what is on this machine is not asked for through a proxy."""
+    return [("grpc.enable_http_proxy", 0)] if is_here(target) else []
 
 
 def proxy_of(target: str) -> Proxy | None:

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
+from polywand.proxies import direct
 from polywand_server.config import TritonTls
 from polywand_server.triton.failures import Failures, ModelDiedError
 from polywand_server.triton.revivals import EndProcesses, Revivals, leave_alone
@@ -85,10 +86,11 @@ class TritonClient:
 
     def __init__(self, url: str, tls: TritonTls | None = None, *, end_processes: EndProcesses = leave_alone) -> None:
         self.url = url
+        options = [*_CHANNEL_OPTIONS, *direct(url)]
         if tls is None:
-            self._channel = grpc.aio.insecure_channel(url, options=_CHANNEL_OPTIONS)
+            self._channel = grpc.aio.insecure_channel(url, options=options)
         else:
-            self._channel = grpc.aio.secure_channel(url, _credentials(tls), options=_CHANNEL_OPTIONS)
+            self._channel = grpc.aio.secure_channel(url, _credentials(tls), options=options)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._revivals = Revivals(self, end_processes)
         self._failures = Failures(url)

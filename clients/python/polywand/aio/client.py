@@ -9,7 +9,7 @@ from typing import Self, TypeVar, Unpack
 
 import grpc
 
-from polywand import channel, errors, wire
+from polywand import channel, checks, errors, wire
 from polywand.aio.session import Session
 from polywand.aio.streaming import DetectStream
 from polywand.frames import FrameAnswer
@@ -35,7 +35,8 @@ def connect(
 
     It belongs to the event loop in which it is first used.
     """
-    return Client(channel.resolve_target(target), channel.checked_timeout(timeout), credentials)
+    target, timeout = channel.resolve_target(target), channel.checked_timeout(timeout)
+    return Client(target, timeout, channel.checked_credentials(credentials))
 
 
 class Client:
@@ -89,6 +90,7 @@ class Client:
         caller to send again. Raises InvalidRequest at once when an option is wrong, and Unavailable or Draining when
         the whole stream fails: frames without an answer are to be sent again.
         """
+        checks.frames(images)
         stream = DetectStream(
             self._stub(), images, wire.detect_options(**options), self._detect_alone, self.target, self._timeout_s
         )
