@@ -238,7 +238,7 @@ def parse_specs(text: str, model: str) -> Mapping[str, ToolSpec]:
 
 
 def check_config(spec: ToolSpec, config: ModelConfig) -> None:
-    """Check that a model has the tensors that a tool's kind needs (see the README, "A model of your own").
+    """Check that a model has the tensors that a tool's kind needs (see docs/models.md, "A model of your own").
 
     Raises:
         ValueError: says which tensor, and what it has to be; dims are without the batch axis.
