@@ -1,9 +1,12 @@
 """What Triton has loaded has one owner: it loads, loads again and revives, and takes nothing out that is healthy."""
 
 import asyncio
+import secrets
 import shutil
+import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from polywand_server.tools import loader
 from polywand_server.triton.client import Death, TritonClient
 from polywand_server.triton.embedded import EmbeddedTriton
 from polywand_server.triton.failures import ControlRefusedError, ModelDiedError
+from polywand_server.triton.wheel import assemble, command, environment, find_wheel, socket_url
 from tests.running import until
 from tests.tools.tending import DIES, RAISES, add_puppet, add_version, starts, tended
 
@@ -156,6 +160,37 @@ async def test_where_triton_refuses_to_load_that_is_tried_once_and_told_once(tri
             await models.registry.refresh()
         assert asked == before
         assert caplog.text.count("Triton does not let us load") == 1
+
+
+async def test_a_dead_model_of_a_triton_without_explicit_control_is_left_alone(tmp_path, caplog):
+    add_puppet(tmp_path / "models", "strict", 1)
+    with triton_without_control(tmp_path) as url:
+        async with tended(url, None, allowed=True) as models:
+            await until(lambda: models.registry.ready)
+            for _ in range(3):
+                with pytest.raises(ModelDiedError):
+                    await models.order("strict", DIES)
+            await until(lambda: not models.loader.is_busy("strict"))
+            assert not models.loader.is_active
+    assert caplog.text.count("Triton does not let us load") == 1
+    assert starts(tmp_path / "models", "strict", 1) == 1
+
+
+@contextmanager
+def triton_without_control(root: Path) -> Iterator[str]:
+    """NVIDIA's tritonserver as somebody else would run it: it loads all at its start, and nothing later."""
+    wheel, scratch = find_wheel(), root / "scratch"
+    assemble(wheel, scratch)
+    arguments = command(wheel, root / "models", scratch, secrets.token_hex(4), None)
+    arguments[arguments.index("--model-control-mode=explicit")] = "--model-control-mode=none"
+    process = subprocess.Popen(
+        arguments, env=environment(wheel, scratch), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+    )
+    try:
+        yield socket_url(scratch)
+    finally:
+        process.kill()
+        process.wait(30)
 
 
 async def test_an_unload_that_triton_executes_late_is_waited_for(triton, repository, monkeypatch):
