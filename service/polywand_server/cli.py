@@ -19,6 +19,14 @@ _DEFAULTS = Settings()
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
+def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:
+    """Return the names in a list with commas."""
+    names = tuple(name.strip() for name in value.split(",")) if value.strip() else ()
+    if not all(names):
+        raise click.BadParameter("a name between two commas is empty")
+    return tuple(dict.fromkeys(names))
+
+
 @click.command(
     context_settings={
         "auto_envvar_prefix": "POLYWAND",
@@ -70,6 +78,16 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     show_envvar=True,
     help="Ask Triton to load what its repository holds (needs its explicit model control). "
     "Default: yes for the embedded one, no with --triton-url.",
+)
+@click.option(
+    "--ready-models",
+    default="",
+    callback=_names,
+    show_default=False,
+    show_envvar=True,
+    metavar="NAME,NAME...",
+    help="Tools, or models with all their tools, that have to be ready for the service to be. "
+    "Default: every model has to be tried once, and some tool be ready.",
 )
 @click.option(
     "--poll-seconds",

@@ -74,6 +74,8 @@ class Settings:
     triton_url: host:port of a Triton elsewhere; None starts the embedded one on model_repository.
     load_models: ask Triton to load every model of its repository that it has not been asked for yet, and from the
         embedded one's repository again what has changed.
+    ready_models: tools, or models with all their tools, that have to be ready for the service to be. None: all models
+        have to be tried once.
     poll_seconds: between two looks at Triton's repository index.
     infer_timeout_seconds: for one inference, its wait in Triton's queue included.
     drain_seconds: for running requests to finish after SIGTERM.
@@ -88,6 +90,7 @@ class Settings:
     triton_url: str | None = None
     triton_tls: TritonTls | None = None
     load_models: bool = True
+    ready_models: tuple[str, ...] = ()
     poll_seconds: float = 1.0
     infer_timeout_seconds: float = 30.0
     drain_seconds: float = 20.0

@@ -33,9 +33,9 @@ from polywand_server.interactors.seeds import Seed
 from polywand_server.interactors.view import View
 from polywand_server.outbox import Outbox, Unread
 from polywand_server.precedence import Precedence
-from polywand_server.registry import Interactor, Registry
 from polywand_server.requester import current
 from polywand_server.timing import Stopwatch
+from polywand_server.tools.registry import Interactor, Registry
 
 # Points that are checked at once; no model of ours takes as many.
 FEW_POINTS = 256

@@ -12,8 +12,8 @@ from polywand_server.errors import InvalidInputError
 from polywand_server.images import Picture
 from polywand_server.inference import Inference
 from polywand_server.regions import Region, crop_into, snap
-from polywand_server.registry import Detector
 from polywand_server.timing import Stopwatch
+from polywand_server.tools.registry import Detector
 from polywand_server.triton.client import TensorSpec
 from polywand_server.triton.tensors import TensorForm
 

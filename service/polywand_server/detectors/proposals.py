@@ -10,9 +10,9 @@ from polywand_server.errors import DeadlineError, NotFoundError, PolywandError, 
 from polywand_server.images import Picture
 from polywand_server.inference import Inference
 from polywand_server.interactors.prompt import Box
-from polywand_server.registry import Detector, Registry
 from polywand_server.specs import ProposalSpec
 from polywand_server.timing import Stopwatch
+from polywand_server.tools.registry import Detector, Registry
 
 # How long a click waits for them: without proposals its answer is not as good, and it is an answer.
 PATIENCE_SECONDS = 4.0

@@ -14,9 +14,9 @@ from polywand_server.interactors.pipeline import fill, fixed_size, forms, read
 from polywand_server.interactors.prompt import Box, Prompt
 from polywand_server.interactors.view import View
 from polywand_server.regions import Region
-from polywand_server.registry import Interactor
 from polywand_server.specs import FLIPPED
 from polywand_server.timing import Stopwatch
+from polywand_server.tools.registry import Interactor
 
 T = TypeVar("T")
 

@@ -14,9 +14,9 @@ from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Box, Label, Prompt
 from polywand_server.interactors.view import View
 from polywand_server.regions import Region, from_network
-from polywand_server.registry import Interactor
 from polywand_server.specs import FLIPPED, PromptSpec, ProposalSpec
 from polywand_server.timing import Stopwatch
+from polywand_server.tools.registry import Interactor
 from polywand_server.triton.client import ModelConfig
 from polywand_server.triton.exchange import Forms
 from polywand_server.triton.tensors import Array, TensorForm

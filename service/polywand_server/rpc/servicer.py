@@ -22,7 +22,6 @@ from polywand_server.errors import DeadlineError, InvalidInputError, PolywandErr
 from polywand_server.images import Picture
 from polywand_server.inference import Inference
 from polywand_server.interactors.prompt import Box, Prompt
-from polywand_server.registry import Detector
 from polywand_server.requester import current
 from polywand_server.rpc import wire
 from polywand_server.rpc.endings import Ending
@@ -33,6 +32,7 @@ from polywand_server.rpc.requests import read_detect, read_image, read_prompt, s
 from polywand_server.rpc.status import UNDECODABLE, abort
 from polywand_server.session import Session, Workplace
 from polywand_server.timing import Stopwatch
+from polywand_server.tools.registry import Detector
 from polywand_server.turns import Turns
 
 # Replies that are larger are written in a thread.
