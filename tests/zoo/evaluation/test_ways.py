@@ -85,9 +85,7 @@ def test_the_graph_and_the_service_agree(repository: Path, service: str, photos:
     assert found.first > 0.2  # two empty masks would agree as well
 
 
-@pytest.mark.parametrize(
-    ("model", "box"), [("wand_click", False), ("wand_click", True), ("wand_box", True), ("red_margin", True)]
-)
+@pytest.mark.parametrize(("model", "box"), [("wand_click", False), ("wand_click", True), ("wand_box", True)])
 def test_both_ways_answer_clicks_at_once_as_one_by_one(
     repository: Path, service: str, photos: Path, model: str, box: bool
 ):
