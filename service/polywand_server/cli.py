@@ -174,6 +174,13 @@ def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
     help="Prompts of different objects of one stream that are in work together.",
 )
 @click.option(
+    "--prompt-timeout-seconds",
+    default=_DEFAULTS.limits.prompt_seconds,
+    type=click.FloatRange(0.1),
+    show_envvar=True,
+    help="Longest work on one prompt, all passes of all its clicks together.",
+)
+@click.option(
     "--frames-in-flight",
     default=_DEFAULTS.limits.frames_in_flight,
     type=click.IntRange(1),
@@ -284,6 +291,7 @@ def main(
     stream_memory_mebibytes: int,
     memory_mebibytes: int,
     stream_inflight: int,
+    prompt_timeout_seconds: float,
     frames_in_flight: int,
     frames_in_work: int,
     max_connections: int,
@@ -324,6 +332,7 @@ def main(
         stream_memory_bytes=stream_memory_mebibytes * MEBIBYTE,
         memory_bytes=memory_mebibytes * MEBIBYTE,
         stream_inflight=stream_inflight,
+        prompt_seconds=prompt_timeout_seconds,
         frames_in_flight=frames_in_flight,
         frames_in_work=frames_in_work,
         connections=max_connections,

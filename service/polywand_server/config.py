@@ -17,6 +17,7 @@ class Limits:
     stream_memory_bytes: of remembered probability maps in one stream; the oldest go first.
     memory_bytes: of those of all streams; divided evenly when there are many.
     stream_inflight: prompts of different objects of one stream that are in work, until their replies wait to leave.
+    prompt_seconds: for one prompt, all passes of all its clicks together, from when it is taken into work.
     frames_in_flight: frames of one DetectStream whose answers wait or are in work.
     frames_in_work: frames of all streams that are decoded or at Triton together.
     calls_at_once: unary calls with an image whose message is read or in work. calls_waiting: those that wait for that.
@@ -38,6 +39,7 @@ class Limits:
     stream_memory_bytes: int = 64 * MEBIBYTE
     memory_bytes: int = 2048 * MEBIBYTE
     stream_inflight: int = 4
+    prompt_seconds: float = 30.0
     frames_in_flight: int = 4
     frames_in_work: int = 2
     calls_at_once: int = 4

@@ -25,6 +25,7 @@ from polywand_server import __version__, allocation, metrics
 from polywand_server.admission import Admission
 from polywand_server.config import Settings
 from polywand_server.descriptors import Share, raise_limit, share_out
+from polywand_server.detectors.places import Places
 from polywand_server.drawing import Drawer
 from polywand_server.health import Health
 from polywand_server.http import HttpServer
@@ -61,6 +62,8 @@ TRITON_GRACE_SECONDS = 1.0
 PENDING_CALLS = 10_000
 # Of a stream, beyond the message that is being read: a sender 50 ms away still reaches 80 MB/s.
 READ_AHEAD_BYTES = 4 << 20
+# Of all decoded images, what frames may hold that let others go first.
+PAUSED_FRAMES_PART = 4
 # Of a call's headers, names and values.
 METADATA_BYTES = 16 * 1024
 
@@ -204,7 +207,9 @@ class Server:
             limits,
         )
         frame_work = FrameWork(
-            frames, Drawer(frames, workers, limits.work_cpu_seconds), Turns(limits.frames_in_work, what="frames")
+            frames,
+            Drawer(frames, workers, limits.work_cpu_seconds),
+            Places(Turns(limits.frames_in_work, what="frames"), limits.images_bytes // PAUSED_FRAMES_PART),
         )
         ingress = Ingress(limits.bodies_bytes)
         servicer = AnnotationServicer(

@@ -288,6 +288,43 @@ def test_a_tool_that_reads_no_seed_says_so(stub, stream):
     assert "model 'counter' reads no seed mask" in reply.error.message
 
 
+@pytest.mark.parametrize("tool", ["counter", "keeper", "keeper_of_any_size", "leaning", "leaning_flipped"])
+@pytest.mark.parametrize("start", ["a click", "a box", "a seed", "a seed and a box"])
+def test_clicks_at_once_are_answered_as_one_by_one(stream, tool, start):
+    """Forwards, backwards, and with other objects in between, which have the beginning forgotten."""
+    if "seed" in start and not tool.startswith("keeper"):
+        return
+    points = [(150, 100, POSITIVE), (100, 150, POSITIVE), (160, 160, NEGATIVE), (60, 60, POSITIVE)]
+
+    def asked(count: int, object_id: str) -> pb.Prompt:
+        box = (40, 30, 200, 220) if "box" in start else None
+        message = prompt(tool, *points[:count], box=box, object_id=object_id, tolerance=0)
+        return seeded(message, rle_seed(blob())) if "seed" in start else message
+
+    counts = range(1 if start == "a click" else 0, len(points) + 1)
+    warm = {count: stream.ask(asked(count, "one by one")).segmentation for count in counts}
+    assert len({found.SerializeToString() for found in warm.values()}) > 1
+    for count in reversed(counts):
+        assert stream.ask(asked(count, f"{count} at once")).segmentation == warm[count]
+    for number in range(10):
+        stream.ask(clicks(1, object_id=str(number)))
+    last = stream.ask(asked(len(points), "one by one"))
+    assert last.segmentation == warm[len(points)]
+    assert last.timing.inferences == len(counts) - (start == "a seed")  # nothing was remembered
+
+
+def test_what_is_remembered_of_a_prompt_is_not_worked_through_again(stream):
+    assert inferences(stream, clicks(3)) == (3, 3)
+    assert inferences(stream, clicks(5)) == (5, 2)
+    assert inferences(stream, clicks(4)) == (4, 0)
+    assert inferences(stream, clicks(6, box=(0, 0, 256, 256))) == (7, 7)  # the box counts as drawn before
+
+
+def test_clicks_that_a_tool_does_not_answer_yet_are_no_beginning(stream):
+    first = prompt("counter", (30, 30, NEGATIVE), (128, 128, POSITIVE), (131, 128, POSITIVE))
+    assert inferences(stream, first) == (2, 2)
+
+
 def test_a_streams_memory_is_bounded_in_bytes(service, stream):
     """At 257 kB and more a map, two mebibytes hold seven; the newest stay."""
     for number in range(20):

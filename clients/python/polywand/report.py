@@ -65,6 +65,7 @@ def segmentation_json(image: str, found: Segmentation) -> dict[str, Any]:
         "model": found.model,
         "version": found.version,
         "threshold": _short(found.threshold),
+        "provisional": found.provisional,
         **_outline_json(found),
         "timing": asdict(found.timing),
     }

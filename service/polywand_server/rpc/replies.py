@@ -36,6 +36,7 @@ def write_reply(reply: Reply) -> bytes:
         case Segmentation() as found:
             response.segmentation.model, response.segmentation.version = found.model, found.version
             response.segmentation.threshold = found.threshold
+            response.segmentation.provisional = found.is_provisional
             shape = _shape(found.shape, found.width, found.height)
             outline = _inside(pb.InteractResponse.SEGMENTATION_FIELD_NUMBER, pb.Segmentation.SHAPE_FIELD_NUMBER, shape)
         case Missing() as lacking:
