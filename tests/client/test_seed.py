@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 import polywand
 from polywand import Client, Polygon, seeds
@@ -90,6 +91,59 @@ def test_what_is_no_seed_at_all_is_a_type_error(seed: Any) -> None:
 def test_in_a_file_whatever_is_not_black_is_inside(name: str, pixels: NDArray[Any], tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / name), pixels)
     assert read_mask(tmp_path / name).tolist() == [[False, True], [True, False]]
+
+
+DISC = cv2.circle(np.zeros((64, 64), np.uint8), (30, 34), 15, 1, cv2.FILLED)
+OPACITY = 255 * DISC
+PHOTO = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+PHOTO[30:34, 28:32] = 0  # black, and of the photo
+BLACK = np.zeros((64, 64, 3), np.uint8)
+TOP = np.where(np.arange(64)[:, np.newaxis] < 8, 0, 255).astype(np.uint8)  # transparent above
+WHITE_ON_BLACK = np.dstack([OPACITY] * 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels"),
+    [
+        ("cut-out.png", np.dstack([PHOTO, OPACITY])),
+        ("cut-out.tif", np.dstack([PHOTO, OPACITY])),
+        ("cut-out-16-bit.png", np.dstack([256 * np.uint16(PHOTO), 257 * np.uint16(OPACITY)])),
+        ("drawn-in-black.png", np.dstack([BLACK, OPACITY])),
+        ("drawn-faintly.png", np.dstack([BLACK + 255, 90 * DISC])),
+        ("all-opaque.png", np.dstack([WHITE_ON_BLACK, np.full((64, 64), 255, np.uint8)])),
+        ("partly-transparent-mask.png", np.dstack([WHITE_ON_BLACK, np.repeat(TOP, 64, axis=1)])),
+        ("no-number.tif", np.where(DISC, 1, np.nan).astype(np.float32)),
+        ("below-zero.tif", np.where(DISC, 7, -9999).astype(np.float32)),
+    ],
+)
+def test_in_a_file_what_is_transparent_or_no_number_is_outside(name: str, pixels: NDArray[Any], tmp_path: Path) -> None:
+    assert cv2.imwrite(str(tmp_path / name), pixels)
+    np.testing.assert_array_equal(read_mask(tmp_path / name), DISC > 0)
+
+
+@pytest.mark.parametrize("mode", ["LA", "P", "L", "RGB", "1"])
+def test_transparency_that_is_a_colour_or_beside_grey_counts_as_well(mode: str, tmp_path: Path) -> None:
+    grey, path = np.where(DISC, 200, 50).astype(np.uint8), tmp_path / "mask.png"
+    if mode == "LA":
+        Image.fromarray(np.dstack([grey, OPACITY])).save(path)
+    elif mode == "P":
+        labels = Image.fromarray(DISC).convert("P")
+        labels.putpalette([90, 60, 30, 128, 0, 0])
+        labels.save(path, transparency=0)
+    elif mode == "1":
+        Image.fromarray(DISC > 0).save(path)
+    else:
+        Image.fromarray(grey).convert(mode).save(path, transparency=50 if mode == "L" else (50, 50, 50))
+    np.testing.assert_array_equal(read_mask(path), DISC > 0)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_in_a_file_that_lost_something_black_is_what_is_nearer_to_it(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"lossy{suffix}"
+    quality = {".jpg": cv2.IMWRITE_JPEG_QUALITY, ".webp": cv2.IMWRITE_WEBP_QUALITY}[suffix]
+    assert cv2.imwrite(str(path), WHITE_ON_BLACK, [quality, 60])
+    assert (cv2.imread(str(path)).max(axis=2) > 0).sum() > 1.1 * DISC.sum()  # else this test shows nothing
+    assert (read_mask(path) ^ (DISC > 0)).sum() <= 2
 
 
 # The SDK
@@ -235,3 +289,11 @@ def test_a_mask_file_that_cannot_be_read_is_told(server: Service, photo: Path, t
     assert (result.returncode, result.stderr) == (1, f"Error: {notes} is not an image that OpenCV reads.\n")
     result = interact(server, photo, "--seed", missing)
     assert (result.returncode, result.stderr) == (1, f"Error: {missing} cannot be read: No such file or directory\n")
+
+
+def test_a_mask_file_that_marks_nothing_is_told(server: Service, photo: Path, tmp_path: Path) -> None:
+    clear = tmp_path / "clear.png"
+    cv2.imwrite(str(clear), np.zeros((512, 512, 4), np.uint8))
+    result = interact(server, photo, "--seed", clear)
+    assert result.returncode == 1
+    assert result.stderr == f"Error: {clear} marks nothing: all of it is black or transparent.\n"
