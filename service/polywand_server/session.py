@@ -404,11 +404,14 @@ class Session:
     async def _draw(self, prompt: Prompt, found: _Found, watch: Stopwatch) -> Segmentation:
         tool, picture, probabilities = found.tool, found.picture, found.estimate.probabilities
         threshold = prompt.output.threshold or tool.spec.threshold
+        drawer, size = self._place.drawer, (picture.width, picture.height)
         with watch.stage("geometry"):
-            shape = await self._place.drawer.shape(
-                *(probabilities, threshold, prompt.output, (picture.width, picture.height), prompt.clicks()),
-                field="prompt.output.threshold",
-            )
+            if prompt.seed is not None and prompt.is_seed_alone:
+                shape = await drawer.seed_shape(prompt.seed, probabilities, threshold, prompt.output, size)
+            else:
+                shape = await drawer.shape(
+                    probabilities, threshold, prompt.output, size, prompt.clicks(), "prompt.output.threshold"
+                )
         return Segmentation(
             shape, picture.width, picture.height, tool.name, tool.version, threshold, found.is_provisional
         )

@@ -84,7 +84,8 @@ def models(client: polywand.Client, as_json: bool) -> None:
     "seed_file",
     type=PATH,
     metavar="MASK",
-    help="Refine this mask of the object: an image file of IMAGE's size, inside where it is not black.",
+    help="Refine this mask of the object: an image file of IMAGE's size, inside where it is neither black nor "
+    "transparent.",
 )
 @THRESHOLD
 @TOLERANCE
@@ -224,6 +225,9 @@ def _seed(path: Path, image: Path, session: polywand.Session) -> NDArray[np.bool
             f"{path} has {width} x {height} pixels, but {image} has {session.width} x {session.height}.",
             grpc.StatusCode.INVALID_ARGUMENT,
         )
+    if not mask.any():
+        message = f"{path} marks nothing: all of it is black or transparent."
+        raise InvalidRequest(message, grpc.StatusCode.INVALID_ARGUMENT)
     return mask
 
 

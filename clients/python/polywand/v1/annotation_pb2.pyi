@@ -381,7 +381,9 @@ class SeedMask(_message.Message):
 
     @_builtins.property
     def polygons(self) -> Global___PolygonSet:
-        """As in `Shape`; they are filled by the rule of RASTERISING, and may lie partly outside the image."""
+        """Each is filled by the rule of RASTERISING over its own rings, whichever way they run, and all are united, as COCO
+        has it where parts overlap. They may cross themselves, and lie partly outside the image.
+        """
 
     def __init__(
         self,
@@ -487,7 +489,8 @@ class OutputOptions(_message.Message):
     """Probability from which a pixel belongs to the object, above 0 and below 1. Absent: the model's own."""
     tolerance: _builtins.float
     """How far a simplified outline may run from the exact one, in image pixels, 0 to 1000. 0 keeps every vertex.
-    Absent: half a pixel of the model's input, which is as fine as the outline is known, and at least 0.5.
+    Absent: half a pixel of the model's input, which is as fine as the outline is known, and at least 0.5; of polygons
+    that are a seed alone, 0.
     """
     max_points: _builtins.int
     """At most this many vertices over all rings, 3 to 100000. Tolerance grows, and then the smallest rings go, until
@@ -876,8 +879,9 @@ class Prompt(_message.Message):
     @_builtins.property
     def seed(self) -> Global___SeedMask:
         """What the object starts from, instead of from nothing. It stands in for positive points; without any point or box
-        the answer is the seed's own outline, so that undoing the last click leads back to it. It belongs to the snapshot:
-        send it with every prompt of its object. Absent: the object starts from nothing.
+        the answer is the seed's own outline, pixel for pixel and with its smallest parts and holes, so that undoing the
+        last click leads back to it, and an annotation that is only opened does not change. It belongs to the snapshot: send
+        it with every prompt of its object. Absent: the object starts from nothing.
         """
 
     def __init__(
