@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import click
 
+from polywand.console import Command, Number
 from polywand_server import __version__
 from polywand_server.config import MEBIBYTE, Limits, Settings, TritonTls
 from polywand_server.native import NativeOutput
@@ -16,6 +17,7 @@ from polywand_server.server import Server, StartError
 from polywand_server.sparing import spare_libraries
 
 _DEFAULTS = Settings()
+MAX_SECONDS = 1e6  # of any wait: eleven days
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -28,14 +30,15 @@ def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
 
 
 @click.command(
+    cls=Command,
     context_settings={
         "auto_envvar_prefix": "POLYWAND",
         "show_default": True,
         "max_content_width": 110,
         "help_option_names": ["-h", "--help"],
-    }
+    },
 )
-@click.version_option(__version__)
+@click.version_option(__version__, allow_from_autoenv=False)
 @click.option(
     "--host",
     default=_DEFAULTS.host,
@@ -92,21 +95,21 @@ def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
 @click.option(
     "--poll-seconds",
     default=_DEFAULTS.poll_seconds,
-    type=click.FloatRange(0.1),
+    type=Number(0.1, MAX_SECONDS),
     show_envvar=True,
     help="Between two looks at which models Triton has.",
 )
 @click.option(
     "--infer-timeout-seconds",
     default=_DEFAULTS.infer_timeout_seconds,
-    type=click.FloatRange(0.1),
+    type=Number(0.1, MAX_SECONDS),
     show_envvar=True,
     help="Longest wait for one inference, its place in Triton's queue included.",
 )
 @click.option(
     "--drain-seconds",
     default=_DEFAULTS.drain_seconds,
-    type=click.FloatRange(0),
+    type=Number(0, MAX_SECONDS),
     show_envvar=True,
     help="How long running requests may take to finish after SIGTERM.",
 )

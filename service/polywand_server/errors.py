@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -17,6 +17,14 @@ RETRY_SECONDS = 0.25
 
 class PolywandError(Exception):
     """Base of everything that is answered to a client. The text is written for the person who reads it at night."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by text and attributes: the arguments of `__init__` differ from kind to kind."""
+        return _unpickle, (type(self), self.args), self.__dict__
+
+
+def _unpickle(kind: type[PolywandError], arguments: tuple[Any, ...]) -> PolywandError:
+    return kind.__new__(kind, *arguments)
 
 
 class InvalidInputError(PolywandError):

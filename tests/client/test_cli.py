@@ -91,7 +91,7 @@ def test_no_server_is_told_in_one_line_with_exit_code_1() -> None:
         (["detect"], "Missing argument"),
         (["detect", "x.png", "--label", "=car"], "names no label"),
         (["detect", "a/x.png", "b/x.png", "--overlay", "out"], "same name"),
-        (["detect", "a/x.png", "a/y.png", "--overlay", "a"], "would overwrite the image 'a/x.png'"),
+        (["detect", "a/x.png", "a/y.png", "--overlay", "a"], "would overwrite the input 'a/x.png'"),
         (["detect", "x.png", "--interactor", "grabcut"], "add --polygons"),
         (["detect", "x.png", "--tolerance", "0"], "add --polygons"),
         (["segment"], "No such command 'segment'"),
@@ -144,6 +144,7 @@ def test_a_click_as_json_is_what_the_sdk_says(
         session.prompt("wand_click", points=points[:1])
         outline = session.prompt("wand_click", points=points, tolerance=0, threshold=0.4)
     assert answer["image"] == str(photos[0])
+    assert (answer["width"], answer["height"]) == (512, 512)
     assert (answer["model"], answer["threshold"], answer["area"]) == ("wand_click", 0.4, outline.area)
     printed = [np.array(polygon["exterior"], np.float32) for polygon in answer["polygons"]]
     for ours, theirs in zip(printed, outline.polygons, strict=True):
@@ -313,7 +314,10 @@ def test_a_bad_image_does_not_stop_the_others(run: Run, photos: tuple[Path, Path
     missing = tmp_path / "missing.png"
     result = run("detect", photos[0], notes, missing, photos[1], "--json")
     assert result.returncode == 1
-    assert [json.loads(line)["image"] for line in result.stdout.splitlines()] == [str(photo) for photo in photos]
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [answer["image"] for answer in answers] == [str(path) for path in (photos[0], notes, missing, photos[1])]
+    assert [answer.get("code") for answer in answers] == [None, "INVALID_ARGUMENT", "INVALID_ARGUMENT", None]
+    assert answers[2]["error"] == f"{missing} cannot be read: No such file or directory"
     first, second = result.stderr.splitlines()
     assert first.startswith(f"Error: {notes}: ")
     assert second == f"Error: {missing} cannot be read: No such file or directory"

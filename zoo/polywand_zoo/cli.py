@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from polywand.console import Group, Number
+from polywand.outputs import refuse_inputs
 from polywand_zoo.evaluation.command import evaluate
 from polywand_zoo.evaluation.detections_command import evaluate_detections
 from polywand_zoo.published.catalogue import CATALOGUE
@@ -54,7 +56,7 @@ def _checked_sha256(_context: click.Context, _parameter: click.Parameter, value:
     return value.lower() if value else None
 
 
-@click.group()
+@click.group(cls=Group)
 def main() -> None:
     """Import, convert, train and export models for Polywand's model repository, and measure how good they are."""
 
@@ -119,7 +121,7 @@ def convert_nanodet(source: Path, repository: Path) -> None:
 @click.option("--samples", type=click.IntRange(min=1), help="Another end than the recipe's, in samples.")
 @click.option(
     "--finish-in",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     metavar="MINUTES",
     help="End a training that has run for a while in about so many minutes more.",
 )
@@ -149,7 +151,10 @@ def train(
     from polywand_zoo.wand.training import run  # noqa: PLC0415
     from polywand_zoo.wand.training.config import RecipeError  # noqa: PLC0415
     from polywand_zoo.wand.training.dataset import DatasetError  # noqa: PLC0415
+    from polywand_zoo.wand.training.worker import AVERAGE, LATEST  # noqa: PLC0415
 
+    if start is not None and not (folder / LATEST).exists():  # else the start is not read
+        refuse_inputs([folder / LATEST, folder / AVERAGE], [start])
     order = run.Order(folder, data, validation, recipe, start, processes, samples, finish_in)
     try:
         progress = run.train(order)
@@ -239,7 +244,7 @@ def import_published(
 
 @main.command()
 @click.argument("name", type=click.Choice(list(CATALOGUE)), metavar="NAME")
-@click.option("--file", "wanted", help="Which of the authors' checkpoints, by file name; with --url, what to call it.")
+@click.option("--file", help="Which of the authors' checkpoints, by file name; with --url, what to call it.")
 @click.option("--url", help="Where to download from, instead of the authors' release.")
 @click.option("--sha256", metavar="HEX", callback=_checked_sha256, help="The sum that the file has to have.")
 @click.option(
@@ -247,14 +252,16 @@ def import_published(
     type=click.Path(file_okay=False, path_type=Path),
     help="Where downloads are kept.  [default: polywand/checkpoints in XDG_CACHE_HOME or ~/.cache]",
 )
-@click.option("--timeout", default=30.0, show_default=True, help="Seconds to wait for the next byte.")
+@click.option(
+    "--timeout", default=30.0, type=Number(0.001, 1e6), show_default=True, help="Seconds to wait for the next byte."
+)
 @_repository("The model repository to add to; it may be in use.")
 @_NEW_VERSION
 @_PRECISION
 @_BFLOAT
 def pull(
     name: str,
-    wanted: str | None,
+    file: str | None,
     url: str | None,
     sha256: str | None,
     cache: Path | None,
@@ -274,8 +281,8 @@ def pull(
 
     published = CATALOGUE[name]
     try:
-        source = url or published.url(wanted)
-        target = (cache or _cache()) / Path(wanted or file_name(source) or f"{name}.pth").name
+        source = url or published.url(file)
+        target = (cache or _cache()) / Path(file or file_name(source) or f"{name}.pth").name
         version = next_version(repository, name, version)  # before a long download
         sum_found = download(
             *(source, target), sha256=sha256, progress=_progress, tell=click.echo, timeout_seconds=timeout

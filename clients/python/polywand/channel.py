@@ -1,10 +1,19 @@
 """Where the server is, and how the transport behaves."""
 
 import os
+from typing import Any
+
+import grpc
+
+from polywand import checks
+from polywand.errors import InvalidRequest, Violation
+from polywand.proxies import authority, is_here, scheme
 
 DEFAULT_TARGET = "localhost:50051"
 TARGET_VARIABLE = "POLYWAND_TARGET"
 TIMEOUT_S = 30.0
+MAX_TARGET_BYTES = 4096
+MIN_TIMEOUT_S, MAX_TIMEOUT_S = 0.001, 1e6  # to eleven days: what waits on locks takes not much more
 
 MAX_SEND_BYTES = 256 << 20  # more than any image that a server takes; it answers with its own limit
 CHANNEL_OPTIONS = [
@@ -17,5 +26,55 @@ CHANNEL_OPTIONS = [
 
 
 def resolve_target(target: str | None) -> str:
-    """Return `target`, else what the environment variable POLYWAND_TARGET says, else "localhost:50051"."""
-    return target or os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET
+    """Return `target`, else what the environment variable POLYWAND_TARGET says, else "localhost:50051".
+
+    Raises InvalidRequest when it is neither host:port nor a target of another scheme of gRPC's.
+    """
+    if target is None:
+        target = os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET
+    problem = _problem(checks.text("target", target, MAX_TARGET_BYTES))
+    if problem:
+        raise InvalidRequest(
+            f"{target!r} is no target: {problem}. It is host:port, such as {DEFAULT_TARGET}.",
+            grpc.StatusCode.INVALID_ARGUMENT,
+            [Violation("target", problem)],
+        )
+    return target
+
+
+def checked_timeout(timeout_s: float) -> float:
+    """Return a timeout in seconds. Raises InvalidRequest when it is none."""
+    return checks.number("timeout", timeout_s, MIN_TIMEOUT_S, MAX_TIMEOUT_S)
+
+
+def options(target: str) -> list[tuple[str, Any]]:
+    """Return the options of a channel to a target: what is on this machine is not asked for through a proxy."""
+    return [*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)] if is_here(target) else CHANNEL_OPTIONS
+
+
+def _problem(target: str) -> str:
+    """What is wrong with a target, or nothing. Targets of other schemes than dns are gRPC's to judge."""
+    if not target:
+        return "it is empty"
+    if scheme(target) not in ("", "dns"):
+        return ""
+    if not target.isprintable() or " " in target or not target.isascii():
+        return "it holds blanks, or characters that no host's name has"
+    if "://" in target and not scheme(target):
+        return "it is a URL (TLS is an option of its own: --tls, credentials=)"
+    return _address_problem(authority(target))
+
+
+def _address_problem(address: str) -> str:
+    if "/" in address or "@" in address:
+        return "it holds a path or a user's name"
+    host, colon, port = address.rpartition(":")
+    if not colon or (address.startswith("[") and not host.endswith("]")):
+        return "it names no port"
+    if not host or host == "[]":
+        return "it names no host"
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        return "an address of IPv6 stands in brackets: [::1]:50051"
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        return f"its port {port!r} is not a number from 1 to 65535"
+    return ""

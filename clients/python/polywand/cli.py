@@ -1,7 +1,7 @@
 """`polywand`: the client on the command line."""
 
-import json
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +11,53 @@ import numpy as np
 from numpy.typing import NDArray
 
 import polywand
-from polywand import overlay, report
-from polywand.channel import DEFAULT_TARGET, TIMEOUT_S
+from polywand import channel, checks, files, outputs, report
+from polywand import overlay as drawing
+from polywand.batch import detect_each
+from polywand.console import Command, Group, Number, complain, echo
 from polywand.errors import IncompletePrompt, InvalidRequest, PolywandError
-from polywand.images import read
+from polywand.files import STANDARD_INPUT, Source
 from polywand.maskfiles import read_mask
-from polywand.params import InClickOrder, LabelPair, Numbers, clicks_as_typed
-from polywand.results import Box
+from polywand.params import InClickOrder, LabelPair, Numbers, Text, clicks_as_typed
+from polywand.results import Box, Detections
+from polywand.texts import printable, shown
 
-PATH = click.Path(path_type=Path)
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
-THRESHOLD = click.option("--threshold", type=float, help="From which a pixel or detection counts.  [default: model's]")
-TOLERANCE = click.option(
-    "--tolerance", type=float, help="Simplification in pixels; 0 keeps every vertex.  [default: server's]"
+# An option's variable is made of the parameter's name, so each parameter is named as its option, also `json`.
+AS_JSON = click.option("--json", is_flag=True, help="Print JSON, one object a line; of what failed, the error.")
+MASK_THRESHOLD = click.option(
+    "--threshold",
+    type=Number(0, 1, min_open=True, max_open=True),
+    help="Probability from which a pixel counts.  [default: model's]",
 )
-MAX_POINTS = click.option("--max-points", type=int, help="Vertices of one outline at most.")
-VERSION = click.option("--version", default=0, help="Of the model; 0 is the highest that is ready.")
+SCORE_THRESHOLD = click.option(
+    "--threshold", type=Number(0, 1), help="Score from which a detection counts.  [default: model's]"
+)
+TOLERANCE = click.option(
+    "--tolerance",
+    type=Number(0, checks.MAX_TOLERANCE),
+    help="Simplification in pixels; 0 keeps every vertex.  [default: server's]",
+)
+MAX_POINTS = click.option(
+    "--max-points", type=click.IntRange(checks.MIN_POINTS, checks.MAX_POINTS), help="Vertices of one outline at most."
+)
+VERSION = click.option(
+    "--version",
+    default=0,
+    type=click.IntRange(0, checks.MAX_VERSION),
+    help="Of the model; 0 is the highest that is ready.",
+)
 
 
-class _Group(click.Group):
+class _Group(Group):
     """Says in one sentence what went wrong, with exit code 1."""
+
+    catches_signals = True
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except PolywandError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(_sentence(error)) from error
 
 
 @click.group(
@@ -48,67 +69,84 @@ class _Group(click.Group):
         "show_default": True,
     },
 )
-@click.version_option(polywand.__version__, prog_name="polywand", message="%(prog)s %(version)s")
-@click.option("--target", default=DEFAULT_TARGET, show_envvar=True, help="The server, as host:port.")
-@click.option("--timeout", default=TIMEOUT_S, show_envvar=True, help="Seconds to wait for any one answer.")
+@click.version_option(
+    polywand.__version__, prog_name="polywand", message="%(prog)s %(version)s", allow_from_autoenv=False
+)
+@click.option("--target", default=channel.DEFAULT_TARGET, show_envvar=True, help="The server, as host:port.")
+@click.option(
+    "--timeout",
+    default=channel.TIMEOUT_S,
+    type=Number(channel.MIN_TIMEOUT_S, channel.MAX_TIMEOUT_S),
+    show_envvar=True,
+    help="Seconds to wait for any one answer.",
+)
 @click.option("--tls", is_flag=True, show_envvar=True, help="Encrypt, trusting the roots that gRPC trusts.")
 @click.pass_context
 def main(ctx: click.Context, target: str, timeout: float, tls: bool) -> None:
     """Annotate images with a Polywand server: clicks in, polygons out.
 
-    Coordinates are image pixels, x to the right, y down, pixel corners at integers. Every option is an environment
-    variable too: POLYWAND_TARGET, POLYWAND_INTERACT_MODEL and so on.
+    Coordinates are image pixels, x to the right, y down, pixel corners at integers. IMAGE may be -, which is standard
+    input. Every option is an environment variable too: POLYWAND_TARGET, POLYWAND_INTERACT_MODEL, POLYWAND_DETECT_JSON
+    and so on. Values of one that is repeatable are separated by semicolons. Exit codes: 1 when anything failed, 2 when
+    the command is wrong.
     """
     credentials = grpc.ssl_channel_credentials() if tls else None
-    ctx.obj = ctx.with_resource(polywand.connect(target, timeout=timeout, credentials=credentials))
+    try:
+        ctx.obj = ctx.with_resource(polywand.connect(target, timeout=timeout, credentials=credentials))
+    except InvalidRequest as error:
+        raise click.BadParameter(_sentence(error), ctx, param_hint="'--target'") from error
 
 
-@main.command()
+@main.command(cls=Command)
 @AS_JSON
 @click.pass_obj
-def models(client: polywand.Client, as_json: bool) -> None:
+def models(client: polywand.Client, json: bool) -> None:
     """List the tools of the server."""
-    tools = client.models()
-    click.echo(json.dumps(report.models_json(tools)) if as_json else report.models_text(tools))
+    with _told(None, json):
+        tools = client.models()
+        echo(report.line(report.models_json(tools)) if json else report.models_text(tools))
 
 
 @main.command(cls=InClickOrder)
-@click.argument("image", type=PATH)
-@click.option("--model", required=True, help="An interactor; `polywand models` lists them.")
+@click.argument("image", type=Source)
+@click.option("--model", type=Text(), required=True, help="An interactor; `polywand models` lists them.")
 @click.option("--positive", type=Numbers("x,y"), multiple=True, help="A click on the object. Repeatable.")
 @click.option("--negative", type=Numbers("x,y"), multiple=True, help="A click that is not on it. Repeatable.")
 @click.option("--extreme", type=Numbers("x,y"), multiple=True, help="Where it reaches furthest. Repeatable.")
 @click.option("--box", type=Numbers("x0,y0,x1,y1"), help="Around the object.")
 @click.option(
     "--seed",
-    "seed_file",
-    type=PATH,
+    type=Source,
     metavar="MASK",
     help="Refine this mask of the object: an image file of IMAGE's size, inside where it is neither black nor "
     "transparent.",
 )
-@THRESHOLD
+@MASK_THRESHOLD
 @TOLERANCE
 @MAX_POINTS
 @VERSION
 @AS_JSON
-@click.option("--overlay", "picture", type=PATH, help="Draw the answer on the image, into this file.")
+@click.option(
+    "--overlay",
+    type=click.Path(),
+    help="Draw the answer on the image, into this file; a name that ends in / is a folder, for NAME.png.",
+)
 @click.pass_context
 def interact(
     ctx: click.Context,
-    image: Path,
+    image: Source,
     model: str,
     positive: tuple[tuple[float, ...], ...],
     negative: tuple[tuple[float, ...], ...],
     extreme: tuple[tuple[float, ...], ...],
     box: tuple[float, ...] | None,
-    seed_file: Path | None,
+    seed: Source | None,
     threshold: float | None,
     tolerance: float | None,
     max_points: int | None,
     version: int,
-    as_json: bool,
-    picture: Path | None,
+    json: bool,
+    overlay: str | None,
 ) -> None:
     """Outline one object on IMAGE.
 
@@ -117,148 +155,192 @@ def interact(
     """
     client: polywand.Client = ctx.obj
     points = clicks_as_typed(ctx, positive=positive, negative=negative, extreme=extreme)
-    _check_picture(picture)
-    with client.open(image) as session:
-        seed = None if seed_file is None else _seed(seed_file, image, session)
+    inputs = [image] if seed is None else [image, seed]
+    _check_standard_input(inputs)
+    pictures = outputs.pictures(overlay, [image], [Path(one.name) for one in inputs])
+    with _told(image.name, json), _opened(client, image) as session:
+        mask = None if seed is None else _seed(seed, image, session)
         # Click by click, as an annotator would: networks refine what the clicks before led to.
         for count in range(len(points)):
             with suppress(IncompletePrompt):
-                session.prompt(model, points=points[:count], box=box, seed=seed, version=version)
+                session.prompt(model, points=points[:count], box=box, seed=mask, version=version)
         found = session.prompt(
             model,
             points=points,
             box=box,
-            seed=seed,
+            seed=mask,
             version=version,
             threshold=threshold,
             tolerance=tolerance,
             max_points=max_points,
         )
-    name = str(image)
-    click.echo(json.dumps(report.segmentation_json(name, found)) if as_json else report.segmentation_text(name, found))
-    if picture is not None:
-        photo = overlay.load_rgb(read(image))
-        drawn_box = None if box is None else Box(*box)
-        _save(overlay.draw_segmentation(photo, found.polygons, points, drawn_box), picture)
+    drawn_box = None if box is None else Box(*box)
+    ok = _tell(
+        image,
+        report.segmentation_json(printable(image.name), found, session.width, session.height) if json else None,
+        report.segmentation_text(shown(image.name), found),
+        pictures,
+        lambda photo: drawing.draw_segmentation(photo, found.polygons, points, drawn_box),
+    )
+    ctx.exit(0 if ok else 1)
 
 
-@main.command()
-@click.argument("images", type=PATH, nargs=-1, required=True, metavar="IMAGE...")
-@click.option("--model", default="nanodet", help="A detector; `polywand models` lists them.")
-@THRESHOLD
+@main.command(cls=Command)
+@click.argument("images", type=Source, nargs=-1, required=True, metavar="IMAGE...")
+@click.option("--model", type=Text(), default="nanodet", help="A detector; `polywand models` lists them.")
+@SCORE_THRESHOLD
 @click.option(
     "--label",
-    "labels",
     type=LabelPair(),
     multiple=True,
     help="Keep this label of the model, under the task's name for it. Repeatable.  [default: all]",
 )
-@click.option("--max-detections", type=int, help="On one image, best first.  [default: 100]")
+@click.option(
+    "--max-detections",
+    type=click.IntRange(1, checks.MAX_DETECTIONS),
+    help="On one image, best first.  [default: 100]",
+)
 @click.option("--polygons", is_flag=True, help="Outline each object too, starting from its box.")
-@click.option("--interactor", help="With --polygons: the tool that outlines.  [default: server's]")
+@click.option("--interactor", type=Text(), help="With --polygons: the tool that outlines.  [default: server's]")
 @TOLERANCE
 @MAX_POINTS
 @VERSION
 @AS_JSON
 @click.option(
     "--overlay",
-    "picture",
-    type=PATH,
-    help="Draw the answer into this file, for one IMAGE; for several, into this directory as NAME.png each.",
+    type=click.Path(),
+    help="Draw the answer into this file, for one IMAGE; or into this folder, as NAME.png each. "
+    "A folder is what ends in /, is one, or has no suffix.",
 )
 @click.pass_context
 def detect(
     ctx: click.Context,
-    images: tuple[Path, ...],
+    images: tuple[Source, ...],
     model: str,
     threshold: float | None,
-    labels: tuple[tuple[str, str], ...],
+    label: tuple[tuple[str, str], ...],
     max_detections: int | None,
     polygons: bool,
     interactor: str | None,
     tolerance: float | None,
     max_points: int | None,
     version: int,
-    as_json: bool,
-    picture: Path | None,
+    json: bool,
+    overlay: str | None,
 ) -> None:
     """Find objects on each IMAGE. One that fails does not stop the others; the exit code is then 1."""
     client: polywand.Client = ctx.obj
     if not polygons and (interactor, tolerance, max_points) != (None, None, None):
         raise click.UsageError("--interactor, --tolerance and --max-points say how outlines are made: add --polygons.")
-    pictures = _pictures(images, picture)
-    answers = client.detect_stream(
+    _check_standard_input(images)
+    pictures = outputs.pictures(overlay, images)
+    answers = detect_each(
+        client,
         images,
-        model=model,
-        version=version,
-        threshold=threshold,
-        labels=dict(labels),
-        max_detections=max_detections,
-        polygons=interactor or polygons,
-        tolerance=tolerance,
-        max_points=max_points,
+        {
+            "model": model,
+            "version": version,
+            "threshold": threshold,
+            "labels": dict(label),
+            "max_detections": max_detections,
+            "polygons": interactor or polygons,
+            "tolerance": tolerance,
+            "max_points": max_points,
+        },
     )
-    failed = False
+    all_ok = True
     for number, found in answers:
-        name = str(images[number])
-        try:
-            if isinstance(found, PolywandError):
-                raise found
-            click.echo(
-                json.dumps(report.detections_json(name, found)) if as_json else report.detections_text(name, found)
-            )
-            if pictures:
-                _save(overlay.draw_detections(overlay.load_rgb(read(name)), found), pictures[number])
-        except PolywandError as error:
-            failed = True
-            text = str(error)
-            click.echo(f"Error: {text if text.startswith(name) else f'{name}: {text}'}", err=True)
-    ctx.exit(1 if failed else 0)
+        all_ok &= _tell_detections(images[number], found, json, pictures[number : number + 1])
+        images[number].forget()
+    ctx.exit(0 if all_ok else 1)
 
 
-def _seed(path: Path, image: Path, session: polywand.Session) -> NDArray[np.bool_]:
+def _tell_detections(image: Source, found: Detections | PolywandError, json: bool, pictures: list[Path]) -> bool:
+    if isinstance(found, PolywandError):
+        if json:
+            echo(report.line(report.failure_json(printable(image.name), found)))
+        complain(_sentence(found, image.name))
+        return False
+    return _tell(
+        image,
+        report.detections_json(printable(image.name), found) if json else None,
+        report.detections_text(shown(image.name), found),
+        pictures,
+        lambda photo: drawing.draw_detections(photo, found),
+    )
+
+
+def _tell(
+    image: Source,
+    as_json: dict[str, Any] | None,
+    as_text: str,
+    pictures: list[Path],
+    draw: Callable[[drawing.RGB], drawing.RGB],
+) -> bool:
+    """Draw and print one answer. A picture that cannot be drawn or written costs only itself; returns whether it was.
+
+    as_json: None when text is wanted. pictures: the file to draw into, or nothing.
+    """
+    failure: PolywandError | None = None
+    try:
+        for path in pictures:
+            files.write(path, drawing.encode(draw(drawing.load_rgb(image.read())), path.suffix))
+    except PolywandError as error:
+        failure = error
+    if as_json is not None and failure is not None:
+        as_json |= report.failure_json(printable(image.name), failure)
+    echo(as_text if as_json is None else report.line(as_json))
+    if failure is not None:
+        complain(_sentence(failure, image.name))
+    return failure is None
+
+
+@contextmanager
+def _opened(client: polywand.Client, image: Source) -> Iterator[polywand.Session]:
+    try:
+        session = client.open(image)
+    except PolywandError as error:
+        error.args = (_sentence(error, image.name),)
+        raise
+    with session:
+        yield session
+
+
+@contextmanager
+def _told(image: str | None, json: bool) -> Iterator[None]:
+    """Tell programs too what goes wrong, where they asked for JSON, and name the image."""
+    try:
+        yield
+    except PolywandError as error:
+        if json:
+            echo(report.line(report.failure_json(None if image is None else printable(image), error)))
+        raise click.ClickException(_sentence(error)) from error
+
+
+def _sentence(error: PolywandError, image: str | None = None) -> str:
+    """What went wrong, on one line, with the name of the image that it is about."""
+    text = shown(str(error))
+    if image is None or text.startswith((shown(image), STANDARD_INPUT)):
+        return text
+    return f"{shown(image)}: {text}"
+
+
+def _check_standard_input(sources: Sequence[Source]) -> None:
+    if sum(source.is_standard_input for source in sources) > 1:
+        raise click.UsageError("Standard input is read once: only one of the images can be '-'.")
+
+
+def _seed(seed: Source, image: Source, session: polywand.Session) -> NDArray[np.bool_]:
     """Read the mask that the object starts from; it has to be as large as the image."""
-    mask = read_mask(path)
+    mask = read_mask(Path("/dev/stdin" if seed.is_standard_input else seed.name))
     height, width = mask.shape
     if (width, height) != (session.width, session.height):
         raise InvalidRequest(
-            f"{path} has {width} x {height} pixels, but {image} has {session.width} x {session.height}.",
+            f"{shown(seed.name)} has {width} x {height} pixels, "
+            f"but {shown(image.name)} has {session.width} x {session.height}.",
             grpc.StatusCode.INVALID_ARGUMENT,
         )
     if not mask.any():
         message = f"{path} marks nothing: all of it is black or transparent."
         raise InvalidRequest(message, grpc.StatusCode.INVALID_ARGUMENT)
     return mask
-
-
-def _pictures(images: tuple[Path, ...], picture: Path | None) -> list[Path]:
-    """Where the overlay of each image goes; empty when none is wanted."""
-    if picture is None:
-        return []
-    if len(images) == 1 and not picture.is_dir():
-        _check_picture(picture)
-        return [picture]
-    pictures = [picture / f"{image.stem}.png" for image in images]
-    if len(set(pictures)) < len(pictures):
-        raise click.UsageError("Two of the images have the same name, and so would their overlays.")
-    inputs = {image.resolve() for image in images}
-    for target in pictures:
-        if target.resolve() in inputs:
-            raise click.UsageError(f"The overlay would overwrite the image '{target}': name another folder.")
-    try:
-        picture.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise click.FileError(str(picture), error.strerror) from error
-    return pictures
-
-
-def _check_picture(picture: Path | None) -> None:
-    if picture is not None and not overlay.can_write(picture):
-        raise click.UsageError(f"'{picture}' does not end like a picture, such as .png or .jpg.")
-
-
-def _save(image: overlay.RGB, path: Path) -> None:
-    try:
-        path.write_bytes(overlay.encode(image, path.suffix))
-    except OSError as error:
-        raise click.FileError(str(path), error.strerror) from error

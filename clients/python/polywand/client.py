@@ -1,5 +1,6 @@
 """The synchronous client."""
 
+import os
 import threading
 import time
 from collections.abc import Generator, Iterable
@@ -11,6 +12,7 @@ import grpc
 from polywand import channel, errors, wire
 from polywand.frames import FrameAnswer
 from polywand.images import ImageLike
+from polywand.keywords import keywords_of
 from polywand.rests import FIRST_IMAGE_REST_S, FIRST_REST_S, Rests, before_again_s, system_uniform
 from polywand.results import Detections, Model
 from polywand.session import Session
@@ -32,18 +34,24 @@ def connect(
     """Make a client. Nothing is sent before the first call, so a server may come up later.
 
     target: "host:port" or any gRPC target; None means the environment's POLYWAND_TARGET, else "localhost:50051".
-    timeout: seconds to wait for any one answer, after which a call raises Unavailable.
+    timeout: seconds to wait for any one answer, 0.001 to 1000000, after which a call raises Unavailable.
     credentials: `grpc.ssl_channel_credentials(...)` for TLS, composed with call credentials for tokens; None is
     plain text.
+    Raises InvalidRequest when the target or the timeout is none.
     """
-    target = channel.resolve_target(target)
+    target, timeout = channel.resolve_target(target), channel.checked_timeout(timeout)
+    options = channel.options(target)
     if credentials is None:
-        return Client(grpc.insecure_channel(target, channel.CHANNEL_OPTIONS), target, timeout)
-    return Client(grpc.secure_channel(target, credentials, channel.CHANNEL_OPTIONS), target, timeout)
+        return Client(grpc.insecure_channel(target, options), target, timeout)
+    return Client(grpc.secure_channel(target, credentials, options), target, timeout)
 
 
 class Client:
-    """A connection to a Polywand server; made by `connect`, closed by `with` or `close`. Threads may share it."""
+    """A connection to a Polywand server; made by `connect`, closed by `with` or `close`. Threads may share it.
+
+    Processes may not: every one connects for itself. Calls of a closed client, or of one that was inherited by a fork,
+    raise Closed.
+    """
 
     def __init__(self, grpc_channel: grpc.Channel, target: str, timeout_s: float) -> None:
         self.target = target
@@ -51,6 +59,7 @@ class Client:
         self._stub = pb_grpc.AnnotationServiceStub(grpc_channel)
         self._timeout_s = timeout_s
         self._closed = threading.Event()
+        self._process = os.getpid()
 
     def models(self) -> list[Model]:
         """List the tools that exist now, by name; asks again as `detect` does. Raises Unavailable."""
@@ -63,17 +72,21 @@ class Client:
         Raises InvalidRequest when the image cannot be read, QuotaExceeded when the server stays full, Unavailable when
         it is away.
         """
+        self._check_open()
         return Session(self._stub, image, self.target, self._timeout_s)
 
+    @keywords_of(wire.detect_options, DetectOptions)
     def detect(self, image: ImageLike, **options: Unpack[DetectOptions]) -> Detections:
         """Find objects on one image; the options are those of `DetectOptions`.
 
         While the server is full or Triton is away, the request is sent again after rests that grow, until the client's
         timeout is over. Raises InvalidRequest, QuotaExceeded, Unavailable or ServerError.
         """
-        request = wire.detect_request(image, **options)
-        return wire.detections(self._call(self._stub.Detect, request, FIRST_IMAGE_REST_S))
+        self._check_open()
+        request = wire.detect_request(image, wire.detect_options(**options))
+        return self._detect_alone(request)
 
+    @keywords_of(wire.detect_options, DetectOptions)
     def detect_stream(
         self, images: Iterable[ImageLike], **options: Unpack[DetectOptions]
     ) -> Generator[FrameAnswer, None, None]:
@@ -82,10 +95,14 @@ class Client:
         images: read lazily, by another thread and at most `FRAMES_AHEAD` before the answers are taken; what their
         iterator raises is raised here, after the answers to those before.
         A frame that fails yields (frame number, error), and the others go on: QuotaExceeded and Unavailable are for the
-        caller to send again. Raises Unavailable or Draining when the whole stream fails: frames without an answer are
-        to be sent again.
+        caller to send again. Raises InvalidRequest at once when an option is wrong, and Unavailable or Draining when
+        the whole stream fails: frames without an answer are to be sent again.
         """
-        return DetectStream(self._stub, images, options, self.target, self._timeout_s).answers()
+        self._check_open()
+        stream = DetectStream(
+            self._stub, images, wire.detect_options(**options), self._detect_alone, self.target, self._timeout_s
+        )
+        return stream.answers()
 
     def close(self) -> None:
         """Close the connection, and with it all sessions. A call that rests raises what it was refused with."""
@@ -100,14 +117,27 @@ class Client:
     ) -> None:
         self.close()
 
+    def _detect_alone(self, request: pb.DetectRequest) -> Detections:
+        return wire.detections(self._call(self._stub.Detect, request, FIRST_IMAGE_REST_S))
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise errors.client_closed()
+        if os.getpid() != self._process:
+            raise errors.Closed("This client was made in another process, before a fork: connect in this one.")
+
     def _call(
         self, method: "grpc.UnaryUnaryMultiCallable[_Request, _Reply]", request: _Request, first_rest_s: float
     ) -> _Reply:
         """Make a unary call, again and again while that is of use."""
+        self._check_open()
         rests = Rests(time.monotonic() + self._timeout_s, first_rest_s, system_uniform())
         while True:
             try:
                 return method(request, timeout=rests.deadline - time.monotonic())
+            except ValueError:
+                self._check_open()  # closed by another thread: grpc says so in words of its own
+                raise
             except grpc.RpcError as error:
                 refusal = errors.from_rpc(error, self.target)
                 rest_s = before_again_s(rests, refusal, error)

@@ -1,12 +1,14 @@
 """What can go wrong, as few exceptions whose texts are sentences for people, and where they come from in gRPC."""
 
+import re
 from collections.abc import Iterable
-from typing import NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from polywand.proxies import proxy_of
 from polywand.v1 import annotation_pb2 as pb
 
 
@@ -35,9 +37,26 @@ class PolywandError(Exception):
         self.code = code
         self.violations = tuple(violations)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by text and attributes: an error made in a pool's process reaches its parent whole."""
+        return _unpickle, (type(self), self.args), self.__dict__
 
-class InvalidRequest(PolywandError):  # noqa: N818 - reads better in an `except` without the suffix
-    """The request is wrong, and the same request will stay wrong."""
+
+def _unpickle(kind: type[PolywandError], arguments: tuple[Any, ...]) -> PolywandError:
+    """Make an error without its `__init__`, whose arguments differ from kind to kind; its attributes follow."""
+    return kind.__new__(kind, *arguments)
+
+
+class InvalidRequest(PolywandError, ValueError):  # noqa: N818 - reads better in an `except` without the suffix
+    """The request is wrong, and the same request will stay wrong. An argument out of its range is found unsent."""
+
+
+class NotFound(InvalidRequest):
+    """The request names a model or a version that the server does not have."""
+
+
+class Unauthenticated(InvalidRequest):
+    """The server, or what stands before it, does not know this client, or does not permit it this request."""
 
 
 class Unavailable(PolywandError):  # noqa: N818
@@ -116,10 +135,10 @@ class Superseded(PolywandError):  # noqa: N818
 
 
 class Closed(PolywandError):  # noqa: N818
-    """The session was closed, by its owner."""
+    """The session, or the client, was closed by its owner."""
 
-    def __init__(self) -> None:
-        super().__init__("This session is closed.", grpc.StatusCode.CANCELLED)
+    def __init__(self, message: str = "This session is closed.") -> None:
+        super().__init__(message, grpc.StatusCode.CANCELLED)
 
 
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
@@ -132,8 +151,21 @@ _CALLERS_FAULT = {
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.PERMISSION_DENIED,
 }
+_KINDS: dict[grpc.StatusCode, type[InvalidRequest]] = {
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: Unauthenticated,
+}
 _AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 _PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
+_TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")  # the transport's own words
+_HINTS = {  # by words of the transport's own
+    "handshake": "TLS fails there: do both ends speak it, and is the certificate trusted?",
+    "parsing http": "What is there speaks no gRPC, or wants TLS: is it the right port?",
+    "resolving": "No host of this name is known here.",
+    "resolution": "No host of this name is known here.",
+}
+_HTTP_TOO_LARGE = "status: 413"
 _IMAGE_GIVEN_UP = ("polywand", "IMAGE_GIVEN_UP")  # domain and reason of an `ErrorInfo`
 
 
@@ -150,6 +182,11 @@ def no_answer(target: str, timeout_s: float) -> Unavailable:
 def ended(target: str) -> Unavailable:
     """The error of a stream that `target` ended although something was still to be answered."""
     return Unavailable(f"{target} ended the stream.", grpc.StatusCode.UNAVAILABLE)
+
+
+def client_closed() -> Closed:
+    """The error of a call on a client that was closed, or whose client is closed meanwhile."""
+    return Closed("This client is closed.")
 
 
 def unexpected(what: str | None) -> ServerError:
@@ -207,14 +244,7 @@ def from_rpc(error: grpc.RpcError, target: str) -> PolywandError:
     rich = _rich_status(error)
     if rich is not None:
         return from_status(rich)
-    code, details = error.code(), error.details() or ""
-    if code is grpc.StatusCode.UNAVAILABLE:
-        return Unavailable(_away(target, details), code)
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return Unavailable(f"{target} did not answer in time.", code)
-    if code is grpc.StatusCode.UNIMPLEMENTED:
-        return ServerError(f"{target} answers, but not as a Polywand server: {details}", code)
-    return _error(code, details)
+    return _from_transport(error.code(), error.details() or "", target)
 
 
 def never_arrived(error: grpc.RpcError) -> bool:
@@ -222,6 +252,23 @@ def never_arrived(error: grpc.RpcError) -> bool:
     if not isinstance(error, grpc.Call | grpc.aio.AioRpcError) or _rich_status(error) is not None:
         return False
     return _is_unreached(error.details() or "")
+
+
+def _from_transport(code: grpc.StatusCode, details: str, target: str) -> PolywandError:
+    """The error of a status without details of Polywand's: the transport's, or that of what stands in between."""
+    if (problem := _too_large(target, details)) is not None:
+        return InvalidRequest(problem, grpc.StatusCode.RESOURCE_EXHAUSTED)
+    match code:
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.DEADLINE_EXCEEDED:
+            is_late = code is grpc.StatusCode.DEADLINE_EXCEEDED
+            return Unavailable(f"{target} did not answer in time." if is_late else _away(target, details), code)
+        case grpc.StatusCode.UNIMPLEMENTED:
+            return ServerError(f"{target} answers, but not as a Polywand server: {details}", code)
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:  # a limit of calls, of a proxy before the server
+            return QuotaExceeded(details or f"{target} takes no more calls for now.", 0.0)
+        case grpc.StatusCode.CANCELLED if "channel closed" in details.lower():
+            return client_closed()
+    return _error(code, details)
 
 
 def _rich_status(error: grpc.Call | grpc.aio.AioRpcError) -> status_pb2.Status | None:
@@ -232,14 +279,31 @@ def _rich_status(error: grpc.Call | grpc.aio.AioRpcError) -> status_pb2.Status |
 
 
 def _away(target: str, details: str) -> str:
-    if _is_unreached(details):
-        return f"No Polywand server answers at {target}. Is it running? (make serve)"
-    return f"The server at {target} went away: {details}"
+    # With a proxy in between, its refusals and its absence look like the server's.
+    proxy = proxy_of(target)
+    through = "" if proxy is None else f" through the proxy {proxy.url}, which {proxy.variable} names"
+    if not _is_unreached(details) and (proxy is None or "proxy" not in details.lower()):
+        return f"The server at {target} went away: {details}"
+    if proxy is not None:
+        hint = "Hosts named in no_proxy are reached without it."
+    else:
+        hint = next((hint for words, hint in _HINTS.items() if words in details.lower()), "Is it running? (make serve)")
+    return f"No Polywand server answers at {target}{through}. {hint}"
+
+
+def _too_large(target: str, details: str) -> str | None:
+    """What the transport says of a message's size, in a sentence; None when it says something else."""
+    if (sizes := _TOO_LARGE.search(details)) is not None:
+        size, limit = map(int, sizes.groups())
+        return f"A message of {size:,} bytes is too large: {target} takes at most {limit:,} bytes in one."
+    if _HTTP_TOO_LARGE in details or "larger than max" in details:
+        return f"The message is too large for {target}, or for a proxy before it: {details}"
+    return None
 
 
 def _is_unreached(details: str) -> bool:
     # The transport's own texts; everything else was said by the server or by something in between.
-    return "failed to connect" in details.lower() or "resolution" in details.lower()
+    return any(words in details.lower() for words in ("failed to connect", "resolution", "errors resolving"))
 
 
 def _error(
@@ -254,4 +318,6 @@ def _error(
         return QuotaExceeded(message, retry_after_s, quotas, violations)
     if code in _AWAY:
         return Unavailable(message, code, violations, retry_after_s)
-    return (InvalidRequest if code in _CALLERS_FAULT else ServerError)(message, code, violations)
+    if code in _CALLERS_FAULT:
+        return _KINDS.get(code, InvalidRequest)(message, code, violations)
+    return ServerError(message, code, violations)

@@ -1,24 +1,24 @@
 """Images as callers have them, to the contract's `Image`."""
 
 import os
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from polywand import files
 from polywand.errors import InvalidRequest
 from polywand.v1 import annotation_pb2 as pb
 
-ImageLike: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.uint8]
+ImageLike: TypeAlias = str | os.PathLike[str] | bytes | files.Source | NDArray[np.uint8]
 """A file's path, a file's bytes, or pixels: uint8 [H, W, 3] in RGB order, or uint8 [H, W] grey."""
 
 
 def to_message(image: ImageLike) -> pb.Image:
     """Make the message of an image. Files travel as they are: the server decodes them and turns them by their EXIF.
 
-    Raises InvalidRequest when the file cannot be read or the array is no image, and TypeError for anything else.
+    Raises InvalidRequest when the file cannot be read, the array is no image, or it is anything else.
     """
     if isinstance(image, np.ndarray):
         return pb.Image(raw=_raw(image))
@@ -26,16 +26,17 @@ def to_message(image: ImageLike) -> pb.Image:
         return pb.Image(encoded=bytes(image))
     if isinstance(image, str | os.PathLike):
         return pb.Image(encoded=read(image))
-    raise TypeError(f"an image is a path, the bytes of a file or an array of pixels, not {type(image).__name__}")
+    if isinstance(image, files.Source):
+        return pb.Image(encoded=image.read())
+    raise InvalidRequest(
+        f"An image is a path, the bytes of a file or an array of pixels, not {type(image).__name__}.",
+        grpc.StatusCode.INVALID_ARGUMENT,
+    )
 
 
 def read(path: str | os.PathLike[str]) -> bytes:
     """Read a file's bytes. Raises InvalidRequest when it cannot be read."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        message = f"{os.fspath(path)} cannot be read: {error.strerror or error}"
-        raise InvalidRequest(message, grpc.StatusCode.INVALID_ARGUMENT) from error
+    return files.read(path)
 
 
 def _raw(pixels: NDArray[Any]) -> pb.RawImage:

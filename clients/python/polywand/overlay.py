@@ -66,8 +66,19 @@ def can_write(path: Path) -> bool:
 
 
 def encode(image: RGB, suffix: str) -> bytes:
-    """Encode RGB uint8 [H, W, 3] as the format of a file name's suffix, such as ".png"."""
-    _, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    """Encode RGB uint8 [H, W, 3] as the format of a file name's suffix, such as ".png".
+
+    Raises InvalidRequest when the format has no room for so many pixels.
+    """
+    try:
+        is_done, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except cv2.error:
+        is_done = False
+    if not is_done:
+        height, width = image.shape[:2]
+        raise InvalidRequest(
+            f"A picture of {width} x {height} pixels cannot be written as {suffix}.", StatusCode.INVALID_ARGUMENT
+        )
     return bytes(data)
 
 

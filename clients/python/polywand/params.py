@@ -1,11 +1,17 @@
 """Command line parameters that click does not have."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
+from polywand import checks
+from polywand.checks import MAX_COORDINATE
+from polywand.console import Command
+from polywand.errors import InvalidRequest
 from polywand.prompts import Point, PointLabel
+from polywand.texts import shown
 
 POINT_OPTIONS: dict[str, PointLabel] = {"--positive": "positive", "--negative": "negative", "--extreme": "extreme"}
 ORDER = "polywand.point_order"  # a key of click's Context.meta
@@ -25,8 +31,29 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 
         except ValueError:
             numbers = ()
         if len(numbers) != self._count:
-            self.fail(f"'{value}' is not {self._count} numbers with commas between them ({self.name}).", param, ctx)
+            self.fail(
+                f"'{shown(value)}' is not {self._count} numbers with commas between them ({self.name}).", param, ctx
+            )
+        if not all(abs(number) <= MAX_COORDINATE for number in numbers):  # nor NaN
+            self.fail(f"'{value}': numbers of pixels are finite.", param, ctx)
         return numbers
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        """Read what an environment variable holds of an option that repeats: blanks or semicolons in between."""
+        return rv.replace(";", " ").split()
+
+
+class Text(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on only
+    """A name that a request can carry: UTF-8, and not too long."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Read one value."""
+        try:
+            return checks.text("it", value)
+        except InvalidRequest as error:
+            self.fail(f"{error.violations[0].description}.", param, ctx)
 
 
 class LabelPair(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on only
@@ -36,13 +63,17 @@ class LabelPair(click.ParamType):  # type: ignore[type-arg]  # generic from clic
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
         """Read one value."""
-        model_label, _, label = value.partition("=")
+        model_label, _, label = Text().convert(value, param, ctx).partition("=")
         if not model_label:
-            self.fail(f"'{value}' names no label of the model.", param, ctx)
+            self.fail(f"'{shown(value)}' names no label of the model.", param, ctx)
         return model_label, label or model_label
 
+    def split_envvar_value(self, rv: str) -> list[str]:
+        """Read what an environment variable holds: lines, or semicolons in between, for labels have blanks."""
+        return [label for part in re.split("[;\n]", rv) if (label := part.strip())]
 
-class InClickOrder(click.Command):
+
+class InClickOrder(Command):
     """A command that notes in which order options of points were typed; click tells it of each option alone."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -1,11 +1,12 @@
 """Prompts as callers say them, to the contract's `Prompt`."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple, TypeAlias, TypedDict
+from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 
-from polywand import seeds
+from polywand import checks, seeds
 from polywand.seeds import SeedLike
 from polywand.v1 import annotation_pb2 as pb
+from polywand.wire import output_options
 
 PointLabel: TypeAlias = Literal["positive", "negative", "extreme"]
 """On the object; not on it; on its outline where it reaches furthest left, up, right or down."""
@@ -31,8 +32,8 @@ class PromptOptions(TypedDict, total=False):
     object_id: the caller's name for the object, when there are several on the image.
     version: of the model; 0 is the highest that is ready.
     threshold: probability from which a pixel counts, above 0 and below 1; None is the model's own.
-    tolerance: how far the outline may be simplified, in pixels; 0 keeps every vertex, None is the server's choice.
-    max_points: vertices at most, over all rings. mask: whether to send the mask too.
+    tolerance: how far the outline may be simplified, in pixels, to 1000; 0 keeps every vertex, None is the server's
+    choice. max_points: vertices at most, over all rings, 3 to 100000. mask: whether to send the mask too.
     """
 
     points: Iterable[Point] | None
@@ -79,7 +80,11 @@ class Prompts:
         max_points: int | None = None,
         mask: bool = False,
     ) -> pb.Prompt:
-        """Make one prompt; see `PromptOptions`. Raises TypeError when points are given in both ways."""
+        """Make one prompt; see `PromptOptions`.
+
+        Raises InvalidRequest when an argument is out of its range, and TypeError when points are given in both ways.
+        """
+        object_id = checks.text("object_id", object_id, checks.MAX_OBJECT_ID_BYTES)
         listed = [
             *_labelled(extreme, "extreme"),
             *_labelled(positive, "positive"),
@@ -90,17 +95,18 @@ class Prompts:
         elif listed:
             raise TypeError("give points, or positive, negative and extreme, but not both")
         else:
-            clicks = [Point(*point) for point in points]
-        self._clicks[object_id] = clicks
-        return pb.Prompt(
-            model=model,
-            version=version,
+            clicks = [_point(point) for point in checks.rows("points", points)]
+        message = pb.Prompt(
+            model=checks.text("model", model),
+            version=checks.integer("version", version, 0, checks.MAX_VERSION),
             object_id=object_id,
-            points=[pb.Point(x=float(x), y=float(y), label=_label(label)) for x, y, label in clicks],
-            box=None if box is None else pb.Box(**dict(zip(("x0", "y0", "x1", "y1"), _floats(box, 4), strict=True))),
-            output=pb.OutputOptions(threshold=threshold, tolerance=tolerance, max_points=max_points, include_mask=mask),
+            points=[pb.Point(x=x, y=y, label=_LABELS[label]) for x, y, label in clicks],
+            box=None if box is None else _box(box),
+            output=output_options("threshold", threshold, tolerance, max_points, mask),
             seed=None if seed is None else seeds.to_message(seed),
         )
+        self._clicks[object_id] = clicks
+        return message
 
     def forget(self) -> None:
         """Forget all objects: the next prompt is about another image."""
@@ -118,19 +124,20 @@ def in_click_order(points: Iterable[Point], before: Iterable[Point]) -> list[Poi
 
 
 def _labelled(points: Iterable[Sequence[float]], label: PointLabel) -> Iterator[Point]:
-    for point in points:
-        x, y = _floats(point, 2)
+    for point in checks.rows(label, points):
+        x, y = checks.coordinates(label, point, 2)
         yield Point(x, y, label)
 
 
-def _floats(values: Sequence[float], count: int) -> list[float]:
-    numbers = [float(value) for value in values] if isinstance(values, Iterable) else []
-    if len(numbers) != count:
-        raise ValueError(f"{count} numbers are needed, not {values!r}")
-    return numbers
+def _point(point: Sequence[Any]) -> Point:
+    parts = list(checks.rows("points", point))
+    x, y = checks.coordinates("points", parts[:2], 2)
+    label = parts[2] if len(parts) > 2 else "positive"
+    if len(parts) > 3 or not isinstance(label, str) or label not in _LABELS:
+        raise checks.invalid("points", f"a point is positive, negative or extreme, not {parts[2:]!r}")
+    return Point(x, y, label)
 
 
-def _label(label: PointLabel) -> pb.PointLabel.ValueType:
-    if label not in _LABELS:
-        raise ValueError(f"a point is positive, negative or extreme, not {label!r}")
-    return _LABELS[label]
+def _box(box: Sequence[float]) -> pb.Box:
+    x0, y0, x1, y1 = checks.coordinates("box", box, 4)
+    return pb.Box(x0=x0, y0=y0, x1=x1, y1=y1)

@@ -1,5 +1,7 @@
 """Answers as text for people and as JSON for programs."""
 
+import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -7,7 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from polywand.errors import PolywandError
 from polywand.results import Detections, InteractorSpec, Model, Outline, Segmentation, Timing
+from polywand.texts import printable
+
+
+def line(answer: dict[str, Any]) -> str:
+    """One line of JSON. Numbers that JSON does not have (NaN, infinities) become null."""
+    return json.dumps(_finite(answer), allow_nan=False)
 
 
 def models_text(models: Sequence[Model]) -> str:
@@ -58,10 +67,26 @@ def models_json(models: Iterable[Model]) -> dict[str, Any]:
     return {"models": [asdict(model) | {"default_threshold": _short(model.default_threshold)} for model in models]}
 
 
-def segmentation_json(image: str, found: Segmentation) -> dict[str, Any]:
-    """One outline; polygons as lists of [x, y], numbers as short as they can be without loss."""
+def failure_json(image: str | None, error: PolywandError) -> dict[str, Any]:
+    """What went wrong, in a sentence and by gRPC's code, and with which fields; `image` where it was about one."""
+    violations = [violation._asdict() for violation in error.violations]
+    return {
+        **({} if image is None else {"image": image}),
+        "error": printable(str(error)),
+        "code": error.code.name,
+        **({"violations": violations} if violations else {}),
+    }
+
+
+def segmentation_json(image: str, found: Segmentation, width: int, height: int) -> dict[str, Any]:
+    """One outline; polygons as lists of [x, y], numbers as short as they can be without loss.
+
+    width, height: of the image in pixels, after EXIF orientation.
+    """
     return {
         "image": image,
+        "width": width,
+        "height": height,
         "model": found.model,
         "version": found.version,
         "threshold": _short(found.threshold),
@@ -91,6 +116,14 @@ def detections_json(image: str, found: Detections) -> dict[str, Any]:
         ],
         "timing": asdict(found.timing),
     }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _detected_json(outline: Outline) -> dict[str, Any]:

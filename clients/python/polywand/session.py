@@ -1,5 +1,6 @@
 """One annotator's stream: an image, then prompts, each answered with polygons."""
 
+import os
 import threading
 from concurrent.futures import Future
 from types import TracebackType
@@ -9,6 +10,7 @@ import grpc
 
 from polywand import errors, images
 from polywand.images import ImageLike
+from polywand.keywords import keywords_of
 from polywand.ledger import Ledger
 from polywand.prompts import PromptOptions, Prompts
 from polywand.results import Segmentation
@@ -31,6 +33,7 @@ class Session:
 
     def __init__(self, stub: pb_grpc.AnnotationServiceStub, image: ImageLike, target: str, timeout_s: float) -> None:
         self._target, self._timeout_s = target, timeout_s
+        self._process = os.getpid()
         self._prompts = Prompts()
         self._ledger = Ledger()
         self._changed = threading.Condition()  # guards ledger and prompts; wakes who sends
@@ -57,6 +60,7 @@ class Session:
         info: pb.ImageInfo = self._wait(waiter)
         self.width, self.height = info.width, info.height
 
+    @keywords_of(Prompts.message, PromptOptions)
     def prompt(self, model: str, **prompt: Unpack[PromptOptions]) -> Segmentation:
         """Ask for the outline of one object; the arguments are those of `PromptOptions`.
 
@@ -87,6 +91,8 @@ class Session:
         self.close()
 
     def _ask(self, message: pb.InteractRequest) -> Future[Any]:
+        if os.getpid() != self._process:
+            raise errors.Closed("This session was opened in another process, before a fork: open one in this one.")
         waiter: Future[Any] = Future()
         self._ledger.ask(message, waiter, self._timeout_s)
         self._changed.notify()

@@ -2,17 +2,17 @@
 
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 import grpc
 
 from polywand import errors, frames, wire
 from polywand.errors import PolywandError
-from polywand.frames import FRAMES_AHEAD, FrameAnswer, FrameLog
+from polywand.frames import FRAMES_AHEAD, LARGE_FRAME_BYTES, FrameAnswer, FrameLog
 from polywand.images import ImageLike
+from polywand.results import Detections
 from polywand.v1 import annotation_pb2 as pb
 from polywand.v1 import annotation_pb2_grpc as pb_grpc
-from polywand.wire import DetectOptions
 
 
 class DetectStream:
@@ -25,11 +25,13 @@ class DetectStream:
         self,
         stub: pb_grpc.AnnotationServiceStub,
         images: Iterable[ImageLike],
-        options: DetectOptions,
+        options: pb.DetectRequest,
+        detect_alone: Callable[[pb.DetectRequest], Detections],
         target: str,
         timeout_s: float,
     ) -> None:
         self._stub, self._images, self._options = stub, images, options
+        self._detect_alone = detect_alone
         self._target, self._timeout_s = target, timeout_s
         self._log = FrameLog()
         self._places = threading.Semaphore(FRAMES_AHEAD)
@@ -84,10 +86,13 @@ class DetectStream:
     def _request(self, image: ImageLike) -> pb.DetectStreamRequest | None:
         frame_id = self._log.take()
         try:
-            return pb.DetectStreamRequest(frame_id=frame_id, request=wire.detect_request(image, **self._options))
+            request = wire.detect_request(image, self._options)
+            if request.ByteSize() < LARGE_FRAME_BYTES:
+                return pb.DetectStreamRequest(frame_id=frame_id, request=request)
+            self._answers.put((frame_id, self._detect_alone(request)))
         except PolywandError as error:
             self._answers.put((frame_id, error))
-            return None
+        return None
 
     def _read(self, call: Iterable[pb.DetectStreamResponse]) -> None:
         try:

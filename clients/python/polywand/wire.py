@@ -7,7 +7,8 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from polywand import errors, images
+from polywand import checks, errors, images
+from polywand.errors import InvalidRequest
 from polywand.images import ImageLike
 from polywand.raster import decode_rle
 from polywand.results import (
@@ -33,13 +34,14 @@ class DetectOptions(TypedDict, total=False):
     model: a detector. version: of it; 0 is the highest that is ready.
     threshold: score from which a detection counts, 0 to 1; None is the model's own.
     labels: from the model's labels to the task's; labels that are not in it are dropped. None keeps all as they are.
-    max_detections: at most, best first; None is 100.
+    max_detections: at most, best first, 1 to 1000; None is 100.
     polygons: whether to outline each detection too, by an interactor that starts from its box: True leaves to the
-    server which, a name says it. The rest is only for these outlines, and a ValueError without:
+    server which, a name says it. The rest is only for these outlines, and an InvalidRequest without:
     polygons_version: of a named interactor; 0 is the highest that is ready.
     polygons_threshold: probability from which a pixel counts, above 0 and below 1; None is the interactor's own.
-    tolerance: how far an outline may be simplified, in pixels; 0 keeps every vertex, None is the server's choice.
-    max_points: vertices of one outline at most, over all its rings. mask: whether to send the masks too.
+    tolerance: how far an outline may be simplified, in pixels, to 1000; 0 keeps every vertex, None is the server's
+    choice. max_points: vertices of one outline at most, over all its rings, 3 to 100000.
+    mask: whether to send the masks too.
     """
 
     model: str
@@ -63,8 +65,7 @@ _BOX_USES: dict[int, BoxUse] = {
 }
 
 
-def detect_request(
-    image: ImageLike,
+def detect_options(
     *,
     model: str = "nanodet",
     version: int = 0,
@@ -78,27 +79,59 @@ def detect_request(
     max_points: int | None = None,
     mask: bool = False,
 ) -> pb.DetectRequest:
-    """Make the request for one image; see `DetectOptions`.
+    """Make a request without its image; see `DetectOptions`.
 
-    Raises InvalidRequest when the image cannot be read, and ValueError when options of polygons come without them.
+    Raises InvalidRequest when an option is out of its range, or when options of polygons come without them.
     """
-    output = pb.OutputOptions(
-        threshold=polygons_threshold, tolerance=tolerance, max_points=max_points, include_mask=mask
-    )
+    output = output_options("polygons_threshold", polygons_threshold, tolerance, max_points, mask)
+    named = checks.text("polygons", polygons) if isinstance(polygons, str) else ""
     options = pb.PolygonOptions(
-        model=polygons if isinstance(polygons, str) else "", version=polygons_version, output=output
+        model=named, version=checks.integer("polygons_version", polygons_version, 0, checks.MAX_VERSION), output=output
     )
-    if not polygons and (polygons_version or output.ByteSize()):
-        raise ValueError("these options say how polygons are to be made, and none are asked for: add polygons=True")
+    if not polygons and options.ByteSize() > pb.PolygonOptions(output=pb.OutputOptions()).ByteSize():
+        raise InvalidRequest(
+            "These options say how polygons are to be made, and none are asked for: add polygons=True.",
+            grpc.StatusCode.INVALID_ARGUMENT,
+        )
     return pb.DetectRequest(
-        model=model,
-        version=version,
-        image=images.to_message(image),
-        threshold=threshold,
-        labels=labels,
-        max_detections=max_detections,
+        model=checks.text("model", model),
+        version=checks.integer("version", version, 0, checks.MAX_VERSION),
+        threshold=None if threshold is None else checks.number("threshold", threshold, 0, 1),
+        labels=_labels(labels),
+        max_detections=None
+        if max_detections is None
+        else checks.integer("max_detections", max_detections, 1, checks.MAX_DETECTIONS),
         polygons=options if polygons else None,
     )
+
+
+def detect_request(image: ImageLike, options: pb.DetectRequest) -> pb.DetectRequest:
+    """Make the request for one image. Raises InvalidRequest when the image cannot be read."""
+    request = pb.DetectRequest(image=images.to_message(image))
+    request.MergeFrom(options)
+    return request
+
+
+def output_options(
+    threshold_name: str, threshold: float | None, tolerance: float | None, max_points: int | None, mask: bool
+) -> pb.OutputOptions:
+    """Make the options of an outline; `threshold_name` is what the caller knows the threshold by."""
+    return pb.OutputOptions(
+        threshold=None if threshold is None else checks.number(threshold_name, threshold, 0, 1, between=True),
+        tolerance=None if tolerance is None else checks.number("tolerance", tolerance, 0, checks.MAX_TOLERANCE),
+        max_points=None
+        if max_points is None
+        else checks.integer("max_points", max_points, checks.MIN_POINTS, checks.MAX_POINTS),
+        include_mask=bool(mask),
+    )
+
+
+def _labels(labels: Mapping[str, str] | None) -> dict[str, str]:
+    if labels is None:
+        return {}
+    if not isinstance(labels, Mapping):
+        raise checks.invalid("labels", f"a mapping from the model's labels to the task's, not {type(labels).__name__}")
+    return {checks.text("labels", theirs): checks.text("labels", ours) for theirs, ours in labels.items()}
 
 
 def model(message: pb.Model) -> Model:

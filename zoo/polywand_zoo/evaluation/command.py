@@ -6,6 +6,10 @@ from typing import Any
 
 import click
 
+from polywand.console import Number
+from polywand.files import identities
+from polywand.outputs import refuse_inputs
+
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -24,7 +28,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option("--limit", type=click.IntRange(1), help="Of each data set, so many objects at most, evenly spread.")
 @click.option("--clicks", type=click.IntRange(1, 100), default=20, show_default=True, help="On an object, at most.")
-@click.option("--stop-at", type=click.FloatRange(0, 1), help="IoU from which no more clicks come.  [default: never]")
+@click.option("--stop-at", type=Number(0, 1), help="IoU from which no more clicks come.  [default: never]")
 @click.option(
     "--way",
     type=click.Choice(["auto", "onnx", "service", "both"]),
@@ -91,6 +95,7 @@ def evaluate(
     from polywand_zoo.evaluation.networks import Precision  # noqa: PLC0415
     from polywand_zoo.evaluation.objects import DataError  # noqa: PLC0415
     from polywand_zoo.evaluation.report import NothingMeasuredError, report  # noqa: PLC0415
+    from polywand_zoo.evaluation.run import BY_USER  # noqa: PLC0415
     from polywand_zoo.evaluation.run import evaluate as run  # noqa: PLC0415
     from polywand_zoo.evaluation.sources import Sources, SourcesError  # noqa: PLC0415
     from polywand_zoo.evaluation.trials import Rules  # noqa: PLC0415
@@ -105,6 +110,7 @@ def evaluate(
         threads=threads,
         baseline=baseline,
     )
+    _spare_inputs(out, sources)
     try:
         data = Sources(**sources).read()
         out.mkdir(parents=True, exist_ok=True)
@@ -115,6 +121,8 @@ def evaluate(
         ):
             results = run(rows, data, Rules(clicks, stop_at), lambda: bar.update(1))
         report(results, out, worst, with_groups=groups)
+        if results.interrupted == BY_USER:
+            raise KeyboardInterrupt  # the report is there; the exit code is that of an interruption
         if results.interrupted:
             raise click.ClickException(f"interrupted: {results.interrupted}")
         if not results.agrees:
@@ -123,3 +131,11 @@ def evaluate(
         raise click.UsageError(str(error)) from error
     except (DataError, ModelError, NothingMeasuredError, PolywandError, OSError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def _spare_inputs(out: Path, sources: dict[str, Any]) -> None:
+    """Refuse a folder of data as the one to write to, and a file of data as what is written."""
+    given = [path for path in sources.values() if isinstance(path, Path)]
+    refuse_inputs([out / "evaluation.json"], [path for path in given if path.is_file()])
+    if identities([out]) & identities([path for path in given if path.is_dir()]):
+        raise click.UsageError(f"'{out}' holds data: name another folder for --out.")

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from polywand import files
+from polywand.console import Number
+from polywand.outputs import refuse_inputs
+
 if TYPE_CHECKING:  # each command loads only what it needs
     from polywand_zoo.evaluation.detections import Found
 
@@ -25,10 +29,10 @@ NOTHING = "-"
 @click.option("--coco", type=FILE, required=True, help="Annotations in COCO's JSON: polygons or run lengths.")
 @click.option("--images", type=FOLDER, help="Their images.  [default: images, beside the JSON, or its folder]")
 @click.option("--limit", type=click.IntRange(1), help="So many photos at most, evenly spread.")
-@click.option("--threshold", type=click.FloatRange(0, 1), help="Score of a detection.  [default: the detector's own]")
+@click.option("--threshold", type=Number(0, 1), help="Score of a detection.  [default: the detector's own]")
 @click.option(
     "--same-from",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     default=0.5,
     show_default=True,
     help="IoU of the boxes from which a detection is an object of its label.",
@@ -67,6 +71,8 @@ def evaluate_detections(
     from polywand_zoo.evaluation.objects import DataError  # noqa: PLC0415
     from polywand_zoo.evaluation.server import own_service  # noqa: PLC0415
 
+    if out is not None:
+        refuse_inputs([out], [coco])
     try:
         data = first_photos(read_coco(coco, images or photos_of(coco)), limit)
         with ExitStack() as stack:
@@ -82,7 +88,11 @@ def evaluate_detections(
         click.echo(f"Left out: {flaw}", err=True)
     click.echo(_table(results))
     if out is not None:
-        out.write_text(json.dumps([_record(found) for found in results], indent=1) + "\n", encoding="utf-8")
+        text = json.dumps([_record(found) for found in results], indent=1) + "\n"
+        try:
+            files.write(out, text.encode())
+        except polywand.PolywandError as error:
+            raise click.ClickException(str(error)) from error
 
 
 def _table(results: Sequence["Found"]) -> str:

@@ -10,6 +10,9 @@ from polywand_zoo.evaluation.scores import agreement
 from polywand_zoo.evaluation.tools import Look, Tool
 from polywand_zoo.evaluation.trials import Likeness, Outcome, Rules, Step, play, replay
 
+BY_USER = "you would not wait"
+"""Why objects are missing after Ctrl-C."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -69,7 +72,7 @@ def evaluate(
         except DataError as flaw:
             results.flaws.append(flaw)
         except KeyboardInterrupt:
-            results.interrupted = "you would not wait"
+            results.interrupted = BY_USER
             break
         except _GoneError as error:
             results.interrupted = str(error)

@@ -1,6 +1,7 @@
 """The asyncio client."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from types import TracebackType
@@ -13,6 +14,7 @@ from polywand.aio.session import Session
 from polywand.aio.streaming import DetectStream
 from polywand.frames import FrameAnswer
 from polywand.images import ImageLike
+from polywand.keywords import keywords_of
 from polywand.rests import FIRST_IMAGE_REST_S, FIRST_REST_S, Rests, before_again_s, system_uniform
 from polywand.results import Detections, Model
 from polywand.v1 import annotation_pb2 as pb
@@ -29,25 +31,31 @@ def connect(
     timeout: float = channel.TIMEOUT_S,
     credentials: grpc.ChannelCredentials | None = None,
 ) -> "Client":
-    """Make an asyncio client, for use in the event loop that runs now; see `polywand.connect` for the arguments."""
-    target = channel.resolve_target(target)
-    if credentials is None:
-        return Client(grpc.aio.insecure_channel(target, channel.CHANNEL_OPTIONS), target, timeout)
-    return Client(grpc.aio.secure_channel(target, credentials, channel.CHANNEL_OPTIONS), target, timeout)
+    """Make an asyncio client; see `polywand.connect` for the arguments and what it raises.
+
+    It belongs to the event loop in which it is first used.
+    """
+    return Client(channel.resolve_target(target), channel.checked_timeout(timeout), credentials)
 
 
 class Client:
-    """A connection to a Polywand server; made by `connect`, closed by `async with` or `close`. Tasks may share it."""
+    """A connection to a Polywand server; made by `connect`, closed by `async with` or `close`. Tasks may share it.
 
-    def __init__(self, grpc_channel: grpc.aio.Channel, target: str, timeout_s: float) -> None:
+    Calls of a closed client raise Closed, and so do those of one that was inherited by a fork. Calls from another event
+    loop than the first one's raise RuntimeError.
+    """
+
+    def __init__(self, target: str, timeout_s: float, credentials: grpc.ChannelCredentials | None) -> None:
         self.target = target
-        self._channel = grpc_channel
-        self._stub: pb_grpc.AnnotationServiceAsyncStub = pb_grpc.AnnotationServiceStub(grpc_channel)
-        self._timeout_s = timeout_s
+        self._timeout_s, self._credentials = timeout_s, credentials
+        self._channel: grpc.aio.Channel | None = None  # made in the loop that uses it
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+        self._process = os.getpid()
 
     async def models(self) -> list[Model]:
         """List the tools that exist now, by name; asks again as `detect` does. Raises Unavailable."""
-        reply = await self._call(self._stub.ListModels, pb.ListModelsRequest(), FIRST_REST_S)
+        reply = await self._call(self._stub().ListModels, pb.ListModelsRequest(), FIRST_REST_S)
         return [wire.model(message) for message in reply.models]
 
     def open(self, image: ImageLike) -> Session:
@@ -58,15 +66,18 @@ class Client:
         """
         return Session(self._stub, image, self.target, self._timeout_s)
 
+    @keywords_of(wire.detect_options, DetectOptions)
     async def detect(self, image: ImageLike, **options: Unpack[DetectOptions]) -> Detections:
         """Find objects on one image; the options are those of `DetectOptions`.
 
         While the server is full or Triton is away, the request is sent again after rests that grow, until the client's
         timeout is over. Raises InvalidRequest, QuotaExceeded, Unavailable or ServerError.
         """
-        request = await asyncio.to_thread(wire.detect_request, image, **options)
-        return wire.detections(await self._call(self._stub.Detect, request, FIRST_IMAGE_REST_S))
+        self._stub()
+        template = wire.detect_options(**options)
+        return await self._detect_alone(await asyncio.to_thread(wire.detect_request, image, template))
 
+    @keywords_of(wire.detect_options, DetectOptions)
     def detect_stream(
         self, images: Iterable[ImageLike] | AsyncIterable[ImageLike], **options: Unpack[DetectOptions]
     ) -> AsyncGenerator[FrameAnswer, None]:
@@ -75,14 +86,19 @@ class Client:
         images: read lazily, at most `FRAMES_AHEAD` before the answers are taken; a plain iterable is read in a thread.
         What it raises is raised here, after the answers to the frames before.
         A frame that fails yields (frame number, error), and the others go on: QuotaExceeded and Unavailable are for the
-        caller to send again. Raises Unavailable or Draining when the whole stream fails: frames without an answer are
-        to be sent again.
+        caller to send again. Raises InvalidRequest at once when an option is wrong, and Unavailable or Draining when
+        the whole stream fails: frames without an answer are to be sent again.
         """
-        return DetectStream(self._stub, images, options, self.target, self._timeout_s).answers()
+        stream = DetectStream(
+            self._stub(), images, wire.detect_options(**options), self._detect_alone, self.target, self._timeout_s
+        )
+        return stream.answers()
 
     async def close(self) -> None:
         """Close the connection, and with it all sessions."""
-        await self._channel.close(None)
+        self._closed = True
+        if self._channel is not None:
+            await self._channel.close(None)
 
     async def __aenter__(self) -> Self:
         return self
@@ -92,17 +108,49 @@ class Client:
     ) -> None:
         await self.close()
 
+    def _stub(self) -> "pb_grpc.AnnotationServiceAsyncStub":
+        """Make sure that calls can be made here and now."""
+        if self._closed:
+            raise errors.client_closed()
+        if os.getpid() != self._process:
+            raise errors.Closed("This client was made in another process, before a fork: connect in this one.")
+        loop = asyncio.get_running_loop()
+        if self._channel is None:
+            self._loop, options = loop, channel.options(self.target)
+            self._channel = (
+                grpc.aio.insecure_channel(self.target, options)
+                if self._credentials is None
+                else grpc.aio.secure_channel(self.target, self._credentials, options)
+            )
+        if loop is not self._loop:
+            raise RuntimeError("this client belongs to another event loop: connect in this one")
+        return pb_grpc.AnnotationServiceStub(self._channel)
+
+    async def _detect_alone(self, request: pb.DetectRequest) -> Detections:
+        return wire.detections(await self._call(self._stub().Detect, request, FIRST_IMAGE_REST_S))
+
     async def _call(
         self, method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Reply]", request: _Request, first_rest_s: float
     ) -> _Reply:
         """Make a unary call, again and again while that is of use."""
         rests = Rests(time.monotonic() + self._timeout_s, first_rest_s, system_uniform())
         while True:
+            self._stub()  # may have been closed during a rest
             try:
                 return await method(request, timeout=rests.deadline - time.monotonic())
+            except asyncio.CancelledError:
+                if self._closed and not _is_cancelled():
+                    raise errors.client_closed() from None
+                raise
             except grpc.aio.AioRpcError as error:
                 refusal = errors.from_rpc(error, self.target)
                 rest_s = before_again_s(rests, refusal, error)
                 if rest_s is None:
                     raise refusal from error
             await asyncio.sleep(rest_s)
+
+
+def _is_cancelled() -> bool:
+    """Whether the task that runs was told to stop; a channel that closes cancels its calls alone."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,7 +1,7 @@
 """One annotator's stream under asyncio: prompts to await, or to send while a hand drags."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -12,6 +12,7 @@ from polywand import errors, images
 from polywand.answers import Update
 from polywand.errors import PolywandError
 from polywand.images import ImageLike
+from polywand.keywords import keywords_of
 from polywand.ledger import Ledger
 from polywand.prompts import PromptOptions, Prompts
 from polywand.results import Segmentation
@@ -32,7 +33,7 @@ class Session:
     height: int
 
     def __init__(
-        self, stub: "pb_grpc.AnnotationServiceAsyncStub", image: ImageLike, target: str, timeout_s: float
+        self, stub: Callable[[], "pb_grpc.AnnotationServiceAsyncStub"], image: ImageLike, target: str, timeout_s: float
     ) -> None:
         self._stub, self._first_image = stub, image
         self._target, self._timeout_s = target, timeout_s
@@ -56,6 +57,7 @@ class Session:
         self._ask(pb.InteractRequest(image=message), waiter)
         await self._wait(waiter)
 
+    @keywords_of(Prompts.message, PromptOptions)
     async def prompt(self, model: str, **prompt: Unpack[PromptOptions]) -> Segmentation:
         """Ask for the outline of one object and wait for it; the arguments are those of `PromptOptions`.
 
@@ -70,6 +72,7 @@ class Session:
         answer: Segmentation = await self._wait(waiter)
         return answer
 
+    @keywords_of(Prompts.message, PromptOptions)
     def send(self, model: str, **prompt: Unpack[PromptOptions]) -> int:
         """Ask for the outline of one object without waiting: the answer comes through `updates`.
 
@@ -105,7 +108,7 @@ class Session:
             await asyncio.gather(self._reader, return_exceptions=True)
 
     async def __aenter__(self) -> Self:
-        self._reader = asyncio.create_task(self._read(), name="polywand-session")
+        self._reader = asyncio.create_task(self._read(self._stub()), name="polywand-session")
         try:
             await self.set_image(self._first_image)
         except BaseException:
@@ -121,6 +124,8 @@ class Session:
     def _ask(self, message: pb.InteractRequest, waiter: asyncio.Future[Any] | None) -> int:
         if self._reader is None:
             raise RuntimeError("this session is not open: use it with `async with client.open(image) as session`")
+        if asyncio.get_running_loop() is not self._reader.get_loop():
+            raise RuntimeError("this session belongs to another event loop, or thread: open one there")
         sequence = self._ledger.ask(message, waiter, self._timeout_s)
         self._something_to_send.set()
         return sequence
@@ -158,13 +163,15 @@ class Session:
             self._unread[update.object_id] = update
             self._something_to_read.set()
 
-    async def _read(self) -> None:
+    async def _read(self, stub: "pb_grpc.AnnotationServiceAsyncStub") -> None:
         end: PolywandError = errors.ended(self._target)
         try:
-            async for reply in self._stub.Interact(self._requests()):
+            async for reply in stub.Interact(self._requests()):
                 self._take(self._ledger.answer(reply))
                 self._something_to_send.set()  # the answer may be to send again
         except grpc.aio.AioRpcError as error:
             end = errors.from_rpc(error, self._target)
+        except asyncio.CancelledError:  # by `close`, which has told why, or by the client's
+            end = errors.client_closed()
         finally:
             self._end(end)

@@ -1,7 +1,7 @@
 """Detection on a stream of frames, for the asyncio client."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from typing import TypeAlias, cast
 
@@ -9,11 +9,11 @@ import grpc
 
 from polywand import errors, frames, wire
 from polywand.errors import PolywandError
-from polywand.frames import FRAMES_AHEAD, FrameAnswer, FrameLog
+from polywand.frames import FRAMES_AHEAD, LARGE_FRAME_BYTES, FrameAnswer, FrameLog
 from polywand.images import ImageLike
+from polywand.results import Detections
 from polywand.v1 import annotation_pb2 as pb
 from polywand.v1 import annotation_pb2_grpc as pb_grpc
-from polywand.wire import DetectOptions
 
 Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.DetectStreamRequest, pb.DetectStreamResponse]"
 
@@ -28,11 +28,13 @@ class DetectStream:
         self,
         stub: "pb_grpc.AnnotationServiceAsyncStub",
         images: Iterable[ImageLike] | AsyncIterable[ImageLike],
-        options: DetectOptions,
+        options: pb.DetectRequest,
+        detect_alone: Callable[[pb.DetectRequest], Awaitable[Detections]],
         target: str,
         timeout_s: float,
     ) -> None:
         self._stub, self._images, self._options = stub, images, options
+        self._detect_alone = detect_alone
         self._target, self._timeout_s = target, timeout_s
         self._log = FrameLog()
         self._places = asyncio.Semaphore(FRAMES_AHEAD)
@@ -93,11 +95,13 @@ class DetectStream:
     async def _request(self, image: ImageLike) -> pb.DetectStreamRequest | None:
         frame_id = self._log.take()
         try:
-            request = await asyncio.to_thread(wire.detect_request, image, **self._options)
+            request = await asyncio.to_thread(wire.detect_request, image, self._options)
+            if request.ByteSize() < LARGE_FRAME_BYTES:
+                return pb.DetectStreamRequest(frame_id=frame_id, request=request)
+            self._answers.put_nowait((frame_id, await self._detect_alone(request)))
         except PolywandError as error:
             self._answers.put_nowait((frame_id, error))
-            return None
-        return pb.DetectStreamRequest(frame_id=frame_id, request=request)
+        return None
 
     async def _read(self, call: Call) -> None:
         try:
@@ -107,6 +111,8 @@ class DetectStream:
             self._answers.put_nowait(error)
         except grpc.aio.AioRpcError as error:
             self._answers.put_nowait(errors.from_rpc(error, self._target))
+        except asyncio.CancelledError:  # by the caller, who takes no answers any more, or by the client's close
+            self._answers.put_nowait(errors.client_closed())
         else:
             self._answers.put_nowait(None)
 

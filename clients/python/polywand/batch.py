@@ -1,0 +1,53 @@
+"""Detection on a list of files, of which any may fail: the others go on."""
+
+from collections.abc import Iterator, Sequence
+
+import grpc
+
+from polywand.client import Client
+from polywand.errors import Draining, PolywandError, Unavailable
+from polywand.files import Source
+from polywand.frames import FrameAnswer
+from polywand.results import Detections
+from polywand.wire import DetectOptions
+
+SILENT_STREAMS = 2
+"""After so many streams in a row without any answer the server is taken to be gone, and no more files are sent."""
+
+
+def detect_each(client: Client, sources: Sequence[Source], options: DetectOptions) -> Iterator[FrameAnswer]:
+    """Yield (number, detections or error) of every file, in their order.
+
+    A stream that breaks ends none of this. The file that was due goes by a call of its own, which tells whether the
+    file is to blame, and those after it by a new stream.
+    """
+    start = silent = 0
+    while start < len(sources):
+        answered = 0
+        try:
+            for number, found in client.detect_stream(sources[start:], **options):
+                yield start + number, found
+                answered += 1
+            return
+        except PolywandError as error:
+            failure = error
+        start += answered
+        gone = isinstance(failure, Unavailable) and not isinstance(failure, Draining) and not answered
+        silent = silent + 1 if gone else 0
+        if silent >= SILENT_STREAMS:
+            yield from ((number, failure) for number in range(start, len(sources)))
+            return
+        if start < len(sources):
+            yield start, _alone(client, sources[start], options, failure)
+            start += 1
+
+
+def _alone(
+    client: Client, source: Source, options: DetectOptions, failure: PolywandError
+) -> Detections | PolywandError:
+    if failure.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return failure  # it had all its time
+    try:
+        return client.detect(source, **options)
+    except PolywandError as error:
+        return error

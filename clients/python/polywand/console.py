@@ -1,0 +1,209 @@
+"""How commands end: with complete lines, a sentence, and the exit code that shells know.
+
+0: all went well. 1: something failed. 2: the command is wrong. 141: nobody reads the output any more. An interruption
+(Ctrl-C) and SIGTERM end the process by the signal itself, which shells tell as 130 and 143.
+"""
+
+import errno
+import io
+import math
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
+from types import FrameType
+from typing import Any, NoReturn, TextIO
+
+import click
+
+from polywand.texts import printable, shown
+
+_ENDINGS = {"SIGINT": "Interrupted.", "SIGTERM": "Terminated.", "SIGHUP": "Terminated: the terminal is gone."}
+_BROKEN_PIPE_CODE = 128 + 13  # as if SIGPIPE had ended the process
+
+
+class OutputError(Exception):
+    """Standard output takes no more; the cause is the system's error, if there is one."""
+
+
+class Stopped(BaseException):
+    """A signal asks to end."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+class Number(click.FloatRange):
+    """A finite number in a range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read one value; NaN is in no range, though no limit excludes it."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a number in the range {self._describe_range()}.", param, ctx)
+        return number
+
+
+class Command(click.Command):
+    """A command of click's that ends as this module says.
+
+    catches_signals: whether signals that ask to end raise Stopped; not where the work has handlers of its own.
+    """
+
+    catches_signals = False
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run; with standalone_mode, then exit."""
+        work = partial(super().main, args, prog_name, complete_var, standalone_mode=False, **extra)
+        return run(work, self.catches_signals) if standalone_mode else work()
+
+
+class Group(Command, click.Group):
+    """The same with subcommands."""
+
+
+def run(work: Callable[[], Any], catches_signals: bool = False) -> NoReturn:
+    """Do the work of a command, say what went wrong, and exit. Tracebacks are for faults of ours alone."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a name that a terminal cannot show must not end the work
+    try:
+        with _SIGNALS.caught() if catches_signals else nullcontext():
+            code = work()
+    except click.ClickException as error:
+        told = io.StringIO()
+        error.show(told)
+        complain(told.getvalue().rstrip("\n"), prefix="")
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _die(signal.SIGINT)
+    except Stopped as stopped:
+        _die(stopped.signum)
+    except (OutputError, OSError) as error:
+        _end_of_output(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def echo(text: str) -> None:
+    """Print a line, whole even where a signal comes meanwhile. Raises OutputError."""
+    if sys.stdout is None:
+        raise OutputError("Standard output is closed.")
+    try:
+        with _SIGNALS.held():
+            _write(f"{printable(text)}\n", sys.stdout)
+    except OSError as error:
+        raise OutputError from error
+
+
+def _write(text: str, stream: TextIO) -> None:
+    """Write all of a text. Python's own streams lose the rest of what a signal, or a full pipe, cuts short."""
+    stream.flush()
+    try:
+        descriptor = stream.fileno()
+    except (io.UnsupportedOperation, ValueError):  # of a test, or a notebook
+        stream.write(text)
+        stream.flush()
+        return
+    left = memoryview(text.encode(stream.encoding or "utf-8", "replace"))
+    while left:
+        try:
+            left = left[os.write(descriptor, left) :]
+        except BlockingIOError:
+            select.select([], [descriptor], [])
+
+
+def complain(text: str, prefix: str = "Error: ") -> None:
+    """Print a sentence on standard error, if that can be."""
+    with suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            sys.stderr.write(f"{prefix}{printable(text)}\n")
+            sys.stderr.flush()
+
+
+class _Signals:
+    """Raises Stopped on the signals that ask to end, so that files are cleaned up; ignored ones stay ignored."""
+
+    def __init__(self) -> None:
+        self._holds = False
+        self._held: int | None = None
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Catch signals meanwhile."""
+        before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for name in _ENDINGS:
+                signum = getattr(signal, name, None)  # Windows lacks some
+                if signum is not None and signal.getsignal(signum) is not signal.SIG_IGN:
+                    before[signum] = signal.signal(signum, self._stop)
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let a signal wait meanwhile; a second one does not wait."""
+        self._holds = True
+        try:
+            yield
+        finally:
+            self._holds = False
+            signum, self._held = self._held, None
+        if signum is not None:
+            raise Stopped(signum)
+
+    def _stop(self, signum: int, _frame: FrameType | None) -> None:
+        if self._holds and self._held is None:
+            self._held = signum
+            return
+        raise Stopped(signum)
+
+
+_SIGNALS = _Signals()  # a process has one set of handlers
+
+
+def _die(signum: int) -> NoReturn:
+    """End by the signal itself: a shell's loop then ends too."""
+    complain(_ENDINGS[signal.Signals(signum).name], prefix="")
+    _drop_stdout()
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+    sys.exit(128 + signum)
+
+
+def _end_of_output(error: Exception) -> NoReturn:
+    cause = error.__cause__ if isinstance(error, OutputError) else error
+    _drop_stdout()
+    if isinstance(cause, OSError):
+        if cause.errno == errno.EPIPE:
+            sys.exit(_BROKEN_PIPE_CODE)
+        what = "Standard output cannot be written" if cause.filename is None else shown(cause.filename)
+        complain(f"{what}: {cause.strerror or cause}.")
+    else:
+        complain(str(error))
+    sys.exit(1)
+
+
+def _drop_stdout() -> None:
+    """Let what is still in the buffer go nowhere, so that the interpreter's end does not complain of it."""
+    stdout: TextIO | None = sys.stdout
+    if stdout is None:
+        return
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stdout.fileno())
+        os.close(nowhere)

@@ -1,0 +1,74 @@
+"""HTTP proxies that the environment puts between here and a target, as gRPC reads it."""
+
+import ipaddress
+import os
+import re
+from dataclasses import dataclass
+
+_SCHEMES = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds", "passthrough")  # that gRPC resolves
+_UNPROXIED_SCHEMES = ("unix", "unix-abstract", "vsock", "xds")
+_PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")  # gRPC reads the first that is set, in lower case only
+_NO_PROXY_VARIABLES = ("no_grpc_proxy", "no_proxy")
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """An HTTP proxy that the environment sets between here and a target.
+
+    url: without the user's name and password. variable: which names it.
+    """
+
+    url: str
+    variable: str
+
+
+def proxy_of(target: str) -> Proxy | None:
+    """The proxy through which gRPC reaches a target, or None."""
+    if is_here(target) or scheme(target) in _UNPROXIED_SCHEMES:
+        return None
+    host = _host(target)
+    for variable in _NO_PROXY_VARIABLES:
+        if (listed := os.environ.get(variable)) is not None:
+            if any(entry and _covers(entry, host) for entry in re.split(r"[,\s]+", listed)):
+                return None
+            break
+    for variable in _PROXY_VARIABLES:
+        if url := os.environ.get(variable):
+            return Proxy(f"http://{url.rpartition('//')[2].rpartition('@')[2].partition('/')[0]}", variable)
+    return None
+
+
+def _covers(entry: str, host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
+    except ValueError:
+        return host.lower().endswith(entry.lower().lstrip("*"))
+
+
+def scheme(target: str) -> str:
+    """The scheme of a target, such as "dns"; empty for plain host:port."""
+    first, colon, _ = target.partition(":")
+    return first.lower() if colon and first.lower() in _SCHEMES else ""
+
+
+def authority(target: str) -> str:
+    """The host:port of a target, without its scheme."""
+    return target.partition(":")[2].rpartition("/")[2] if scheme(target) else target
+
+
+def _host(target: str) -> str:
+    address = authority(target)
+    return address[1:].partition("]")[0] if address.startswith("[") else address.rpartition(":")[0] or address
+
+
+def is_here(target: str) -> bool:
+    """Whether a target is on this machine, by its name."""
+    if scheme(target) in _UNPROXIED_SCHEMES[:3]:
+        return True
+    host = _host(target).lower().rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback or host in ("0.0.0.0", "::")
+    except ValueError:
+        return False
