@@ -341,6 +341,6 @@ def _seed(seed: Source, image: Source, session: polywand.Session) -> NDArray[np.
             grpc.StatusCode.INVALID_ARGUMENT,
         )
     if not mask.any():
-        message = f"{path} marks nothing: all of it is black or transparent."
+        message = f"{shown(seed.name)} marks nothing: all of it is black or transparent."
         raise InvalidRequest(message, grpc.StatusCode.INVALID_ARGUMENT)
     return mask
