@@ -95,8 +95,8 @@ LEANING = (
 """
 )
 
-# LOGITS: a disk of 40 input pixels around the last click, as surely inside it as the crop is bright. It takes its time,
-# so that a drag is quicker.
+# LOGITS: a disk of 40 input pixels around the last click, or in the middle; the brighter the crop, the surer it is. It
+# takes its time, so that a drag is quicker.
 DAZZLED = (
     PREAMBLE
     + """
@@ -104,8 +104,8 @@ DAZZLED = (
         import time
         image, points = self.tensor(request, "IMAGE"), self.tensor(request, "POINTS")
         time.sleep(0.05)
-        last = points[0, np.isin(points[0, :, 2], (0, 1))][-1]
-        disk = self.disk(image.shape[1:3], last[:2], 40)
+        clicks = [(127.5, 127.5), *points[0, np.isin(points[0, :, 2], (0, 1)), :2]]
+        disk = self.disk(image.shape[1:3], clicks[-1], 40)
         logits = np.where(disk > 0, 0.1 + 6 * image.mean() / 255, -10).astype(np.float32)
         return pb_utils.InferenceResponse([pb_utils.Tensor("LOGITS", logits)])
 """

@@ -21,7 +21,7 @@ class ImageReady:
 
 @dataclass(frozen=True, slots=True)
 class Segmentation:
-    """An object's outline, and what made it."""
+    """An object's outline, and what made it. is_provisional: the same prompt may be answered otherwise later."""
 
     shape: Drawn
     width: int
@@ -29,6 +29,7 @@ class Segmentation:
     model: str
     version: int
     threshold: float
+    is_provisional: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,14 @@ MAX_SECONDS = 1e6  # of any wait: eleven days
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
+def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:
+    """Return the names in a list with commas."""
+    names = tuple(name.strip() for name in value.split(",")) if value.strip() else ()
+    if not all(names):
+        raise click.BadParameter("a name between two commas is empty")
+    return tuple(dict.fromkeys(names))
+
+
 @click.command(
     cls=Command,
     context_settings={
@@ -73,6 +81,16 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     show_envvar=True,
     help="Ask Triton to load what its repository holds (needs its explicit model control). "
     "Default: yes for the embedded one, no with --triton-url.",
+)
+@click.option(
+    "--ready-models",
+    default="",
+    callback=_names,
+    show_default=False,
+    show_envvar=True,
+    metavar="NAME,NAME...",
+    help="Tools, or models with all their tools, that have to be ready for the service to be. "
+    "Default: every model has to be tried once, and some tool be ready.",
 )
 @click.option(
     "--poll-seconds",
@@ -157,6 +175,13 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=click.IntRange(1),
     show_envvar=True,
     help="Prompts of different objects of one stream that are in work together.",
+)
+@click.option(
+    "--prompt-timeout-seconds",
+    default=_DEFAULTS.limits.prompt_seconds,
+    type=click.FloatRange(0.1),
+    show_envvar=True,
+    help="Longest work on one prompt, all passes of all its clicks together.",
 )
 @click.option(
     "--frames-in-flight",
@@ -269,6 +294,7 @@ def main(
     stream_memory_mebibytes: int,
     memory_mebibytes: int,
     stream_inflight: int,
+    prompt_timeout_seconds: float,
     frames_in_flight: int,
     frames_in_work: int,
     max_connections: int,
@@ -309,6 +335,7 @@ def main(
         stream_memory_bytes=stream_memory_mebibytes * MEBIBYTE,
         memory_bytes=memory_mebibytes * MEBIBYTE,
         stream_inflight=stream_inflight,
+        prompt_seconds=prompt_timeout_seconds,
         frames_in_flight=frames_in_flight,
         frames_in_work=frames_in_work,
         connections=max_connections,

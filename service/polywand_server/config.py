@@ -17,6 +17,7 @@ class Limits:
     stream_memory_bytes: of remembered probability maps in one stream; the oldest go first.
     memory_bytes: of those of all streams; divided evenly when there are many.
     stream_inflight: prompts of different objects of one stream that are in work, until their replies wait to leave.
+    prompt_seconds: for one prompt, all passes of all its clicks together, from when it is taken into work.
     frames_in_flight: frames of one DetectStream whose answers wait or are in work.
     frames_in_work: frames of all streams that are decoded or at Triton together.
     calls_at_once: unary calls with an image whose message is read or in work. calls_waiting: those that wait for that.
@@ -38,6 +39,7 @@ class Limits:
     stream_memory_bytes: int = 64 * MEBIBYTE
     memory_bytes: int = 2048 * MEBIBYTE
     stream_inflight: int = 4
+    prompt_seconds: float = 30.0
     frames_in_flight: int = 4
     frames_in_work: int = 2
     calls_at_once: int = 4
@@ -74,6 +76,8 @@ class Settings:
     triton_url: host:port of a Triton elsewhere; None starts the embedded one on model_repository.
     load_models: ask Triton to load every model of its repository that it has not been asked for yet, and from the
         embedded one's repository again what has changed.
+    ready_models: tools, or models with all their tools, that have to be ready for the service to be. None: all models
+        have to be tried once.
     poll_seconds: between two looks at Triton's repository index.
     infer_timeout_seconds: for one inference, its wait in Triton's queue included.
     drain_seconds: for running requests to finish after SIGTERM.
@@ -88,6 +92,7 @@ class Settings:
     triton_url: str | None = None
     triton_tls: TritonTls | None = None
     load_models: bool = True
+    ready_models: tuple[str, ...] = ()
     poll_seconds: float = 1.0
     infer_timeout_seconds: float = 30.0
     drain_seconds: float = 20.0

@@ -5,11 +5,11 @@ from numpy.typing import NDArray
 
 from polywand_server.config import MEBIBYTE
 from polywand_server.geometry.drawn import Drawn, drawn
-from polywand_server.geometry.jobs import draw, plant, read_drawn, read_map
+from polywand_server.geometry.jobs import draw, draw_seed, plant, read_drawn, read_map
 from polywand_server.geometry.outlines import count_crossings
 from polywand_server.geometry.shapes import OutputOptions, make_shape
 from polywand_server.inference import Inference
-from polywand_server.interactors.seeds import Seed, seed_cost, seed_map
+from polywand_server.interactors.seeds import Seed, is_exact, seed_cost, seed_map, seed_shape
 from polywand_server.regions import ProbabilityMap
 from polywand_server.workers.pool import Limits, Workers
 
@@ -17,6 +17,8 @@ from polywand_server.workers.pool import Limits, Workers
 FEW_VERTICES = 2**12
 # The cost of a seed that is filled in a thread, in some ten milliseconds.
 SMALL_SEED = 4_000_000
+# Run lengths or vertices of a seed whose outline is drawn in a thread: some thousand corners.
+SMALL_SEED_BYTES = 2**14
 DRAWING_BYTES = 768 * MEBIBYTE
 PLANTING_BYTES = 1024 * MEBIBYTE
 
@@ -56,6 +58,24 @@ class Drawer:
             return made
         limits = Limits(DRAWING_BYTES, self._cpu_seconds, field, "drawing the outline")
         answer, _ = await self._workers.run(limits, draw, probabilities, threshold, options, size, keep, field)
+        return read_drawn(answer)
+
+    async def seed_shape(
+        self, seed: Seed, planted: ProbabilityMap, threshold: float, options: OutputOptions, size: tuple[int, int]
+    ) -> Drawn:
+        """Draw the outline of a seed as it is. planted: its map. size: width, height of the image.
+
+        threshold: of the map, where the seed cannot be drawn pixel by pixel.
+
+        Raises:
+            InvalidInputError, TooLargeError
+        """
+        if not is_exact(seed, *size):
+            return await self.shape(planted, threshold, options, size, np.zeros((0, 2)), "prompt.seed")
+        if seed_cost(seed, *size) <= SMALL_SEED and seed.nbytes <= SMALL_SEED_BYTES:
+            return await self._lane.compute(lambda: drawn(seed_shape(seed, options, *size)))
+        limits = Limits(DRAWING_BYTES, self._cpu_seconds, "prompt.seed", "drawing the seed")
+        answer, _ = await self._workers.run(limits, draw_seed, seed, options, size)
         return read_drawn(answer)
 
     async def seed_map(self, seed: Seed, size: tuple[int, int]) -> ProbabilityMap:

@@ -8,6 +8,9 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+# Of an InternalError.
+FAILED = "the service failed on this request; its log says why"
+
 # What is away is looked for this often here; asking more often than that finds out nothing new.
 RETRY_SECONDS = 0.25
 
@@ -73,7 +76,7 @@ class UnavailableError(PolywandError):
 
 
 class DeadlineError(PolywandError):
-    """Triton did not answer in time."""
+    """Triton did not answer in time, or the request took longer than one may."""
 
 
 class ModelFailedError(PolywandError):
@@ -95,4 +98,4 @@ async def or_error(work: Awaitable[T]) -> T | PolywandError:
         return QuotaError("memory", "this server has no memory left for this: try later, or another replica", 1.0)
     except Exception:
         log.exception("a request failed for a reason that nobody thought of")
-        return InternalError("the service failed on this request; its log says why")
+        return InternalError(FAILED)

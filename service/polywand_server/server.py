@@ -8,11 +8,12 @@ import secrets
 import signal
 import socket
 import threading
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import cv2
 import grpc.aio
@@ -24,6 +25,7 @@ from polywand_server import __version__, allocation, metrics
 from polywand_server.admission import Admission
 from polywand_server.config import Settings
 from polywand_server.descriptors import Share, raise_limit, share_out
+from polywand_server.detectors.places import Places
 from polywand_server.drawing import Drawer
 from polywand_server.health import Health
 from polywand_server.http import HttpServer
@@ -33,14 +35,15 @@ from polywand_server.inference import FRAME_PRIORITY, PROMPT_PRIORITY, Inference
 from polywand_server.interactors.memory import Allowance
 from polywand_server.outbox import Unread
 from polywand_server.precedence import Precedence
-from polywand_server.registry import Registry
 from polywand_server.rpc.ingress import Ingress
 from polywand_server.rpc.interceptors import Calls
 from polywand_server.rpc.servicer import AnnotationServicer, FrameWork
 from polywand_server.session import Workplace
-from polywand_server.triton.client import TritonClient
+from polywand_server.tools.folders import ModelFolders
+from polywand_server.tools.loader import EndProcesses, ModelLoader, leave_alone
+from polywand_server.tools.registry import Registry
+from polywand_server.triton.client import Death, TritonClient
 from polywand_server.triton.embedded import EmbeddedTriton, EmbeddedTritonError
-from polywand_server.triton.revivals import EndProcesses, leave_alone
 from polywand_server.triton.shared_memory import SharedMemory, is_on_this_host
 from polywand_server.turns import Turns
 from polywand_server.workers.pool import Workers
@@ -59,6 +62,8 @@ TRITON_GRACE_SECONDS = 1.0
 PENDING_CALLS = 10_000
 # Of a stream, beyond the message that is being read: a sender 50 ms away still reaches 80 MB/s.
 READ_AHEAD_BYTES = 4 << 20
+# Of all decoded images, what frames may hold that let others go first.
+PAUSED_FRAMES_PART = 4
 # Of a call's headers, names and values.
 METADATA_BYTES = 16 * 1024
 
@@ -69,11 +74,15 @@ class StartError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Where:
-    """Where Triton is, what the names of the memory that is shared with it begin with, and what ends its processes."""
+    """Where Triton is, what the names of the memory that is shared with it begin with, and what ends its processes.
+
+    watch: what keeps our own one running, which ends only when it fails; None for a Triton elsewhere.
+    """
 
     url: str
     memory_prefix: str
     end_model_processes: EndProcesses = leave_alone
+    watch: Callable[[], Coroutine[Any, Any, None]] | None = None
 
 
 class Server:
@@ -138,11 +147,15 @@ class Server:
             starting.result()
         except EmbeddedTritonError as error:
             raise StartError(str(error)) from error
-        return _Where(triton.url, triton.region_prefix, triton.end_model_processes)
+        return _Where(triton.url, triton.region_prefix, triton.end_model_processes, triton.watch)
 
     async def _serve(self, stack: AsyncExitStack, where: _Where, workers: Workers, connections: Share) -> None:
         settings = self._settings
-        triton = TritonClient(where.url, settings.triton_tls, end_processes=where.end_model_processes)
+
+        def on_death(death: Death) -> None:
+            loader.revive(death)
+
+        triton = TritonClient(where.url, settings.triton_tls, on_death=on_death)
         stack.push_async_callback(triton.close)
         memory = None
         if settings.shared_memory_bytes and is_on_this_host(where.url):
@@ -163,12 +176,20 @@ class Server:
                 gives_way_to=gives_way_to,
             )
 
-        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        loop, news, changed = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+        loader = ModelLoader(
+            triton,
+            ModelFolders(None if settings.triton_url else settings.model_repository),
+            allowed=settings.load_models,
+            on_change=news.set,
+            end_processes=where.end_model_processes,
+        )
         registry = Registry(
             triton,
-            load_models=settings.load_models,
-            repository=None if settings.triton_url else settings.model_repository,
+            loader,
+            ready_models=settings.ready_models,
             poll_seconds=settings.poll_seconds,
+            news=news,
             on_change=changed.set,
         )
         precedence, holders = Precedence(), Holders()
@@ -186,25 +207,22 @@ class Server:
             limits,
         )
         frame_work = FrameWork(
-            frames, Drawer(frames, workers, limits.work_cpu_seconds), Turns(limits.frames_in_work, what="frames")
+            frames,
+            Drawer(frames, workers, limits.work_cpu_seconds),
+            Places(Turns(limits.frames_in_work, what="frames"), limits.images_bytes // PAUSED_FRAMES_PART),
         )
         ingress = Ingress(limits.bodies_bytes)
         servicer = AnnotationServicer(
             place, frame_work, Admission(limits, lambda: precedence.prompts_expected), ingress
         )
         metrics.TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
-        health = Health(
-            ("", SERVICE_NAME),
-            lambda: registry.ready,
-            lambda: "no tool is ready" if registry.triton_up else "Triton does not answer",
-        )
+        health = Health(("", SERVICE_NAME), lambda: registry.ready, lambda: registry.why_not_ready)
 
         listener = _listen(settings.host, settings.http_port)
         http = HttpServer(health, connections.http)
         calls = Calls(SERVICE_NAME, ingress)
         most_connections = min(limits.connections, connections.grpc)
         grpc_server, grpc_port = _grpc_server(settings, most_connections, calls, servicer, health)
-        await health.publish()
         await grpc_server.start()
         tasks = [
             asyncio.create_task(registry.run(), name="follow Triton's repository"),
@@ -213,6 +231,8 @@ class Server:
             asyncio.create_task(allocation.give_back_what_is_free(), name="give memory back"),
             asyncio.create_task(http.serve_on(listener), name="serve HTTP"),
         ]
+        if where.watch is not None:
+            tasks.insert(0, asyncio.create_task(where.watch(), name="keep Triton running"))
         log.info(
             "Polywand %s: gRPC on %s:%d, HTTP on %s:%d, Triton at %s",
             __version__,
@@ -225,7 +245,7 @@ class Server:
                 log.critical("the task '%s' ended, which it must not: stopping", task.get_name())
                 task.result()
         finally:
-            await health.drain()
+            health.drain()
             servicer.drain()
             await self._finish_calls(grpc_server, calls)
             http.should_exit = True
@@ -258,11 +278,14 @@ def _leave(why: str) -> NoReturn:
 
 
 async def _publish_changes(health: Health, changed: asyncio.Event) -> None:
+    was_ready = None
     while True:
         await changed.wait()
         changed.clear()
-        await health.publish()
-        log.info("ready" if health.ready else f"not ready: {health.reason}")
+        health.publish()
+        if health.ready != was_ready:
+            log.info("ready" if health.ready else f"not ready: {health.reason}")
+        was_ready = health.ready
 
 
 def _grpc_server(
@@ -298,7 +321,7 @@ def _grpc_server(
         ],
     )
     annotation_pb2_grpc.add_AnnotationServiceServicer_to_server(servicer, server)
-    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection(
         (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
     )

@@ -1,8 +1,9 @@
-"""One annotator's stream: the current image, the newest prompt of each object, and what is remembered of both."""
+"""One annotator's stream: the current image, and the newest prompt of each object."""
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +14,10 @@ from polywand_server.config import MEBIBYTE, Limits
 from polywand_server.detectors.proposals import Proposals
 from polywand_server.drawing import Drawer
 from polywand_server.errors import (
+    FAILED,
+    DeadlineError,
     ImageGivenUpError,
+    InternalError,
     InvalidInputError,
     PolywandError,
     TooLargeError,
@@ -26,21 +30,22 @@ from polywand_server.images.holders import Holders
 from polywand_server.inference import Inference
 from polywand_server.interactors.checks import check_fits, check_inside
 from polywand_server.interactors.estimate import Estimate
+from polywand_server.interactors.hurry import Hurry
 from polywand_server.interactors.memory import Allowance, EstimateMemory
-from polywand_server.interactors.pipeline import segment
+from polywand_server.interactors.predictor import Predictor
 from polywand_server.interactors.prompt import Missing, Prompt, missing
-from polywand_server.interactors.seeds import Seed
-from polywand_server.interactors.view import View
 from polywand_server.outbox import Outbox, Unread
 from polywand_server.precedence import Precedence
-from polywand_server.registry import Interactor, Registry
 from polywand_server.requester import current
 from polywand_server.timing import Stopwatch
+from polywand_server.tools.registry import Interactor, Registry
 
 # Points that are checked at once; no model of ours takes as many.
 FEW_POINTS = 256
 # Of the prompts of one stream that wait, one for each object at most; after that its messages are left on the wire.
 WAITING_BYTES = 8 * MEBIBYTE
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +62,7 @@ class _Found:
     tool: Interactor
     picture: Picture
     estimate: Estimate
+    is_provisional: bool
 
 
 @dataclass(slots=True)
@@ -64,13 +70,19 @@ class _Object:
     """One object's newest prompt that waits, and the task that answers its prompts one after another.
 
     skipped: prompts that the waiting one replaced. in_work: taken ones that have no reply yet, and how many others the
-    reply to each will cover.
+    reply to each will cover. newer: set when a prompt comes.
     """
 
     waiting: _Ask | None = None
     skipped: int = 0
     in_work: dict[_Ask, int] = field(default_factory=dict)
     task: asyncio.Task[None] | None = field(default=None, repr=False)
+    newer: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What the prompt that waits takes."""
+        return self.waiting.prompt.nbytes if self.waiting is not None else 0
 
     def supersedes(self, prompt: Prompt) -> bool:
         """Whether a newer prompt waits behind this one, and has no use for its answer."""
@@ -104,13 +116,11 @@ class Session:
     def __init__(self, place: Workplace, overflow: Callable[[], None]) -> None:
         self._place = place
         self.client = current().client
-        self._view: View | None = None
+        self._predictor: Predictor | None = None
         self._image_was_given_up = False
         self._loading = False
         self._last_used = time.monotonic()
-        self._proposals: Proposals | None = None
         self._objects: dict[str, _Object] = {}
-        self._memory = EstimateMemory(place.allowance)
         self._places = asyncio.Semaphore(place.limits.stream_inflight)
         self._outbox = Outbox(place.unread, overflow)
         self._sequence = 0
@@ -122,11 +132,12 @@ class Session:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._place.holders.remove(self)
-        await self._cancel_objects()
-        self._memory.clear()
-        self._outbox.close()
-        self._view = self._proposals = None
+        try:
+            await self._cancel_objects()
+        finally:  # also when this is cancelled itself
+            self._place.holders.remove(self)
+            self._let_go()
+            self._outbox.close()
 
     def replies(self) -> AsyncGenerator[Reply, None]:
         """Yield replies until `finish`."""
@@ -135,7 +146,7 @@ class Session:
     @property
     def image_bytes(self) -> int:
         """What the current image takes; 0 when there is none."""
-        return self._view.picture.nbytes if self._view is not None else 0
+        return self._predictor.picture.nbytes if self._predictor is not None else 0
 
     def unused_seconds(self) -> float:
         """How long nothing has been asked; 0 while something is in work."""
@@ -144,9 +155,8 @@ class Session:
 
     def give_up_image(self) -> None:
         """Let go of the image, because others need its room; prompts are refused until it is sent again."""
-        self._view = self._proposals = None
+        self._let_go()
         self._objects.clear()
-        self._memory.clear()
         self._image_was_given_up = True
         metrics.IMAGES.labels("given_up").inc()
 
@@ -163,9 +173,9 @@ class Session:
             return
         metrics.observe_stages(watch, metrics.NO_MODEL)
         skipped = await self._cancel_objects()
-        self._view = View(picture)
+        self._let_go()
         self._image_was_given_up = False
-        self._proposals = Proposals(self._place.registry, self._place.inference, picture)
+        self._predictor = self._work_on(picture)
         await self._outbox.put(Reply(sequence, "", skipped, watch, ImageReady(picture.width, picture.height)))
 
     async def submit(self, sequence: int, prompt: Prompt, watch: Stopwatch) -> None:
@@ -179,25 +189,29 @@ class Session:
             await self.refuse_prompt(sequence, prompt.object_id, prompt.model, error, watch)
             return
         with self._skipped_if_cancelled(prompt.model):
-            await self._make_room(prompt.nbytes)
+            await self._make_room(prompt, item)
         if item.waiting is not None:
-            self._waiting_bytes -= item.waiting.prompt.nbytes
+            self._waiting_bytes -= item.waiting_bytes
             item.skipped += 1
             metrics.PROMPTS_SKIPPED.labels(self._label(item.waiting.prompt.model)).inc()
         item.waiting = _Ask(sequence, prompt, watch)
         self._waiting_bytes += prompt.nbytes
+        item.newer.set()
         if item.task is None or item.task.done():
-            item.task = asyncio.create_task(self._answer_all(item), name="answer prompts")
+            item.task = asyncio.create_task(self._work(item), name="answer prompts")
 
     async def _check_many_points(self, prompt: Prompt) -> None:
         """Check in a thread what would hold the event loop."""
-        view = self._view
-        if view is not None and len(prompt.points) > FEW_POINTS:
-            await self._place.inference.compute(lambda: check_inside(prompt, view.picture))
+        predictor = self._predictor
+        if predictor is not None and len(prompt.points) > FEW_POINTS:
+            await self._place.inference.compute(lambda: check_inside(prompt, predictor.picture))
 
-    async def _make_room(self, nbytes: int) -> None:
-        """Wait until the prompts that wait leave room for another; meanwhile the stream is not read."""
-        while self._waiting_bytes and self._waiting_bytes + nbytes > WAITING_BYTES:
+    async def _make_room(self, prompt: Prompt, item: _Object) -> None:
+        """Wait until the prompts that wait leave room for another; meanwhile the stream is not read.
+
+        The one that this one replaces takes none, or the newest would wait behind what it makes superfluous.
+        """
+        while (others := self._waiting_bytes - item.waiting_bytes) and others + prompt.nbytes > WAITING_BYTES:
             self._room.clear()
             await self._room.wait()
 
@@ -224,7 +238,18 @@ class Session:
 
     async def _load(self, sequence: int, source: ImageSource, watch: Stopwatch) -> Picture:
         self._advance(sequence)
-        return await self._place.decoder.decode(source, watch, self._view.picture if self._view else None)
+        return await self._place.decoder.decode(source, watch, self._predictor.picture if self._predictor else None)
+
+    def _work_on(self, picture: Picture) -> Predictor:
+        place = self._place
+        proposals = Proposals(place.registry, place.inference, picture)
+        return Predictor(place.inference, place.drawer, proposals, EstimateMemory(place.allowance), picture)
+
+    def _let_go(self) -> None:
+        """Forget the image and all that was found on it."""
+        predictor, self._predictor = self._predictor, None
+        if predictor is not None:
+            predictor.close()
 
     def _advance(self, sequence: int) -> None:
         if sequence < self._sequence:
@@ -236,16 +261,37 @@ class Session:
             raise ImageGivenUpError(
                 "prompt", "this stream was idle, and its image made room for others: send the image again"
             )
-        if self._view is None:
+        if self._predictor is None:
             raise WrongStateError("prompt", "there is no image yet: send one on this stream first")
         if len(prompt.points) <= FEW_POINTS:
-            check_inside(prompt, self._view.picture)
+            check_inside(prompt, self._predictor.picture)
         limit = self._place.limits.objects
         if prompt.object_id not in self._objects and len(self._objects) >= limit:
             raise TooLargeError(
                 "prompt.object_id", f"there are already {limit} objects on this image, the most that fit"
             )
         return self._objects.setdefault(prompt.object_id, _Object())
+
+    async def _work(self, item: _Object) -> None:
+        """Answer an object's prompts; none is lost, whatever happens."""
+        while item.waiting is not None:
+            try:
+                await self._answer_all(item)
+            except Exception:
+                _log.exception("answering the prompts of an object failed")
+                if not item.in_work:  # it had not even been taken
+                    self._next(item)
+                for ask in list(item.in_work):
+                    await self._give_up(ask, item)
+
+    async def _give_up(self, ask: _Ask, item: _Object) -> None:
+        """Answer a prompt that failed for a reason that nobody thought of, unless it has its answer."""
+        skipped = item.in_work.pop(ask, None)
+        if skipped is None:
+            return
+        self._count(ask.prompt.model, "error", ask.watch, ask.watch.total())
+        error = InternalError(FAILED)
+        await self._outbox.put(Reply(ask.sequence, ask.prompt.object_id, skipped, ask.watch, error))
 
     async def _answer_all(self, item: _Object) -> None:
         """Answer an object's prompts in their order; while one's outline is drawn, the network sees the next.
@@ -265,7 +311,7 @@ class Session:
                 await self._places.acquire()
                 frames_may_go_on = self._place.precedence.prompt()
                 try:
-                    ask, skipped = self._next(item)
+                    ask = self._next(item)
                     found = await self._find(ask, item)
                     if drawing is not None:
                         await drawing
@@ -273,7 +319,7 @@ class Session:
                     self._places.release()
                     frames_may_go_on()
                     raise
-                answering = self._reply(ask, skipped, found, item, frames_may_go_on)
+                answering = self._reply(ask, found, item, frames_may_go_on)
                 drawing = asyncio.create_task(answering, name="draw an outline")
                 drawing.add_done_callback(partial(self._answered, frames_may_go_on))
         finally:
@@ -285,41 +331,57 @@ class Session:
         self._places.release()
         frames_may_go_on()
 
-    def _next(self, item: _Object) -> tuple[_Ask, int]:
-        """Take the prompt that waits, and how many it replaced."""
+    def _next(self, item: _Object) -> _Ask:
+        """Take the prompt that waits."""
         assert item.waiting is not None  # only a newer prompt takes its place
-        ask, skipped = item.waiting, item.skipped
+        ask = item.waiting
+        self._waiting_bytes -= item.waiting_bytes
+        item.in_work[ask] = item.skipped
         item.waiting, item.skipped = None, 0
-        item.in_work[ask] = skipped
-        self._waiting_bytes -= ask.prompt.nbytes
         self._room.set()
-        return ask, skipped
+        return ask
 
     async def _find(self, ask: _Ask, item: _Object) -> _Found | Missing | PolywandError:
         ask.watch.waited()
-        return await or_error(self._look(ask.prompt, item, ask.watch))
+        return await or_error(self._look_in_time(ask.prompt, item, ask.watch))
 
     async def _reply(
         self,
         ask: _Ask,
-        skipped: int,
         found: _Found | Missing | PolywandError,
         item: _Object,
         frames_may_go_on: Callable[[], None],
     ) -> None:
-        result: Segmentation | Missing | PolywandError
-        if isinstance(found, _Found):
-            result = await or_error(self._draw(ask.prompt, found, ask.watch))
-        else:
-            result = found
-        frames_may_go_on()  # whether or not this reply is read
-        outcome = {Segmentation: "segmentation", Missing: "incomplete"}.get(type(result), "error")
-        seconds = ask.watch.total()
-        await self._outbox.put(Reply(ask.sequence, ask.prompt.object_id, skipped, ask.watch, result))
-        self._last_used = time.monotonic()
-        # Once the reply is sure to leave: every prompt counts as answered or as skipped, and none as both.
-        del item.in_work[ask]
-        self._count(ask.prompt.model, outcome, ask.watch, seconds)
+        """Answer one prompt, whatever happens, and count it once: as answered, or as skipped."""
+        try:
+            result: Segmentation | Missing | PolywandError
+            if isinstance(found, _Found):
+                result = await or_error(self._draw(ask.prompt, found, ask.watch))
+            else:
+                result = found
+            frames_may_go_on()  # whether or not this reply is read
+            outcome = {Segmentation: "segmentation", Missing: "incomplete"}.get(type(result), "error")
+            seconds, skipped = ask.watch.total(), item.in_work[ask]
+            await self._outbox.put(Reply(ask.sequence, ask.prompt.object_id, skipped, ask.watch, result))
+            self._last_used = time.monotonic()
+            del item.in_work[ask]
+            self._count(ask.prompt.model, outcome, ask.watch, seconds)
+        except Exception:
+            _log.exception("answering a prompt failed")
+            await self._give_up(ask, item)
+
+    async def _look_in_time(self, prompt: Prompt, item: _Object, watch: Stopwatch) -> _Found | Missing:
+        seconds = self._place.limits.prompt_seconds
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                return await self._look(prompt, item, watch)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineError(
+                f"the prompt took longer than {seconds:g} s, the most that this server gives one; the clicks that were "
+                "worked through by then are remembered for a while: send it again, or a simpler one"
+            ) from None
 
     async def _look(self, prompt: Prompt, item: _Object, watch: Stopwatch) -> _Found | Missing:
         registry = self._place.registry
@@ -329,49 +391,30 @@ class Session:
         )
 
     async def _look_with(self, tool: Interactor, prompt: Prompt, item: _Object, watch: Stopwatch) -> _Found | Missing:
-        view = self._view
-        assert view is not None  # no prompt is taken before an image
+        predictor = self._predictor
+        assert predictor is not None  # no prompt is taken before an image
         check_fits(prompt, tool)
         lacking = missing(prompt, tool.spec.prompt)
         if lacking:
             return lacking
-        estimate = self._memory.exact(prompt, tool.version)
-        if estimate is None or (estimate.is_hurried and not item.supersedes(prompt)):
-            estimate = await self._estimate(tool, view, prompt, item, watch)
-            self._memory.remember(prompt, tool.version, estimate)
-        return _Found(tool, view.picture, estimate)
+        hurry = Hurry(lambda: item.supersedes(prompt), item.newer)
+        estimate = await predictor.find(tool, prompt, watch, hurry)
+        return _Found(tool, predictor.picture, estimate, predictor.is_provisional(tool, estimate))
 
     async def _draw(self, prompt: Prompt, found: _Found, watch: Stopwatch) -> Segmentation:
         tool, picture, probabilities = found.tool, found.picture, found.estimate.probabilities
         threshold = prompt.output.threshold or tool.spec.threshold
+        drawer, size = self._place.drawer, (picture.width, picture.height)
         with watch.stage("geometry"):
-            shape = await self._place.drawer.shape(
-                *(probabilities, threshold, prompt.output, (picture.width, picture.height), prompt.clicks()),
-                field="prompt.output.threshold",
-            )
-        return Segmentation(shape, picture.width, picture.height, tool.name, tool.version, threshold)
-
-    async def _estimate(
-        self, tool: Interactor, view: View, prompt: Prompt, item: _Object, watch: Stopwatch
-    ) -> Estimate:
-        inference = self._place.inference
-        previous = self._memory.extended(prompt, tool.version)
-        if previous is None and prompt.seed is not None:
-            previous = await self._plant(prompt.seed, view.picture, watch)
-            self._memory.remember_seed(prompt, tool.version, previous)
-        if previous is not None and prompt.is_seed_alone:
-            return previous
-        proposals = self._proposals
-        assert proposals is not None  # it came with the image
-        return await segment(
-            *(inference, tool, view, prompt, previous, lambda wanted: proposals.by(wanted, watch), watch),
-            is_superseded=lambda: item.supersedes(prompt),
+            if prompt.seed is not None and prompt.is_seed_alone:
+                shape = await drawer.seed_shape(prompt.seed, probabilities, threshold, prompt.output, size)
+            else:
+                shape = await drawer.shape(
+                    probabilities, threshold, prompt.output, size, prompt.clicks(), "prompt.output.threshold"
+                )
+        return Segmentation(
+            shape, picture.width, picture.height, tool.name, tool.version, threshold, found.is_provisional
         )
-
-    async def _plant(self, seed: Seed, picture: Picture, watch: Stopwatch) -> Estimate:
-        with watch.stage("prepare"):
-            planted = await self._place.drawer.seed_map(seed, (picture.width, picture.height))
-        return Estimate(planted, is_seed=True)
 
     async def _cancel_objects(self) -> int:
         """Stop all work and forget all objects; returns how many prompts go unanswered."""
@@ -379,7 +422,14 @@ class Session:
         running = [item.task for item in items if item.task is not None and not item.task.done()]
         for task in running:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        try:
+            await asyncio.gather(*running, return_exceptions=True)
+        finally:  # also when this is cancelled itself
+            skipped = self._forget_objects(items)
+        return skipped
+
+    def _forget_objects(self, items: Sequence[_Object]) -> int:
+        """Count what goes unanswered; returns how many prompts."""
         for item in items:
             item.task = None  # its traceback holds its frames, and these the image, until the collector comes by
         left = [ask for item in items for ask in (*item.in_work, item.waiting) if ask is not None]
@@ -387,7 +437,6 @@ class Session:
             metrics.PROMPTS_SKIPPED.labels(self._label(ask.prompt.model)).inc()
         skipped = len(left) + sum(item.skipped + sum(item.in_work.values()) for item in items)
         self._objects.clear()
-        self._memory.clear()
         self._waiting_bytes = 0
         return skipped
 

@@ -83,7 +83,7 @@ class ProposalSpec(_Spec):
 
     model: its name; while it is not ready, there are no proposals. score: of a box that counts, instead of the
     detector's own threshold. at_most: so many are looked at, by score. agree_from: where the box of the mask that was
-    found has this intersection over union with a proposal, or more, the answer is that to the clicks and a box drawn:
+    found has this intersection over union with a proposal, or more, the network is shown the clicks and a box at once:
     the proposal, looked at or not, for which it is greatest. Without agree_from, proposals are looked at, no more.
     """
 
@@ -238,7 +238,7 @@ def parse_specs(text: str, model: str) -> Mapping[str, ToolSpec]:
 
 
 def check_config(spec: ToolSpec, config: ModelConfig) -> None:
-    """Check that a model has the tensors that a tool's kind needs (see the README, "A model of your own").
+    """Check that a model has the tensors that a tool's kind needs (see docs/models.md, "A model of your own").
 
     Raises:
         ValueError: says which tensor, and what it has to be; dims are without the batch axis.

@@ -29,6 +29,12 @@ class Stopwatch:
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin
 
+    def add(self, other: "Stopwatch") -> None:
+        """Count the stages and inferences of work that was done beside this request's own, on its behalf."""
+        for stage, seconds in other.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        self.inferences += other.inferences
+
     def waited(self) -> None:
         """Count everything since receipt that no stage has claimed as waiting."""
         self.seconds["wait"] = self.total() - sum(self.seconds.values())

@@ -271,6 +271,10 @@ BAD_DETECTIONS = {
     "no model": ({"model": ""}, grpc.StatusCode.INVALID_ARGUMENT, "model"),
     "an interactor": ({"model": "wand_click"}, grpc.StatusCode.FAILED_PRECONDITION, "model"),
     "unknown label": ({"labels": {"carr": "vehicle"}}, grpc.StatusCode.INVALID_ARGUMENT, "labels"),
+    "unknown label on a bad image": (
+        {"labels": {"carr": "vehicle"}, "image": encoded(b"no image")},
+        *(grpc.StatusCode.INVALID_ARGUMENT, "labels"),
+    ),
     "threshold above 1": ({"threshold": 1.01}, grpc.StatusCode.INVALID_ARGUMENT, "threshold"),
     "threshold below 0": ({"threshold": -0.01}, grpc.StatusCode.INVALID_ARGUMENT, "threshold"),
     "threshold NaN": ({"threshold": NAN}, grpc.StatusCode.INVALID_ARGUMENT, "threshold"),

@@ -1,6 +1,7 @@
 """Where an interactor looks for an object, and when it looks again."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -8,22 +9,30 @@ import pytest
 
 from polywand.v1 import annotation_pb2 as pb
 from polywand.v1 import annotation_pb2_grpc
-from tests.interactors import DAZZLED, LOOKS, add_interactor
-from tests.running import running_service
+from tests.interactors import DAZZLED, LOOKS, PREV_MASK, SLOW, add_interactor
+from tests.running import running_service, wait_for
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 
 SIDE = 1024
 CENTRE = (512, 512, POSITIVE)
+DRAGGED = [(960 - step, 200, POSITIVE) for step in range(60)]
 NEAR, WHOLE = 80, 160  # radius, in image pixels, of what it finds in a crop of half the image, and in all of it
 
 
 @pytest.fixture(scope="module")
-def stub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[annotation_pb2_grpc.AnnotationServiceStub]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("looks")
+
+
+@pytest.fixture(scope="module")
+def stub(folder: Path) -> Iterator[annotation_pb2_grpc.AnnotationServiceStub]:
     """A service whose tool finds a disk around the last point, of a share of its crop; the brighter that, the surer."""
-    folder = tmp_path_factory.mktemp("looks")
     add_interactor(folder / "models", "dazzled", DAZZLED, crop=LOOKS)
-    with running_service(folder / "log", f"--model-repository={folder / 'models'}") as started:
-        started.wait_ready("dazzled")
+    for name in ("slow", "slower"):
+        add_interactor(folder / "models", name, SLOW, inputs=PREV_MASK % (256, 256))
+    options = (f"--model-repository={folder / 'models'}", "--prompt-timeout-seconds=5")
+    with running_service(folder / "log", *options) as started:
+        started.wait_ready("dazzled", "slow", "slower")
         with grpc.insecure_channel(started.target) as channel:
             yield annotation_pb2_grpc.AnnotationServiceStub(channel)
 
@@ -77,8 +86,7 @@ def test_a_click_right_after_another_builds_on_all_looks_at_that(stream):
 
 def test_a_dragged_click_is_followed_in_one_pass_and_looked_at_again_when_the_hand_rests(stream):
     stream.ask(prompt("dazzled", CENTRE))
-    dragged = [(960 - step, 200, POSITIVE) for step in range(60)]
-    sent = {stream.send(prompt("dazzled", CENTRE, point)): point for point in dragged}
+    sent = {stream.send(prompt("dazzled", CENTRE, point)): point for point in DRAGGED}
     replies = [stream.receive()]
     while replies[-1].sequence != max(sent):
         replies.append(stream.receive())
@@ -91,3 +99,44 @@ def test_a_dragged_click_is_followed_in_one_pass_and_looked_at_again_when_the_ha
     stream.ask(prompt("dazzled", CENTRE, object_id="another"))
     assert undone.segmentation == stream.ask(prompt("dazzled", CENTRE, point, object_id="another")).segmentation
     assert undone.segmentation != hurried.segmentation
+
+
+def test_what_a_drag_showed_on_its_way_is_said_to_be_provisional_and_no_click_goes_on_from_it(stream):
+    stream.ask(prompt("dazzled", CENTRE))
+    sent = {stream.send(prompt("dazzled", CENTRE, point)): point for point in DRAGGED}
+    replies = [stream.receive()]
+    while replies[-1].sequence != max(sent):
+        replies.append(stream.receive())
+    assert [reply.segmentation.provisional for reply in replies] == [True] * (len(replies) - 1) + [False]
+    more = (CENTRE, sent[replies[0].sequence], (955, 210, POSITIVE))
+    after_the_drag = stream.ask(prompt("dazzled", *more))
+    assert not after_the_drag.segmentation.provisional
+    assert after_the_drag.segmentation == stream.ask(prompt("dazzled", *more, object_id="another")).segmentation
+
+
+def test_a_superseded_prompt_stops_between_its_clicks_and_is_answered_to_all_of_them(stream, folder):
+    """The pass that is under way is waited for, and one more shows where the last click is."""
+    points = [(100 + 40 * number, 500, POSITIVE) for number in range(6)]
+    first = stream.send(prompt("slow", *points))
+    wait_for((folder / "models" / "slow" / "begun").exists, 30)
+    second = stream.send(prompt("slow", (700, 700, POSITIVE)))
+    refused = stream.send(prompt("nobody", CENTRE, object_id="behind it"))
+    assert stream.receive().sequence == refused  # so the other one has been read
+    (folder / "models" / "slow" / "go").touch()
+    hurried, last = stream.receive(), stream.receive()
+    assert (hurried.sequence, hurried.timing.inferences) == (first, 2)
+    assert (last.sequence, last.timing.inferences) == (second, 1)
+    assert (hurried.segmentation.provisional, last.segmentation.provisional) == (True, False)
+    again = stream.ask(prompt("slow", *points))
+    assert again.timing.inferences == len(points) - 1  # the first click was worked through, and is remembered
+    assert not again.segmentation.provisional
+
+
+def test_a_prompt_has_a_deadline_over_all_its_passes_and_then_its_work_stops(stream, folder):
+    model = folder / "models" / "slower"
+    reply = stream.ask(prompt("slower", CENTRE))
+    assert reply.error.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0], reply
+    assert "longer than 5 s" in reply.error.message
+    wait_for((model / "cancelled").exists, 30)
+    (model / "go").touch()
+    assert stream.ask(prompt("slower", CENTRE)).HasField("segmentation")

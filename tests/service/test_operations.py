@@ -164,6 +164,43 @@ def test_a_service_killed_outright_leaves_no_triton(own_service):
     assert not alive
 
 
+UNWATCHED = """
+import sys
+from polywand_server.cli import main
+from polywand_server.triton.process import TritonProcess
+
+kill = TritonProcess.kill
+
+async def fail(self):
+    TritonProcess.kill = kill
+    raise PermissionError("of what nobody thought of")
+
+TritonProcess.kill = fail
+sys.argv[1:] = ["--grpc-port=0", "--http-port=0", "--model-repository", *sys.argv[1:]]
+main()
+"""
+
+
+def test_a_service_that_cannot_watch_over_its_triton_any_more_says_so_and_ends(tmp_path):
+    """Whoever runs it starts it again; else Triton would stay away for good."""
+    (tmp_path / "models").mkdir()
+    command = [sys.executable, "-c", UNWATCHED, str(tmp_path / "models")]
+    with (tmp_path / "log").open("wb") as stderr:
+        process = subprocess.Popen(command, stderr=stderr)
+    log = tmp_path / "log"
+    try:
+        wait_for(lambda: "Triton answers" in log.read_text(), 60)
+        family = psutil.Process(process.pid).children(recursive=True)
+        next(child for child in family if child.name() == "tritonserver").kill()
+        assert process.wait(60) == 1
+    finally:
+        process.kill()
+    assert "the task 'keep Triton running' ended, which it must not: stopping" in log.read_text()
+    assert "of what nobody thought of" in log.read_text()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+
+
 def test_a_killed_triton_is_unavailable_for_a_while_and_the_stream_lives_on(own_service, astronaut):
     with grpc.insecure_channel(own_service.target) as channel:
         stub = annotation_pb2_grpc.AnnotationServiceStub(channel)

@@ -5,10 +5,13 @@ import time
 
 import pytest
 
+from polywand_server.detectors.places import Places
 from polywand_server.errors import QuotaError
 from polywand_server.precedence import PATIENCE_SECONDS, Precedence
 from polywand_server.requester import begin
+from polywand_server.timing import Stopwatch
 from polywand_server.turns import MOST_IN_A_ROW, REST_SECONDS, TURNS_AFTER_REST, Turns
+from tests.running import until
 
 
 async def stream(turns: Turns, client: str, names: list[str], order: list[str]) -> list[asyncio.Task[None]]:
@@ -145,6 +148,60 @@ async def test_a_line_has_an_end_and_each_client_its_share_of_it():
     assert refused == [False, False, False, False, True, False, False, True]
     with pytest.raises(QuotaError, match="wait for calls already, of at most 4"):
         raise results[-1]
+
+
+async def test_a_frame_of_many_outlines_lets_others_go_between_two_batches():
+    """Where nothing waits, it goes on; and where too much is held already, it keeps its place."""
+    places, order, gate = Places(Turns(1), paused_bytes=100), list[str](), asyncio.Event()
+
+    async def frame(client: str, batches: int, nbytes: int) -> None:
+        begin(client)
+        async with places.place() as place:
+            for number in range(batches):
+                if number:
+                    await place.let_others_go(nbytes, Stopwatch())
+                order.append(client)
+                await gate.wait()
+
+    async def play(nbytes: int) -> list[str]:
+        order.clear()
+        gate.clear()
+        tasks = [asyncio.create_task(frame("many", 4, nbytes))]
+        await asyncio.sleep(0)
+        tasks += [asyncio.create_task(frame(client, 1, nbytes)) for client in ("one", "two")]
+        await until(lambda: places.turns.waiting == 2)
+        gate.set()
+        await asyncio.gather(*tasks)
+        assert (places.turns.in_use, places.turns.waiting) == (0, 0)
+        return list(order)
+
+    assert (await play(nbytes=100))[-1] == "many"
+    assert await play(nbytes=101) == ["many", "many", "many", "many", "one", "two"]
+    assert (await play(nbytes=100))[-1] == "many"
+
+
+async def test_a_frame_that_is_cancelled_while_others_go_leaves_no_place_taken():
+    places = Places(Turns(1), paused_bytes=100)
+    gate = asyncio.Event()
+
+    async def many() -> None:
+        async with places.place() as place:
+            await asyncio.sleep(0)
+            await place.let_others_go(100, Stopwatch())
+
+    async def one() -> None:
+        async with places.place():
+            await gate.wait()
+
+    first = asyncio.create_task(many())
+    await asyncio.sleep(0)
+    second = asyncio.create_task(one())
+    await asyncio.sleep(0.01)
+    first.cancel()
+    gate.set()
+    await asyncio.gather(first, second, return_exceptions=True)
+    assert (places.turns.in_use, places.turns.waiting) == (0, 0)
+    assert places.try_to_pause(100)
 
 
 async def test_a_drag_leaves_frames_one_stage_in_a_quarter_of_a_second():

@@ -9,7 +9,8 @@ import pytest
 import pytest_asyncio
 
 from polywand_server.errors import DeadlineError, ModelFailedError, UnavailableError
-from polywand_server.triton.client import TensorSpec, TritonClient
+from polywand_server.triton.client import Death, TensorSpec, TritonClient
+from polywand_server.triton.embedded import EmbeddedTriton
 from polywand_server.triton.failures import ModelDiedError
 from tests.triton.models import ANSWERS_NOTHING, DIES, RAISES
 
@@ -152,40 +153,27 @@ async def test_an_urgent_request_overtakes_those_that_wait(client: TritonClient)
     assert finished.index("urgent") <= 1
 
 
-async def test_a_model_whose_process_died_comes_back_by_itself(puppet: TritonClient) -> None:
+async def test_a_request_that_finds_the_process_of_a_model_dead_says_so(triton: EmbeddedTriton) -> None:
+    told: list[Death] = []
+    client = TritonClient(triton.url, on_death=told.append)
+    await client.load("puppet")
     with pytest.raises(ModelDiedError):
-        await order(puppet, DIES)
-    await comes_back(puppet)
+        await order(client, DIES)
+    await client.unload("puppet")
+    await client.close()
+    assert [death.model for death in told] == ["puppet"]
 
 
-async def test_a_model_that_cannot_be_loaded_again_at_first_comes_back_later(
-    puppet: TritonClient, repository: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A disk that was full, memory that was short: whatever it was, it has passed."""
-    code = repository / "puppet" / "1" / "model.py"
-    whole = code.read_text()
-    code.write_text("import nothing_of_that_name")
-    try:
-        with pytest.raises(ModelDiedError):
-            await order(puppet, DIES)
-        deadline = time.monotonic() + 60
-        while "could not load model 'puppet' again, next try in 2 s" not in caplog.text:
-            assert time.monotonic() < deadline, caplog.text
-            await asyncio.sleep(0.05)
-    finally:
-        code.write_text(whole)
-    await comes_back(puppet)
-
-
-async def comes_back(puppet: TritonClient) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            await order(puppet, IDLE)
-            return
-        except UnavailableError:
-            await asyncio.sleep(0.1)
-    pytest.fail("the model did not come back")
+async def test_a_model_tells_whether_requests_failed_since_it_was_loaded(puppet: TritonClient) -> None:
+    await puppet.unload("puppet")
+    with pytest.raises(ModelFailedError):
+        await puppet.has_failed_requests("puppet")
+    await puppet.load("puppet")
+    await order(puppet, IDLE)
+    assert not await puppet.has_failed_requests("puppet")
+    with pytest.raises(ModelFailedError):
+        await order(puppet, RAISES)
+    assert await puppet.has_failed_requests("puppet")
 
 
 async def test_a_server_that_is_not_there_is_unavailable(tmp_path: Path) -> None:

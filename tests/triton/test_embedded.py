@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,12 +17,14 @@ import numpy as np
 import pytest
 
 from polywand_server.errors import UnavailableError
-from polywand_server.triton import embedded, launch
+from polywand_server.triton import embedded, launch, process
 from polywand_server.triton.client import TritonClient
 from polywand_server.triton.embedded import EmbeddedTriton, EmbeddedTritonError, State
 from polywand_server.triton.failures import ModelDiedError
-from polywand_server.triton.wheel import find_wheel
+from polywand_server.triton.process import TritonProcess
+from polywand_server.triton.wheel import Wheel, assemble, find_wheel
 from tests.running import until
+from tests.tools.tending import Tended, tended
 
 SERVICE = """
 import asyncio, sys
@@ -131,10 +134,19 @@ async def test_a_server_that_hangs_is_replaced(repository: Path) -> None:
 
 
 async def test_a_model_process_that_was_only_slow_gives_no_request_the_answer_of_another(
-    own: EmbeddedTriton, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, repository: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Triton calls it dead after a second or two without a sign of life, and forgets what it still computes."""
-    client = TritonClient(own.url, end_processes=own.end_model_processes)
+    shutil.copytree(repository / "puppet", tmp_path / "puppet")
+    async with (
+        EmbeddedTriton(tmp_path) as own,
+        tended(own.url, tmp_path, end_processes=own.end_model_processes) as models,
+    ):
+        await is_only_slow(own, models, caplog)
+
+
+async def is_only_slow(own: EmbeddedTriton, models: Tended, caplog: pytest.LogCaptureFixture) -> None:
+    client = models.client
     assert await answers(client)
 
     async def echo(number: int) -> int:
@@ -151,14 +163,13 @@ async def test_a_model_process_that_was_only_slow_gives_no_request_the_answer_of
     with contextlib.suppress(ProcessLookupError):
         os.kill(slow, signal.SIGCONT)
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
-    await until(lambda: not client.is_reviving("puppet"))
+    await until(lambda: not models.loader.is_busy("puppet"))
     for asked, outcome in zip((20, 21), outcomes, strict=True):
         assert outcome == asked or isinstance(outcome, UnavailableError)
     assert [await echo(number) for number in range(30, 40)] == list(range(30, 40))
     assert own.restarts == 0
     assert processes(own.url)["stub"] != slow
     assert caplog.text.count("loading it again") == 1  # those who waited behind it did not bring the model down again
-    await client.close()
 
 
 async def test_only_the_processes_of_the_model_and_of_this_server_are_ended(
@@ -287,3 +298,62 @@ async def test_a_start_that_is_cancelled_leaves_nothing_behind(repository: Path)
     with pytest.raises(asyncio.CancelledError):
         await starting
     assert leftovers(triton.url) == []
+
+
+async def test_a_start_that_is_cancelled_while_files_are_copied_leaves_nothing_behind(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copying, go_on = threading.Event(), threading.Event()
+
+    def slow(wheel: Wheel, scratch: Path) -> list[Path]:
+        copying.set()
+        assert go_on.wait(60)
+        return assemble(wheel, scratch)
+
+    monkeypatch.setattr(process, "assemble", slow)
+    triton = EmbeddedTriton(repository)
+    starting = asyncio.create_task(triton.start())
+    await until(copying.is_set)
+    starting.cancel()
+    await asyncio.sleep(0.1)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert leftovers(triton.url) == []
+
+
+async def test_a_start_whose_probe_fails_is_no_start(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(self: TritonClient, timeout_s: float) -> bool:
+        raise MemoryError
+
+    monkeypatch.setattr(TritonClient, "server_ready", fail)
+    triton = EmbeddedTriton(repository)
+    with pytest.raises(MemoryError):
+        await triton.start()
+    assert triton.state is State.STOPPED
+    assert leftovers(triton.url) == []
+
+
+async def test_an_unexpected_end_of_the_watch_is_told(own: EmbeddedTriton, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else Triton would never be started again, and nobody would know."""
+
+    async def fail(self: TritonProcess) -> None:
+        raise PermissionError("not yours")
+
+    watching = asyncio.create_task(own.watch())
+    with monkeypatch.context() as patched:
+        patched.setattr(TritonProcess, "kill", fail)
+        os.kill(processes(own.url)["server"], signal.SIGKILL)
+        with pytest.raises(PermissionError):
+            await asyncio.wait_for(watching, 60)
+
+
+@pytest.mark.parametrize("lost", ["grpc:0", "backends/python/triton_python_backend_stub", "."])
+async def test_a_server_whose_files_are_cleaned_away_is_replaced(own: EmbeddedTriton, lost: str) -> None:
+    path = Path(own.url.removeprefix("unix:")).parent / lost
+    assert path.exists()
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    await until(lambda: own.restarts == 1)
+    client = TritonClient(own.url)
+    assert await answers(client)
+    await client.close()

@@ -179,6 +179,82 @@ async def test_a_full_file_system_is_no_more_than_slower(models: TritonClient) -
     await memory.close()
 
 
+async def test_memory_that_could_not_be_shared_for_a_while_is_shared_again(
+    models: TritonClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever it was: full, not to be mapped, or Triton refused for want of descriptors."""
+    monkeypatch.setattr(shared_memory, "FIRST_PAUSE_S", 0.05)
+    image = np.ones((8, 8, 3), np.uint8)
+    memory = SharedMemory(models, PREFIX, 4 * MIB)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(shared_memory, "FOLDER", tmp_path)
+        await mix(models, memory, image)
+        assert await regions(models) == 0
+
+    async def is_shared() -> bool:
+        await mix(models, memory, image)
+        return await regions(models) == 1
+
+    await until(is_shared)
+    await memory.close()
+
+
+class SlowToShare(TritonClient):
+    """A client of a Triton that maps memory late, or never says that it has."""
+
+    answers = True
+    mapped = 0
+
+    async def register_region(self, name: str, nbytes: int) -> None:
+        await asyncio.sleep(0.5)
+        await super().register_region(name, nbytes)
+        self.mapped += 1
+        if not self.answers:
+            raise DeadlineError("Triton did not answer in time")
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def slow(models: TritonClient) -> AsyncIterator[SlowToShare]:
+    client = SlowToShare(models.url)
+    yield client
+    await client.close()
+
+
+async def test_an_inference_does_not_wait_for_memory_and_the_next_one_has_it(slow: SlowToShare) -> None:
+    memory = SharedMemory(slow, PREFIX, 4 * MIB)
+    for _ in range(2):
+        answer = await mix(slow, memory, np.ones((8, 8, 3), np.uint8))
+        np.testing.assert_allclose(answer, WEIGHTS.astype(np.float32).sum(), rtol=1e-5)
+        await until(lambda: _is(slow, 1))
+    assert slow.mapped == 1
+    await memory.close()
+
+
+async def test_memory_that_triton_mapped_without_saying_so_is_given_up(slow: SlowToShare) -> None:
+    slow.answers = False
+    memory = SharedMemory(slow, PREFIX, 4 * MIB)
+    await mix(slow, memory, np.ones((8, 8, 3), np.uint8))
+
+    async def is_given_up() -> bool:
+        return slow.mapped == 1 and await regions(slow) == 0
+
+    await until(is_given_up)
+    await memory.close()
+
+
+async def test_memory_whose_first_user_has_left_serves_the_next(slow: SlowToShare) -> None:
+    memory = SharedMemory(slow, PREFIX, 4 * MIB)
+    leaving = asyncio.create_task(mix(slow, memory, np.ones((8, 8, 3), np.uint8)))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.wait((leaving,))
+    await until(lambda: _is(slow, 1))
+    await asyncio.sleep(0.1)
+    assert await memory.take(IMAGE.values()) is not None
+    assert slow.mapped == 1
+    await memory.close()
+
+
 async def test_another_size_finds_room_that_the_last_one_no_longer_needs(
     models: TritonClient, memory: SharedMemory
 ) -> None:

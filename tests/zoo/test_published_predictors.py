@@ -42,7 +42,7 @@ LARGEST_SPECK = 0.01
 
 
 class Formula(nn.Module):
-    """What stands for RITM's network in its golden predictor, under the contract of an interactor (see the README)."""
+    """What stands for RITM's network in its golden predictor, under an interactor's contract (see docs/models.md)."""
 
     INPUTS = ("IMAGE", "POINTS", "PREV_MASK")
     POINTS = 16

@@ -118,7 +118,8 @@ def models(client: polywand.Client, json: bool) -> None:
     "--seed",
     type=Source,
     metavar="MASK",
-    help="Refine this mask of the object: an image file of IMAGE's size, inside where it is not black.",
+    help="Refine this mask of the object: an image file of IMAGE's size, inside where it is neither black nor "
+    "transparent.",
 )
 @MASK_THRESHOLD
 @TOLERANCE
@@ -339,4 +340,7 @@ def _seed(seed: Source, image: Source, session: polywand.Session) -> NDArray[np.
             f"but {shown(image.name)} has {session.width} x {session.height}.",
             grpc.StatusCode.INVALID_ARGUMENT,
         )
+    if not mask.any():
+        message = f"{shown(seed.name)} marks nothing: all of it is black or transparent."
+        raise InvalidRequest(message, grpc.StatusCode.INVALID_ARGUMENT)
     return mask

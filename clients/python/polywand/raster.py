@@ -64,6 +64,14 @@ def crossings_in_chunks(
     rings: Sequence[NDArray[np.float32 | np.float64]], width: int, height: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """The same as `crossings`, about _CHUNK_CROSSINGS at a time, for those who need not hold all of them."""
+    for _, columns, rows in edge_crossings(rings, width, height):
+        yield columns, rows
+
+
+def edge_crossings(
+    rings: Sequence[NDArray[np.float32 | np.float64]], width: int, height: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
+    """The same as `crossings_in_chunks`, and before it which edge of all rings it is, as `edges` counts them."""
     starts, ends = edges(rings)
     if len(starts) == 0:
         return
@@ -78,7 +86,8 @@ def crossings_in_chunks(
     cuts = np.searchsorted(totals, np.arange(0, totals[-1], _CHUNK_CROSSINGS))
     for begin, end in pairwise([*cuts.tolist(), len(starts)]):
         chunk = slice(begin, end)
-        yield _edge_crossings(starts[chunk], ends[chunk], first[chunk], last[chunk], height)
+        edge, columns, rows = _edge_crossings(starts[chunk], ends[chunk], first[chunk], last[chunk], height)
+        yield edge + begin, columns, rows
 
 
 def edges(
@@ -101,8 +110,8 @@ def _edge_crossings(
     first: NDArray[np.int64],
     last: NDArray[np.int64],
     height: int,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where edges from starts to ends [N, 2] meet the columns first..last - 1 [N]."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Where edges from starts to ends [N, 2] meet the columns first..last - 1 [N]: edge, column and row."""
     counts = last - first
     edge = np.repeat(np.arange(len(counts)), counts)
     columns = np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts - first, counts)
@@ -112,7 +121,7 @@ def _edge_crossings(
     # The quotient is rounded, so its row may be off by one where a centre lies on the edge; the product decides.
     for _ in range(2):
         rows += (rows + 0.5 - y0) * (x1 - x0) < along * (y1 - y0)
-    return columns, np.clip(rows, 0, height).astype(np.int64)
+    return edge, columns, np.clip(rows, 0, height).astype(np.int64)
 
 
 def decode_rle(counts: str, width: int, height: int) -> NDArray[np.bool_]:

@@ -90,6 +90,7 @@ def segmentation_json(image: str, found: Segmentation, width: int, height: int) 
         "model": found.model,
         "version": found.version,
         "threshold": _short(found.threshold),
+        "provisional": found.provisional,
         **_outline_json(found),
         "timing": asdict(found.timing),
     }

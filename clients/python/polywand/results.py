@@ -93,10 +93,13 @@ class Segmentation(Outline):
     """The outline of one object, as one prompt asked for it.
 
     skipped: how many earlier prompts of this object this answer stands in for, because it overtook them.
+    provisional: whether the same prompt may be answered otherwise when it is asked again: this one was cut short by a
+        newer one, or a detector that the tool asks where objects begin did not answer.
     """
 
     skipped: int
     timing: Timing
+    provisional: bool = False
 
 
 @dataclass(frozen=True, slots=True)

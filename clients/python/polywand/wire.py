@@ -171,6 +171,7 @@ def segmentation(message: pb.Segmentation, timing: pb.Timing, skipped: int) -> S
         threshold=message.threshold,
         skipped=skipped,
         timing=_timing(timing),
+        provisional=message.provisional,
     )
 
 

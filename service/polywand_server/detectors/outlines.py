@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from polywand_server.detectors.places import Place
 from polywand_server.drawing import Drawer
 from polywand_server.errors import InvalidInputError, NotFoundError, PolywandError, UnavailableError
 from polywand_server.geometry.drawn import Drawn
@@ -14,8 +15,8 @@ from polywand_server.inference import Inference
 from polywand_server.interactors.batches import segment_boxes
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Box, Prompt, missing
-from polywand_server.registry import Interactor, Registry
 from polywand_server.timing import Stopwatch
+from polywand_server.tools.registry import Interactor, Registry
 
 # Who makes outlines when the request names nobody: the first of these that is ready and starts from a box.
 DEFAULT_MODELS = ("wand_box", "wand_click")
@@ -75,9 +76,17 @@ def find_outliner(registry: Registry, options: PolygonOptions) -> Outliner:
 
 
 async def outline(
-    inference: Inference, drawer: Drawer, outliner: Outliner, picture: Picture, boxes: Sequence[Box], watch: Stopwatch
+    inference: Inference,
+    drawer: Drawer,
+    outliner: Outliner,
+    picture: Picture,
+    boxes: Sequence[Box],
+    watch: Stopwatch,
+    place: Place,
 ) -> Outlines:
     """Outline the object in each box; where the interactor finds nothing, the shape has no polygons.
+
+    place: the frame's, which lets others go first between two batches.
 
     Raises:
         UnavailableError, DeadlineError, ModelFailedError
@@ -90,7 +99,10 @@ async def outline(
         field = f"{_FIELD}output.threshold"
         return await drawer.shape(estimate.probabilities, threshold, output, size, no_clicks, field)
 
-    shapes = await segment_boxes(inference, tool, picture, boxes, watch, draw)
+    async def let_others_go() -> None:
+        await place.let_others_go(picture.nbytes, watch)
+
+    shapes = await segment_boxes(inference, tool, picture, boxes, watch, draw, let_others_go)
     return Outlines(shapes, tool.name, tool.version, threshold)
 
 

@@ -12,8 +12,8 @@ from polywand_server.errors import InvalidInputError
 from polywand_server.images import Picture
 from polywand_server.inference import Inference
 from polywand_server.regions import Region, crop_into, snap
-from polywand_server.registry import Detector
 from polywand_server.timing import Stopwatch
+from polywand_server.tools.registry import Detector
 from polywand_server.triton.client import TensorSpec
 from polywand_server.triton.tensors import TensorForm
 
@@ -47,11 +47,11 @@ async def detect(
 ) -> list[Detection]:
     """Find the boxes of objects on an image, by descending score.
 
+    options: their labels are the tool's (see `check_labels`).
+
     Raises:
-        InvalidInputError (a mapped label that the model does not have), UnavailableError, DeadlineError,
-        ModelFailedError
+        UnavailableError, DeadlineError, ModelFailedError
     """
-    check_labels(options.labels, tool)
     height, width = tool.config.inputs["IMAGE"].dims[:2]
     region = letterbox(picture.width, picture.height, (height, width))
     threshold = tool.spec.threshold if options.threshold is None else options.threshold
@@ -76,9 +76,10 @@ def _form(spec: TensorSpec) -> TensorForm | None:
 
 
 def check_labels(labels: Mapping[str, str], tool: Detector) -> None:
-    """Refuse a mapping from a label that the model does not have."""
+    """Refuse a mapping from a label that the model does not have. Raises InvalidInputError."""
+    known = set(tool.spec.labels)
     for label in labels:
-        if label not in tool.spec.labels:
+        if label not in known:
             raise InvalidInputError("labels", f"model '{tool.name}' has no label '{label}'")
 
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from polywand_server.geometry.drawn import Drawn, drawn
 from polywand_server.geometry.shapes import OutputOptions, make_shape
-from polywand_server.interactors.seeds import Seed, seed_map
+from polywand_server.interactors.seeds import Seed, seed_map, seed_shape
 from polywand_server.regions import ProbabilityMap, Region
 from polywand_server.workers.answers import Answer
 from polywand_server.workers.child import Conversation
@@ -23,7 +23,15 @@ def draw(
     field: str,
 ) -> Answer:
     """Make a shape of a map; the arguments are those of `make_shape`. size: width, height of the image."""
-    made = drawn(make_shape(probabilities, threshold, options, *size, keep, field))
+    return _written(drawn(make_shape(probabilities, threshold, options, *size, keep, field)))
+
+
+def draw_seed(_: Conversation, seed: Seed, options: OutputOptions, size: tuple[int, int]) -> Answer:
+    """Make a shape of a seed; the arguments are those of `seed_shape`. size: width, height of the image."""
+    return _written(drawn(seed_shape(seed, options, *size)))
+
+
+def _written(made: Drawn) -> Answer:
     facts = {"area": made.area, "rle": made.rle, "tolerance": made.tolerance, "iou": made.iou}
     return Answer(facts, (made.coordinates, made.ring_sizes, made.part_sizes))
 

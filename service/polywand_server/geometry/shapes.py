@@ -62,9 +62,18 @@ def make_shape(
         TooLargeError: the outline has too many vertices or rings.
     """
     exact = outline(probabilities, threshold, image_width, image_height, keep, field)
-    tolerance = options.tolerance
-    if tolerance is None:
-        tolerance = max(SMALLEST_DEFAULT_TOLERANCE, probabilities.seen.pixel_size / 2)
+    known = max(SMALLEST_DEFAULT_TOLERANCE, probabilities.seen.pixel_size / 2)
+    return shape_of(exact, options, image_width, image_height, known)
+
+
+def shape_of(
+    exact: shapely.MultiPolygon, options: OutputOptions, image_width: int, image_height: int, default_tolerance: float
+) -> Shape:
+    """Make what is answered of an outline, in image pixels; the threshold does not count.
+
+    default_tolerance: image pixels, where the options ask for none.
+    """
+    tolerance = default_tolerance if options.tolerance is None else options.tolerance
     simple, applied = simplify(exact, tolerance, options.max_points)
     rle = to_rle(exact, image_width, image_height) if options.include_mask else None
     iou = 1.0 if simple is exact else intersection_over_union(exact, simple)

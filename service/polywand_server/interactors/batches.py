@@ -14,9 +14,9 @@ from polywand_server.interactors.pipeline import fill, fixed_size, forms, read
 from polywand_server.interactors.prompt import Box, Prompt
 from polywand_server.interactors.view import View
 from polywand_server.regions import Region
-from polywand_server.registry import Interactor
 from polywand_server.specs import FLIPPED
 from polywand_server.timing import Stopwatch
+from polywand_server.tools.registry import Interactor
 
 T = TypeVar("T")
 
@@ -40,12 +40,14 @@ async def segment_boxes(
     boxes: Sequence[Box],
     watch: Stopwatch,
     finish: Callable[[Estimate], Awaitable[T]],
+    pause: Callable[[], Awaitable[None]],
 ) -> list[T]:
     """Run an interactor on boxes of one image; returns what each estimate was made into, in their order.
 
     boxes: inside the image; enough of a prompt for this interactor, so that one pass does for each.
     finish: makes of an estimate what is kept of it, so that an image of a thousand boxes never holds more than a batch
         of probability maps.
+    pause: awaited between two batches.
 
     Raises:
         UnavailableError, DeadlineError, ModelFailedError
@@ -57,6 +59,8 @@ async def segment_boxes(
     with watch.stage("prepare"):
         items = await inference.compute(lambda: _look(tool, picture, boxes))
     for batch in _batches(items, tool, inference):
+        if finished:
+            await pause()
         answers = await _segment_batch(inference, tool, view, batch, watch, finish)
         finished.update(zip((item.number for item in batch), answers, strict=True))
     return [finished[number] for number in range(len(boxes))]

@@ -15,13 +15,16 @@ class Estimate:
     batch axis included), handed back unread.
 
     is_seed: whether the client said it, and no network has looked at it yet.
-    is_hurried: whether further looks were left out, because a newer prompt waited.
+    is_hurried: whether further looks or clicks were left out, because a newer prompt waited: nothing is built on it.
+    detector: the version of the one that told what the object's first click may mean; 0 where it did not answer, None
+        where none was to be asked.
     """
 
     probabilities: ProbabilityMap
     state: NDArray[np.float32] | None = None
     is_seed: bool = False
     is_hurried: bool = False
+    detector: int | None = None
 
     @property
     def nbytes(self) -> int:

@@ -1,14 +1,19 @@
 """Memory: the estimates of a stream's prompts, so that adding a click feeds back and undo finds its way."""
 
+import hashlib
+import struct
 import time
 from collections import OrderedDict
 
 from polywand_server import metrics
 from polywand_server.interactors.estimate import Estimate
-from polywand_server.interactors.prompt import POINT_BYTES, PROMPT_BYTES, Box, Point, Prompt
+from polywand_server.interactors.prompt import Prompt
 
-_Key = tuple[str, str, int, str, Box | None, tuple[Point, ...]]
+# What a key takes, and its place in a memory (measured, rounded up).
+KEY_BYTES = 1024
 
+# Object, model, version, and the digest of what was prompted.
+Key = tuple[str, str, int, bytes]
 
 # A memory that was not used for so long belongs to an idle stream: it forgets before those of active ones do.
 IDLE_SECONDS = 30.0
@@ -48,61 +53,44 @@ class Allowance:
 
 
 class EstimateMemory:
-    """Remembers estimates by what was prompted; past its allowance the least recently used go first.
-
-    Every method takes the version that the prompt was resolved to, since version 0 may mean another one tomorrow.
-    """
+    """Remembers estimates by what was prompted; past its allowance the least recently used go first."""
 
     def __init__(self, allowance: Allowance) -> None:
         self._allowance = allowance
         self.nbytes = 0
         self.used_at = time.monotonic()
-        self._estimates: OrderedDict[_Key, Estimate] = OrderedDict()
+        self._estimates: OrderedDict[Key, Estimate] = OrderedDict()
+        self._is_closed = False
 
-    def exact(self, prompt: Prompt, version: int) -> Estimate | None:
-        """Find the estimate of the very same points, box and seed: an undo, or a change of output options only."""
-        return self._find(_key(prompt, version, prompt.box, len(prompt.points)))
-
-    def extended(self, prompt: Prompt, version: int) -> Estimate | None:
-        """Find the estimate of the longest prompt that this one adds points to, or of its seed alone."""
-        for count in range(len(prompt.points) - 1, -1, -1):
-            found = self._find(_key(prompt, version, prompt.box, count))
-            if found is not None:
-                return found
-        return self._find(_key(prompt, version, None, 0)) if prompt.seed is not None else None
-
-    def remember(self, prompt: Prompt, version: int, estimate: Estimate) -> None:
-        """Keep the estimate that a prompt led to."""
-        self._keep(_key(prompt, version, prompt.box, len(prompt.points)), estimate)
-
-    def remember_seed(self, prompt: Prompt, version: int, estimate: Estimate) -> None:
-        """Keep what a prompt's seed is by itself, without its points and its box."""
-        self._keep(_key(prompt, version, None, 0), estimate)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._estimates.clear()
-        self._grow(-self.nbytes)
-
-    def forget_one(self) -> None:
-        """Forget the estimate that was not used for longest."""
-        self._grow(-_cost(*self._estimates.popitem(last=False)))
-
-    def _keep(self, key: _Key, estimate: Estimate) -> None:
-        replaced = self._estimates.pop(key, None)
-        self._estimates[key] = estimate
-        self._grow(_cost(key, estimate) - (_cost(key, replaced) if replaced else 0))
-        self.used_at = time.monotonic()
-        while self.nbytes > self._allowance.max_bytes:
-            self.forget_one()
-        self._allowance.trim()
-
-    def _find(self, key: _Key) -> Estimate | None:
+    def find(self, key: Key) -> Estimate | None:
+        """Find the estimate of a prompt, or of the beginning of one."""
         found = self._estimates.get(key)
         if found is not None:
             self._estimates.move_to_end(key)
             self.used_at = time.monotonic()
         return found
+
+    def remember(self, key: Key, estimate: Estimate) -> None:
+        """Keep the estimate that a prompt, or its beginning, led to."""
+        if self._is_closed:
+            return
+        replaced = self._estimates.pop(key, None)
+        self._estimates[key] = estimate
+        self._grow(_cost(estimate) - (_cost(replaced) if replaced else 0))
+        self.used_at = time.monotonic()
+        while self.nbytes > self._allowance.max_bytes:
+            self.forget_one()
+        self._allowance.trim()
+
+    def forget_one(self) -> None:
+        """Forget the estimate that was not used for longest."""
+        self._grow(-_cost(self._estimates.popitem(last=False)[1]))
+
+    def close(self) -> None:
+        """Forget everything, for good."""
+        self._is_closed = True
+        self._estimates.clear()
+        self._grow(-self.nbytes)
 
     def _grow(self, nbytes: int) -> None:
         self.nbytes += nbytes
@@ -110,10 +98,35 @@ class EstimateMemory:
         metrics.MASK_MEMORY.inc(nbytes)
 
 
-def _key(prompt: Prompt, version: int, box: Box | None, points: int) -> _Key:
-    seed = prompt.seed.digest if prompt.seed is not None else ""
-    return prompt.object_id, prompt.model, version, seed, box, prompt.points[:points]
+def seed_key(prompt: Prompt, version: int) -> Key:
+    """The key of a prompt's seed by itself, without its points and its box."""
+    return _key(prompt, version, _digest_of_seed(prompt))
 
 
-def _cost(key: _Key, estimate: Estimate) -> int:
-    return PROMPT_BYTES + POINT_BYTES * len(key[-1]) + estimate.nbytes
+def keys_of(prompt: Prompt, version: int) -> list[Key]:
+    """The keys of a prompt's beginnings: with none of its points, with the first one, ... with all of them.
+
+    version: that it was resolved to, since version 0 may mean another one tomorrow.
+    """
+    state = _digest_of_seed(prompt)
+    if prompt.box is not None:
+        state.update(struct.pack("<4d", prompt.box.x0, prompt.box.y0, prompt.box.x1, prompt.box.y1))
+    keys = [_key(prompt, version, state)]
+    for point in prompt.points:
+        state.update(struct.pack("<ddb", point.x, point.y, point.label))
+        keys.append(_key(prompt, version, state))
+    return keys
+
+
+def _digest_of_seed(prompt: Prompt) -> "hashlib.blake2b":
+    # The seed's digest has one length, so that nothing that follows can be taken for a part of it.
+    seed = prompt.seed.digest.encode() if prompt.seed is not None else b""
+    return hashlib.blake2b(struct.pack("<b", len(seed)) + seed, digest_size=16)
+
+
+def _key(prompt: Prompt, version: int, state: "hashlib.blake2b") -> Key:
+    return prompt.object_id, prompt.model, version, state.digest()
+
+
+def _cost(estimate: Estimate) -> int:
+    return KEY_BYTES + estimate.nbytes

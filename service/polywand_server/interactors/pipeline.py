@@ -1,84 +1,21 @@
-"""The interactors' way: crop, tensors, Triton, probability. Four named steps per pass, a few passes per prompt."""
+"""One pass of an interactor: the tensors of a crop and a prompt, and the estimate in what the network answers."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from polywand_server.errors import ModelFailedError
-from polywand_server.inference import Inference
-from polywand_server.interactors.crops import Crops
 from polywand_server.interactors.estimate import Estimate
-from polywand_server.interactors.prompt import Box, Label, Prompt
+from polywand_server.interactors.prompt import Label, Prompt
 from polywand_server.interactors.view import View
 from polywand_server.regions import Region, from_network
-from polywand_server.registry import Interactor
-from polywand_server.specs import FLIPPED, PromptSpec, ProposalSpec
-from polywand_server.timing import Stopwatch
+from polywand_server.specs import FLIPPED, PromptSpec, RoiCrop, ZoomInCrop
+from polywand_server.tools.registry import Interactor
 from polywand_server.triton.client import ModelConfig
 from polywand_server.triton.exchange import Forms
 from polywand_server.triton.tensors import Array, TensorForm
-
-
-async def segment(
-    inference: Inference,
-    tool: Interactor,
-    view: View,
-    prompt: Prompt,
-    previous: Estimate | None,
-    propose: Callable[[ProposalSpec], Awaitable[Sequence[Box]]],
-    watch: Stopwatch,
-    is_superseded: Callable[[], bool],
-) -> Estimate:
-    """Run an interactor on a prompt.
-
-    previous: the estimate that belonged to the prompt that this one extends, or None when the object starts here.
-    propose: tells where a detector sees objects, by descending score; asked after the first look, and not by a prompt
-        that a drag has left behind by then.
-    is_superseded: whether a newer prompt waits that does not build on this one. Then the pass that is under way is the
-        last one, so that a drag is followed as closely as can be.
-
-    Raises:
-        UnavailableError, DeadlineError, ModelFailedError
-    """
-    threshold = tool.spec.threshold
-    crops = Crops(tool.spec.crop, view.picture.width, view.picture.height, fixed_size(tool.config))
-
-    async def one_pass(asked: Prompt, region: Region, before: Estimate | None) -> Estimate:
-        inputs, outputs = forms(tool.config, region, FLIPPED if tool.spec.flip else 1)
-        async with inference.exchange(tool.model, tool.version, inputs, outputs) as exchange:
-            with watch.stage("prepare"):
-                await inference.compute(lambda: fill(exchange.inputs, view, asked, region, before))
-            answer = await inference.run(exchange, watch)
-            with watch.stage("geometry"):
-                return await inference.compute(lambda: read(answer, region, tool.name))
-
-    looks = crops.looks(prompt, previous, threshold)
-    found = await one_pass(prompt, looks[0], previous)
-    wanted, proposals = crops.wanted_proposals(prompt, previous), list[Box]()
-    if wanted is not None:
-        if is_superseded():
-            return replace(found, is_hurried=True)
-        clicks = prompt.positive_clicks()
-        proposals += [box for box in await propose(wanted) if box.holds(clicks)]
-        looks = list(dict.fromkeys(looks + crops.proposed(wanted, proposals)))
-    for other in looks[1:]:
-        if is_superseded():
-            return replace(found, is_hurried=True)
-        found = max(found, await one_pass(prompt, other, previous), key=lambda estimate: estimate.confidence(threshold))
-    closer = crops.again(prompt, previous, found.probabilities, threshold)
-    if closer is not None:
-        if is_superseded():
-            return replace(found, is_hurried=True)
-        found = await one_pass(prompt, closer, found)
-    box = crops.agreeing(wanted, proposals, found.probabilities, threshold) if wanted is not None else None
-    if box is None:
-        return found
-    if is_superseded():
-        return replace(found, is_hurried=True)
-    return await one_pass(replace(prompt, box=box), crops.around_box(box), None)
 
 
 def max_points(prompt: PromptSpec, config: ModelConfig) -> int:
@@ -89,6 +26,14 @@ def max_points(prompt: PromptSpec, config: ModelConfig) -> int:
 def reads_seed(config: ModelConfig) -> bool:
     """Whether an object may start from a mask."""
     return "PREV_MASK" in config.inputs
+
+
+def goes_on(tool: Interactor) -> bool:
+    """Whether what an interactor found before a click changes what it finds after it: a mask or a state that is fed
+    back, or a crop around the mask.
+    """
+    inputs = tool.config.inputs
+    return "PREV_MASK" in inputs or "STATE" in inputs or isinstance(tool.spec.crop, ZoomInCrop | RoiCrop)
 
 
 def fixed_size(config: ModelConfig) -> tuple[int, int] | None:

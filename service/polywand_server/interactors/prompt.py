@@ -1,6 +1,7 @@
 """Prompts: a snapshot of everything that is known of one object, and what an interactor still lacks in it."""
 
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import numpy as np
@@ -86,6 +87,10 @@ class Prompt:
             *(other.model, other.version, other.points, other.box),
         ) and (self.seed and self.seed.digest) == (other.seed and other.seed.digest)
 
+    def up_to(self, count: int) -> "Prompt":
+        """What it was with only so many of its points: one of its beginnings."""
+        return self if count == len(self.points) else replace(self, points=self.points[:count])
+
     @property
     def is_seed_alone(self) -> bool:
         """Whether nothing is asked but what the seed is."""
@@ -155,3 +160,19 @@ def missing(prompt: Prompt, spec: PromptSpec) -> Missing:
         extreme=max(0, spec.extreme_points - prompt.count(Label.EXTREME)),
         box=spec.box == "required" and prompt.box is None,
     )
+
+
+def first_step(prompt: Prompt, spec: PromptSpec) -> int:
+    """With how many of its points a prompt was enough of one for the first time; it is enough now.
+
+    Its box counts as drawn before all points, and then it is the first step by itself where a box is enough. A seed is
+    there before the box; by itself it is no step, as no network is asked.
+    """
+    fewest = 0 if prompt.box is not None else 1
+
+    # What is missing only ever becomes less with further points.
+    def is_enough(count: int) -> bool:
+        return not missing(prompt.up_to(count), spec)
+
+    count = len(prompt.points)
+    return bisect_left(range(count), True, lo=min(fewest, count), key=is_enough)

@@ -1,10 +1,11 @@
-"""Seeds: masks that an object starts from, as run lengths or polygons, and the maps that they are."""
+"""Seeds: masks that an object starts from, as run lengths or polygons, and the outlines and the maps that they are."""
 
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any
 
 import cv2
@@ -13,6 +14,11 @@ from numpy.typing import NDArray
 
 from polywand.raster import column_runs, crossings, drawn_runs, edges, filled, run_lengths
 from polywand_server.errors import InvalidInputError
+from polywand_server.geometry.parts import Part, largest_first, own_outline, part_runs
+from polywand_server.geometry.pixels import Runs, pixel_outline, united
+from polywand_server.geometry.rings import rings as rings_of
+from polywand_server.geometry.rings import vertices as vertices_of
+from polywand_server.geometry.shapes import SMALLEST_DEFAULT_TOLERANCE, OutputOptions, Shape, shape_of
 from polywand_server.regions import LARGEST_MAP, ProbabilityMap, Region, map_size
 
 # A pixel of a map that is covered so far has a seed's inside around it, and not only a thin part.
@@ -48,14 +54,26 @@ class RleSeed:
 
 @dataclass(frozen=True, eq=False)
 class PolygonSeed:
-    """Rings float32 [N, 2] (x, y, image pixels), exteriors and holes alike; inside is by the even-odd rule."""
+    """Rings float32 [N, 2] (x, y, image pixels), part after part, exteriors and holes alike.
+
+    part_sizes: rings of each part; none: all rings are of one. Inside a part is by the even-odd rule over its rings,
+    and what any part covers is inside.
+    """
 
     rings: tuple[NDArray[np.float32], ...]
+    part_sizes: tuple[int, ...] = ()
+
+    @property
+    def parts(self) -> list[Part]:
+        """The rings of each part."""
+        bounds = [0, *accumulate(self.part_sizes or [len(self.rings)])]
+        return [self.rings[begin:end] for begin, end in pairwise(bounds)]
 
     @cached_property
     def digest(self) -> str:
         """What tells this seed from another."""
-        return _digest(*(ring.tobytes() for ring in self.rings))
+        sizes = np.array(self.part_sizes, np.int64)
+        return _digest(sizes.tobytes(), *(ring.tobytes() for ring in self.rings))
 
     @property
     def nbytes(self) -> int:
@@ -64,15 +82,17 @@ class PolygonSeed:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As two arrays: thousands of small ones would hold the event loop while they are pickled."""
-        return _seed_of, (np.concatenate(self.rings), np.array([len(ring) for ring in self.rings]))
+        sizes = np.array([len(ring) for ring in self.rings])
+        return _seed_of, (np.concatenate(self.rings), sizes, np.array(self.part_sizes, np.int64))
 
 
-def _seed_of(vertices: NDArray[np.float32], sizes: NDArray[np.int64]) -> PolygonSeed:
-    return PolygonSeed(tuple(np.split(vertices, np.cumsum(sizes)[:-1])))
+def _seed_of(vertices: NDArray[np.float32], sizes: NDArray[np.int64], part_sizes: NDArray[np.int64]) -> PolygonSeed:
+    return PolygonSeed(tuple(np.split(vertices, np.cumsum(sizes)[:-1])), tuple(part_sizes.tolist()))
 
 
 Seed = RleSeed | PolygonSeed
 Held = NDArray[np.bool_]
+Rings = Sequence[NDArray[np.float32 | np.float64]]
 
 
 def seed_map(seed: Seed, width: int, height: int) -> ProbabilityMap:
@@ -82,6 +102,31 @@ def seed_map(seed: Seed, width: int, height: int) -> ProbabilityMap:
         InvalidInputError: its run lengths are not those of the image, or nothing of it lies inside the image.
     """
     return _map_of_rle(seed, width, height) if isinstance(seed, RleSeed) else _map_of_polygons(seed, width, height)
+
+
+def is_exact(seed: Seed, width: int, height: int) -> bool:
+    """Whether `seed_shape` can draw a seed: not where lines run to and fro across the image, pixel by pixel."""
+    return isinstance(seed, RleSeed) or _edge_pixels(seed.rings, (0, 0, width, height)) <= MOST_CROSSINGS
+
+
+def seed_shape(seed: Seed, options: OutputOptions, width: int, height: int) -> Shape:
+    """Outline a seed that `is_exact`, pixel for pixel and with its smallest parts.
+
+    Vertices of polygons stay as they are where no tolerance is asked for, so that what is opened again and again does
+    not change. Costs milliseconds, so keep it off the loop.
+
+    Raises:
+        InvalidInputError: as `seed_map`. TooLargeError: the outline has too many vertices or rings.
+    """
+    own = own_outline(seed.parts, width, height) if isinstance(seed, PolygonSeed) else None
+    if own is not None:
+        shape = shape_of(own, options, width, height, 0.0)
+    else:
+        runs = _runs(seed, width, height)
+        outline = pixel_outline(runs, "prompt.seed")
+        shape = shape_of(outline, options, width, height, SMALLEST_DEFAULT_TOLERANCE)
+        shape = replace(shape, area=float(runs.area))  # without the slopes of steps by one pixel
+    return replace(shape, polygons=largest_first(shape.polygons.geoms))  # as they will be when it comes back
 
 
 def seed_cost(seed: Seed, width: int, height: int) -> int:
@@ -97,7 +142,10 @@ def seed_cost(seed: Seed, width: int, height: int) -> int:
     return map_pixels + int(EDGE_PIXEL_COST * drawn)
 
 
-def _map_of_rle(seed: RleSeed, width: int, height: int) -> ProbabilityMap:
+def _runs(seed: Seed, width: int, height: int) -> Runs:
+    """The pixels of a seed. Raises InvalidInputError: as `seed_map`, of run lengths."""
+    if isinstance(seed, PolygonSeed):
+        return part_runs(seed.parts, width, height)
     if (seed.width, seed.height) != (width, height):
         raise InvalidInputError(
             "prompt.seed.rle", f"it is of {seed.width} x {seed.height} pixels, and the image of {width} x {height}"
@@ -108,6 +156,12 @@ def _map_of_rle(seed: RleSeed, width: int, height: int) -> ProbabilityMap:
         raise InvalidInputError("prompt.seed.rle.counts", str(error)) from error
     if columns.size == 0:
         raise InvalidInputError("prompt.seed.rle.counts", "the mask is empty")
+    return united(columns, tops, bottoms)
+
+
+def _map_of_rle(seed: RleSeed, width: int, height: int) -> ProbabilityMap:
+    runs = _runs(seed, width, height)
+    columns, tops, bottoms = runs.columns, runs.tops, runs.bottoms
     left, top, right, bottom = int(columns[0]), int(tops.min()), int(columns[-1]) + 1, int(bottoms.max())
     region = _around(left, top, right, bottom)
     framed = drawn_runs(columns - (left - 1), tops - (top - 1), bottoms - (top - 1), region.width, region.height)
@@ -123,11 +177,12 @@ def _map_of_polygons(seed: PolygonSeed, width: int, height: int) -> ProbabilityM
     right, bottom = min(width, math.ceil(right)), min(height, math.ceil(bottom))
     if left >= right or top >= bottom:
         raise InvalidInputError("prompt.seed.polygons", f"they lie outside: the image spans 0..{width} by 0..{height}")
-    region = _around(left, top, right, bottom, _edge_pixels(seed.rings, (left, top, right, bottom)))
-    holding = _holding(seed.rings, (left, top, right, bottom), region)
+    rings = _united_rings(seed, width, height)
+    region = _around(left, top, right, bottom, _edge_pixels(rings, (left, top, right, bottom)))
+    holding = _holding(rings, (left, top, right, bottom), region)
     if holding is not None and not holding.any():
         raise InvalidInputError("prompt.seed.polygons", "they hold no pixel of the image")
-    values = _coverage(seed.rings, region)
+    values = _coverage(rings, region)
     # What lies outside the image belongs to nobody.
     inside = np.zeros_like(values)
     rows, columns = region.inside(width, height)
@@ -135,7 +190,17 @@ def _map_of_polygons(seed: PolygonSeed, width: int, height: int) -> ProbabilityM
     return ProbabilityMap(region, inside if holding is None else _with_thin_parts(inside, holding))
 
 
-def _edge_pixels(rings: Sequence[NDArray[np.float32]], window: tuple[int, int, int, int]) -> float:
+def _united_rings(seed: PolygonSeed, width: int, height: int) -> Rings:
+    """The rings of a seed or, where several parts may overlap, those of its outline: even-odd over all of them."""
+    if len(seed.part_sizes) < 2 or not is_exact(seed, width, height):
+        return seed.rings
+    own = own_outline(seed.parts, width, height)
+    if own is None:
+        own = pixel_outline(part_runs(seed.parts, width, height), "prompt.seed")
+    return [vertices_of(ring) for ring in rings_of(own)] or seed.rings
+
+
+def _edge_pixels(rings: Rings, window: tuple[int, int, int, int]) -> float:
     """How far all edges run along x and along y, in image pixels, inside a window or less than it measures outside.
 
     window: left, top, right, bottom.
@@ -144,7 +209,7 @@ def _edge_pixels(rings: Sequence[NDArray[np.float32]], window: tuple[int, int, i
     return float(np.abs(np.clip(starts, window[:2], window[2:]) - np.clip(ends, window[:2], window[2:])).sum())
 
 
-def _coverage(rings: Sequence[NDArray[np.float32]], region: Region) -> NDArray[np.float32]:
+def _coverage(rings: Rings, region: Region) -> NDArray[np.float32]:
     """How much of each pixel of a region's map is inside, float32 [h, w] in 0..1."""
     length = _edge_pixels(rings, (region.left, region.top, region.left + region.width, region.top + region.height))
     finer = OVERSAMPLING
@@ -162,7 +227,7 @@ def _coverage(rings: Sequence[NDArray[np.float32]], region: Region) -> NDArray[n
     return coverage
 
 
-def _holding(rings: Sequence[NDArray[np.float32]], window: tuple[int, int, int, int], region: Region) -> Held | None:
+def _holding(rings: Rings, window: tuple[int, int, int, int], region: Region) -> Held | None:
     """Which pixels of a region's map have pixels of the image in them that are inside, by the contract's rule.
 
     window: left, top, right, bottom of the part of the image to look at, in the region. None: that would take too long.

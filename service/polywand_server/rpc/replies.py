@@ -14,12 +14,12 @@ from polywand_server.geometry.drawn import Drawn
 from polywand_server.images import Picture
 from polywand_server.interactors.pipeline import max_points, reads_seed
 from polywand_server.interactors.prompt import Missing
-from polywand_server.registry import Detector
 from polywand_server.rpc.status import to_status
 from polywand_server.rpc.wire import delimited
 from polywand_server.specs import DetectorSpec, InteractorSpec
 from polywand_server.timing import Stopwatch
-from polywand_server.tools import Tool
+from polywand_server.tools.catalogue import Tool
+from polywand_server.tools.registry import Detector
 
 DRAINING_TEXT = "the server is draining: reconnect, any replica will do"
 
@@ -36,6 +36,7 @@ def write_reply(reply: Reply) -> bytes:
         case Segmentation() as found:
             response.segmentation.model, response.segmentation.version = found.model, found.version
             response.segmentation.threshold = found.threshold
+            response.segmentation.provisional = found.is_provisional
             shape = _shape(found.shape, found.width, found.height)
             outline = _inside(pb.InteractResponse.SEGMENTATION_FIELD_NUMBER, pb.Segmentation.SHAPE_FIELD_NUMBER, shape)
         case Missing() as lacking:

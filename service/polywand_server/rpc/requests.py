@@ -173,7 +173,7 @@ def _polygon_seed(polygons: pb.PolygonSet) -> PolygonSeed:
     # A comparison with NaN is false, so this asks for finite numbers too.
     if not all((np.abs(array) <= MAX_SEED_COORDINATE).all() for array in arrays):
         raise InvalidInputError(field, f"coordinates must be finite and within {MAX_SEED_COORDINATE:g} pixels")
-    return PolygonSeed(arrays)
+    return PolygonSeed(arrays, tuple(1 + len(polygon.holes) for polygon in polygons.polygons))
 
 
 def _output(output: pb.OutputOptions, field: str) -> OutputOptions:

@@ -16,13 +16,13 @@ from polywand_server import metrics
 from polywand_server.admission import FRAMES, Admission
 from polywand_server.answers import Reply
 from polywand_server.detectors.outlines import Outliner, find_outliner, outline
-from polywand_server.detectors.pipeline import DetectOptions, detect
+from polywand_server.detectors.pipeline import DetectOptions, check_labels, detect
+from polywand_server.detectors.places import Place, Places
 from polywand_server.drawing import Drawer
 from polywand_server.errors import DeadlineError, InvalidInputError, PolywandError, QuotaError, or_error
 from polywand_server.images import Picture
 from polywand_server.inference import Inference
 from polywand_server.interactors.prompt import Box, Prompt
-from polywand_server.registry import Detector
 from polywand_server.requester import current
 from polywand_server.rpc import wire
 from polywand_server.rpc.endings import Ending
@@ -33,7 +33,7 @@ from polywand_server.rpc.requests import read_detect, read_image, read_prompt, s
 from polywand_server.rpc.status import UNDECODABLE, abort
 from polywand_server.session import Session, Workplace
 from polywand_server.timing import Stopwatch
-from polywand_server.turns import Turns
+from polywand_server.tools.registry import Detector
 
 # Replies that are larger are written in a thread.
 SMALL_REPLY_BYTES = 64 * 1024
@@ -48,11 +48,11 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 @dataclass(frozen=True, slots=True)
 class FrameWork:
-    """What detection runs on: its threads and its way to Triton, its drawing, and turns for frames in work."""
+    """What detection runs on: its threads and its way to Triton, its drawing, and places for frames in work."""
 
     lane: Inference
     drawer: Drawer
-    turns: Turns
+    places: Places
 
 
 class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
@@ -242,12 +242,12 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
             tool, _ = self._choose(options)  # what cannot be is refused before anything waits for it
             model = tool.name
             source = read_image(request.image, image, "image")
-            async with self._frames.turns.turn():
+            async with self._frames.places.place() as place:
                 watch.waited()
                 await self._frames.lane.turn(watch)
                 picture = await self._place.decoder.decode(source, watch)
                 response = await self._place.registry.with_tool(
-                    lambda: self._choose(options), lambda chosen: self._look(chosen, picture, options, watch)
+                    lambda: self._choose(options), lambda chosen: self._look(chosen, picture, options, watch, place)
                 )
             outcome = "ok"
             return response
@@ -258,16 +258,24 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
     def _choose(self, options: DetectOptions) -> tuple[Detector, Outliner | None]:
         registry = self._place.registry
         tool = registry.detector(options.model, options.version)
+        check_labels(options.labels, tool)
         return tool, find_outliner(registry, options.polygons) if options.polygons else None
 
     async def _look(
-        self, chosen: tuple[Detector, Outliner | None], picture: Picture, options: DetectOptions, watch: Stopwatch
+        self,
+        chosen: tuple[Detector, Outliner | None],
+        picture: Picture,
+        options: DetectOptions,
+        watch: Stopwatch,
+        place: Place,
     ) -> bytes:
         tool, outliner = chosen
         lane = self._frames.lane
         found = await detect(lane, tool, picture, options, watch)
         boxes = [Box(*item.box) for item in found]
-        outlines = await outline(lane, self._frames.drawer, outliner, picture, boxes, watch) if outliner else None
+        outlines = None
+        if outliner is not None:
+            outlines = await outline(lane, self._frames.drawer, outliner, picture, boxes, watch, place)
         if outlines is None:
             return write_detections(found, outlines, picture, tool, watch)
         return await lane.compute(lambda: write_detections(found, outlines, picture, tool, watch))

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from polywand.proxies import direct
 from polywand_server.config import TritonTls
 from polywand_server.triton.failures import Failures, ModelDiedError
-from polywand_server.triton.revivals import EndProcesses, Revivals, leave_alone
 from polywand_server.triton.tensors import NOWHERE, Array, Placed, decode_response, encode_request
 
 CONTROL_TIMEOUT_S = 5.0  # index, configuration
-LOAD_TIMEOUT_S = 300.0  # a large network is read, compiled and warmed up
+LOAD_TIMEOUT_S = 300.0  # a large network is read, compiled and warmed up; what unloads may wait behind that
 STUCK_S = 0.5  # beyond a call's timeout, after which it is not waited for any more
 
 _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
@@ -51,6 +50,18 @@ class IndexEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Death:
+    """What a request has found out: Triton calls a process of a model dead, and fails all requests to it.
+
+    process: its name in Triton, where this is known. asked_at: when the request was sent, by `time.monotonic`.
+    """
+
+    model: str
+    process: str | None
+    asked_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """An input or output. dtype: Triton's name ("UINT8", "FP32"). dims: without the batch axis; -1 is any."""
 
@@ -78,13 +89,14 @@ class TritonClient:
     """One channel to one Triton; make it inside the event loop that uses it, and close it.
 
     url: what gRPC dials ("host:8001", "unix:/path").
-    end_processes: ends those of a Python model of which Triton calls one dead, by the names of both; the latter may be
-        unknown. Nothing by default: a Triton elsewhere is out of reach.
+    on_death: called at once when a request has found the process of a model dead.
     Methods raise UnavailableError, DeadlineError or ModelFailedError (see `failures`), and nothing of gRPC's.
     Cancelling the task that awaits one cancels the call, and Triton drops the request if its model has not begun.
     """
 
-    def __init__(self, url: str, tls: TritonTls | None = None, *, end_processes: EndProcesses = leave_alone) -> None:
+    def __init__(
+        self, url: str, tls: TritonTls | None = None, *, on_death: Callable[[Death], object] = lambda _: None
+    ) -> None:
         self.url = url
         options = [*_CHANNEL_OPTIONS, *direct(url)]
         if tls is None:
@@ -92,12 +104,11 @@ class TritonClient:
         else:
             self._channel = grpc.aio.secure_channel(url, _credentials(tls), options=options)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._revivals = Revivals(self, end_processes)
+        self._on_death = on_death
         self._failures = Failures(url)
 
     async def close(self) -> None:
         """Cancel what is under way and close the channel."""
-        await self._revivals.close()
         await self._channel.close(None)
 
     async def server_live(self, timeout_s: float) -> bool:
@@ -136,15 +147,41 @@ class TritonClient:
         response = await self._call(self._stub.ModelConfig, request, CONTROL_TIMEOUT_S, _called(name, version))
         return _model_config(response.config)
 
-    async def load(self, name: str) -> None:
-        """Load a model, or load it again; returns when it is ready. ModelFailedError: Triton cannot load it."""
+    async def load(self, name: str, config: str = "") -> None:
+        """Load a model, or load it again; returns when it is ready.
+
+        config: JSON, instead of the configuration in the repository (see `versions`).
+
+        Raises:
+            ModelFailedError: Triton cannot load it. ControlRefusedError: it loads nothing for us.
+        """
         request = service_pb2.RepositoryModelLoadRequest(model_name=name)
+        if config:
+            request.parameters["config"].string_param = config
         await self._call(self._stub.RepositoryModelLoad, request, LOAD_TIMEOUT_S, _called(name))
 
     async def unload(self, name: str) -> None:
-        """Take a model out of service. Requests that run are finished, after this has returned."""
+        """Take a model out of service. Requests that run are finished, after this has returned.
+
+        ControlRefusedError: Triton unloads nothing for us.
+        """
         request = service_pb2.RepositoryModelUnloadRequest(model_name=name)
-        await self._call(self._stub.RepositoryModelUnload, request, CONTROL_TIMEOUT_S, _called(name))
+        await self._call(self._stub.RepositoryModelUnload, request, LOAD_TIMEOUT_S, _called(name))
+
+    async def model_ready(self, name: str, version: int) -> bool:
+        """Tell whether a version is loaded, also one whose folder Triton does not find any more."""
+        request = service_pb2.ModelReadyRequest(name=name, version=str(version))
+        response = await self._call(self._stub.ModelReady, request, CONTROL_TIMEOUT_S, _called(name, version))
+        return bool(response.ready)
+
+    async def has_failed_requests(self, name: str) -> bool:
+        """Tell whether any request to a model has failed since it was loaded.
+
+        ModelFailedError: it is not loaded.
+        """
+        request = service_pb2.ModelStatisticsRequest(name=name)
+        response = await self._call(self._stub.ModelStatistics, request, CONTROL_TIMEOUT_S, _called(name))
+        return any(version.inference_stats.fail.count for version in response.model_stats)
 
     async def infer(
         self,
@@ -172,7 +209,7 @@ class TritonClient:
         try:
             response = await self._call(self._stub.ModelInfer, request, timeout_s, _called(model, version))
         except ModelDiedError as error:
-            self._revivals.begin(error.part or model, error.process, asked_at)
+            self._on_death(Death(error.part or model, error.process, asked_at))
             raise
         return decode_response(response, outputs, placed)
 
@@ -201,10 +238,6 @@ class TritonClient:
             raise self._failures.error(error, what) from error
         except TimeoutError as error:
             raise self._failures.late(what) from error
-
-    def is_reviving(self, model: str) -> bool:
-        """Whether a model whose process died is being loaded again."""
-        return self._revivals.is_under_way(model)
 
 
 def _called(model: str, version: int = 0) -> str:

@@ -113,6 +113,13 @@ class EmbeddedTriton:
         self._watcher = asyncio.create_task(self._watch(self._process), name="triton watcher")
         _log.info("tritonserver is ready on %s with the models of %s", self.url, self._repository)
 
+    async def watch(self) -> None:
+        """Wait until it is not watched over any more; raises what ended that, unless it was `stop`."""
+        if self._watcher is not None:
+            await asyncio.wait([self._watcher])
+            if not self._watcher.cancelled():
+                self._watcher.result()
+
     async def stop(self, grace_s: float = 5.0) -> None:
         """End it: requests that run may finish within grace_s. Returns when nothing of it is left."""
         if self._watcher is None:
@@ -173,6 +180,7 @@ class EmbeddedTriton:
         try:
             await asyncio.wait((exited, ready), timeout=self._start_timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if ready.done():
+                ready.result()
                 return
             what = exited.result() if exited.done() else f"was not ready within {self._start_timeout_s:g} s"
         finally:

@@ -15,6 +15,9 @@ Seen with Triton 2.51:
 | a model that another one calls, not loaded   | INTERNAL         | "part 'm': ... Model 'm' is not ready."        |
 | model cannot be loaded                       | INVALID_ARGUMENT | "load failed for model 'm': ..."               |
 | load of a model that does not exist          | INTERNAL         | "failed to load 'm', failed to poll"           |
+| load, unload without explicit model control  | UNAVAILABLE      | "explicit model load / unload is not allowed"  |
+| the same, kept for those who know a secret   | UNAVAILABLE      | "This protocol is restricted"                  |
+| a repository that cannot be read             | INTERNAL         | "failed to open directory ..."                 |
 | shared memory that Triton cannot open        | INTERNAL         | "Unable to open shared memory region: '/r'"    |
 | a region of Triton's former life             | NOT_FOUND        | "Unable to find shared memory region: 'r'"     |
 | a region that a request still uses           | INTERNAL         | "Cannot unregister shared memory region 'r'"   |
@@ -58,6 +61,7 @@ _STUB_DIED = re.compile(
     r"^(?:part '(?P<part>[^']+)': )?"
     r"(?:Stub process (?:'(?P<process>.+)' )?is not healthy|Failed to obtain the health mutex)"
 )
+_NO_CONTROL = re.compile(r"explicit model load / unload is not allowed|This protocol is restricted")
 _PART_AWAY = re.compile(r"^part '.+': .* is not ready")
 _NO_REGION = re.compile(r"Unable to (find|open) shared memory region")
 _IN_USE = re.compile(r"Cannot unregister shared memory region")
@@ -74,6 +78,10 @@ _log = logging.getLogger(__name__)
 
 class RegionError(UnavailableError):
     """Triton does not know, or cannot open, a region of shared memory."""
+
+
+class ControlRefusedError(ModelFailedError):
+    """Triton loads and unloads no models for its clients, or not for this one."""
 
 
 class ModelDiedError(UnavailableError):
@@ -108,6 +116,8 @@ class Failures:
         status, details = error.code(), error.details() or ""
         if status is grpc.StatusCode.DEADLINE_EXCEEDED:
             return self.late(what)
+        if _NO_CONTROL.search(details):
+            return ControlRefusedError(f"{what}: {self.public(details)}")
         known = self._known(details, what)
         if known is not None:
             return known

@@ -5,13 +5,16 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Self
+from typing import ParamSpec, Self, TypeVar
 
 from polywand_server.triton import launch
 from polywand_server.triton.logs import LogPump
-from polywand_server.triton.wheel import Wheel, assemble, command, environment, without_blanks
+from polywand_server.triton.wheel import Wheel, assemble, command, environment, socket_path, without_blanks
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 KILL_TIMEOUT_S = 2 * launch.REAP_TIMEOUT_S + 2.0
 
@@ -42,7 +45,7 @@ class TritonProcess:
         await asyncio.to_thread(launch.remove, token, scratch)  # what a launcher that was killed left behind
         lock = None
         try:
-            files = await asyncio.to_thread(assemble, wheel, scratch)
+            files = await _to_its_end(assemble, wheel, scratch)
             lock = _keep_from_cleaners(scratch)
             repository = without_blanks(repository, scratch)
             process = await asyncio.create_subprocess_exec(
@@ -58,7 +61,7 @@ class TritonProcess:
         except BaseException:
             if lock is not None:
                 os.close(lock)
-            launch.remove(token, scratch)
+            await _to_its_end(launch.remove, token, scratch)
             raise
         return cls(process, token, scratch, files, lock)
 
@@ -68,8 +71,11 @@ class TritonProcess:
         return self._log.tail
 
     def has_its_files(self) -> bool:
-        """Whether it could still start the process of a model: cleaners of /tmp may have taken what that needs."""
-        return all(path.exists() for path in self._files)
+        """Whether it can be reached and start processes of models: cleaners of /tmp may have taken what that needs.
+
+        Ask when it is ready.
+        """
+        return all(path.exists() for path in (*self._files, socket_path(self._scratch)))
 
     async def wait(self) -> str:
         """Wait for its end; return how it ended, in words."""
@@ -104,6 +110,16 @@ class TritonProcess:
     def _signal(self, number: signal.Signals) -> None:
         if self._process.returncode is None:
             self._process.send_signal(number)
+
+
+async def _to_its_end(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    """Run work in a thread; when cancelled, wait for its end all the same, so that nothing is made after that."""
+    task = asyncio.create_task(asyncio.to_thread(work, *arguments, **options))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 def _keep_from_cleaners(folder: Path) -> int:

@@ -31,12 +31,18 @@ FOLDER = Path("/dev/shm")
 # Sizes are powers of two from here, so that models of variable input sizes find used slots again.
 SMALLEST_SLOT_BYTES = 256 * 1024
 ALIGNMENT_BYTES = 64
-# How long after one another Triton is asked whether it still uses a retired slot: mostly it lets go at once.
-RETIRE_POLLS_S = (0.01, 0.02, 0.04, 0.08, 0.16, *[0.25] * 240)
+# How long after one another Triton is asked whether it still uses retired slots: mostly it lets go at once.
+FIRST_POLL_S, LONGEST_POLL_S = 0.01, 0.25
+# And how long a Triton that does not answer is left alone.
+AWAY_POLL_S = 1.0
+# What is still in use then, by a model that hangs, is not counted any more.
+RETIRED_S = 60.0
 # How long the end waits for Triton to let go of what was retired.
 CLOSE_S = 1.0
-# How long nothing is asked of a file system that was full.
-FULL_PAUSE_S = 60.0
+# After a failure nothing new is shared for so long, twice as long after the next one, until one succeeds.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+# How long an inference waits for a new slot: sending a crop takes a few milliseconds.
+PATIENCE_S = 0.25
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +76,7 @@ class Slot:
 
 
 class SharedMemory:
-    """The slots shared with one Triton.
+    """The slots shared with one Triton. Where sharing fails, tensors are sent, and it is tried again later.
 
     prefix: of the objects' names. max_bytes: of all slots together, retired ones included.
     """
@@ -80,25 +86,42 @@ class SharedMemory:
         self._prefix = prefix
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._full_until = 0.0
+        self._failures = 0
+        self._paused_until = 0.0
         self._free: defaultdict[int, list[Slot]] = defaultdict(list)
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._making: set[asyncio.Task[Slot | None]] = set()
+        # With the time, by time.monotonic(), from which it is no longer counted.
+        self._retired: dict[Slot, float] = {}
+        self._giving_up: asyncio.Task[None] | None = None
+        self._poll_s = FIRST_POLL_S
 
     async def take(self, tensors: Iterable[TensorForm]) -> Slot | None:
-        """Find a slot that holds these tensors; None when there is no room, or Triton cannot map our memory.
+        """Find a slot that holds these tensors; None when there is no room, or it cannot be shared now.
 
-        Whoever takes it puts it back, or retires it. Raises what `TritonClient.register_region` does, but RegionError.
+        Whoever takes it puts it back, or retires it.
         """
         needed = sum(_aligned(form.nbytes) for form in tensors)
         nbytes = max(SMALLEST_SLOT_BYTES, 1 << (needed - 1).bit_length())
         if self._free[nbytes]:
             return self._free[nbytes].pop()
-        if nbytes > self._max_bytes or time.monotonic() < self._full_until:
+        if nbytes > self._max_bytes or time.monotonic() < self._paused_until:
             return None
         if self._bytes + nbytes > self._max_bytes:
             self._retire_a_free_one()
             return None
-        return await self._make(nbytes)
+        # A task of its own: whoever asked may leave, and Triton would map what nobody knows of.
+        making = asyncio.create_task(self._make(nbytes), name="share memory with Triton")
+        self._making.add(making)
+        making.add_done_callback(self._making.discard)
+        try:
+            done, _ = await asyncio.wait((making,), timeout=PATIENCE_S)
+        except asyncio.CancelledError:
+            making.add_done_callback(self._keep)
+            raise
+        if not done:
+            making.add_done_callback(self._keep)
+            return None
+        return making.result()
 
     def put_back(self, slot: Slot) -> None:
         """Let a slot be used again: its inference is answered."""
@@ -106,51 +129,64 @@ class SharedMemory:
 
     def retire(self, slot: Slot) -> None:
         """Never use a slot again: its inference failed or was abandoned, and Triton may still be at it."""
-        task = asyncio.create_task(self._retire(slot), name=f"retire {slot.name}")
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        self._retired[slot] = time.monotonic() + RETIRED_S
+        self._poll_s = FIRST_POLL_S
+        if self._giving_up is None or self._giving_up.done():
+            self._giving_up = asyncio.create_task(self._give_up_retired(), name="give up shared memory")
 
     async def close(self) -> None:
         """Give up all slots; Triton is about to end, or forgets them now."""
+        if self._making:
+            await asyncio.wait(self._making, timeout=CLOSE_S)
         for slots in self._free.values():
             while slots:
                 self.retire(slots.pop())
-        if self._retiring:
-            await asyncio.wait(self._retiring, timeout=CLOSE_S)
-        for task in self._retiring:
+        if self._giving_up is not None:
+            await asyncio.wait((self._giving_up,), timeout=CLOSE_S)
+        left = [task for task in (*self._making, self._giving_up) if task is not None]
+        for task in left:
             task.cancel()
-        await asyncio.gather(*self._retiring, return_exceptions=True)
+        await asyncio.gather(*left, return_exceptions=True)
+        for slot in [*self._retired]:
+            self._forget(slot)
 
     async def _make(self, nbytes: int) -> Slot | None:
+        """Never raises: memory that is not shared is only slower."""
         name = f"{self._prefix}{secrets.token_hex(8)}"
-        try:
-            slot = Slot(name, _create(name, nbytes))
-        except OSError as error:  # mostly: the container's /dev/shm is small
-            _log.warning(
-                "%d MiB of shared memory are all there is (%s): what does not fit goes to Triton by gRPC",
-                *(self._bytes >> 20, error.strerror),
-            )
-            self._full_until = time.monotonic() + FULL_PAUSE_S
-            return None
         self._grow(nbytes)
         try:
+            slot = Slot(name, await asyncio.to_thread(_create, name, nbytes))
+        except OSError as error:  # mostly: the container's /dev/shm is small
+            self._grow(-nbytes)
+            self._pause(f"{self._bytes >> 20} MiB of shared memory are all there is ({error.strerror})")
+            return None
+        try:
             await self._client.register_region(name, nbytes)
-        except ModelFailedError as error:
+        except (RegionError, ModelFailedError) as error:
             self._grow(-nbytes)
-            self._max_bytes = 0
-            _log.warning("Triton refuses shared memory, so tensors go to it by gRPC (%s)", error)
+            self._pause(f"Triton does not map this host's memory ({error})")
             return None
-        except RegionError as error:
-            self._grow(-nbytes)
-            self._max_bytes = 0
-            _log.info("Triton does not share this host's memory, so tensors go to it by gRPC (%s)", error)
+        except PolywandError as error:
+            self.retire(slot)  # it may have mapped it
+            self._pause(str(error))
             return None
-        except BaseException:
-            self.retire(slot)
-            raise
         finally:
             (FOLDER / name).unlink(missing_ok=True)
+        self._failures = 0
         return slot
+
+    def _keep(self, making: "asyncio.Task[Slot | None]") -> None:
+        """Let others use a slot whose first user did not wait for it."""
+        slot = None if making.cancelled() else making.result()
+        if slot is not None:
+            self.put_back(slot)
+
+    def _pause(self, why: str) -> None:
+        seconds = min(FIRST_PAUSE_S * 2.0**self._failures, LONGEST_PAUSE_S)
+        self._paused_until = time.monotonic() + seconds
+        if not self._failures:  # where it never works, saying so once is enough
+            _log.warning("tensors go to Triton by gRPC, as long as memory cannot be shared: %s", why)
+        self._failures += 1
 
     def _retire_a_free_one(self) -> None:
         """Make room for another size, so that one size which is no longer asked for does not keep it all."""
@@ -158,16 +194,31 @@ class SharedMemory:
         if largest is not None:
             self.retire(self._free[largest].pop())
 
-    async def _retire(self, slot: Slot) -> None:
-        try:
-            for pause_s in RETIRE_POLLS_S:
-                try:
-                    await self._client.unregister_region(slot.name)
-                    return
-                except PolywandError:  # in use, or Triton is away and takes its mapping with it
-                    await asyncio.sleep(pause_s)
-        finally:
-            self._grow(-slot.nbytes)
+    async def _give_up_retired(self) -> None:
+        """Have Triton forget retired slots, one after another, until none is left."""
+        while self._retired:
+            answers = await self._ask_for_retired()
+            if self._retired:
+                await asyncio.sleep(self._poll_s if answers else AWAY_POLL_S)
+                self._poll_s = min(2 * self._poll_s, LONGEST_POLL_S)
+
+    async def _ask_for_retired(self) -> bool:
+        """Ask for each once; False when Triton does not answer. A new one has forgotten them, and says so."""
+        for slot, until in [*self._retired.items()]:
+            try:
+                await self._client.unregister_region(slot.name)
+            except ModelFailedError:  # in use
+                if time.monotonic() < until:
+                    continue
+            except PolywandError:
+                if time.monotonic() < until:
+                    return False
+            self._forget(slot)
+        return True
+
+    def _forget(self, slot: Slot) -> None:
+        del self._retired[slot]
+        self._grow(-slot.nbytes)
 
     def _grow(self, nbytes: int) -> None:
         self._bytes += nbytes

@@ -71,7 +71,8 @@ def assemble(wheel: Wheel, scratch: Path) -> list[Path]:
     """
     scratch.mkdir(mode=0o700)
     python_backend = scratch / "backends" / "python"
-    python_backend.mkdir(parents=True)
+    for folder in (python_backend.parent, python_backend):
+        folder.mkdir()
     files = [Path(shutil.copy(source, python_backend)) for source in (*wheel.python_backend.glob("*.*"), wheel.stub)]
     for model in _OWN_BACKENDS.glob("*/model.py"):
         backend = scratch / "backends" / model.parent.name
@@ -80,7 +81,9 @@ def assemble(wheel: Wheel, scratch: Path) -> list[Path]:
     # A directory of its own: the interpreter's lib directory may hold other libraries that tritonserver must not get.
     (scratch / "lib").mkdir()
     if wheel.libpython:
-        (scratch / "lib" / wheel.libpython.name).symlink_to(wheel.libpython)
+        library = scratch / "lib" / wheel.libpython.name
+        library.symlink_to(wheel.libpython)
+        files.append(library)
     return files
 
 
@@ -102,7 +105,12 @@ def socket_url(scratch: Path) -> str:
     A Unix socket in the private directory: nobody else on the machine can reach it (whoever reaches Triton can make it
     load code), no port can be taken, and tensors arrive a third faster than over loopback TCP.
     """
-    return f"unix:{scratch / _SOCKET}:0"
+    return f"unix:{socket_path(scratch)}"
+
+
+def socket_path(scratch: Path) -> Path:
+    """Return the socket's path; Triton appends its port, 0, to what it is told."""
+    return scratch / f"{_SOCKET}:0"
 
 
 def command(wheel: Wheel, repository: Path, scratch: Path, token: str, metrics_port: int | None) -> list[str]:

@@ -26,6 +26,7 @@ from polywand_zoo.evaluation.run import Results, Row, evaluate
 from polywand_zoo.evaluation.scores import agreement
 from polywand_zoo.evaluation.served import ServedTool
 from polywand_zoo.evaluation.server import own_service
+from polywand_zoo.evaluation.simulation import iou
 from polywand_zoo.evaluation.trials import Rules
 from polywand_zoo.evaluation.windows import Belief, Window, cut, moved, to_mask
 from polywand_zoo.versions import roll_back
@@ -82,6 +83,24 @@ def test_the_graph_and_the_service_agree(repository: Path, service: str, photos:
     assert found.mutual >= 0.985
     assert np.median([likeness.mutual for likeness in likenesses]) >= 0.99
     assert found.first > 0.2  # two empty masks would agree as well
+
+
+@pytest.mark.parametrize(("model", "box"), [("wand_click", False), ("wand_click", True), ("wand_box", True)])
+def test_both_ways_answer_clicks_at_once_as_one_by_one(
+    repository: Path, service: str, photos: Path, model: str, box: bool
+):
+    photo = load(read_folders(photos / "images", photos / "masks").subjects[0])
+    points = (Point(400, 660), Point(440, 260), Point(860, 600, "negative"))
+    drawn = Box(30, 28, 728, 1016) if box else None
+    prompts = [Prompt(points[:count], drawn) for count in range(0 if box else 1, 4)]
+    with polywand.connect(service) as client:
+        masks = []
+        for tool in (DirectTool(read_folder(repository, model)), ServedTool(client, model)):
+            with tool.look_at(photo) as look:
+                masks.append([look.ask(prompt, "one by one") for prompt in prompts][-1])
+                np.testing.assert_array_equal(look.ask(prompts[-1], "at once"), masks[-1])
+                np.testing.assert_array_equal(look.ask(prompts[-1], "at once"), masks[-1])
+        assert iou(masks[0], Truth(masks[1])) > 0.97
 
 
 def test_both_ways_drop_specks_and_fill_tiny_holes_unless_a_click_lies_there(

@@ -109,9 +109,13 @@ class _Look:
 
     def ask(self, prompt: Prompt, object_id: str) -> Mask:
         """See Look."""
-        last = self._last.get(object_id)
-        previous = last[1] if last is not None and prompt.extends(last[0]) else None
-        belief = self._tool.answer(self._photo, prompt, previous)
+        last, belief = self._last.get(object_id, (None, None))
+        if last is None or not prompt.extends(last):
+            last, belief = None, None
+        for step in self._tool.needs.steps(prompt):
+            if last is None or len(step.points) > len(last.points):
+                belief = self._tool.answer(self._photo, step, belief)
+        assert belief is not None  # the last step is the prompt itself
         self._last[object_id] = (prompt, belief)
         return self._tool.mask(self._photo, prompt, belief)
 

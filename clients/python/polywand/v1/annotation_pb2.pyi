@@ -25,8 +25,8 @@ on. Details hold a `google.rpc.BadRequest` that names the field and its limit wh
                       the message itself is over the limit, and stays so; with `google.rpc.QuotaFailure` the server
                       is full now, and the message may come again
   UNAVAILABLE         Triton or the model is away: send it again
-  DEADLINE_EXCEEDED   Triton did not answer in time
-  INTERNAL            the model itself failed
+  DEADLINE_EXCEEDED   Triton did not answer in time, or a prompt took longer than this server gives one (a setting)
+  INTERNAL            the model itself failed, or this server did; its log says why
   UNIMPLEMENTED       the message was compressed: images are compressed by themselves, and all else is small
 Where the same message may succeed later, details also hold a `google.rpc.RetryInfo` that says when to send it again.
 
@@ -381,7 +381,9 @@ class SeedMask(_message.Message):
 
     @_builtins.property
     def polygons(self) -> Global___PolygonSet:
-        """As in `Shape`; they are filled by the rule of RASTERISING, and may lie partly outside the image."""
+        """Each is filled by the rule of RASTERISING over its own rings, whichever way they run, and all are united, as COCO
+        has it where parts overlap. They may cross themselves, and lie partly outside the image.
+        """
 
     def __init__(
         self,
@@ -487,7 +489,8 @@ class OutputOptions(_message.Message):
     """Probability from which a pixel belongs to the object, above 0 and below 1. Absent: the model's own."""
     tolerance: _builtins.float
     """How far a simplified outline may run from the exact one, in image pixels, 0 to 1000. 0 keeps every vertex.
-    Absent: half a pixel of the model's input, which is as fine as the outline is known, and at least 0.5.
+    Absent: half a pixel of the model's input, which is as fine as the outline is known, and at least 0.5; of polygons
+    that are a seed alone, 0.
     """
     max_points: _builtins.int
     """At most this many vertices over all rings, 3 to 100000. Tolerance grows, and then the smallest rings go, until
@@ -858,7 +861,12 @@ class Prompt(_message.Message):
     """The client's name for the object, at most 128 bytes; the empty name is a name too."""
     @_builtins.property
     def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___Point]:
-        """In the order in which they were clicked: a prompt that extends the last one lets the model refine what it had."""
+        """In the order in which they were clicked: the model refines with each what it had before. Whether they come one by
+        one or all at once, the answer is the same: what this server does not remember of a prompt's beginning, it works
+        through, from the first points that are enough for the tool, with one round of work for each. A box counts as drawn
+        before all points, and where a box is enough, it has a round of its own. Points that came before are best sent in the
+        same order, with the same box and seed: then only what is new costs anything.
+        """
 
     @_builtins.property
     def box(self) -> Global___Box:
@@ -871,8 +879,9 @@ class Prompt(_message.Message):
     @_builtins.property
     def seed(self) -> Global___SeedMask:
         """What the object starts from, instead of from nothing. It stands in for positive points; without any point or box
-        the answer is the seed's own outline, so that undoing the last click leads back to it. It belongs to the snapshot:
-        send it with every prompt of its object. Absent: the object starts from nothing.
+        the answer is the seed's own outline, pixel for pixel and with its smallest parts and holes, so that undoing the
+        last click leads back to it, and an annotation that is only opened does not change. It belongs to the snapshot: send
+        it with every prompt of its object. Absent: the object starts from nothing.
         """
 
     def __init__(
@@ -1004,12 +1013,19 @@ class Segmentation(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     THRESHOLD_FIELD_NUMBER: _builtins.int
+    PROVISIONAL_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The tool that made it."""
     version: _builtins.int
     """Its version."""
     threshold: _builtins.float
     """The threshold that was applied."""
+    provisional: _builtins.bool
+    """Whether the same prompt may be answered otherwise when it comes again: this one was cut short, because a newer one
+    waited that does not build on it; or the detector that tells such a tool what an object's first click may mean did
+    not answer, then or when a click that this prompt goes on from was answered. Else the answer depends on the prompt,
+    the image and the models alone.
+    """
     @_builtins.property
     def shape(self) -> Global___Shape:
         """The outline."""
@@ -1021,10 +1037,11 @@ class Segmentation(_message.Message):
         model: _builtins.str = ...,
         version: _builtins.int = ...,
         threshold: _builtins.float = ...,
+        provisional: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "shape", b"shape", "threshold", b"threshold", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "provisional", b"provisional", "shape", b"shape", "threshold", b"threshold", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,8 +25,8 @@ on. Details hold a `google.rpc.BadRequest` that names the field and its limit wh
                       the message itself is over the limit, and stays so; with `google.rpc.QuotaFailure` the server
                       is full now, and the message may come again
   UNAVAILABLE         Triton or the model is away: send it again
-  DEADLINE_EXCEEDED   Triton did not answer in time
-  INTERNAL            the model itself failed
+  DEADLINE_EXCEEDED   Triton did not answer in time, or a prompt took longer than this server gives one (a setting)
+  INTERNAL            the model itself failed, or this server did; its log says why
   UNIMPLEMENTED       the message was compressed: images are compressed by themselves, and all else is small
 Where the same message may succeed later, details also hold a `google.rpc.RetryInfo` that says when to send it again.
 

@@ -1,6 +1,6 @@
 """Tools: what annotators use, and the models in Triton that they are; a model may be several tools."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from polywand_server.errors import RETRY_SECONDS, NotFoundError, UnavailableError
@@ -9,6 +9,10 @@ from polywand_server.triton.client import ModelConfig
 
 # What failed stays as it is until somebody mends it; nobody is to wait for that as for a restart.
 BROKEN_RETRY_SECONDS = 60.0
+# Parameters of a model's config that name models which it calls.
+PART_KEYS = ("encoder", "head")
+# Of names that an error lists: clients take 8 kB of headers, in which an error's text stands several times.
+MAX_LISTED_BYTES = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +79,8 @@ class Tool:
             return max(ready)
         known = {version.version: version for version in self.versions}
         if wanted not in known:
-            listed = ", ".join(map(str, sorted(known)))
-            raise NotFoundError(f"{path}version", f"model '{self.name}' has no version {wanted}; it has {listed}")
+            has = listed(map(str, sorted(known, reverse=True)))
+            raise NotFoundError(f"{path}version", f"model '{self.name}' has no version {wanted}; it has {has}")
         if not known[wanted].ready:
             raise UnavailableError(f"version {wanted} of model '{self.name}' is not ready: {known[wanted].reason}")
         return wanted
@@ -111,3 +115,55 @@ def share_out(models: Mapping[str, Model], before: Mapping[str, Tool]) -> dict[s
 
 def _tool(name: str, model: Model, spec: ToolSpec | None) -> Tool:
     return Tool(name, model.name, spec, model.config, model.versions, model.reason, model.retry_seconds)
+
+
+def with_parts(models: Mapping[str, Model], ready: Collection[tuple[str, int | None]]) -> dict[str, Model]:
+    """Return models, ready as far as their parts are, and without what is a part only; version N calls version N.
+
+    ready: names and versions of all models in service, whether tools or not.
+    """
+    parts = {name: parts_of(model) for name, model in models.items()}
+    only_parts = {part for names in parts.values() for part in names if part in models and not models[part].specs}
+    reasons = {name: model.reason for name, model in models.items()}
+    return {
+        name: _without_parts(model, parts[name], ready, reasons)
+        for name, model in models.items()
+        if name not in only_parts
+    }
+
+
+def parts_of(model: Model) -> list[str]:
+    """Return the names of the models that a model calls."""
+    parameters = model.config.parameters if model.config else {}
+    return [parameters[key] for key in PART_KEYS if key in parameters]
+
+
+def _without_parts(
+    model: Model, parts: Sequence[str], ready: Collection[tuple[str, int | None]], reasons: Mapping[str, str]
+) -> Model:
+    """Return a model whose versions are not ready that lack a part; reasons: why parts are not."""
+    if not parts or model.reason:
+        return model
+    versions = []
+    for version in model.versions:
+        lacking = next((part for part in parts if (part, version.version) not in ready), None)
+        if version.ready and lacking is not None:
+            why = reasons.get(lacking) or f"it has no version {version.version} in service"
+            versions.append(replace(version, ready=False, reason=f"its part '{lacking}' is not ready: {why}"))
+        else:
+            versions.append(version)
+    reason = (
+        ""
+        if any(version.ready for version in versions)
+        else "; ".join(dict.fromkeys(version.reason for version in versions))
+    )
+    return replace(model, versions=tuple(versions), reason=reason)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names for an error's text: the first of them, and how many more there are."""
+    rest = list(names)
+    shown: list[str] = []
+    while rest and (not shown or len(", ".join([*shown, rest[0]]).encode()) <= MAX_LISTED_BYTES):
+        shown.append(rest.pop(0))
+    return (", ".join(shown) or "none") + (f" and {len(rest)} more" if rest else "")

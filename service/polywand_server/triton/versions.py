@@ -1,0 +1,46 @@
+"""A model's configuration, narrowed to some of its versions.
+
+Triton loads all versions of a model that the version policy names, and puts none in service when one of them fails at
+the model's first load. Told to load the others alone, by a configuration of its own, it serves them. A later load with
+more versions leaves alone those that are in service and whose files are the same.
+"""
+
+from collections.abc import Collection
+
+from google.protobuf import json_format, text_format
+from tritonclient.grpc import model_config_pb2
+
+
+def serving(config: str, versions: Collection[int]) -> list[int]:
+    """Return those of the versions that Triton would load.
+
+    config: a config.pbtxt.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    policy = _parse(config).version_policy
+    if policy.HasField("all"):
+        return sorted(versions)
+    if policy.HasField("specific"):
+        return sorted(set(versions) & set(policy.specific.versions))
+    newest = policy.latest.num_versions or 1
+    return sorted(versions)[-newest:]
+
+
+def narrowed(config: str, versions: Collection[int]) -> str:
+    """Return a config.pbtxt as JSON, with a policy of exactly these versions.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    message = _parse(config)
+    message.version_policy.specific.versions[:] = sorted(versions)
+    return str(json_format.MessageToJson(message, preserving_proto_field_name=True))
+
+
+def _parse(config: str) -> model_config_pb2.ModelConfig:
+    try:
+        return text_format.Parse(config, model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:
+        raise ValueError(str(error)) from error

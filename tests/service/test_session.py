@@ -1,0 +1,177 @@
+"""A session's promises where something goes wrong inside of it: no prompt without an answer, nothing left behind."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polywand_server import metrics
+from polywand_server.answers import ImageReady, Reply
+from polywand_server.config import Limits
+from polywand_server.errors import InternalError
+from polywand_server.images import Picture, RawImage
+from polywand_server.images.holders import Holders
+from polywand_server.interactors.memory import Allowance
+from polywand_server.interactors.prompt import Label, Missing, Point, Prompt
+from polywand_server.interactors.seeds import RleSeed
+from polywand_server.outbox import Unread
+from polywand_server.precedence import Precedence
+from polywand_server.session import WAITING_BYTES, Session, Workplace
+from polywand_server.timing import Stopwatch
+from tests.running import until
+
+SOURCE = RawImage(bytes(12), 2, 2, "image.raw")
+LACKING = Missing(positive=1)
+
+
+class Tools:
+    """A registry of which every tool lacks something, as soon as its gate is open."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.farewell = asyncio.Event()
+        self.farewell.set()
+        self.begun = 0
+        self.fails_to_count = 0
+
+    async def with_tool(self, _choose: object, _use: object) -> Missing:
+        self.begun += 1
+        try:
+            await self.gate.wait()
+        finally:
+            await self.farewell.wait()
+        return LACKING
+
+    def knows(self, _name: str) -> bool:
+        if self.fails_to_count:
+            self.fails_to_count -= 1
+            raise RuntimeError("counting went wrong")
+        return True
+
+
+class Decoder:
+    async def decode(self, *_: object) -> Picture:
+        return Picture((np.zeros((2, 2, 3), np.uint8),))
+
+
+class UnsoundPrecedence(Precedence):
+    """Fails when the first prompt is over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._fails = True
+
+    def prompt(self) -> Callable[[], None]:
+        release = super().prompt()
+
+        def unsound() -> None:
+            if self._fails:
+                self._fails = False
+                raise RuntimeError("precedence went wrong")
+            release()
+
+        return unsound
+
+
+def session(tools: Tools, precedence: Precedence | None = None) -> Session:
+    unused: Any = None
+    place: Any = Workplace(
+        *(tools, unused, Decoder(), unused, precedence or Precedence(), Allowance(2**20, 2**20), Holders()),
+        *(Unread(2**20, 2**20), Limits()),
+    )
+    return Session(place, overflow=lambda: None)
+
+
+def click(object_id: str = "", x: float = 1, seed_bytes: int = 0) -> Prompt:
+    seed = RleSeed("0" * seed_bytes, 2, 2) if seed_bytes else None
+    return Prompt("tool", 1, object_id, (Point(x, 1, Label.NEGATIVE),), seed=seed)
+
+
+async def replies_of(stream: Session) -> list[Reply]:
+    await stream.finish(draining=False)
+    return [reply async for reply in stream.replies()]
+
+
+@pytest.mark.parametrize("where", ["before the reply", "after the reply"])
+async def test_a_failure_that_nobody_thought_of_is_answered_logged_and_counted_and_costs_no_other_prompt(
+    where: str, caplog: pytest.LogCaptureFixture
+):
+    tools = Tools()
+    errors = metrics.PROMPTS.labels("tool", "error")._value.get()
+    async with session(tools, UnsoundPrecedence() if where == "before the reply" else None) as stream:
+        await stream.set_image(1, SOURCE, Stopwatch())
+        tools.gate.clear()
+        await stream.submit(2, click(x=1), Stopwatch())
+        await until(lambda: tools.begun == 1)
+        await stream.submit(3, click(x=2), Stopwatch())  # it is in work when the first one's end goes wrong
+        tools.fails_to_count = int(where == "after the reply")
+        with caplog.at_level(logging.ERROR):
+            tools.gate.set()
+            replies = await replies_of(stream)
+    assert [reply.sequence for reply in replies] == [1, 2, 3]
+    assert isinstance(replies[0].result, ImageReady)
+    first, second = (reply.result for reply in replies[1:])
+    assert second is LACKING
+    if where == "before the reply":
+        assert isinstance(first, InternalError)
+        assert metrics.PROMPTS.labels("tool", "error")._value.get() == errors + 1
+    assert "went wrong" in caplog.text
+
+
+async def test_the_newest_prompt_of_an_object_replaces_the_one_that_waits_however_much_waits():
+    tools = Tools()
+    half = WAITING_BYTES // 2 - 4096
+    async with session(tools) as stream:
+        await stream.set_image(1, SOURCE, Stopwatch())
+        tools.gate.clear()
+        for name in "ab":
+            await stream.submit(2, click(name), Stopwatch())
+        await until(lambda: tools.begun == 2)
+        for name in "ab":  # these wait, and fill all that may wait
+            await stream.submit(3, click(name, seed_bytes=half), Stopwatch())
+        async with asyncio.timeout(10):
+            await stream.submit(4, click("a", seed_bytes=half), Stopwatch())
+        another = asyncio.create_task(stream.submit(5, click("c", seed_bytes=half), Stopwatch()))
+        await asyncio.sleep(0.01)
+        assert not another.done()  # it would come on top
+        tools.gate.set()
+        await another
+        replies = await replies_of(stream)
+    assert sorted(reply.sequence for reply in replies) == [1, 2, 2, 3, 4, 5]
+    assert sum(reply.skipped for reply in replies) == 1
+
+
+async def test_a_stream_that_is_cancelled_twice_while_it_ends_leaves_nothing_behind():
+    tools = Tools()
+    skipped = metrics.PROMPTS_SKIPPED.labels("tool")._value.get()
+    stream = session(tools)
+
+    async def call() -> None:
+        async with stream:
+            await stream.set_image(1, SOURCE, Stopwatch())
+            await stream.submit(2, click(), Stopwatch())
+            await asyncio.Event().wait()
+
+    tools.gate.clear()
+    tools.farewell.clear()
+    task = asyncio.create_task(call())
+    await until(lambda: tools.begun == 1)
+    await cancel_twice(task)
+    assert stream.image_bytes == 0
+    assert metrics.PROMPTS_SKIPPED.labels("tool")._value.get() == skipped + 1
+    assert metrics.REPLY_MEMORY._value.get() == 0
+    tools.farewell.set()
+
+
+async def cancel_twice(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.sleep(0.01)
+    assert not task.done()  # what it has in work is not over yet
+    task.cancel()
+    async with asyncio.timeout(10):
+        await asyncio.wait((task,))
+    assert task.cancelled()
