@@ -115,7 +115,7 @@ def test_a_reader_that_goes_ends_a_command_in_silence(target: str, photos: list[
     [
         ("$polywand models > /dev/full", "Standard output cannot be written: No space left on device."),
         ("$polywand --help > /dev/full", "Standard output cannot be written: No space left on device."),
-        ("$polywand models >&-", "Standard output is closed."),
+        ("$polywand models >&-", "Standard output cannot be written: it is closed."),
     ],
 )
 def test_an_output_that_takes_nothing_is_told(command: str, complaint: str, target: str) -> None:
@@ -296,6 +296,16 @@ def test_a_failed_prompt_is_json_too(photos: list[str]) -> None:
     assert result.exit_code == 1
     assert lines(result) == [{"image": "a.png", "error": "no model of this name", "code": "NOT_FOUND"}]
     assert result.stderr == "Error: no model of this name\n"
+
+
+def test_what_a_prompt_lacks_is_json_too(photos: list[str]) -> None:
+    lacking = pb.InteractResponse(incomplete=pb.Incomplete(message="a box and a click", missing_positive_points=1))
+    script = Script(interact=lambda request: ready() if request.HasField("image") else lacking)
+    with scripted_server(script) as target:
+        (answer,) = lines(polywand(target, "interact", "a.png", "--model", "m", "--json"))
+    assert answer["code"] == "FAILED_PRECONDITION"
+    assert answer["missing_positive_points"] == 1
+    assert "missing_box" not in answer
 
 
 def test_models_that_cannot_be_listed_are_json_too() -> None:

@@ -69,6 +69,13 @@ class Command(click.Command):
         work = partial(super().main, args, prog_name, complete_var, standalone_mode=False, **extra)
         return run(work, self.catches_signals) if standalone_mode else work()
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run what was parsed. Of a reader that went click makes exit code 1, as if something had failed."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise OutputError from error
+
 
 class Group(Command, click.Group):
     """The same with subcommands."""
@@ -76,6 +83,8 @@ class Group(Command, click.Group):
 
 def run(work: Callable[[], Any], catches_signals: bool = False) -> NoReturn:
     """Do the work of a command, say what went wrong, and exit. Tracebacks are for faults of ours alone."""
+    if sys.stdout is None:
+        sys.stdout = _Closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a name that a terminal cannot show must not end the work
@@ -101,8 +110,6 @@ def run(work: Callable[[], Any], catches_signals: bool = False) -> NoReturn:
 
 def echo(text: str) -> None:
     """Print a line, whole even where a signal comes meanwhile. Raises OutputError."""
-    if sys.stdout is None:
-        raise OutputError("Standard output is closed.")
     try:
         with _SIGNALS.held():
             _write(f"{printable(text)}\n", sys.stdout)
@@ -133,6 +140,13 @@ def complain(text: str, prefix: str = "Error: ") -> None:
         if sys.stderr is not None:
             sys.stderr.write(f"{prefix}{printable(text)}\n")
             sys.stderr.flush()
+
+
+class _Closed(io.TextIOBase):
+    """Standard output that was closed before this process began (`>&-`); Python itself has None there."""
+
+    def write(self, _text: str, /) -> int:
+        raise OSError(errno.EBADF, "it is closed")
 
 
 class _Signals:

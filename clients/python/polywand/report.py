@@ -75,6 +75,7 @@ def failure_json(image: str | None, error: PolywandError) -> dict[str, Any]:
         "error": printable(str(error)),
         "code": error.code.name,
         **({"violations": violations} if violations else {}),
+        **{name: value for name, value in vars(error).items() if name.startswith("missing_") and value},
     }
 
 
