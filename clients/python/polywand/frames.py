@@ -12,7 +12,7 @@ from polywand.v1 import annotation_pb2 as pb
 FRAMES_AHEAD = 16
 """So many frames are taken from the caller before the answer to the first of them has been taken by the caller."""
 
-LARGE_FRAME_BYTES = 24 << 20
+LARGE_FRAME_BYTES = 64 << 20
 """A frame as large as this is sent by a call of its own: should it be too large for the server, or for what stands
 before it, the transport ends the call in which it came."""
 
