@@ -220,11 +220,19 @@ def _coverage(rings: Rings, region: Region) -> NDArray[np.float32]:
     moved = [(ring.astype(np.float64) - (region.left, region.top)) * scale for ring in rings]
     fine = filled(moved, width, height)
     fine *= 255
-    if finer == OVERSAMPLING:  # what is thinner than these places are apart shows by its edges
+    coverage = _reduced(fine, region)
+    if finer == OVERSAMPLING:  # what is thinner than these places are apart shows by its edges, which are wider than it
         cv2.polylines(fine, [np.rint(ring - 0.5).astype(np.int32) for ring in moved], isClosed=True, color=255)
-    coverage: NDArray[np.float32] = cv2.resize(fine, region.size[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
-    coverage /= 255
+        is_thin = cv2.dilate(coverage, np.ones((3, 3), np.uint8)) < FILLED
+        coverage[is_thin] = _reduced(fine, region)[is_thin]
     return coverage
+
+
+def _reduced(fine: NDArray[np.uint8], region: Region) -> NDArray[np.float32]:
+    """The mean of what is 0 or 255 over each pixel of a region's map, as 0..1."""
+    reduced: NDArray[np.float32] = cv2.resize(fine, region.size[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
+    reduced /= 255
+    return reduced
 
 
 def _holding(rings: Rings, window: tuple[int, int, int, int], region: Region) -> Held | None:
