@@ -27,6 +27,8 @@ FILLED = 0.9
 MOST_CROSSINGS = 2**20
 # Pixels of a map that edges run through, of all edges together; the map of longer edges is coarser.
 MOST_EDGE_PIXELS = 2**22
+# Of run lengths or vertices of a seed whose outline is drawn quickly: some thousand corners. And of its edges.
+QUICK_BYTES, QUICK_EDGE_PIXELS = 2**14, 2**17
 # Coverage is counted at so many places along each side of a map's pixel, or at fewer where edges are long.
 OVERSAMPLING = 4
 # Of `seed_cost`, in pixels: what a character of run lengths takes, a pixel of a map, and one that an edge runs through.
@@ -107,6 +109,13 @@ def seed_map(seed: Seed, width: int, height: int) -> ProbabilityMap:
 def is_exact(seed: Seed, width: int, height: int) -> bool:
     """Whether `seed_shape` can draw a seed: not where lines run to and fro across the image, pixel by pixel."""
     return isinstance(seed, RleSeed) or _edge_pixels(seed.rings, (0, 0, width, height)) <= MOST_CROSSINGS
+
+
+def is_quick(seed: Seed, width: int, height: int) -> bool:
+    """Whether `seed_shape` takes some ten milliseconds at most, as for what people draw."""
+    if seed.nbytes > QUICK_BYTES:
+        return False
+    return isinstance(seed, RleSeed) or _edge_pixels(seed.rings, (0, 0, width, height)) <= QUICK_EDGE_PIXELS
 
 
 def seed_shape(seed: Seed, options: OutputOptions, width: int, height: int) -> Shape:
