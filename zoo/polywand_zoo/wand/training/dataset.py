@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from polywand_zoo.photopaths import find_photo
-from polywand_zoo.segmentations import run_lengths
+from polywand_zoo.segmentations import SegmentationError, run_lengths
 from polywand_zoo.spreading import spread
 from polywand_zoo.wand.training.holdout import HeldOut
 
@@ -132,9 +132,9 @@ def _photos(folder: Path, held_out: HeldOut, only: frozenset[int] | None) -> Ite
         for annotation in wanted:
             try:
                 mask = _mask(annotation["segmentation"], photo, (height, width))
-            except Exception as error:  # pycocotools raises whatever it comes upon
+            except SegmentationError as error:
                 raise DatasetError(
-                    f"{folder}: the outline of annotation {annotation['id']} cannot be read ({error!r})"
+                    f"{folder}: the outline of annotation {annotation['id']} cannot be read ({error})"
                 ) from error
             box = _usable_box(mask, height * width)
             if box is not None:
