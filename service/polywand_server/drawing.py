@@ -9,7 +9,7 @@ from polywand_server.geometry.jobs import draw, draw_seed, plant, read_drawn, re
 from polywand_server.geometry.outlines import count_crossings
 from polywand_server.geometry.shapes import OutputOptions, make_shape
 from polywand_server.inference import Inference
-from polywand_server.interactors.seeds import Seed, is_exact, seed_cost, seed_map, seed_shape
+from polywand_server.interactors.seeds import Seed, is_exact, is_quick, seed_cost, seed_map, seed_shape
 from polywand_server.regions import ProbabilityMap
 from polywand_server.workers.pool import Limits, Workers
 
@@ -17,8 +17,6 @@ from polywand_server.workers.pool import Limits, Workers
 FEW_VERTICES = 2**12
 # The cost of a seed that is filled in a thread, in some ten milliseconds.
 SMALL_SEED = 4_000_000
-# Run lengths or vertices of a seed whose outline is drawn in a thread: some thousand corners.
-SMALL_SEED_BYTES = 2**14
 DRAWING_BYTES = 768 * MEBIBYTE
 PLANTING_BYTES = 1024 * MEBIBYTE
 
@@ -72,7 +70,7 @@ class Drawer:
         """
         if not is_exact(seed, *size):
             return await self.shape(planted, threshold, options, size, np.zeros((0, 2)), "prompt.seed")
-        if seed_cost(seed, *size) <= SMALL_SEED and seed.nbytes <= SMALL_SEED_BYTES:
+        if is_quick(seed, *size):
             return await self._lane.compute(lambda: drawn(seed_shape(seed, options, *size)))
         limits = Limits(DRAWING_BYTES, self._cpu_seconds, "prompt.seed", "drawing the seed")
         answer, _ = await self._workers.run(limits, draw_seed, seed, options, size)

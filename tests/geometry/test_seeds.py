@@ -227,6 +227,11 @@ def blots(seed: int) -> NDArray[np.bool_]:
     return cv2.GaussianBlur(noise, (0, 0), 3) > 0.05
 
 
+@pytest.mark.parametrize("ring", [SQUARE, [(x + 0.3, y + 0.7) for x, y in SQUARE], star(60)])
+def test_the_map_that_the_network_is_shown_is_as_large_as_the_seed(ring):
+    assert seed_map(of_parts([ring]), WIDTH, HEIGHT).values.sum() == pytest.approx(shapely.Polygon(ring).area, rel=4e-3)
+
+
 STARTS = {"a star": of_parts([star(60)]), **{f"blots {number}": of_mask(blots(number)) for number in range(4)}}
 STARTS |= {"small parts": of_mask(MASKS["islands in holes"][0]), "a bow tie": UNITED["a bow tie"][0]}
 

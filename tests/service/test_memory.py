@@ -146,6 +146,19 @@ def test_thin_parts_of_a_large_seed_are_kept(stub, thickness):
         np.testing.assert_array_equal(mask_of(second), mask)
 
 
+def test_a_seed_with_thousands_of_corners_is_drawn_in_a_child_just_as_exactly(stub):
+    noise = np.random.default_rng(3).normal(size=(600, 800)).astype(np.float32)
+    mask = cv2.GaussianBlur(noise, (0, 0), 3) > 0.02
+    seed = rle_seed(mask.astype(np.uint8))
+    assert len(seed.rle.counts) > 2**14
+    with InteractStream(stub) as stream:
+        stream.ask(raw_image(np.zeros((600, 800, 3), np.uint8)))
+        reply = stream.ask(seeded(prompt("keeper", include_mask=True, tolerance=0), seed))
+        np.testing.assert_array_equal(mask_of(reply), mask)
+        parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] - 1
+        assert len(reply.segmentation.shape.polygons) == parts
+
+
 @pytest.mark.parametrize("thickness", [1, 2, 3])
 def test_a_long_thin_seed_is_held_as_it_is(stub, thickness):
     mask = np.zeros((100, 4000), np.uint8)

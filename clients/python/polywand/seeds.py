@@ -14,7 +14,8 @@ from polywand.v1 import annotation_pb2 as pb
 
 SeedLike: TypeAlias = NDArray[np.bool_ | np.uint8] | Outline | Sequence[Polygon | ArrayLike]
 """A mask [H, W] of the image's size (nonzero is inside); an outline that an earlier prompt returned, or that of a
-detection, whose polygons count; or polygons, each a `Polygon` or its exterior's vertices [N, 2] (x, y)."""
+detection, whose polygons count; or polygons, each a `Polygon` or its exterior's vertices [N, 2] (x, y). Polygons are
+united where they overlap, as the parts of one object are in COCO's files."""
 
 
 def to_message(seed: SeedLike) -> pb.SeedMask:

@@ -16,7 +16,7 @@ Part = Sequence[Ring]
 
 # Of pairs of edges whose boxes overlap, for each edge (with itself, and those it joins, it has three) and beyond that:
 # where there are more, lines are not cut at their crossings.
-MOST_NEIGHBOURS, MORE_NEIGHBOURS = 4, 2**12
+MOST_NEIGHBOURS, MORE_NEIGHBOURS = 4, 2**10
 # Of edges whose neighbours are looked up at once.
 CHUNK_EDGES = 256
 # In square pixels: what is left between lines that meet almost, and would not outlast rounding.

@@ -27,6 +27,8 @@ FILLED = 0.9
 MOST_CROSSINGS = 2**20
 # Pixels of a map that edges run through, of all edges together; the map of longer edges is coarser.
 MOST_EDGE_PIXELS = 2**22
+# Of run lengths or vertices of a seed whose outline is drawn quickly: some thousand corners. And of its edges.
+QUICK_BYTES, QUICK_EDGE_PIXELS = 2**14, 2**17
 # Coverage is counted at so many places along each side of a map's pixel, or at fewer where edges are long.
 OVERSAMPLING = 4
 # Of `seed_cost`, in pixels: what a character of run lengths takes, a pixel of a map, and one that an edge runs through.
@@ -107,6 +109,13 @@ def seed_map(seed: Seed, width: int, height: int) -> ProbabilityMap:
 def is_exact(seed: Seed, width: int, height: int) -> bool:
     """Whether `seed_shape` can draw a seed: not where lines run to and fro across the image, pixel by pixel."""
     return isinstance(seed, RleSeed) or _edge_pixels(seed.rings, (0, 0, width, height)) <= MOST_CROSSINGS
+
+
+def is_quick(seed: Seed, width: int, height: int) -> bool:
+    """Whether `seed_shape` takes some ten milliseconds at most, as for what people draw."""
+    if seed.nbytes > QUICK_BYTES:
+        return False
+    return isinstance(seed, RleSeed) or _edge_pixels(seed.rings, (0, 0, width, height)) <= QUICK_EDGE_PIXELS
 
 
 def seed_shape(seed: Seed, options: OutputOptions, width: int, height: int) -> Shape:
@@ -220,11 +229,19 @@ def _coverage(rings: Rings, region: Region) -> NDArray[np.float32]:
     moved = [(ring.astype(np.float64) - (region.left, region.top)) * scale for ring in rings]
     fine = filled(moved, width, height)
     fine *= 255
-    if finer == OVERSAMPLING:  # what is thinner than these places are apart shows by its edges
+    coverage = _reduced(fine, region)
+    if finer == OVERSAMPLING:  # what is thinner than these places are apart shows by its edges, which are wider than it
         cv2.polylines(fine, [np.rint(ring - 0.5).astype(np.int32) for ring in moved], isClosed=True, color=255)
-    coverage: NDArray[np.float32] = cv2.resize(fine, region.size[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
-    coverage /= 255
+        is_thin = cv2.dilate(coverage, np.ones((3, 3), np.uint8)) < FILLED
+        coverage[is_thin] = _reduced(fine, region)[is_thin]
     return coverage
+
+
+def _reduced(fine: NDArray[np.uint8], region: Region) -> NDArray[np.float32]:
+    """The mean of what is 0 or 255 over each pixel of a region's map, as 0..1."""
+    reduced: NDArray[np.float32] = cv2.resize(fine, region.size[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
+    reduced /= 255
+    return reduced
 
 
 def _holding(rings: Rings, window: tuple[int, int, int, int], region: Region) -> Held | None:

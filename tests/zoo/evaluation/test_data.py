@@ -183,6 +183,189 @@ def test_an_image_without_a_file_name_is_named(tmp_path):
     ]
 
 
+SQUARE = [10, 10, 40, 10, 40, 40, 10, 40]
+
+
+def test_parts_that_overlap_are_united(tmp_path):
+    save(tmp_path / "a.png", IMAGE)
+    over_it = [20, 20, 60, 20, 60, 60, 20, 60]
+    runs = coco.frPyObjects([SQUARE], 200, 300)[0]
+    as_runs = {"size": runs["size"], "counts": runs["counts"].decode()}
+    content = annotations([SQUARE, over_it], [SQUARE, SQUARE], [as_runs, over_it], SQUARE)
+    both, twice, mixed, bare = map(load, read_coco(write(tmp_path / "x.json", content), tmp_path).subjects)
+    assert both.truth.inside.sum() == 30 * 30 + 40 * 40 - 20 * 20
+    np.testing.assert_array_equal(mixed.truth.inside, both.truth.inside)
+    assert twice.truth.inside.sum() == bare.truth.inside.sum() == 30 * 30
+
+
+NAN, INFINITY = float("nan"), float("inf")
+RUNS = {"size": [200, 300], "counts": [0, 60000]}
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "says"),
+    [
+        ([[*SQUARE[:-1], NAN]], "a coordinate is no number"),
+        ([[*SQUARE[:-1], INFINITY]], "a coordinate is no number"),
+        ([[*SQUARE[:-1], None]], "a coordinate is no number"),
+        ([[*SQUARE[:-1], "40"]], "a coordinate is no number"),
+        ([[*SQUARE[:-1], 10**400]], "a coordinate is no number"),
+        ([[[10, 10], [40, 10], [40]]], "a coordinate is no number"),
+        ([SQUARE, "polygon"], "a coordinate is no number"),
+        ([SQUARE, 7], "a coordinate is no number"),
+        ([[*SQUARE[:-1], 1e300]], "far outside the photo of 300 x 200 pixels"),
+        ([[*SQUARE[:-1], -(2**62)]], "far outside the photo of 300 x 200 pixels"),
+        ([[0, 0, 4000, 0] * 2000], "runs to and fro over more than 4194304 pixels"),
+        ([SQUARE[:-1]], "an odd number of coordinates"),
+        ([SQUARE[:4]], "fewer than three points"),
+        ([SQUARE, []], "fewer than three points"),
+        ("o0", "neither polygons nor run lengths"),
+        (17, "neither polygons nor run lengths"),
+        ({"size": [200, 300]}, "neither run lengths nor compressed ones"),
+        (RUNS | {"counts": [0, NAN]}, "neither run lengths nor compressed ones"),
+        (RUNS | {"counts": [-60000, 120000]}, "neither run lengths nor compressed ones"),
+        (RUNS | {"counts": [0, 2**70]}, "neither run lengths nor compressed ones"),
+        (RUNS | {"counts": [0, 59999]}, "of 59999 pixels, and the photo of 300 x 200"),
+        (RUNS | {"counts": "é"}, "neither run lengths nor compressed ones"),
+        (RUNS | {"counts": "garbage"}, "not those of a mask of 300 x 200 pixels"),
+        (RUNS | {"counts": "o" * 50}, "not those of a mask of 300 x 200 pixels"),
+        (RUNS | {"size": [300, 200]}, "of 200 x 300 pixels, and the photo of 300 x 200"),
+        (RUNS | {"size": [200]}, r"is not \[height, width\]"),
+        (RUNS | {"size": 7}, r"is not \[height, width\]"),
+    ],
+)
+def test_a_segmentation_that_says_nothing_is_told_before_a_library_in_c_gets_it(tmp_path, segmentation, says):
+    save(tmp_path / "a.png", IMAGE)
+    file = write(tmp_path / "x.json", annotations(segmentation, [SQUARE]))
+    wrong, right = read_coco(file, tmp_path).subjects
+    with pytest.raises(DataError, match=rf"x\.json: the segmentation of annotation 10 cannot be read: .*{says}"):
+        load(wrong)
+    assert load(right).truth.inside.any()
+
+
+@pytest.mark.parametrize("size", [(None, None), (0, 0), (-1, 200), ("200", "300"), (2**31, 2**31), (NAN, 3)])
+def test_an_image_without_a_size_is_told(tmp_path, size):
+    save(tmp_path / "a.png", IMAGE)
+    content = annotations([SQUARE])
+    content["images"][0]["height"], content["images"][0]["width"] = size
+    (subject,) = read_coco(write(tmp_path / "x.json", content), tmp_path).subjects
+    with pytest.raises(DataError, match=r"annotation 10 cannot be read: .* (no size of a photo|no height or no width)"):
+        load(subject)
+
+
+def test_run_lengths_tell_the_size_where_the_image_does_not(tmp_path):
+    save(tmp_path / "a.png", IMAGE)
+    content = annotations(RUNS)
+    del content["images"][0]["height"], content["images"][0]["width"]
+    (photo,) = map(load, read_coco(write(tmp_path / "x.json", content), tmp_path).subjects)
+    assert photo.truth.inside.all()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sub/b ü.png",
+        "images/sub/b ü.png",
+        "data/images/sub/b ü.png",
+        "/home/somebody/data/images/sub/b ü.png",
+        "sub\\b ü.png",
+        "C:\\data\\images\\sub\\b ü.png",
+        "./sub/../sub/b ü.png",
+        "sub/b%20%C3%BC.png",
+        "file:///data/sub/b%20%C3%BC.png",
+        "https://host:8080/data/upload/1/b%20%C3%BC.png?token=7",
+        "/data/upload/1/b ü.png",
+        "/data/local-files/?d=sub/b%20%C3%BC.png",
+        "sub/b u\N{COMBINING DIAERESIS}.png",
+    ],
+)
+def test_photos_are_found_by_names_as_other_tools_write_them(tmp_path, name):
+    save(tmp_path / "images" / "sub" / "b ü.png", IMAGE)
+    save(tmp_path / "images" / "b ü.png", IMAGE)  # for those that name no folder
+    content = annotations([SQUARE])
+    content["images"][0]["file_name"] = name
+    (subject,) = read_coco(write(tmp_path / "x.json", content), tmp_path / "images").subjects
+    assert subject.image.is_file()
+    assert ("sub" in subject.image.parts) == ("upload" not in name)
+
+
+def test_a_name_that_is_there_as_it_stands_comes_first(tmp_path):
+    for name in ("a.png", "images/a.png", "b%20c.png", "b c.png", "d\\e.png", "e.png"):
+        save(tmp_path / name, IMAGE)
+    for name in ("images/a.png", "b%20c.png", "d\\e.png"):
+        content = annotations([SQUARE])
+        content["images"][0]["file_name"] = name
+        (subject,) = read_coco(write(tmp_path / "x.json", content), tmp_path).subjects
+        assert subject.image == tmp_path / name
+
+
+def test_two_images_that_come_to_one_file_are_told(tmp_path):
+    """Of two folders one is not here, and its photo is not the other's."""
+    save(tmp_path / "a.png", IMAGE)
+    content = annotations([SQUARE], [SQUARE])
+    content["images"] = [content["images"][0] | {"id": number, "file_name": f"{number}/a.png"} for number in (7, 8)]
+    content["annotations"][1]["image_id"] = 8
+    data = read_coco(write(tmp_path / "x.json", content), tmp_path)
+    assert flaws(data) == [
+        f"{tmp_path}/x.json: images 7 and 8, of annotation {number}, both come to {tmp_path}/a.png"
+        for number in (10, 11)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"image_id": 9}, "annotation 10 is of image 9, which is not listed"),
+        ({"image_id": [7]}, "annotation 10 is of image [7], which is not listed"),
+        ({"image_id": None}, "annotation 10 is of image None, which is not listed"),
+        ({"segmentation": None}, "annotation 10 has no segmentation"),
+        ({"segmentation": []}, "annotation 10 has no segmentation"),
+        ({"id": None}, "the annotation without an id in place 1 cannot be told from others"),
+        ({"id": [1]}, "the annotation without an id in place 1 cannot be told from others"),
+        ({"id": 11}, "annotation 11 is there twice, and the first one counts"),
+    ],
+)
+def test_an_annotation_that_cannot_be_used_is_told_and_the_others_are_read(tmp_path, change, says):
+    content = annotations([SQUARE], [SQUARE], [SQUARE])
+    content["annotations"][0] |= change
+    content["annotations"].append("no annotation")
+    data = read_coco(write(tmp_path / "x.json", content), tmp_path)
+    assert len(data.subjects) == 2
+    assert flaws(data) == [
+        f"{tmp_path}/x.json: {says}",
+        f"{tmp_path}/x.json: the annotation without an id in place 4 cannot be told from others",
+    ]
+
+
+@pytest.mark.parametrize("number", [7, 7.0, "7"])
+def test_ids_are_the_same_as_numbers_and_as_text(tmp_path, number):
+    content = annotations([SQUARE])
+    content["annotations"][0] |= {"image_id": number, "category_id": str(2)}
+    (subject,) = read_coco(write(tmp_path / "x.json", content), tmp_path).subjects
+    assert subject.group == "disk"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("a\0.png", "that no file can have"), ("\ud800.png", "that no file can have")]
+)
+def test_a_name_that_no_file_can_have_is_told(tmp_path, name, says):
+    content = annotations([SQUARE])
+    content["images"][0]["file_name"] = name
+    assert flaws(read_coco(write(tmp_path / "x.json", content), tmp_path)) == [
+        f"{tmp_path}/x.json: image 7, of annotation 10, has a file_name {says}"
+    ]
+
+
+def test_two_images_of_one_id_are_told_and_one_that_is_listed_twice_is_none(tmp_path):
+    content = annotations([SQUARE])
+    content["images"].append(dict(content["images"][0]))
+    assert flaws(read_coco(write(tmp_path / "x.json", content), tmp_path)) == []
+    content["images"].append(content["images"][0] | {"file_name": "b.png"})
+    assert flaws(read_coco(write(tmp_path / "x.json", content), tmp_path)) == [
+        f"{tmp_path}/x.json: image 7, of annotation 10, is listed twice"
+    ]
+
+
 @pytest.mark.parametrize("content", ["no JSON", "[]", '{"images": 3}', '{"images": [{}], "annotations": []}'])
 def test_other_json_is_refused(tmp_path, content):
     (tmp_path / "x.json").write_text(content)

@@ -1,7 +1,8 @@
 """COCO's JSON: every annotation is an object; its segmentation may be polygons or run lengths, compressed or not."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,40 +11,107 @@ import numpy as np
 from pycocotools import mask as coco
 
 from polywand_zoo.evaluation.objects import DataError, DataSet, Subject, Truth
-from polywand_zoo.segmentations import run_lengths
+from polywand_zoo.photopaths import find_photo, is_name
+from polywand_zoo.segmentations import SegmentationError, run_lengths
 
 
 def read_coco(file: Path, images: Path, only: Collection[int] | None = None) -> DataSet:
-    """Read the objects of an annotation file, in its order; crowds are left out and counted.
+    """Read the objects of an annotation file, in its order; what cannot be used is left out and told, crowds as well.
 
-    images: the folder that `file_name` is relative to. only: ids of annotations; all others are left out in silence.
+    images: the folder that `file_name` is relative to; names as other tools write them are found there, too, and beside
+    the file. only: ids of annotations; all others are left out in silence.
 
     Raises:
         DataError: the file cannot be read, or lacks one of these ids.
     """
     content = _content(file)
-    photos = {photo["id"]: photo for photo in content["images"]}
-    categories = {category["id"]: str(category.get("name", "")) for category in content.get("categories", [])}
-    annotations = [item for item in content["annotations"] if only is None or item["id"] in only]
-    missing = set(only or ()) - {item["id"] for item in annotations}
+    photos = _photos(content["images"], (images, file.parent))
+    categories = _categories(content.get("categories"))
+    annotations = [item for item in content["annotations"] if only is None or _id(item) in only]
+    missing = set(only or ()) - {_id(item) for item in annotations}
     if missing:
         raise DataError(file, f"it has no annotations with the ids {', '.join(map(str, sorted(missing)[:10]))}")
-    subjects, flaws = [], []
-    for item in annotations:
-        photo, name = photos.get(item.get("image_id")), f"annotation {item['id']}"
-        if photo is None:
-            flaws.append(DataError(file, f"{name} is of image {item.get('image_id')}, which is not listed"))
-        elif not isinstance(photo.get("file_name"), str):
-            flaws.append(DataError(file, f"image {photo['id']}, of {name}, has no file_name"))
-        elif item.get("iscrowd"):
-            flaws.append(DataError(file, f"{name} is a crowd, and not one object"))
-        elif not item.get("segmentation"):
-            flaws.append(DataError(file, f"{name} has no segmentation"))
-        else:
-            read = partial(_truth, file, name, item["segmentation"], photo)
-            group = categories.get(item.get("category_id"), "")
-            subjects.append(Subject(file.stem, group, name, images / photo["file_name"], file, read))
+    subjects, flaws, names = [], [], set[str]()
+    for place, item in enumerate(annotations, 1):
+        number = _id(item)
+        name = f"annotation {number}" if number is not None else f"the annotation without an id in place {place}"
+        wrong = _wrong(item, name, name in names, photos)
+        names.add(name)
+        if wrong:
+            flaws.append(DataError(file, wrong))
+            continue
+        photo = photos[_key(item["image_id"])]
+        read = partial(_truth, file, name, item["segmentation"], photo.entry)
+        group = categories.get(str(item.get("category_id")), "")
+        subjects.append(Subject(file.stem, group, name, photo.path, file, read))
     return DataSet(file.stem, subjects, flaws)
+
+
+@dataclass(slots=True)
+class _Photo:
+    """An entry of a file's images. path: its file. wrong: which images cannot be used, and why; or None."""
+
+    entry: Mapping[str, Any]
+    path: Path = Path()
+    wrong: tuple[str, str] | None = None
+
+
+def _photos(entries: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> dict[str, _Photo]:
+    """The photos by their ids."""
+    photos: dict[str, _Photo] = {}
+    by_path: dict[Path, _Photo] = {}
+    for entry in entries:
+        number, name = entry["id"], entry.get("file_name")
+        this = _Photo(entry)
+        other = photos.setdefault(_key(number), this)
+        if other is not this:
+            if other.entry != entry:
+                other.wrong = f"image {number}", "is listed twice"
+        elif not isinstance(name, str):
+            this.wrong = f"image {number}", "has no file_name"
+        elif not is_name(name):
+            this.wrong = f"image {number}", "has a file_name that no file can have"
+        else:
+            this.path = find_photo(folders, name) or folders[0] / name
+            other = by_path.setdefault(this.path, this)
+            if other.entry["file_name"] != name:  # of two folders, of which one is not here
+                this.wrong = other.wrong = f"images {other.entry['id']} and {number}", f"both come to {this.path}"
+    return photos
+
+
+def _categories(entries: Any) -> dict[str, str]:
+    listed = entries if isinstance(entries, list) else []
+    return {_key(entry.get("id")): str(entry.get("name", "")) for entry in listed if isinstance(entry, dict)}
+
+
+def _wrong(item: Any, name: str, is_second: bool, photos: Mapping[str, _Photo]) -> str:
+    """Why an annotation cannot be used; empty where it can."""
+    if _id(item) is None:
+        return f"{name} cannot be told from others"
+    if is_second:
+        return f"{name} is there twice, and the first one counts"
+    photo = photos.get(_key(item.get("image_id")))
+    if photo is None:
+        return f"{name} is of image {item.get('image_id')}, which is not listed"
+    if photo.wrong is not None:
+        images, why = photo.wrong
+        return f"{images}, of {name}, {why}"
+    if item.get("iscrowd"):
+        return f"{name} is a crowd, and not one object"
+    return "" if item.get("segmentation") else f"{name} has no segmentation"
+
+
+def _id(entry: Any) -> int | str | None:
+    """What an image or an annotation is called; None where it has no number or text for that."""
+    number = entry.get("id") if isinstance(entry, dict) else None
+    if isinstance(number, float) and number.is_integer():
+        return int(number)
+    return number if isinstance(number, int | str) and not isinstance(number, bool) else None
+
+
+def _key(number: Any) -> str:
+    """The same for 7, 7.0 and "7", of which tools write one in one place and another in another."""
+    return str(int(number)) if isinstance(number, float) and number.is_integer() else str(number)
 
 
 def photos_of(file: Path) -> Path:
@@ -68,20 +136,23 @@ def read_ids(file: Path) -> set[int]:
 def _content(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(file, f"it cannot be read as JSON ({error})") from error
     lists = [content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations")]
     if not all(isinstance(items, list) for items in lists):
         raise DataError(file, "this is not COCO's JSON: it needs the lists 'images' and 'annotations'")
-    if not all("id" in item for items in lists for item in items or ()):
-        raise DataError(file, "an image or an annotation has no id")
+    if not all(_id(item) is not None for item in content["images"]):
+        raise DataError(file, "an image has no id")
     return dict(content)
 
 
 def _truth(file: Path, name: str, segmentation: Any, photo: Mapping[str, Any]) -> Truth:
+    height, width = photo.get("height"), photo.get("width")
+    if height is None and width is None and isinstance(segmentation, dict):  # run lengths say it themselves
+        size = segmentation.get("size")
+        height, width = size if isinstance(size, list) and len(size) == 2 else (None, None)
     try:
-        height, width = photo["height"], photo["width"]
         inside = coco.decode(run_lengths(segmentation, height, width))
-    except Exception as error:  # pycocotools raises what comes along, down to bare exceptions
-        raise DataError(file, f"the segmentation of {name} cannot be read ({error})") from error
+    except SegmentationError as error:
+        raise DataError(file, f"the segmentation of {name} cannot be read: {error}") from error
     return Truth(np.ascontiguousarray(inside).astype(np.bool_))

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from polywand_zoo.segmentations import run_lengths
+from polywand_zoo.photopaths import find_photo
+from polywand_zoo.segmentations import SegmentationError, run_lengths
 from polywand_zoo.spreading import spread
 from polywand_zoo.wand.training.holdout import HeldOut
 
@@ -131,9 +132,9 @@ def _photos(folder: Path, held_out: HeldOut, only: frozenset[int] | None) -> Ite
         for annotation in wanted:
             try:
                 mask = _mask(annotation["segmentation"], photo, (height, width))
-            except Exception as error:  # pycocotools raises whatever it comes upon
+            except SegmentationError as error:
                 raise DatasetError(
-                    f"{folder}: the outline of annotation {annotation['id']} cannot be read ({error!r})"
+                    f"{folder}: the outline of annotation {annotation['id']} cannot be read ({error})"
                 ) from error
             box = _usable_box(mask, height * width)
             if box is not None:
@@ -169,8 +170,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _find(folder: Path, file_name: str) -> Path | None:
-    places = folder / "images" / file_name, folder / file_name, folder / "images" / Path(file_name).name
-    return next((path for path in places if path.is_file()), None)
+    return find_photo((folder / "images", folder), file_name)
 
 
 def _decode(path: Path, data: bytes) -> Pixels:
