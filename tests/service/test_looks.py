@@ -30,7 +30,7 @@ def stub(folder: Path) -> Iterator[annotation_pb2_grpc.AnnotationServiceStub]:
     add_interactor(folder / "models", "dazzled", DAZZLED, crop=LOOKS)
     for name in ("slow", "slower"):
         add_interactor(folder / "models", name, SLOW, inputs=PREV_MASK % (256, 256))
-    options = (f"--model-repository={folder / 'models'}", "--prompt-timeout-seconds=5")
+    options = (f"--model-repository={folder / 'models'}", "--prompt-timeout-seconds=3")
     with running_service(folder / "log", *options) as started:
         started.wait_ready("dazzled", "slow", "slower")
         with grpc.insecure_channel(started.target) as channel:
@@ -136,7 +136,7 @@ def test_a_prompt_has_a_deadline_over_all_its_passes_and_then_its_work_stops(str
     model = folder / "models" / "slower"
     reply = stream.ask(prompt("slower", CENTRE))
     assert reply.error.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0], reply
-    assert "longer than 5 s" in reply.error.message
+    assert "longer than 3 s" in reply.error.message
     wait_for((model / "cancelled").exists, 30)
     (model / "go").touch()
     assert stream.ask(prompt("slower", CENTRE)).HasField("segmentation")
