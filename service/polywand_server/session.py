@@ -275,23 +275,28 @@ class Session:
     async def _work(self, item: _Object) -> None:
         """Answer an object's prompts; none is lost, whatever happens."""
         while item.waiting is not None:
+            first = item.waiting
             try:
                 await self._answer_all(item)
             except Exception:
                 _log.exception("answering the prompts of an object failed")
-                if not item.in_work:  # it had not even been taken
+                if item.waiting is first:  # it had not even been taken
                     self._next(item)
                 for ask in list(item.in_work):
                     await self._give_up(ask, item)
 
     async def _give_up(self, ask: _Ask, item: _Object) -> None:
         """Answer a prompt that failed for a reason that nobody thought of, unless it has its answer."""
-        skipped = item.in_work.pop(ask, None)
+        skipped, seconds = item.in_work.get(ask), ask.watch.total()
         if skipped is None:
             return
-        self._count(ask.prompt.model, "error", ask.watch, ask.watch.total())
-        error = InternalError(FAILED)
-        await self._outbox.put(Reply(ask.sequence, ask.prompt.object_id, skipped, ask.watch, error))
+        try:
+            error = InternalError(FAILED)
+            await self._outbox.put(Reply(ask.sequence, ask.prompt.object_id, skipped, ask.watch, error))
+            del item.in_work[ask]
+            self._count(ask.prompt.model, "error", ask.watch, seconds)
+        except Exception:
+            _log.exception("a prompt could not be given up")
 
     async def _answer_all(self, item: _Object) -> None:
         """Answer an object's prompts in their order; while one's outline is drawn, the network sees the next.
@@ -352,7 +357,7 @@ class Session:
         item: _Object,
         frames_may_go_on: Callable[[], None],
     ) -> None:
-        """Answer one prompt, whatever happens, and count it once: as answered, or as skipped."""
+        """Answer one prompt, whatever happens, and count it."""
         try:
             result: Segmentation | Missing | PolywandError
             if isinstance(found, _Found):
@@ -364,6 +369,7 @@ class Session:
             seconds, skipped = ask.watch.total(), item.in_work[ask]
             await self._outbox.put(Reply(ask.sequence, ask.prompt.object_id, skipped, ask.watch, result))
             self._last_used = time.monotonic()
+            # Once the reply is sure to leave: every prompt counts as answered or as skipped, and none as both.
             del item.in_work[ask]
             self._count(ask.prompt.model, outcome, ask.watch, seconds)
         except Exception:

@@ -30,9 +30,10 @@ def stub(folder: Path) -> Iterator[annotation_pb2_grpc.AnnotationServiceStub]:
     add_interactor(folder / "models", "dazzled", DAZZLED, crop=LOOKS)
     for name in ("slow", "slower"):
         add_interactor(folder / "models", name, SLOW, inputs=PREV_MASK % (256, 256))
-    options = (f"--model-repository={folder / 'models'}", "--prompt-timeout-seconds=5")
+    add_interactor(folder / "models", "twice", SLOW, crop='{"policy": "zoom_in", "first_looks": [0.5, 1.0]}')
+    options = (f"--model-repository={folder / 'models'}", "--prompt-timeout-seconds=3")
     with running_service(folder / "log", *options) as started:
-        started.wait_ready("dazzled", "slow", "slower")
+        started.wait_ready("dazzled", "slow", "slower", "twice")
         with grpc.insecure_channel(started.target) as channel:
             yield annotation_pb2_grpc.AnnotationServiceStub(channel)
 
@@ -132,11 +133,27 @@ def test_a_superseded_prompt_stops_between_its_clicks_and_is_answered_to_all_of_
     assert not again.segmentation.provisional
 
 
+def test_a_click_that_was_cut_short_makes_the_prompt_that_goes_on_from_it_provisional(stream, folder):
+    """The first of two clicks has two looks, of which one is left out; the second has one, and nothing is left out."""
+    model = folder / "models" / "twice"
+    points = (CENTRE, (530, 530, POSITIVE))
+    first = stream.send(prompt("twice", *points))
+    wait_for((model / "begun").exists, 30)
+    stream.send(prompt("twice", (700, 700, POSITIVE)))
+    refused = stream.send(prompt("nobody", CENTRE, object_id="behind it"))
+    assert stream.receive().sequence == refused
+    (model / "go").touch()
+    hurried, _ = stream.receive(), stream.receive()
+    assert (hurried.sequence, hurried.timing.inferences, hurried.segmentation.provisional) == (first, 2, True)
+    again = stream.ask(prompt("twice", *points))
+    assert (again.timing.inferences, again.segmentation.provisional) == (3, False)
+
+
 def test_a_prompt_has_a_deadline_over_all_its_passes_and_then_its_work_stops(stream, folder):
     model = folder / "models" / "slower"
     reply = stream.ask(prompt("slower", CENTRE))
     assert reply.error.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0], reply
-    assert "longer than 5 s" in reply.error.message
+    assert "longer than 3 s" in reply.error.message
     wait_for((model / "cancelled").exists, 30)
     (model / "go").touch()
     assert stream.ask(prompt("slower", CENTRE)).HasField("segmentation")

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -156,7 +157,7 @@ async def test_a_frame_of_many_outlines_lets_others_go_between_two_batches():
 
     async def frame(client: str, batches: int, nbytes: int) -> None:
         begin(client)
-        async with places.place() as place:
+        async with places.place(AsyncExitStack()) as place:
             for number in range(batches):
                 if number:
                     await place.let_others_go(nbytes, Stopwatch())
@@ -184,19 +185,26 @@ async def test_a_frame_that_is_cancelled_while_others_go_leaves_no_place_taken()
     places = Places(Turns(1), paused_bytes=100)
     gate = asyncio.Event()
 
+    calls = Turns(1)
+
     async def many() -> None:
-        async with places.place() as place:
+        async with AsyncExitStack() as until_paused:
+            await until_paused.enter_async_context(calls.turn())
+            await hold(until_paused)
+
+    async def hold(until_paused: AsyncExitStack) -> None:
+        async with places.place(until_paused) as place:
             await asyncio.sleep(0)
             await place.let_others_go(100, Stopwatch())
 
     async def one() -> None:
-        async with places.place():
+        async with places.place(AsyncExitStack()):
             await gate.wait()
 
     first = asyncio.create_task(many())
     await asyncio.sleep(0)
     second = asyncio.create_task(one())
-    await asyncio.sleep(0.01)
+    await until(lambda: calls.in_use == 0)  # nor does it keep others from being read
     first.cancel()
     gate.set()
     await asyncio.gather(first, second, return_exceptions=True)

@@ -6,6 +6,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from polywand_server.timing import Stopwatch
 from polywand_server.turns import Turns
 
+# Frames that may hold a picture without a place; the next one keeps its own.
+MOST_PAUSED = 32
+
 
 class Places:
     """Gives frames their places.
@@ -16,32 +19,39 @@ class Places:
     def __init__(self, turns: Turns, paused_bytes: int) -> None:
         self.turns = turns
         self._bytes_left = paused_bytes
+        self._paused = 0
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator["Place"]:
-        """Wait for a place, and hold it until the block ends."""
+    async def place(self, until_paused: AsyncExitStack) -> AsyncIterator["Place"]:
+        """Wait for a place, and hold it until the block ends.
+
+        until_paused: what else the frame holds that others wait for; closed when it lets others go for the first time.
+        """
         async with AsyncExitStack() as turn:
             await turn.enter_async_context(self.turns.turn())
-            yield Place(self, turn)
+            yield Place(self, turn, until_paused)
 
     def try_to_pause(self, nbytes: int) -> bool:
         """Count a picture that is held without a place, where that is not too much."""
-        if nbytes > self._bytes_left:
+        if nbytes > self._bytes_left or self._paused == MOST_PAUSED:
             return False
         self._bytes_left -= nbytes
+        self._paused += 1
         return True
 
     def go_on(self, nbytes: int) -> None:
         """Count one less."""
         self._bytes_left += nbytes
+        self._paused -= 1
 
 
 class Place:
     """One frame's place."""
 
-    def __init__(self, places: Places, turn: AsyncExitStack) -> None:
+    def __init__(self, places: Places, turn: AsyncExitStack, until_paused: AsyncExitStack) -> None:
         self._places = places
         self._turn = turn
+        self._until_paused = until_paused
 
     async def let_others_go(self, nbytes: int, watch: Stopwatch) -> None:
         """Give the place to a frame that waits, if one does, and wait for the next one.
@@ -53,6 +63,7 @@ class Place:
             return
         try:
             with watch.stage("wait"):
+                await self._until_paused.aclose()
                 await self._turn.aclose()
                 await self._turn.enter_async_context(places.turns.turn())
         finally:

@@ -82,7 +82,7 @@ class Predictor:
             estimate = await self._step(call, prompt.up_to(done), estimate)
             if not estimate.is_hurried:
                 self._memory.remember(keys[done], estimate)
-        left_out = done < last
+        left_out = done < last or (estimate is not None and estimate.is_hurried)
         estimate = await self._step(call, prompt, estimate)
         if left_out:
             return replace(estimate, is_hurried=True)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
@@ -87,7 +87,8 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
     async def Detect(self, context: _Context) -> bytes:  # type: ignore[override]  # noqa: N802 (contract's name)
         """Detect on one image."""
         try:
-            async with self._admission.calls.turn():
+            async with AsyncExitStack() as until_paused:
+                await until_paused.enter_async_context(self._admission.calls.turn())
                 expected = await self._admission.pace.pause(FRAMES)
                 data = await self._admission.one_by_one(lambda: _read_one(context))
                 self._note(FRAMES, len(data), expected)
@@ -96,7 +97,8 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
                     if isinstance(received, Refused):
                         raise received.error
                     del data
-                    response = await or_error(self._detect(received.message, received.image, Stopwatch()))
+                    detecting = self._detect(received.message, received.image, Stopwatch(), until_paused)
+                    response = await or_error(detecting)
         except DecodeError:
             await _abort_undecodable(context)
         except PolywandError as error:
@@ -230,19 +232,22 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
         frame = received.message
         try:
             with self._admission.body(nbytes):
-                response = await or_error(self._detect(frame.request, received.image, watch))
+                response = await or_error(self._detect(frame.request, received.image, watch, AsyncExitStack()))
         except PolywandError as error:
             response = error
         return write_frame(frame.frame_id, response)
 
-    async def _detect(self, request: pb.DetectRequest, image: memoryview | None, watch: Stopwatch) -> bytes:
+    async def _detect(
+        self, request: pb.DetectRequest, image: memoryview | None, watch: Stopwatch, until_paused: AsyncExitStack
+    ) -> bytes:
+        """until_paused: see `Places.place`."""
         model, outcome = metrics.UNKNOWN_MODEL, "error"
         try:
             options = read_detect(request)
             tool, _ = self._choose(options)  # what cannot be is refused before anything waits for it
             model = tool.name
             source = read_image(request.image, image, "image")
-            async with self._frames.places.place() as place:
+            async with self._frames.places.place(until_paused) as place:
                 watch.waited()
                 await self._frames.lane.turn(watch)
                 picture = await self._place.decoder.decode(source, watch)

@@ -542,7 +542,9 @@ class Timing(_message.Message):
     received_unix_us: _builtins.int
     """When the message was taken from the wire: Unix time, microseconds, the server's clock."""
     wait_us: _builtins.int
-    """Waiting for an earlier answer of the same object, for the turn of a frame, or for a turn at the model."""
+    """Waiting for an earlier answer of the same object, for the turn of a frame, for a turn at the model, or for what a
+    detector was asked for another object.
+    """
     decode_us: _builtins.int
     """From image bytes to pixels."""
     prepare_us: _builtins.int
