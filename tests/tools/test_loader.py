@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from polywand_server.errors import ModelFailedError
-from polywand_server.tools import loader
+from polywand_server.tools import folders, loader
 from polywand_server.triton.client import Death, TritonClient
 from polywand_server.triton.embedded import EmbeddedTriton
 from polywand_server.triton.failures import ControlRefusedError, ModelDiedError
@@ -35,14 +35,17 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def triton(repository: Path) -> AsyncIterator[EmbeddedTriton]:
-    async with EmbeddedTriton(repository) as server:
-        yield server
+    server = EmbeddedTriton(repository)
+    await server.start()
+    yield server
+    await server.stop(0.1)
 
 
 @pytest.fixture(autouse=True)
 def soon(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let what failed be tried again soon, and leave no model to the next test."""
     monkeypatch.setattr(loader, "FIRST_RETRY_SECONDS", 0.3)
+    monkeypatch.setattr(folders, "SETTLING_SECONDS", 0.1)
     yield
     for folder in repository.iterdir():
         shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
@@ -64,6 +67,20 @@ async def test_a_first_load_with_a_broken_version_leaves_the_sound_one_in_servic
         await until(lambda: models.versions("first") == {2: "", 3: ""})
         shutil.rmtree(folder)
         await until(lambda: not models.versions("first"))
+
+
+async def test_a_version_without_its_file_says_so_and_holds_nothing_up(triton, repository):
+    """Triton would wait for such a Python model for ever."""
+    folder = add_puppet(repository, "hollow", 1)
+    (folder / "2").mkdir()
+    (add_puppet(repository, "empty") / "1").mkdir()
+    async with tended(triton.url, repository) as models:
+        await until(lambda: models.registry.ready)
+        assert models.versions("hollow") == {1: "", 2: "its model.py is missing"}
+        reasons = {tool.name: tool.reason for tool in models.registry.tools}
+        assert reasons["empty"] == "model 'empty': none of its versions that could serve has a model.py"
+        add_version(folder, 2)
+        await until(lambda: models.versions("hollow") == {1: "", 2: ""})
 
 
 async def test_where_the_newest_version_alone_is_wanted_and_broken_an_older_one_serves(triton, repository):
@@ -292,7 +309,7 @@ async def test_an_error_of_a_model_is_no_death(triton, repository):
 
 async def looks(models) -> None:
     """Let it look at Triton for longer than a folder takes to settle."""
-    ends = time.monotonic() + 1.2
+    ends = time.monotonic() + 0.4
     while time.monotonic() < ends:
         await models.registry.refresh()
         await asyncio.sleep(0.05)

@@ -27,6 +27,14 @@ class ModelFolder:
     versions: frozenset[int]
     files: frozenset[tuple[str, int, int]]
 
+    def without(self, name: str) -> set[int]:
+        """Return the versions that have no file of this name."""
+        return {
+            version
+            for version in self.versions
+            if not any(path.endswith(f"/{version}/{name}") for path, *_ in self.files)
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Sight:

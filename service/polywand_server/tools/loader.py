@@ -13,7 +13,7 @@ from polywand_server.errors import ModelFailedError, PolywandError
 from polywand_server.tools.folders import ModelFolder, ModelFolders
 from polywand_server.triton.client import Death, IndexEntry, TritonClient
 from polywand_server.triton.failures import ControlRefusedError
-from polywand_server.triton.versions import narrowed, serving
+from polywand_server.triton.versions import narrowed, required_file, serving
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,7 @@ class ModelLoader:
         self._failures: dict[str, _Failure] = {}
         self._loaded: dict[str, ModelFolder] = {}  # as they were when their last load began
         self._taken_out: set[str] = set()  # unloaded by us, to be loaded again
+        self._incomplete: dict[str, dict[int, str]] = {}
         self._tried: set[str] = set()
         self._loads: Counter[str] = Counter()
         self._not_dead_before: dict[str, float] = {}  # requests that were sent before met a process that has gone
@@ -110,6 +111,10 @@ class ModelLoader:
         """Say why the last load failed; empty when it did not."""
         failure = self._failures.get(name)
         return failure.reason if failure else ""
+
+    def incomplete(self, name: str) -> Mapping[int, str]:
+        """Return the versions that Triton was not told to load, and why."""
+        return self._incomplete.get(name, {})
 
     def is_deleted(self, entry: IndexEntry) -> bool:
         """Whether Triton only remembers a version: it is out of service, and its folder is gone."""
@@ -295,15 +300,25 @@ class ModelLoader:
 
         Empty where that cannot be told: then it loads what it finds, and says what is wrong. Left to itself it takes
         any folder that begins with a number for a version, "2~" for 2.
+
+        Raises:
+            ModelFailedError: no version could be loaded.
         """
         if folder is None:
             return ""
         try:
             config = await self._folders.config(name)
-            versions = serving(config, folder.versions - set(broken))
-            return narrowed(config, versions) if versions else ""
+            required = required_file(config)
+            incomplete = folder.without(required) if required else set()
+            self._incomplete[name] = dict.fromkeys(incomplete, f"its {required} is missing")
+            versions = serving(config, folder.versions - set(broken) - incomplete)
+            if versions:
+                return narrowed(config, versions)
         except (OSError, ValueError):
             return ""
+        if incomplete:
+            raise ModelFailedError(f"model '{name}': none of its versions that could serve has a {required}")
+        return ""
 
     async def _serve_sound_ones(self, name: str, folder: ModelFolder | None) -> bool:
         """After a load that failed: load the other versions, if none is in service; tell whether one is then."""

@@ -79,11 +79,15 @@ class ModelReader:
         return self._models.get(name) or Model(name, {}, None, (), "it is not known yet")
 
     async def _read_model(self, name: str, entries: list[IndexEntry], *, again: bool) -> Model | None:
-        versions = tuple(
-            ToolVersion(entry.version, entry.state == READY, "" if entry.state == READY else self._why_not(entry))
-            for entry in sorted(entries, key=lambda entry: entry.version or 0)
+        found = {
+            entry.version: ToolVersion(
+                entry.version, entry.state == READY, "" if entry.state == READY else self._why_not(entry)
+            )
+            for entry in entries
             if entry.version is not None
-        )
+        }
+        incomplete = {number: ToolVersion(number, False, why) for number, why in self._loader.incomplete(name).items()}
+        versions = tuple(version for _, version in sorted((incomplete | found).items()))
         ready = [version.version for version in versions if version.ready]
         known = self._known(name)
         if not ready:
