@@ -125,7 +125,7 @@ class ModelLoader:
 
     def is_no_model(self, entry: IndexEntry) -> bool:
         """Whether Triton takes a folder for a model that is none."""
-        return not entry.state and self._folders.is_known and self._folders.get(entry.name) is None
+        return not entry.state and self._folders.has_none(entry.name)
 
     async def look(self) -> None:
         """Find out what the repository holds; call it before Triton's index is read."""
@@ -208,7 +208,7 @@ class ModelLoader:
 
     def _is_due(self, name: str, entries: Sequence[IndexEntry]) -> bool:
         folder, loaded, failure = self._folders.get(name), self._loaded.get(name), self._failures.get(name)
-        if folder is None and self._folders.is_known:
+        if self._folders.has_none(name):
             return False
         if self._was_unloaded_by_others(name, entries, folder):
             return False
