@@ -41,8 +41,8 @@ class ModelFolder:
 class Sight:
     """What one look at a repository has found.
 
-    identity: device and inode of its folder. models: by name. partial: names of those of which nothing, or not all, could
-    be read, or that have no version; what a model was before, it still is then. unreadable: those of which nothing could.
+    identity: device and inode of its folder. models: by name. partial: names of those that could not be read, or not
+    wholly, or that have no version; what a model was before, it still is then. unreadable: of those that could not.
     """
 
     identity: tuple[int, int]
