@@ -11,6 +11,9 @@ from polywand_server.tools.index import Index
 from polywand_server.tools.loader import LOADING, READY, UNAVAILABLE, UNLOADING, ModelLoader
 from polywand_server.triton.client import IndexEntry, TritonClient
 
+# Of what a configuration has that is wrong: it goes to clients, and into one line of the log.
+MAX_REASON_CHARACTERS = 600
+
 _IN_WORDS = {"": "it is not loaded yet", LOADING: "it is being loaded", UNLOADING: "it is being unloaded"}
 
 
@@ -108,7 +111,8 @@ class ModelReader:
         except ValueError as error:
             # Its tools, if they are known, stay in the list and say so.
             wrong = replace(known, config=known.config if known.specs else config, versions=versions)
-            return wrong.called_off(f"its configuration is wrong: {error}", BROKEN_RETRY_SECONDS)
+            why = " ".join(str(error).split())[:MAX_REASON_CHARACTERS]
+            return wrong.called_off(f"its configuration is wrong: {why}", BROKEN_RETRY_SECONDS)
 
     def _version(self, number: int, entry: IndexEntry) -> ToolVersion:
         if entry.state == READY:
