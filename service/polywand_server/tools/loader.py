@@ -79,6 +79,8 @@ class ModelLoader:
         self._taken_out: set[str] = set()  # unloaded by us, to be loaded again
         self._incomplete: dict[str, dict[int, str]] = {}
         self._tried: set[str] = set()
+        self._lives = 0  # of Triton, as far as they were noticed
+        self._born_at = 0.0
         self._loads: Counter[str] = Counter()
         self._not_dead_before: dict[str, float] = {}  # requests that were sent before met a process that has gone
         self._found_healthy: dict[str, float] = {}  # when Triton knew of no failure, though a request said so
@@ -169,7 +171,7 @@ class ModelLoader:
         """
         # Those that waited behind it hear of the death a second later each: by then the model may be back.
         name = death.model
-        if name in self._taken_out or death.asked_at < self._not_dead_before.get(name, 0.0):
+        if name in self._taken_out or death.asked_at < max(self._born_at, self._not_dead_before.get(name, 0.0)):
             return
         self._end_processes(name, death.process)
         if not self.is_active:
@@ -188,6 +190,8 @@ class ModelLoader:
     def forget(self) -> None:
         """Start anew: Triton was away, and what comes back may know nothing, or have become less strict."""
         self._failures = {name: replace(failure, retry_at=0.0) for name, failure in self._failures.items()}
+        self._lives += 1
+        self._born_at = time.monotonic()
         self._tried.clear()
         self._left_dead.clear()
         self._deaths.clear()
@@ -274,7 +278,7 @@ class ModelLoader:
 
     async def _load(self, name: str) -> None:
         log.info("loading model %s", name)
-        folder, last = self._folders.get(name), self._failures.get(name)
+        folder, last, life = self._folders.get(name), self._failures.get(name), self._lives
         if folder:
             last = last if self._loaded.get(name) == folder else None
             self._loaded[name] = folder
@@ -291,9 +295,11 @@ class ModelLoader:
             pause = min(2 * last.pause_seconds, LAST_RETRY_SECONDS) if last else FIRST_RETRY_SECONDS
             self._failures[name] = _Failure(str(error), pause, time.monotonic() + pause, some_serve)
             log.error("model %s did not load, next try in %g s: %s", name, pause, error)
-        self._tried.add(name)
-        self._loads[name] += 1
-        self._on_change()
+        finally:
+            if life == self._lives:  # else it was asked of a Triton that has gone
+                self._tried.add(name)
+            self._loads[name] += 1
+            self._on_change()
 
     async def _config(self, name: str, folder: ModelFolder | None, broken: Collection[int] = ()) -> str:
         """Return what Triton is to load a model with: its configuration, but for versions that are broken.
