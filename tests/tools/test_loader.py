@@ -1,8 +1,10 @@
 """What Triton has loaded has one owner: it loads, loads again and revives, and takes nothing out that is healthy."""
 
 import asyncio
+import os
 import secrets
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -20,6 +22,7 @@ from polywand_server.triton.failures import ControlRefusedError, ModelDiedError
 from polywand_server.triton.wheel import assemble, command, environment, find_wheel, socket_url
 from tests.running import until
 from tests.tools.tending import DIES, RAISES, add_puppet, add_version, starts, tended
+from tests.triton.test_embedded import processes
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -294,6 +297,27 @@ async def test_a_folder_that_has_become_empty_takes_its_model_not_out_of_service
         assert models.versions("mounted") == {1: ""}
         folder.rmdir()
         await until(lambda: not models.versions("mounted"))
+
+
+async def test_a_model_serves_beside_a_broken_version_of_its_part_after_a_restart_too(triton, repository):
+    add_puppet(repository, "part", 1, 2, broken=[2])
+    call(add_puppet(repository, "caller", 1, 2), "part")
+    async with tended(triton.url, repository) as models:
+        await until(lambda: serves_the_first(models.versions("caller")))
+        restarts = triton.restarts
+        os.kill(processes(triton.url)["server"], signal.SIGKILL)
+        await until(lambda: triton.restarts > restarts)
+        await models.registry.refresh()
+        await until(lambda: serves_the_first(models.versions("caller")))
+
+
+def call(folder: Path, part: str) -> None:
+    with (folder / "config.pbtxt").open("a") as config:
+        config.write(f'parameters {{ key: "encoder" value: {{ string_value: "{part}" }} }}')
+
+
+def serves_the_first(versions: dict[int, str]) -> bool:
+    return versions.get(1) == "" and versions.get(2, "").startswith("its part 'part' is not ready: ")
 
 
 async def test_an_error_of_a_model_is_no_death(triton, repository):

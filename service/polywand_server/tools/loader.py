@@ -245,9 +245,14 @@ class ModelLoader:
         folder, ready = self._folders.get(main), [entry.version or 0 for entry in entries if entry.state == READY]
         if folder and max(folder.versions, default=0) < max(ready, default=0):
             return [main, *due_parts]
-        if any(part in self._failures and part not in due for part in parts):
+        if any(self._holds_back(part, serves=bool(ready)) for part in parts if part not in due):
             return due_parts
         return [*due_parts, main]
+
+    def _holds_back(self, part: str, *, serves: bool) -> bool:
+        """Whether a model has to wait for its part to be mended; serves: whether the model has versions in service."""
+        failure = self._failures.get(part)
+        return failure is not None and (serves or not failure.some_serve)
 
     def _begin(self, names: Sequence[str], work: Coroutine[Any, Any, None], what: str) -> None:
         """Work on models in a task that has them for itself until it ends."""
@@ -262,6 +267,9 @@ class ModelLoader:
         self._just_ended.update(names)
         if not task.cancelled() and (error := task.exception()):
             log.error("'%s' failed for a reason that nobody thought of", task.get_name(), exc_info=error)
+            retry_at = time.monotonic() + LAST_RETRY_SECONDS
+            failure = _Failure("the service failed on it; its log says why", LAST_RETRY_SECONDS, retry_at, True)
+            self._failures.update(dict.fromkeys(names, failure))
         self._on_change()
         for death in [self._deaths.pop(name) for name in names if name in self._deaths]:
             if not task.cancelled():
