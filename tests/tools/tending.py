@@ -53,6 +53,7 @@ def add_puppet(
 ) -> Path:
     """Add a tool with some versions; return its folder."""
     folder = repository / name
+    folder.mkdir(parents=True)
     for version in versions:
         add_version(folder, version, is_broken=version in broken)
     (folder / "config.pbtxt").write_text(f"{_CONFIG}\n{policy}\n")
@@ -61,7 +62,7 @@ def add_puppet(
 
 def add_version(folder: Path, version: int, *, is_broken: bool = False) -> None:
     """Add a version to a tool."""
-    (folder / str(version)).mkdir(parents=True)
+    (folder / str(version)).mkdir(parents=True, exist_ok=True)
     if is_broken:
         (folder / str(version) / "broken").touch()
     (folder / str(version) / "model.py").write_text(_PUPPET)

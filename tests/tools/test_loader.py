@@ -1,8 +1,10 @@
 """What Triton has loaded has one owner: it loads, loads again and revives, and takes nothing out that is healthy."""
 
 import asyncio
+import os
 import secrets
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -13,13 +15,14 @@ import pytest
 import pytest_asyncio
 
 from polywand_server.errors import ModelFailedError
-from polywand_server.tools import loader
+from polywand_server.tools import folders, loader
 from polywand_server.triton.client import Death, TritonClient
 from polywand_server.triton.embedded import EmbeddedTriton
 from polywand_server.triton.failures import ControlRefusedError, ModelDiedError
 from polywand_server.triton.wheel import assemble, command, environment, find_wheel, socket_url
 from tests.running import until
 from tests.tools.tending import DIES, RAISES, add_puppet, add_version, starts, tended
+from tests.triton.test_embedded import processes
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -35,14 +38,17 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def triton(repository: Path) -> AsyncIterator[EmbeddedTriton]:
-    async with EmbeddedTriton(repository) as server:
-        yield server
+    server = EmbeddedTriton(repository)
+    await server.start()
+    yield server
+    await server.stop(0.1)
 
 
 @pytest.fixture(autouse=True)
 def soon(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let what failed be tried again soon, and leave no model to the next test."""
     monkeypatch.setattr(loader, "FIRST_RETRY_SECONDS", 0.3)
+    monkeypatch.setattr(folders, "SETTLING_SECONDS", 0.1)
     yield
     for folder in repository.iterdir():
         shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
@@ -64,6 +70,20 @@ async def test_a_first_load_with_a_broken_version_leaves_the_sound_one_in_servic
         await until(lambda: models.versions("first") == {2: "", 3: ""})
         shutil.rmtree(folder)
         await until(lambda: not models.versions("first"))
+
+
+async def test_a_version_without_its_file_says_so_and_holds_nothing_up(triton, repository):
+    """Triton would wait for such a Python model for ever."""
+    folder = add_puppet(repository, "hollow", 1)
+    (folder / "2").mkdir()
+    (add_puppet(repository, "empty") / "1").mkdir()
+    async with tended(triton.url, repository) as models:
+        await until(lambda: models.registry.ready)
+        assert models.versions("hollow") == {1: "", 2: "its model.py is missing"}
+        reasons = {tool.name: tool.reason for tool in models.registry.tools}
+        assert reasons["empty"] == "model 'empty': none of its versions that could serve has a model.py"
+        add_version(folder, 2)
+        await until(lambda: models.versions("hollow") == {1: "", 2: ""})
 
 
 async def test_where_the_newest_version_alone_is_wanted_and_broken_an_older_one_serves(triton, repository):
@@ -279,6 +299,27 @@ async def test_a_folder_that_has_become_empty_takes_its_model_not_out_of_service
         await until(lambda: not models.versions("mounted"))
 
 
+async def test_a_model_serves_beside_a_broken_version_of_its_part_after_a_restart_too(triton, repository):
+    add_puppet(repository, "part", 1, 2, broken=[2])
+    call(add_puppet(repository, "caller", 1, 2), "part")
+    async with tended(triton.url, repository) as models:
+        await until(lambda: serves_the_first(models.versions("caller")))
+        restarts = triton.restarts
+        os.kill(processes(triton.url)["server"], signal.SIGKILL)
+        await until(lambda: triton.restarts > restarts)
+        await models.registry.refresh()
+        await until(lambda: serves_the_first(models.versions("caller")))
+
+
+def call(folder: Path, part: str) -> None:
+    with (folder / "config.pbtxt").open("a") as config:
+        config.write(f'parameters {{ key: "encoder" value: {{ string_value: "{part}" }} }}')
+
+
+def serves_the_first(versions: dict[int, str]) -> bool:
+    return versions.get(1) == "" and versions.get(2, "").startswith("its part 'part' is not ready: ")
+
+
 async def test_an_error_of_a_model_is_no_death(triton, repository):
     add_puppet(repository, "wrong", 1)
     async with tended(triton.url, repository) as models:
@@ -292,7 +333,7 @@ async def test_an_error_of_a_model_is_no_death(triton, repository):
 
 async def looks(models) -> None:
     """Let it look at Triton for longer than a folder takes to settle."""
-    ends = time.monotonic() + 1.2
+    ends = time.monotonic() + 0.4
     while time.monotonic() < ends:
         await models.registry.refresh()
         await asyncio.sleep(0.05)

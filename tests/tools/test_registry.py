@@ -19,15 +19,15 @@ HEADERS_BYTES = 8 * 1024
 
 
 @asynccontextmanager
-async def following(triton: ScriptedTriton, poll_seconds: float = 60.0) -> AsyncIterator[tuple[Registry, list[bool]]]:
+async def following(triton: ScriptedTriton, *, allowed: bool = False) -> AsyncIterator[tuple[Registry, list[bool]]]:
     """A registry that looks when it is told to, and whether it was ready at each change that it told."""
     news, published = asyncio.Event(), list[bool]()
-    loader = ModelLoader(triton, ModelFolders(None), allowed=False, on_change=news.set)
+    loader = ModelLoader(triton, ModelFolders(None), allowed=allowed, on_change=news.set)
     registry = Registry(
         triton,
         loader,
         ready_models=(),
-        poll_seconds=poll_seconds,
+        poll_seconds=60.0,
         news=news,
         on_change=lambda: published.append(registry.ready),
     )
@@ -56,6 +56,20 @@ async def test_a_prompt_that_is_cancelled_while_it_waits_for_a_look_takes_no_cha
         triton.is_up = True
         await registry.refresh()
         assert published[-1] is registry.ready is True
+
+
+async def test_after_a_restart_that_nobody_noticed_all_models_are_waited_for_again() -> None:
+    triton = ScriptedTriton("m", "n")
+    async with following(triton, allowed=True) as (registry, _):
+        assert registry.ready
+        triton.held.add("n")
+        triton.restart()
+        await registry.refresh()
+        await until(lambda: [tool.ready for tool in registry.tools] == [True, False])
+        assert registry.why_not_ready == "waiting until every model was tried once: 1 of 2 are left, n"
+        triton.held.clear()
+        await until(lambda: registry.ready)
+        assert [tool.ready for tool in registry.tools] == [True, True]
 
 
 async def test_those_who_ask_together_share_a_look_that_began_after_they_asked() -> None:

@@ -17,11 +17,15 @@ MAX_LISTED_BYTES = 600
 
 @dataclass(frozen=True, slots=True)
 class ToolVersion:
-    """One version of a model, and so of its tools; reason says why it is not ready."""
+    """One version of a model, and so of its tools.
+
+    reason: why it is not ready. retry_seconds: when it makes sense to ask again then.
+    """
 
     version: int
     ready: bool
     reason: str
+    retry_seconds: float = RETRY_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,8 @@ class Tool:
             has = listed(map(str, sorted(known, reverse=True)))
             raise NotFoundError(f"{path}version", f"model '{self.name}' has no version {wanted}; it has {has}")
         if not known[wanted].ready:
-            raise UnavailableError(f"version {wanted} of model '{self.name}' is not ready: {known[wanted].reason}")
+            text = f"version {wanted} of model '{self.name}' is not ready: {known[wanted].reason}"
+            raise UnavailableError(text, known[wanted].retry_seconds)
         return wanted
 
 

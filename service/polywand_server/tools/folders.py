@@ -1,6 +1,7 @@
 """The model repository as its folder shows it: which versions every model has, and whether its files have changed."""
 
 import asyncio
+import errno
 import logging
 import os
 import time
@@ -27,17 +28,26 @@ class ModelFolder:
     versions: frozenset[int]
     files: frozenset[tuple[str, int, int]]
 
+    def without(self, name: str) -> set[int]:
+        """Return the versions that have no file of this name."""
+        return {
+            version
+            for version in self.versions
+            if not any(path.endswith(f"/{version}/{name}") for path, *_ in self.files)
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Sight:
     """What one look at a repository has found.
 
-    identity: device and inode of its folder. models: by name. unreadable: names of folders that cannot be read, or have
-    no version; what a model was before, it still is then.
+    identity: device and inode of its folder. models: by name. partial: names of those that could not be read, or not
+    wholly, or that have no version; what a model was before, it still is then. unreadable: of those that could not.
     """
 
     identity: tuple[int, int]
     models: Mapping[str, ModelFolder]
+    partial: frozenset[str]
     unreadable: frozenset[str]
 
 
@@ -45,7 +55,7 @@ class ModelFolders:
     """Looks at a repository's folder, without ever holding up the event loop; without a repository it knows nothing.
 
     A repository that cannot be read for a moment, or one that has become another folder without any model (a network
-    folder that is not mounted), tells nothing: `is_known` is false, and no model is gone.
+    folder that is not mounted), tells nothing, and no model is gone.
     """
 
     def __init__(self, repository: Path | None) -> None:
@@ -54,13 +64,13 @@ class ModelFolders:
         self._present: Mapping[str, ModelFolder] | None = None
         self._last: Mapping[str, ModelFolder] | None = None  # of those that succeeded, where the newest has not
         self._identity: tuple[int, int] | None = None  # of the folder that `_last` was found in
+        self._unreadable: frozenset[str] = frozenset()
         self._since: dict[str, float] = {}  # when a model, also one that is gone, became as it is
         self._complaint = ""
 
-    @property
-    def is_known(self) -> bool:
-        """Whether the last look has found out what the repository holds."""
-        return self._present is not None
+    def has_none(self, name: str) -> bool:
+        """Whether the last look has found out that there is no model of this name."""
+        return self._present is not None and name not in self._present and name not in self._unreadable
 
     def get(self, name: str) -> ModelFolder | None:
         """Return a model as the last look has seen it; None if it is not there, or nobody can tell."""
@@ -72,7 +82,7 @@ class ModelFolders:
 
     def is_gone(self, name: str) -> bool:
         """Whether a model is certainly not there, and has not been for a while."""
-        return self._present is not None and name not in self._present and self.is_settled(name)
+        return self.has_none(name) and self.is_settled(name)
 
     async def config(self, name: str) -> str:
         """Return the text of a model's config.pbtxt.
@@ -117,8 +127,8 @@ class ModelFolders:
         before = self._last
         kept = _still_there(sight, before or {})
         found = {**sight.models, **kept}
-        self._complain(_complaint_about(kept))
-        self._last, self._identity = found, sight.identity
+        self._complain(_complaint_about(kept.keys() | sight.unreadable))
+        self._last, self._identity, self._unreadable = found, sight.identity, sight.unreadable
         # What is there at the first look is taken to have been there for long.
         if before is not None:
             for name in found.keys() | before.keys():
@@ -136,7 +146,7 @@ def _still_there(sight: Sight, before: Mapping[str, ModelFolder]) -> dict[str, M
     """Return the models as they were before whose folders cannot be read now, or have no version any more."""
     return {
         name: before[name]
-        for name in sight.unreadable
+        for name in sight.partial
         if name in before and (before[name].versions or name not in sight.models)
     }
 
@@ -144,7 +154,7 @@ def _still_there(sight: Sight, before: Mapping[str, ModelFolder]) -> dict[str, M
 def _complaint_about(names: Collection[str]) -> str:
     if not names:
         return ""
-    return f"folders of models are empty or cannot be read, so changes in them go unnoticed: {', '.join(sorted(names))}"
+    return f"models are empty or cannot be read, so changes in them go unnoticed: {', '.join(sorted(names))}"
 
 
 def read_folders(repository: Path) -> Sight:
@@ -158,23 +168,21 @@ def read_folders(repository: Path) -> Sight:
     status = repository.stat()
     with os.scandir(repository) as entries:
         candidates = [entry for entry in entries if is_model_name(entry.name)]
-    models, unreadable = {}, set()
+    models, partial, unreadable = {}, set(), set()
     for entry in candidates:
         try:
-            model = _model(entry.path) if entry.is_dir() else None
-        except (FileNotFoundError, NotADirectoryError):  # it went while we looked
+            model, is_whole = _model(entry)
+        except FileNotFoundError:  # it went while we looked
             continue
         except OSError:
+            partial.add(entry.name)
             unreadable.add(entry.name)
             continue
-        if model is not None and model.versions:
+        if not is_whole or (model and not model.versions):
+            partial.add(entry.name)
+        if model and (model.versions or model.files):
             models[entry.name] = model
-        elif model is not None:
-            # Without a version it is no model that could serve; of one that had some, they may be unmounted.
-            unreadable.add(entry.name)
-            if model.files:
-                models[entry.name] = model
-    return Sight((status.st_dev, status.st_ino), models, frozenset(unreadable))
+    return Sight((status.st_dev, status.st_ino), models, frozenset(partial), frozenset(unreadable))
 
 
 def is_model_name(name: str) -> bool:
@@ -187,13 +195,24 @@ def is_version(name: str) -> bool:
     return name.isascii() and name.isdecimal() and not name.startswith("0")
 
 
-def _model(folder: str) -> ModelFolder:
-    """Read one model's folder; without configuration and versions it has no files either."""
-    inside = _visible(folder)
-    config = [entry for entry in inside if entry.name == CONFIG_FILE]
-    versions = [entry for entry in inside if is_version(entry.name) and entry.is_dir()]
+def _model(entry: os.DirEntry[str]) -> tuple[ModelFolder | None, bool]:
+    """Read one model's folder; tell also whether that was all of it: links may lead to what is not mounted now.
+
+    Without configuration and versions it has no files either. None: it is no folder.
+    """
+    if not entry.is_dir():
+        return None, not _leads_nowhere(entry)
+    inside = _visible(entry.path)
+    config = [file for file in inside if file.name == CONFIG_FILE]
+    numbers = [folder for folder in inside if is_version(folder.name)]
+    versions = [folder for folder in numbers if folder.is_dir()]
     files = [*config, *(file for version in versions for file in _below(version.path))]
-    return ModelFolder(frozenset(int(version.name) for version in versions), frozenset(_states(files)))
+    found = ModelFolder(frozenset(int(version.name) for version in versions), frozenset(_states(files)))
+    return found, not any(map(_leads_nowhere, numbers))
+
+
+def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
+    return entry.is_symlink() and not os.path.exists(entry.path)
 
 
 def _below(folder: str) -> Iterator[os.DirEntry[str]]:
@@ -207,8 +226,12 @@ def _below(folder: str) -> Iterator[os.DirEntry[str]]:
 
 def _states(files: list[os.DirEntry[str]]) -> Iterator[tuple[str, int, int]]:
     for entry in files:
-        with suppress(FileNotFoundError):  # it went while we looked
+        try:
             status = entry.stat()
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP):  # it went while we looked, or is a link to nothing
+                raise
+        else:
             yield entry.path, status.st_size, status.st_mtime_ns
 
 

@@ -14,10 +14,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """The versions that Triton has, loaded or not. why_not: why it does not tell of others; empty when it does."""
+    """The versions that Triton has, loaded or not.
+
+    why_not: why it does not tell of others; empty when it does. is_new: whether it has been replaced since it was asked
+    last, which may be too quick to be noticed otherwise.
+    """
 
     entries: tuple[IndexEntry, ...]
     why_not: str = ""
+    is_new: bool = False
 
     @property
     def ready(self) -> frozenset[tuple[str, int | None]]:
@@ -58,7 +63,10 @@ class IndexReader:
                 entries.append(entry)
             elif why_not:
                 entries.append(replace(entry, state=UNAVAILABLE, reason="Triton does not find it now"))
-        self._last = Index(tuple(entries), why_not)
+        # Triton keeps a state for whatever it was told to load, as long as it lives.
+        had_state = {entry.name for entry in self._last.entries if entry.state}
+        has_state = {entry.name for entry in entries if entry.state}
+        self._last = Index(tuple(entries), why_not, is_new=bool((had_state & names) - has_state))
         return self._last
 
     async def _is_loaded(self, entry: IndexEntry) -> bool:

@@ -13,7 +13,7 @@ from polywand_server.errors import ModelFailedError, PolywandError
 from polywand_server.tools.folders import ModelFolder, ModelFolders
 from polywand_server.triton.client import Death, IndexEntry, TritonClient
 from polywand_server.triton.failures import ControlRefusedError
-from polywand_server.triton.versions import narrowed, serving
+from polywand_server.triton.versions import narrowed, required_file, serving
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,10 @@ class ModelLoader:
         self._failures: dict[str, _Failure] = {}
         self._loaded: dict[str, ModelFolder] = {}  # as they were when their last load began
         self._taken_out: set[str] = set()  # unloaded by us, to be loaded again
+        self._incomplete: dict[str, dict[int, str]] = {}
         self._tried: set[str] = set()
+        self._lives = 0  # of Triton, as far as they were noticed
+        self._born_at = 0.0
         self._loads: Counter[str] = Counter()
         self._not_dead_before: dict[str, float] = {}  # requests that were sent before met a process that has gone
         self._found_healthy: dict[str, float] = {}  # when Triton knew of no failure, though a request said so
@@ -111,6 +114,10 @@ class ModelLoader:
         failure = self._failures.get(name)
         return failure.reason if failure else ""
 
+    def incomplete(self, name: str) -> Mapping[int, str]:
+        """Return the versions that Triton was not told to load, and why."""
+        return self._incomplete.get(name, {})
+
     def is_deleted(self, entry: IndexEntry) -> bool:
         """Whether Triton only remembers a version: it is out of service, and its folder is gone."""
         folder = self._folders.get(entry.name)
@@ -120,7 +127,7 @@ class ModelLoader:
 
     def is_no_model(self, entry: IndexEntry) -> bool:
         """Whether Triton takes a folder for a model that is none."""
-        return not entry.state and self._folders.is_known and self._folders.get(entry.name) is None
+        return not entry.state and self._folders.has_none(entry.name)
 
     async def look(self) -> None:
         """Find out what the repository holds; call it before Triton's index is read."""
@@ -164,7 +171,7 @@ class ModelLoader:
         """
         # Those that waited behind it hear of the death a second later each: by then the model may be back.
         name = death.model
-        if name in self._taken_out or death.asked_at < self._not_dead_before.get(name, 0.0):
+        if name in self._taken_out or death.asked_at < max(self._born_at, self._not_dead_before.get(name, 0.0)):
             return
         self._end_processes(name, death.process)
         if not self.is_active:
@@ -183,6 +190,8 @@ class ModelLoader:
     def forget(self) -> None:
         """Start anew: Triton was away, and what comes back may know nothing, or have become less strict."""
         self._failures = {name: replace(failure, retry_at=0.0) for name, failure in self._failures.items()}
+        self._lives += 1
+        self._born_at = time.monotonic()
         self._tried.clear()
         self._left_dead.clear()
         self._deaths.clear()
@@ -203,7 +212,7 @@ class ModelLoader:
 
     def _is_due(self, name: str, entries: Sequence[IndexEntry]) -> bool:
         folder, loaded, failure = self._folders.get(name), self._loaded.get(name), self._failures.get(name)
-        if folder is None and self._folders.is_known:
+        if self._folders.has_none(name):
             return False
         if self._was_unloaded_by_others(name, entries, folder):
             return False
@@ -236,9 +245,14 @@ class ModelLoader:
         folder, ready = self._folders.get(main), [entry.version or 0 for entry in entries if entry.state == READY]
         if folder and max(folder.versions, default=0) < max(ready, default=0):
             return [main, *due_parts]
-        if any(part in self._failures and part not in due for part in parts):
+        if any(self._holds_back(part, serves=bool(ready)) for part in parts if part not in due):
             return due_parts
         return [*due_parts, main]
+
+    def _holds_back(self, part: str, *, serves: bool) -> bool:
+        """Whether a model has to wait for its part to be mended; serves: whether the model has versions in service."""
+        failure = self._failures.get(part)
+        return failure is not None and (serves or not failure.some_serve)
 
     def _begin(self, names: Sequence[str], work: Coroutine[Any, Any, None], what: str) -> None:
         """Work on models in a task that has them for itself until it ends."""
@@ -253,6 +267,9 @@ class ModelLoader:
         self._just_ended.update(names)
         if not task.cancelled() and (error := task.exception()):
             log.error("'%s' failed for a reason that nobody thought of", task.get_name(), exc_info=error)
+            retry_at = time.monotonic() + LAST_RETRY_SECONDS
+            failure = _Failure("the service failed on it; its log says why", LAST_RETRY_SECONDS, retry_at, True)
+            self._failures.update(dict.fromkeys(names, failure))
         self._on_change()
         for death in [self._deaths.pop(name) for name in names if name in self._deaths]:
             if not task.cancelled():
@@ -269,7 +286,7 @@ class ModelLoader:
 
     async def _load(self, name: str) -> None:
         log.info("loading model %s", name)
-        folder, last = self._folders.get(name), self._failures.get(name)
+        folder, last, life = self._folders.get(name), self._failures.get(name), self._lives
         if folder:
             last = last if self._loaded.get(name) == folder else None
             self._loaded[name] = folder
@@ -286,24 +303,36 @@ class ModelLoader:
             pause = min(2 * last.pause_seconds, LAST_RETRY_SECONDS) if last else FIRST_RETRY_SECONDS
             self._failures[name] = _Failure(str(error), pause, time.monotonic() + pause, some_serve)
             log.error("model %s did not load, next try in %g s: %s", name, pause, error)
-        self._tried.add(name)
-        self._loads[name] += 1
-        self._on_change()
+        finally:
+            if life == self._lives:  # else it was asked of a Triton that has gone
+                self._tried.add(name)
+            self._loads[name] += 1
+            self._on_change()
 
     async def _config(self, name: str, folder: ModelFolder | None, broken: Collection[int] = ()) -> str:
         """Return what Triton is to load a model with: its configuration, but for versions that are broken.
 
         Empty where that cannot be told: then it loads what it finds, and says what is wrong. Left to itself it takes
         any folder that begins with a number for a version, "2~" for 2.
+
+        Raises:
+            ModelFailedError: no version could be loaded.
         """
         if folder is None:
             return ""
         try:
             config = await self._folders.config(name)
-            versions = serving(config, folder.versions - set(broken))
-            return narrowed(config, versions) if versions else ""
+            required = required_file(config)
+            incomplete = folder.without(required) if required else set()
+            self._incomplete[name] = dict.fromkeys(incomplete, f"its {required} is missing")
+            versions = serving(config, folder.versions - set(broken) - incomplete)
+            if versions:
+                return narrowed(config, versions)
         except (OSError, ValueError):
             return ""
+        if incomplete:
+            raise ModelFailedError(f"model '{name}': none of its versions that could serve has a {required}")
+        return ""
 
     async def _serve_sound_ones(self, name: str, folder: ModelFolder | None) -> bool:
         """After a load that failed: load the other versions, if none is in service; tell whether one is then."""

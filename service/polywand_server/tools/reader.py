@@ -11,6 +11,9 @@ from polywand_server.tools.index import Index
 from polywand_server.tools.loader import LOADING, READY, UNAVAILABLE, UNLOADING, ModelLoader
 from polywand_server.triton.client import IndexEntry, TritonClient
 
+# Of what a configuration has that is wrong: it goes to clients, and into one line of the log.
+MAX_REASON_CHARACTERS = 600
+
 _IN_WORDS = {"": "it is not loaded yet", LOADING: "it is being loaded", UNLOADING: "it is being unloaded"}
 
 
@@ -79,11 +82,12 @@ class ModelReader:
         return self._models.get(name) or Model(name, {}, None, (), "it is not known yet")
 
     async def _read_model(self, name: str, entries: list[IndexEntry], *, again: bool) -> Model | None:
-        versions = tuple(
-            ToolVersion(entry.version, entry.state == READY, "" if entry.state == READY else self._why_not(entry))
-            for entry in sorted(entries, key=lambda entry: entry.version or 0)
-            if entry.version is not None
-        )
+        found = {entry.version: self._version(entry.version, entry) for entry in entries if entry.version is not None}
+        incomplete = {
+            number: ToolVersion(number, False, why, BROKEN_RETRY_SECONDS)
+            for number, why in self._loader.incomplete(name).items()
+        }
+        versions = tuple(version for _, version in sorted((incomplete | found).items()))
         ready = [version.version for version in versions if version.ready]
         known = self._known(name)
         if not ready:
@@ -107,7 +111,14 @@ class ModelReader:
         except ValueError as error:
             # Its tools, if they are known, stay in the list and say so.
             wrong = replace(known, config=known.config if known.specs else config, versions=versions)
-            return wrong.called_off(f"its configuration is wrong: {error}", BROKEN_RETRY_SECONDS)
+            why = " ".join(str(error).split())[:MAX_REASON_CHARACTERS]
+            return wrong.called_off(f"its configuration is wrong: {why}", BROKEN_RETRY_SECONDS)
+
+    def _version(self, number: int, entry: IndexEntry) -> ToolVersion:
+        if entry.state == READY:
+            return ToolVersion(number, True, "")
+        has_failed = entry.state == UNAVAILABLE and entry.reason != "unloaded"
+        return ToolVersion(number, False, self._why_not(entry), BROKEN_RETRY_SECONDS if has_failed else RETRY_SECONDS)
 
     def _why_not(self, entry: IndexEntry) -> str:
         if self._loader.is_coming_back(entry.name):

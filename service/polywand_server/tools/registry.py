@@ -197,10 +197,12 @@ class Registry:
         except (PolywandError, TimeoutError) as error:
             self._set_up(False, str(error) or "it did not answer in time")
             self._take(self._reader.call_off(AWAY), ())
-            self._readiness.begin_again()
-            self._loader.forget()
+            self._begin_again()
         else:
             self._set_up(True)
+            if index.is_new:
+                self._begin_again()
+                tried = frozenset()
             self._loader.consider(index.entries, self._reader.parts)
             if not index.why_not:
                 self._readiness.note(self._untried(index, tried))
@@ -222,6 +224,11 @@ class Registry:
             log.warning("%s: %s", AWAY, why_not)
         self.triton_up = up
         metrics.TRITON_UP.set(up)
+
+    def _begin_again(self) -> None:
+        """Triton is away, or another one than before: all models have to be tried again."""
+        self._readiness.begin_again()
+        self._loader.forget()
 
     def _untried(self, index: Index, tried: Collection[str]) -> set[str]:
         """Return the models that were neither loaded nor found broken, or are and have not been read."""

@@ -28,6 +28,20 @@ def serving(config: str, versions: Collection[int]) -> list[int]:
     return sorted(versions)[-newest:]
 
 
+def required_file(config: str) -> str:
+    """Return the name of a file without which a version must not be loaded; empty where Triton itself says so.
+
+    Triton 2.51 waits for ever for a Python model that has no file.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    message = _parse(config)
+    if message.backend != "python":
+        return ""
+    return str(message.default_model_filename) or "model.py"
+
+
 def narrowed(config: str, versions: Collection[int]) -> str:
     """Return a config.pbtxt as JSON, with a policy of exactly these versions.
 
