@@ -26,6 +26,12 @@ TOLERANCE = click.option(
     "--tolerance", type=float, help="Simplification in pixels; 0 keeps every vertex.  [default: server's]"
 )
 MAX_POINTS = click.option("--max-points", type=int, help="Vertices of one outline at most.")
+RANGE = click.option(
+    "--range",
+    "value_range",
+    type=Numbers("low,high"),
+    help="Which values of a file with more than 8 bits are black and white.  [default: by its values]",
+)
 VERSION = click.option("--version", default=0, help="Of the model; 0 is the highest that is ready.")
 
 
@@ -90,6 +96,7 @@ def models(client: polywand.Client, as_json: bool) -> None:
 @TOLERANCE
 @MAX_POINTS
 @VERSION
+@RANGE
 @AS_JSON
 @click.option("--overlay", "picture", type=PATH, help="Draw the answer on the image, into this file.")
 @click.pass_context
@@ -106,6 +113,7 @@ def interact(
     tolerance: float | None,
     max_points: int | None,
     version: int,
+    value_range: tuple[float, float] | None,
     as_json: bool,
     picture: Path | None,
 ) -> None:
@@ -117,7 +125,7 @@ def interact(
     client: polywand.Client = ctx.obj
     points = clicks_as_typed(ctx, positive=positive, negative=negative, extreme=extreme)
     _check_picture(picture)
-    with client.open(image) as session:
+    with client.open(image, value_range=value_range) as session:
         seed = None if seed_file is None else _seed(seed_file, image, session)
         # Click by click, as an annotator would: networks refine what the clicks before led to.
         for count in range(len(points)):
@@ -136,7 +144,7 @@ def interact(
     name = str(image)
     click.echo(json.dumps(report.segmentation_json(name, found)) if as_json else report.segmentation_text(name, found))
     if picture is not None:
-        photo = overlay.load_rgb(read(image))
+        photo = overlay.load_rgb(read(image), value_range)
         drawn_box = None if box is None else Box(*box)
         _save(overlay.draw_segmentation(photo, found.polygons, points, drawn_box), picture)
 
@@ -158,6 +166,7 @@ def interact(
 @TOLERANCE
 @MAX_POINTS
 @VERSION
+@RANGE
 @AS_JSON
 @click.option(
     "--overlay",
@@ -178,6 +187,7 @@ def detect(
     tolerance: float | None,
     max_points: int | None,
     version: int,
+    value_range: tuple[float, float] | None,
     as_json: bool,
     picture: Path | None,
 ) -> None:
@@ -196,6 +206,7 @@ def detect(
         polygons=interactor or polygons,
         tolerance=tolerance,
         max_points=max_points,
+        value_range=value_range,
     )
     failed = False
     for number, found in answers:
@@ -207,7 +218,7 @@ def detect(
                 json.dumps(report.detections_json(name, found)) if as_json else report.detections_text(name, found)
             )
             if pictures:
-                _save(overlay.draw_detections(overlay.load_rgb(read(name)), found), pictures[number])
+                _save(overlay.draw_detections(overlay.load_rgb(read(name), value_range), found), pictures[number])
         except PolywandError as error:
             failed = True
             text = str(error)

@@ -10,7 +10,7 @@ import grpc
 
 from polywand import channel, errors, wire
 from polywand.frames import FrameAnswer
-from polywand.images import ImageLike
+from polywand.images import ImageLike, ValueRangeLike
 from polywand.rests import FIRST_IMAGE_REST_S, FIRST_REST_S, Rests, before_again_s, system_uniform
 from polywand.results import Detections, Model
 from polywand.session import Session
@@ -57,13 +57,14 @@ class Client:
         reply = self._call(self._stub.ListModels, pb.ListModelsRequest(), FIRST_REST_S)
         return [wire.model(message) for message in reply.models]
 
-    def open(self, image: ImageLike) -> Session:
+    def open(self, image: ImageLike, *, value_range: ValueRangeLike | None = None) -> Session:
         """Open a session on an image: a path, the bytes of a file, or uint8 [H, W, 3] RGB or [H, W] grey.
 
+        value_range: which values of a PNG or TIFF file with more than 8 bits are black and white, such as (0, 1023).
         Raises InvalidRequest when the image cannot be read, QuotaExceeded when the server stays full, Unavailable when
         it is away.
         """
-        return Session(self._stub, image, self.target, self._timeout_s)
+        return Session(self._stub, image, self.target, self._timeout_s, value_range)
 
     def detect(self, image: ImageLike, **options: Unpack[DetectOptions]) -> Detections:
         """Find objects on one image; the options are those of `DetectOptions`.

@@ -15,17 +15,22 @@ ImageLike: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.uint8]
 """A file's path, a file's bytes, or pixels: uint8 [H, W, 3] in RGB order, or uint8 [H, W] grey."""
 
 
-def to_message(image: ImageLike) -> pb.Image:
+ValueRangeLike: TypeAlias = tuple[float, float]
+"""Which values of a PNG or TIFF file with more than 8 bits are black and white, such as (0, 1023)."""
+
+
+def to_message(image: ImageLike, value_range: ValueRangeLike | None = None) -> pb.Image:
     """Make the message of an image. Files travel as they are: the server decodes them and turns them by their EXIF.
 
     Raises InvalidRequest when the file cannot be read or the array is no image, and TypeError for anything else.
     """
+    said = None if value_range is None else pb.ValueRange(low=value_range[0], high=value_range[1])
     if isinstance(image, np.ndarray):
-        return pb.Image(raw=_raw(image))
+        return pb.Image(raw=_raw(image), value_range=said)
     if isinstance(image, bytes | bytearray | memoryview):
-        return pb.Image(encoded=bytes(image))
+        return pb.Image(encoded=bytes(image), value_range=said)
     if isinstance(image, str | os.PathLike):
-        return pb.Image(encoded=read(image))
+        return pb.Image(encoded=read(image), value_range=said)
     raise TypeError(f"an image is a path, the bytes of a file or an array of pixels, not {type(image).__name__}")
 
 

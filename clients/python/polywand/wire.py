@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polywand import errors, images
-from polywand.images import ImageLike
+from polywand.images import ImageLike, ValueRangeLike
 from polywand.raster import decode_rle
 from polywand.results import (
     Box,
@@ -40,6 +40,8 @@ class DetectOptions(TypedDict, total=False):
     polygons_threshold: probability from which a pixel counts, above 0 and below 1; None is the interactor's own.
     tolerance: how far an outline may be simplified, in pixels; 0 keeps every vertex, None is the server's choice.
     max_points: vertices of one outline at most, over all its rings. mask: whether to send the masks too.
+    value_range: which values of a PNG or TIFF file with more than 8 bits are black and white, such as (0, 1023); None
+    leaves it to the values of each file.
     """
 
     model: str
@@ -53,6 +55,7 @@ class DetectOptions(TypedDict, total=False):
     tolerance: float | None
     max_points: int | None
     mask: bool
+    value_range: ValueRangeLike | None
 
 
 _KINDS: dict[int, ModelKind] = {pb.MODEL_KIND_INTERACTOR: "interactor", pb.MODEL_KIND_DETECTOR: "detector"}
@@ -77,6 +80,7 @@ def detect_request(
     tolerance: float | None = None,
     max_points: int | None = None,
     mask: bool = False,
+    value_range: ValueRangeLike | None = None,
 ) -> pb.DetectRequest:
     """Make the request for one image; see `DetectOptions`.
 
@@ -93,7 +97,7 @@ def detect_request(
     return pb.DetectRequest(
         model=model,
         version=version,
-        image=images.to_message(image),
+        image=images.to_message(image, value_range),
         threshold=threshold,
         labels=labels,
         max_detections=max_detections,

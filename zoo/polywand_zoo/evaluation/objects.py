@@ -94,7 +94,7 @@ def load(subject: Subject) -> Photo:
     except OSError as error:
         raise DataError(subject.image, f"the image cannot be read ({error.strerror or error})") from error
     except PolywandError as error:
-        raise DataError(subject.image, "this is no image that can be read") from error
+        raise DataError(subject.image, str(error)) from error
     truth = subject.read()
     height, width = truth.inside.shape
     if (height, width) != pixels.shape[:2]:

@@ -1,0 +1,95 @@
+"""Values of more than 8 bits to 8: which is black, which is white.
+
+- A range that was said counts.
+- Whole numbers without a sign: 0 is black; white is the largest of the fewest bits, of 8, 10, 12, 14 and 16, that hold
+  the largest value, since cameras write 10 or 12 bits into files of 16.
+- Floats from 0 to 1, the largest above a half: 0 is black, 1 is white.
+- All others: the smallest value is black, the largest white. Values that stand for no data, infinities and NaN do not
+  count.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polywand_pictures.header import ValueRange
+
+Values = NDArray[Any]
+
+_BITS = (8, 10, 12, 14, 16)
+# What instruments and geographic programs write where nothing was measured, besides what a file itself says.
+_NO_DATA = (-9999, -99999, -32768)
+_NO_DATA_SIZE = 3.0e38  # floats this large, too
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How values become 8 bits. no_data: the file's own value for it, which becomes black."""
+
+    low: float
+    high: float
+    no_data: float | None = None
+
+    def units(self, values: Values) -> NDArray[np.float32]:
+        """Turn values of any type into 0 (black) to 1 (white)."""
+        with np.errstate(all="ignore"):
+            unit = (values.astype(np.float64) - self.low) / (self.high - self.low)
+        unit = np.nan_to_num(unit, nan=0.0, posinf=1.0, neginf=0.0)
+        unit[_is_no_data(values, self.no_data)] = 0
+        return np.clip(unit, 0, 1).astype(np.float32)
+
+    def to_8_bits(self, values: Values) -> NDArray[np.uint8]:
+        """Turn values of any type into uint8."""
+        if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
+            every = np.arange(1 << 8 * values.dtype.itemsize, dtype=np.uint16)
+            table = (self.units(every) * 255 + 0.5).astype(np.uint8)
+            return np.asarray(table[values])
+        return (self.units(values) * 255 + 0.5).astype(np.uint8)
+
+
+def scale_of(parts: Iterable[Values], said: ValueRange | None, no_data: float | None = None) -> Scale:
+    """Find the scale for values that come in parts, all of one type."""
+    if said is not None:
+        return Scale(said.low, said.high, no_data)
+    low, high, kind = np.inf, -np.inf, "u"
+    for part in parts:
+        kind = part.dtype.kind
+        counting = _counting(part, no_data)
+        if counting.size:
+            low, high = min(low, float(counting.min())), max(high, float(counting.max()))
+    if low > high:  # nothing counts
+        return Scale(0, 1, no_data)
+    if kind == "f":
+        if low >= 0 and 0.5 < high <= 1:
+            return Scale(0, 1, no_data)
+    elif low >= 0 and high < 1 << _BITS[-1]:
+        return Scale(0, white_of(high), no_data)
+    return Scale(low, high if high > low else low + 1, no_data)
+
+
+def white_of(largest: float) -> int:
+    """Tell what is white where 0 is black and this is the largest of the whole numbers."""
+    return next(((1 << bits) - 1 for bits in _BITS if largest < 1 << bits), int(largest))
+
+
+def _counting(values: Values, no_data: float | None) -> Values:
+    if values.dtype.kind == "u" and no_data is None:
+        return values
+    counts = ~_is_no_data(values, no_data)
+    if values.dtype.kind == "f":
+        counts &= np.isfinite(values)
+    return values if counts.all() else values[counts]
+
+
+def _is_no_data(values: Values, no_data: float | None) -> NDArray[np.bool_]:
+    found = np.zeros(values.shape, np.bool_)
+    said = () if no_data is None else (no_data,)
+    for value in said if values.dtype.kind == "u" else (*said, *_NO_DATA):
+        # A float file holds the nearest float to what its text says.
+        found |= values == (values.dtype.type(value) if values.dtype.kind == "f" else value)
+    if values.dtype.kind == "f" and values.dtype.itemsize >= 4:
+        found |= np.isfinite(values) & (np.abs(values) >= _NO_DATA_SIZE)
+    return found
