@@ -11,12 +11,20 @@ MAX_VALUES = 4 * 65_536
 # struct's letters, by the type of an entry: BYTE, ASCII, SHORT, LONG, SBYTE, SSHORT, SLONG, FLOAT, DOUBLE, LONG8.
 _LETTERS = {1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q", 18: "Q"}
 
+# Means nothing to anybody.
+_NO_TAG = 65_000
+
 Tags = Mapping[int, tuple[Any, ...]]
 
 
 def byte_order(data: memoryview) -> str:
     """struct's letter of the byte order: "<" or ">"."""
     return "<" if bytes(data[:2]) == b"II" else ">"
+
+
+def is_big(data: memoryview) -> bool:
+    """Whether this is a BigTIFF structure."""
+    return bytes(data[2:4]) in (b"+\0", b"\0+")
 
 
 def first_directory(data: memoryview) -> int | None:
@@ -35,7 +43,7 @@ def read_directory(data: memoryview, at: int) -> Tags:
     Text comes as the values of its bytes.
     """
     order = byte_order(data)
-    big = bytes(data[2:4]) in (b"+\0", b"\0+")
+    big = is_big(data)
     count_letter, head, entry_bytes, inline = ("Q", "HHQ", 20, 8) if big else ("H", "HHI", 12, 4)
     tags: dict[int, tuple[Any, ...]] = {}
     try:
@@ -54,3 +62,18 @@ def read_directory(data: memoryview, at: int) -> Tags:
     except (struct.error, OverflowError):
         pass  # what was read by now counts
     return tags
+
+
+def without(data: memoryview, tag: int) -> bytes:
+    """Copy a TIFF structure whose first directory does not have a tag: its entry is renamed, so that nothing moves."""
+    changed, order, at = bytearray(data), byte_order(data), first_directory(data)
+    count_letter, entry_bytes = ("Q", 20) if is_big(data) else ("H", 12)
+    try:
+        (count,) = struct.unpack_from(f"{order}{count_letter}", data, at or 0)
+        begin = (at or 0) + struct.calcsize(f"={count_letter}")
+        for entry in range(begin, begin + min(count, MAX_ENTRIES) * entry_bytes, entry_bytes):
+            if struct.unpack_from(f"{order}H", data, entry)[0] == tag:
+                struct.pack_into(f"{order}H", changed, entry, _NO_TAG)
+    except struct.error:
+        pass  # it is damaged, as its reader will say
+    return bytes(changed)

@@ -29,13 +29,14 @@ _EXIF = b"Exif\0\0"
 _COMMON_FRAMES = (0xC0, 0xC1, 0xC2)
 _FRAMES = (*_COMMON_FRAMES, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 _STANDALONE = (0x01, *range(0xD0, 0xD8))
-_END, _SCAN = 0xD9, 0xDA
+_END, _SCAN, _PROFILE = 0xD9, 0xDA, 0xE2
 # What ends the data of a scan: FF, but not FF 00, a restart or a fill byte.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 # So much is searched in one go; the interpreter is free between two of them.
 _CHUNK_BYTES = 1 << 20
 # Bytes a pixel that libjpeg takes: its own pixels, and the coefficients of a progressive file; CMYK has a sample more.
 _DECODER_BYTES = 12
+_BAD_PROFILE = "ICC"
 # What libjpeg warns of though the picture is whole: filling before the end, and headers of some cameras.
 _HARMLESS = ("before marker 0xd9", "Invalid SOS parameters", "Unknown Adobe color transform", "JFIF revision")
 
@@ -103,9 +104,10 @@ def decode(data: memoryview, header: JpegHeader) -> Pixels:
     try:
         pixels = simplejpeg.decode_jpeg(data, space)
     except ValueError as error:
-        if not any(warning in str(error) for warning in _HARMLESS):
-            raise damaged(error) from error
-        pixels = _decode_with_warnings(data, space)
+        if _BAD_PROFILE in str(error):
+            pixels = _decode_again(_without_profiles(data), space)
+        else:
+            pixels = _decode_despite(error, data, space)
     if pixels.shape[:2] != (header.height, header.width):
         raise UnreadableError("the image is damaged: it tells of two sizes")
     return upright(_without_inks(pixels) if space == "CMYK" else pixels, header.orientation)
@@ -128,11 +130,32 @@ def read(data: memoryview, admit: Admission) -> None:
     np.copyto(make_room(*header.upright_size), decode(data, header))
 
 
-def _decode_with_warnings(data: memoryview, space: str) -> Pixels:
+def _decode_again(data: bytes, space: str) -> Pixels:
+    try:
+        return np.asarray(simplejpeg.decode_jpeg(data, space))
+    except ValueError as error:
+        return _decode_despite(error, data, space)
+
+
+def _decode_despite(warning: ValueError, data: bytes | memoryview, space: str) -> Pixels:
+    """Decode in spite of what libjpeg has said, if that means no harm."""
+    if not any(text in str(warning) for text in _HARMLESS):
+        raise damaged(warning) from warning
     try:
         return np.asarray(simplejpeg.decode_jpeg(data, space, strict=False))
     except ValueError as error:
         raise damaged(error) from error
+
+
+def _without_profiles(data: memoryview) -> bytes:
+    """Leave out the segments of colour profiles before the frame header."""
+    kept, at = [data[:2]], 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] not in _FRAMES and data[at + 1] != _SCAN:
+        size = 2 if data[at + 1] in _STANDALONE else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at + 1] != _PROFILE:
+            kept.append(data[at : at + size])
+        at += size
+    return b"".join((*kept, data[at:]))
 
 
 def _without_inks(cmyk: Pixels) -> Pixels:

@@ -1,8 +1,8 @@
 """Values of more than 8 bits to 8: which is black, which is white.
 
 - A range that was said counts.
-- Whole numbers without a sign: 0 is black; white is the largest of the fewest bits, of 8, 10, 12, 14 and 16, that hold
-  the largest value, since cameras write 10 or 12 bits into files of 16.
+- Whole numbers from 0 to 65,535: 0 is black; white is the largest of the fewest bits, of 8, 10, 12, 14 and 16 (15 with
+  a sign), that hold the largest value, since cameras write 10 or 12 bits into files of 16.
 - Floats from 0 to 1, the largest above a half: 0 is black, 1 is white.
 - All others: the smallest value is black, the largest white. Values that stand for no data, infinities and NaN do not
   count.
@@ -54,19 +54,19 @@ def scale_of(parts: Iterable[Values], said: ValueRange | None, no_data: float | 
     """Find the scale for values that come in parts, all of one type."""
     if said is not None:
         return Scale(said.low, said.high, no_data)
-    low, high, kind = np.inf, -np.inf, "u"
+    low, high, dtype = np.inf, -np.inf, np.dtype(np.uint8)
     for part in parts:
-        kind = part.dtype.kind
+        dtype = part.dtype
         counting = _counting(part, no_data)
         if counting.size:
             low, high = min(low, float(counting.min())), max(high, float(counting.max()))
     if low > high:  # nothing counts
         return Scale(0, 1, no_data)
-    if kind == "f":
+    if dtype.kind == "f":
         if low >= 0 and 0.5 < high <= 1:
             return Scale(0, 1, no_data)
     elif low >= 0 and high < 1 << _BITS[-1]:
-        return Scale(0, white_of(high), no_data)
+        return Scale(0, min(white_of(high), np.iinfo(dtype).max), no_data)
     return Scale(low, high if high > low else low + 1, no_data)
 
 
@@ -88,8 +88,8 @@ def _is_no_data(values: Values, no_data: float | None) -> NDArray[np.bool_]:
     found = np.zeros(values.shape, np.bool_)
     said = () if no_data is None else (no_data,)
     for value in said if values.dtype.kind == "u" else (*said, *_NO_DATA):
-        # A float file holds the nearest float to what its text says.
-        found |= values == (values.dtype.type(value) if values.dtype.kind == "f" else value)
+        with np.errstate(over="ignore"):  # a float file holds the nearest float to what its text says
+            found |= values == (values.dtype.type(value) if values.dtype.kind == "f" else value)
     if values.dtype.kind == "f" and values.dtype.itemsize >= 4:
         found |= np.isfinite(values) & (np.abs(values) >= _NO_DATA_SIZE)
     return found

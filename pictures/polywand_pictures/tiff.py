@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polywand_pictures import pillow
-from polywand_pictures.directories import Tags, byte_order, first_directory, read_directory
+from polywand_pictures.directories import Tags, byte_order, first_directory, is_big, read_directory, without
 from polywand_pictures.errors import RangeError, UnreadableError, damaged
 from polywand_pictures.header import TURN_BYTES, Admission, Header, Pixels, ValueRange, strips
 from polywand_pictures.kinds import not_read
@@ -100,14 +100,14 @@ def read(data: memoryview, admit: Admission, said: ValueRange | None) -> None:
     orientation = _one(tags, ORIENTATION, UPRIGHT)
     if orientation not in range(1, 9):
         orientation = UPRIGHT
-    if _is_common(tags):
+    if _is_common(data, tags):
         if said is not None:
             raise RangeError("the values of this file have 8 bits; a range is for more")
         _read_by_pillow(data, (width, height), orientation, admit)
         return
     layout = _layout(data, tags, width, height)
     if said is not None and (layout.bits <= 8 or layout.photometric in (_PALETTE, _CMYK)):
-        raise RangeError("the values of this file are no grey or colours of more than 8 bits")
+        raise RangeError("a range is for grey and colours of more than 8 bits, which this file has not")
     nbytes = (layout.row_bytes * layout.planes + (3 + TURN_BYTES) * width) * height
     make_room = admit(Header(width, height, nbytes + 2 * len(data)))
     planes = [_unpack(data, tags, layout, plane) for plane in range(layout.planes)]
@@ -144,7 +144,7 @@ def _refuse_camera_raw(data: memoryview, tags: Tags) -> None:
         raise not_read("camera raw")
 
 
-def _is_common(tags: Tags) -> bool:
+def _is_common(data: memoryview, tags: Tags) -> bool:
     """Whether Pillow reads it, and rightly: 8 bits in one plane, fax, and what libtiff itself turns into colours."""
     photometric, samples = _one(tags, PHOTOMETRIC, _BLACK_IS_ZERO), _one(tags, SAMPLES, 1)
     if _one(tags, COMPRESSION, 1) not in _BYTE_PACKINGS or photometric == _YCBCR:
@@ -155,6 +155,8 @@ def _is_common(tags: Tags) -> bool:
     kind = _one(tags, FORMAT, _UNSIGNED)
     is_plain = kind in (_UNSIGNED, _UNDEFINED) and _one(tags, PLANAR, 1) != _IN_PLANES
     is_known = (samples, extras[0] if extras else None) in _COMMON[photometric]
+    if is_big(data) and byte_order(data) == ">":  # Pillow does not read these
+        return False
     return is_plain and is_known and (bits == 8 or (bits == 1 and samples == 1 and photometric != _PALETTE))
 
 
@@ -167,7 +169,7 @@ def _bits(tags: Tags) -> int:
 
 def _read_by_pillow(data: memoryview, size: tuple[int, int], orientation: int, admit: Admission) -> None:
     width, height = size
-    with pillow.opened(io.BytesIO(_without(data, ORIENTATION)), "TIFF") as image:
+    with pillow.opened(io.BytesIO(without(data, ORIENTATION)), "TIFF") as image:
         # Without the tag, Pillow would turn it by what XMP says.
         image.info.pop("xmp", None)
         if image.size != size:
@@ -288,22 +290,6 @@ def _with_directory(data: memoryview, entries: dict[int, tuple[int, tuple[int, .
             values_at += len(content)
     head = b"II*\0" + struct.pack("<I", at)
     return b"".join((head, data[8:], b"\0" * (len(data) % 2), *directory, bytes(4), *values))
-
-
-def _without(data: memoryview, tag: int) -> bytes:
-    """Rename a tag of the first directory to one that means nothing, so that it is not read."""
-    changed = bytearray(data)
-    at, order = first_directory(data), byte_order(data)
-    if at is None or bytes(data[2:4]) not in (b"*\0", b"\0*"):
-        return bytes(changed)
-    try:
-        (count,) = struct.unpack_from(f"{order}H", data, at)
-        for entry in range(at + 2, at + 2 + 12 * count, 12):
-            if struct.unpack_from(f"{order}H", data, entry)[0] == tag:
-                struct.pack_into(f"{order}H", changed, entry, 65_000)
-    except struct.error:
-        pass  # Pillow says what is wrong with it
-    return bytes(changed)
 
 
 def _values(planes: list[NDArray[np.uint8]], layout: _Layout, rows: slice) -> Values:
