@@ -6,8 +6,9 @@ from typing import Any
 
 # Entries of a directory that are looked through; an honest one has some dozen.
 MAX_ENTRIES = 512
-# Values of one entry that are read at most: the places of strips of one row each, for the highest picture.
-MAX_VALUES = 4 * 65_536
+# Values of one entry that are read at most: a tag of a picture's samples; and of its places, where each row has one.
+MAX_VALUES = 1024
+MAX_PLACES = 4 * 65_536
 # struct's letters, by the type of an entry: BYTE, ASCII, SHORT, LONG, SBYTE, SSHORT, SLONG, FLOAT, DOUBLE, LONG8.
 _LETTERS = {1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q", 18: "Q"}
 
@@ -37,10 +38,11 @@ def first_directory(data: memoryview) -> int | None:
     return None
 
 
-def read_directory(data: memoryview, at: int) -> Tags:
+def read_directory(data: memoryview, at: int, wanted: Mapping[int, int]) -> Tags:
     """Read the numbers of a directory, by tag; what is damaged or of another type is left out.
 
-    Text comes as the values of its bytes.
+    Text comes as the values of its bytes. wanted: tags, and how many values of each there may be, so that entries that
+    all lead to the same bytes cost nothing.
     """
     order = byte_order(data)
     big = is_big(data)
@@ -52,7 +54,7 @@ def read_directory(data: memoryview, at: int) -> Tags:
         for entry in range(at, at + min(count, MAX_ENTRIES) * entry_bytes, entry_bytes):
             tag, kind, number = struct.unpack_from(f"{order}{head}", data, entry)
             letter = _LETTERS.get(kind)
-            if letter is None or number > MAX_VALUES or tag in tags:
+            if letter is None or number > wanted.get(tag, -1) or tag in tags:
                 continue
             place = entry + entry_bytes - inline
             if number * struct.calcsize(f"={letter}") > inline:

@@ -17,7 +17,7 @@ def orientation_of_tiff(tiff: memoryview) -> int:
     1 where there is none, or none that means anything.
     """
     at = first_directory(tiff)
-    values = read_directory(tiff, at).get(TAG) if at is not None else None
+    values = read_directory(tiff, at, {TAG: 1}).get(TAG) if at is not None else None
     return values[0] if values and values[0] in range(1, 9) else UPRIGHT
 
 

@@ -22,6 +22,7 @@ Values = NDArray[Any]
 _BITS = (8, 10, 12, 14, 16)
 # What instruments and geographic programs write where nothing was measured, besides what a file itself says.
 _NO_DATA = (-9999, -99999, -32768)
+_TINY = 1e-30  # floats of 32 bits, and what is divided by them, are sound above
 _NO_DATA_SIZE = 3.0e38  # floats this large, too
 
 
@@ -35,8 +36,13 @@ class Scale:
 
     def units(self, values: Values) -> NDArray[np.float32]:
         """Turn values of any type into 0 (black) to 1 (white)."""
+        span = self.high - self.low
+        if values.dtype == np.float32 and span > _TINY and _is_plain(values, self.no_data):
+            unit = np.subtract(values, np.float32(self.low), dtype=np.float32)
+            unit /= np.float32(span)
+            return np.clip(unit, 0, 1, out=unit)
         with np.errstate(all="ignore"):
-            unit = (values.astype(np.float64) - self.low) / (self.high - self.low)
+            unit = (values.astype(np.float64) - self.low) / span
         unit = np.nan_to_num(unit, nan=0.0, posinf=1.0, neginf=0.0)
         unit[_is_no_data(values, self.no_data)] = 0
         return np.clip(unit, 0, 1).astype(np.float32)
@@ -47,7 +53,10 @@ class Scale:
             every = np.arange(1 << 8 * values.dtype.itemsize, dtype=np.uint16)
             table = (self.units(every) * 255 + 0.5).astype(np.uint8)
             return np.asarray(table[values])
-        return (self.units(values) * 255 + 0.5).astype(np.uint8)
+        unit = self.units(values)
+        unit *= 255
+        unit += 0.5
+        return unit.astype(np.uint8)
 
 
 def scale_of(parts: Iterable[Values], said: ValueRange | None, no_data: float | None = None) -> Scale:
@@ -76,12 +85,18 @@ def white_of(largest: float) -> int:
 
 
 def _counting(values: Values, no_data: float | None) -> Values:
-    if values.dtype.kind == "u" and no_data is None:
+    if (values.dtype.kind == "u" and no_data is None) or _is_plain(values, no_data):
         return values
     counts = ~_is_no_data(values, no_data)
     if values.dtype.kind == "f":
         counts &= np.isfinite(values)
     return values if counts.all() else values[counts]
+
+
+def _is_plain(values: Values, no_data: float | None) -> bool:
+    """Whether a quick look tells that all values count."""
+    low, high = values.min(initial=0), values.max(initial=0)  # NaN if there is one, which is not above anything
+    return bool(low > max(_NO_DATA) and high < _NO_DATA_SIZE and (no_data is None or not low <= no_data <= high))
 
 
 def _is_no_data(values: Values, no_data: float | None) -> NDArray[np.bool_]:

@@ -14,7 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polywand_pictures import pillow
-from polywand_pictures.directories import Tags, byte_order, first_directory, is_big, read_directory, without
+from polywand_pictures.directories import (
+    MAX_PLACES,
+    MAX_VALUES,
+    Tags,
+    byte_order,
+    first_directory,
+    is_big,
+    read_directory,
+    without,
+)
 from polywand_pictures.errors import RangeError, UnreadableError, damaged
 from polywand_pictures.header import TURN_BYTES, Admission, Header, Pixels, ValueRange, strips
 from polywand_pictures.kinds import not_read
@@ -25,7 +34,16 @@ from polywand_pictures.ranges import Scale, Values, scale_of, white_of
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
 STRIPS, SAMPLES, ROWS_PER_STRIP, STRIP_BYTES, PLANAR, PREDICTOR, COLOUR_MAP = 273, 277, 278, 279, 284, 317, 320
 TILE_WIDTH, TILE_HEIGHT, TILES, TILE_BYTES, INK_SET, EXTRAS, FORMAT = 322, 323, 324, 325, 332, 338, 339
-DIRECTORIES, MAKE, NO_DATA, DNG = 330, 271, 42113, 50706
+DIRECTORIES, NO_DATA, DNG = 330, 42113, 50706
+_PLACES = (STRIPS, STRIP_BYTES, TILES, TILE_BYTES, COLOUR_MAP)
+_WANTED = {
+    tag: MAX_PLACES if tag in _PLACES else MAX_VALUES
+    for tag in (
+        *(WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, STRIPS, SAMPLES, ROWS_PER_STRIP, STRIP_BYTES),
+        *(PLANAR, PREDICTOR, COLOUR_MAP, TILE_WIDTH, TILE_HEIGHT, TILES, TILE_BYTES, INK_SET, EXTRAS, FORMAT),
+        *(DIRECTORIES, NO_DATA, DNG, ORIENTATION),
+    )
+}
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _OF_SENSORS = (32803, 34892)  # colour filter array, linear raw
@@ -44,7 +62,7 @@ _COMMON = {
     _PALETTE: ((1, None),),
     _CMYK: ((4, None),),
 }
-_PILLOW_BYTES = 16
+_PILLOW_BYTES = 8
 _SHORT, _LONG = 3, 4
 
 
@@ -94,7 +112,7 @@ def read(data: memoryview, admit: Admission, said: ValueRange | None) -> None:
         UnreadableError, RangeError, and what `admit` raises
     """
     at = first_directory(data)
-    tags = read_directory(data, at) if at is not None else {}
+    tags = read_directory(data, at, _WANTED) if at is not None else {}
     _refuse_camera_raw(data, tags)
     width, height = _one(tags, WIDTH), _one(tags, HEIGHT)
     orientation = _one(tags, ORIENTATION, UPRIGHT)
@@ -139,7 +157,7 @@ def _refuse_camera_raw(data: memoryview, tags: Tags) -> None:
         raise not_read("camera raw (CR2)")
     if DNG in tags:
         raise not_read("camera raw (DNG)")
-    below = (read_directory(data, at) for at in tags.get(DIRECTORIES, ())[:8] if isinstance(at, int))
+    below = (read_directory(data, at, {PHOTOMETRIC: 1}) for at in tags.get(DIRECTORIES, ())[:8] if isinstance(at, int))
     if any(directory.get(PHOTOMETRIC, (None,))[0] in _OF_SENSORS for directory in (tags, *below)):
         raise not_read("camera raw")
 

@@ -2,14 +2,16 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from polywand_pictures import read_picture
+from polywand_pictures import UnreadableError, read_picture
 from tests.pictures.writers import (
+    HEIC_TURNED,
     XMP_HEAD,
     chunk,
     colours,
@@ -182,3 +184,31 @@ def test_broken_xmp_does_not_matter():
 
 def test_many_segments_before_a_photo_do_not_matter():
     assert is_shown(with_segments(JPEG, *[b"\0" * 1000] * 60, marker=0xE5))
+
+
+def test_exif_whose_entries_lead_to_the_same_bytes_costs_nothing():
+    """It is read on the service's event loop."""
+    entries = b"".join(struct.pack("<HHII", 0x112, 1, 60_000, 8) for _ in range(500))
+    block = b"II*\0" + struct.pack("<IH", 8, 500) + entries + bytes(59_000)
+    data = with_segments(JPEG, b"Exif\0\0" + block[:65_000])
+    tracemalloc.start()
+    try:
+        assert is_shown(data)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_boxes_of_heic_turn_once():
+    """The file, 64 x 48 before the turn, says it in its boxes and in EXIF."""
+    pytest.importorskip("pi_heif")
+    pixels = read_picture(HEIC_TURNED)
+    assert pixels.shape == (64, 48, 3)
+    assert pixels[0, -1, :2].max() < 30  # the ramps begin in the upper right corner
+    assert pixels[-1, 0, :2].min() > 230
+
+
+def test_without_its_decoder_a_heic_file_says_what_is_lacking(monkeypatch):
+    monkeypatch.setattr("polywand_pictures.heif.pi_heif", None)
+    with pytest.raises(UnreadableError, match="extra `heic`"):
+        read_picture(HEIC_TURNED)

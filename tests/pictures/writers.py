@@ -1,5 +1,6 @@
 """Writers of small picture files of every kind, from arrays and the standard library alone."""
 
+import base64
 import io
 import struct
 import zlib
@@ -228,3 +229,18 @@ def gif(screen: tuple[int, int], frame: np.ndarray, left: int, top: int, transpa
             b"," + struct.pack("<HHHHB", left, top, width, height, 0) + b"\x07" + blocks + b"\0;",
         )
     )
+
+
+# A ramp of 64 x 48 pixels that `irot` and EXIF say to turn to the right; red grows to the right, green downwards. No
+# encoder of HEIC is a part of this project.
+HEIC_TURNED = base64.b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAchtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAADRpbG9jAA"
+    "AAAERAAAIAAQAAAAAB7AABAAAAAAAAAJQAAgAAAAACgAABAAAAAAAAACQAAAA4aWluZgAAAAAAAgAAABVpbmZlAgAAAAABAABodmMxAAAAABVp"
+    "bmZlAgAAAQACAABFeGlmAAAAAA5waXRtAAAAAAABAAABB2lwcnAAAADmaXBjbwAAAHZodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGE"
+    "ABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQAqQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbq5Ka5uAhoMCAAAAMDIAAAAwAhYgABAAZEAcFzwIkA"
+    "AAATY29scm5jbHgAAQANAAaAAAAAFGlzcGUAAAAAAAAAQAAAAEAAAAAoY2xhcAAAAEAAAAABAAAAMAAAAAEAAAAAAAAAAv////AAAAACAAAAEH"
+    "BpeGkAAAAAAwgICAAAAAlpcm90AwAAABlpcG1hAAAAAAAAAAEAAQaBAgMFhIYAAAAaaXJlZgAAAAAAAAAOY2RzYwACAAEAAQAAAMBtZGF0AAAA"
+    "kCgBrwngPg6bnk4QdLDGLT6xYzYCm4mFnnL1mTHLQdG6e1lGP9y7Ou25gFzr98ICie4G2HDSvl9BGpT8vMoDbFX4YNTwK0+c06yQk6m0k+LMVi"
+    "ZRd0KGsNQCLOQ6OyrYFloSSkwCnWPk+2NuGYpEJEiSUtdVrvTQt9IpIouRsRBsrenHi3ered8IcSBTM1fHwAAAAAZFeGlmAABNTQAqAAAACAAB"
+    "ARIAAwAAAAEABgAAAAAAAA=="
+)
