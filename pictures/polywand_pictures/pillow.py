@@ -8,7 +8,7 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageFile
+from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 
 from polywand_pictures.errors import damaged
 from polywand_pictures.header import Pixels, strips
@@ -30,6 +30,8 @@ def opened(file: IO[bytes], kind: str) -> Iterator[ImageFile.ImageFile]:
     try:
         with Image.open(file, formats=[kind]) as image:
             yield image
+    except UnidentifiedImageError as error:  # its own text names an object of ours
+        raise damaged(f"its header is not one of {kind}") from error
     except _DAMAGE as error:
         raise damaged(error) from error
 
