@@ -54,7 +54,7 @@ def read_directory(data: memoryview, at: int, wanted: Mapping[int, int]) -> Tags
         for entry in range(at, at + min(count, MAX_ENTRIES) * entry_bytes, entry_bytes):
             tag, kind, number = struct.unpack_from(f"{order}{head}", data, entry)
             letter = _LETTERS.get(kind)
-            if letter is None or number > wanted.get(tag, -1) or tag in tags:
+            if letter is None or not 0 < number <= wanted.get(tag, 0) or tag in tags:
                 continue
             place = entry + entry_bytes - inline
             if number * struct.calcsize(f"={letter}") > inline:

@@ -14,7 +14,10 @@ from polywand_pictures.errors import damaged
 from polywand_pictures.header import Pixels, strips
 
 # What Pillow's readers raise on truncated and damaged files.
-_DAMAGE = (OSError, ValueError, TypeError, SyntaxError, EOFError, LookupError, OverflowError, struct.error, zlib.error)
+_DAMAGE = (
+    *(OSError, ValueError, TypeError, SyntaxError, EOFError, LookupError, OverflowError, RuntimeError),
+    *(struct.error, zlib.error),
+)
 # Bytes a pixel of Pillow's own memory, by mode; of others 4.
 _CORE_BYTES = {"1": 1, "L": 1, "P": 1}
 

@@ -62,7 +62,7 @@ def read(data: memoryview, admit: Admission, said: ValueRange | None) -> None:
 def _read_chunks(data: memoryview) -> _File:
     kept: list[bytes | memoryview] = [START]
     head, transparent, orientation, at = b"", b"", UPRIGHT, len(START)
-    has_pixels = False
+    has_pixels = has_palette = False
     while at + 12 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, at)
         content = data[at + 8 : at + 8 + size]
@@ -77,6 +77,7 @@ def _read_chunks(data: memoryview) -> _File:
         if kind in _PICTURE:
             kept.append(data[at : at + 12 + size])
             has_pixels |= kind == b"IDAT"
+            has_palette |= kind == b"PLTE" and not has_pixels
         elif kind == b"tRNS" and not has_pixels:
             transparent = bytes(content[:512])
         elif kind == b"eXIf" and orientation == UPRIGHT:
@@ -87,6 +88,8 @@ def _read_chunks(data: memoryview) -> _File:
     width, height, depth, colour = struct.unpack(">IIBB", head[:10])
     if depth not in _KNOWN.get(colour, ()):
         raise damaged(f"a PNG file of colour type {colour} with {depth} bits")
+    if colour == _PALETTE and not has_palette:
+        raise damaged("a PNG file without its palette")
     if colour == _PALETTE and transparent:
         kept.insert(-sum(part[4:8] == b"IDAT" for part in kept[1:]), _chunk(b"tRNS", transparent))
     return _File(width, height, depth, colour, transparent, orientation, b"".join((*kept, _chunk(b"IEND", b""))))
@@ -151,8 +154,11 @@ def _colours(values: Values) -> Values:
 
 
 def small_size(data: memoryview, most_bytes: int, most_pixels: int) -> tuple[int, int] | None:
-    """Width and height, before the turn, of a file whose decoding takes little, whatever is in it; None of others."""
-    if len(data) > most_bytes or len(data) < 24 or bytes(data[:8]) != START:
+    """Width and height, before the turn, of a file whose decoding takes little, whatever is in it; None of others.
+
+    Nor of those of 16 bits: their decoder writes what it thinks of a file to standard error.
+    """
+    if len(data) > most_bytes or len(data) < 25 or bytes(data[:8]) != START or data[24] == 16:
         return None
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     return (width, height) if 0 < width * height <= most_pixels else None

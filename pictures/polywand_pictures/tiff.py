@@ -181,7 +181,7 @@ def _is_common(data: memoryview, tags: Tags) -> bool:
 def _bits(tags: Tags) -> int:
     bits = tags.get(BITS, (1,))
     if len(set(bits)) != 1:
-        raise UnreadableError(f"TIFF files with samples of {bits} bits are not read: save it as PNG")
+        raise UnreadableError("TIFF files with samples of different bits are not read: save it as PNG")
     return int(bits[0])
 
 

@@ -372,6 +372,24 @@ def test_what_is_no_picture_is_refused(data):
         read_picture(data)
 
 
+DAMAGED = {
+    "a palette PNG without its palette": png(GREY).replace(
+        chunk(b"IHDR", struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 0, 0, 0, 0)),
+        chunk(b"IHDR", struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 3, 0, 0, 0)),
+    ),
+    "a TIFF with an empty tag": tiff(RGB, 2, tags={256: (3, ())}, planar=True),
+    "a TIFF of samples of different bits": tiff(RGB, 2, tags={258: (3, (5, 6, 5))}),
+    "a TIFF of 1000 samples": tiff(RGB, 2, tags={277: (3, (1000,))}),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_what_is_damaged_is_told_in_words(name):
+    with pytest.raises(UnreadableError) as caught:
+        read_picture(DAMAGED[name])
+    assert "object at" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -171,7 +171,7 @@ def test_profiles_of_other_formats_do_not_matter(content):
     assert is_shown(with_segments(JPEG, b"ICC_PROFILE\0\1\1" + content, marker=0xE2))
     assert is_shown(with_segments(JPEG, b"ICC_PROFILE\0\7\3" + content, marker=0xE2))
     assert is_shown(with_chunks(WEBP, (b"ICCP", content), flags=32))
-    assert is_shown(tiff(RGB, 2, tags={34675: (7, tuple(content[:100]))} if content else {}))
+    assert is_shown(tiff(RGB, 2, tags={34675: (7, tuple(content[:100]))}))
 
 
 def test_broken_xmp_does_not_matter():

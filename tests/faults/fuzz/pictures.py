@@ -114,6 +114,8 @@ def _content(rng: random.Random, mode: str, size: tuple[int, int]) -> Image.Imag
 
 def _damage_blindly(data: bytes, rng: random.Random) -> bytes:
     """Flip bits, cut, insert, repeat, or overwrite a run of bytes, anywhere."""
+    if not data:  # it was cut away before
+        return rng.randbytes(4)
     place, other = sorted(rng.randrange(len(data)) for _ in range(2))
     changed = bytearray(data)
     for _ in range(rng.randint(1, 8)):
