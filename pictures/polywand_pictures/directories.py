@@ -1,7 +1,7 @@
 """Directories of TIFF structures, classic and BigTIFF: of TIFF files, and of EXIF, which is one."""
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 # Entries of a directory that are looked through; an honest one has some dozen.
@@ -66,15 +66,15 @@ def read_directory(data: memoryview, at: int, wanted: Mapping[int, int]) -> Tags
     return tags
 
 
-def without(data: memoryview, tag: int) -> bytes:
-    """Copy a TIFF structure whose first directory does not have a tag: its entry is renamed, so that nothing moves."""
+def without(data: memoryview, tags: Container[int]) -> bytes:
+    """Copy a TIFF structure whose first directory lacks these tags: entries are renamed, so that nothing moves."""
     changed, order, at = bytearray(data), byte_order(data), first_directory(data)
     count_letter, entry_bytes = ("Q", 20) if is_big(data) else ("H", 12)
     try:
         (count,) = struct.unpack_from(f"{order}{count_letter}", data, at or 0)
         begin = (at or 0) + struct.calcsize(f"={count_letter}")
         for entry in range(begin, begin + min(count, MAX_ENTRIES) * entry_bytes, entry_bytes):
-            if struct.unpack_from(f"{order}H", data, entry)[0] == tag:
+            if struct.unpack_from(f"{order}H", data, entry)[0] in tags:
                 struct.pack_into(f"{order}H", changed, entry, _NO_TAG)
     except struct.error:
         pass  # it is damaged, as its reader will say

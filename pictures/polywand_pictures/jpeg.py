@@ -27,7 +27,8 @@ _START_OF_SCAN = b"\xff\xda"
 _EXIF = b"Exif\0\0"
 # Baseline, extended sequential and progressive, by Huffman coding (ITU-T T.81, table B.1).
 _COMMON_FRAMES = (0xC0, 0xC1, 0xC2)
-_FRAMES = (*_COMMON_FRAMES, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
+_RARE_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF)
+_FRAMES = (*_COMMON_FRAMES, *_RARE_FRAMES, 0xC9, 0xCA)  # the last two are coded arithmetically
 _STANDALONE = (0x01, *range(0xD0, 0xD8))
 _END, _SCAN, _PROFILE = 0xD9, 0xDA, 0xE2
 # What ends the data of a scan: FF, but not FF 00, a restart or a fill byte.
@@ -43,13 +44,16 @@ _HARMLESS = ("before marker 0xd9", "Invalid SOS parameters", "Unknown Adobe colo
 
 @dataclass(frozen=True, slots=True)
 class JpegHeader:
-    """width, height: before the turn. components: 1 grey, 3 colour, 4 CMYK. is_common: grey or colour, of a kind that
-    every reader has.
+    """width, height: before the turn. components: 1 grey, 3 colour, 4 CMYK. bits: of a sample. frame: its kind.
+
+    is_common: grey or colour, of a kind that every reader has.
     """
 
     width: int
     height: int
     components: int
+    bits: int
+    frame: int
     is_common: bool
     orientation: int
 
@@ -124,6 +128,10 @@ def read(data: memoryview, admit: Admission) -> None:
         raise damaged("no header of a JPEG picture")
     if header.components not in (1, 3, 4):
         raise UnreadableError(f"JPEG files of {header.components} components are not read: save it as PNG")
+    if header.bits != 8:
+        raise UnreadableError(f"JPEG files of {header.bits} bits are not read: save it as PNG")
+    if header.frame in _RARE_FRAMES:
+        raise UnreadableError("JPEG files of the lossless and hierarchical kinds are not read: save it as PNG")
     check_scans(data)
     pixel_bytes = _DECODER_BYTES + TURN_BYTES + header.components
     make_room = admit(Header(header.width, header.height, header.width * header.height * pixel_bytes))
@@ -201,4 +209,4 @@ def _frame(marker: int, content: memoryview, orientation: int) -> JpegHeader | N
     precision, height, width = content[0], int.from_bytes(content[1:3], "big"), int.from_bytes(content[3:5], "big")
     components = content[5]
     is_common = marker in _COMMON_FRAMES and precision == 8 and components in (1, 3)
-    return JpegHeader(width, height, components, is_common, orientation)
+    return JpegHeader(width, height, components, precision, marker, is_common, orientation)

@@ -21,9 +21,9 @@ Values = NDArray[Any]
 
 _BITS = (8, 10, 12, 14, 16)
 # What instruments and geographic programs write where nothing was measured, besides what a file itself says.
-_NO_DATA = (-9999, -99999, -32768)
+_NO_DATA = (-9999, -99999, -32767, -32768)
 _TINY = 1e-30  # floats of 32 bits, and what is divided by them, are sound above
-_NO_DATA_SIZE = 3.0e38  # floats this large, too
+_NO_DATA_SIZE = 1e20  # floats this large, too
 
 
 @dataclass(frozen=True, slots=True)

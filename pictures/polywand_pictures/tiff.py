@@ -35,6 +35,8 @@ WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 
 STRIPS, SAMPLES, ROWS_PER_STRIP, STRIP_BYTES, PLANAR, PREDICTOR, COLOUR_MAP = 273, 277, 278, 279, 284, 317, 320
 TILE_WIDTH, TILE_HEIGHT, TILES, TILE_BYTES, INK_SET, EXTRAS, FORMAT = 322, 323, 324, 325, 332, 338, 339
 DIRECTORIES, NO_DATA, DNG = 330, 42113, 50706
+# Pillow would turn the picture by the first, or by what XMP (700) says, and warn of damage in EXIF (the last two).
+_NOT_FOR_PILLOW = (ORIENTATION, 700, 34665, 34853)
 _PLACES = (STRIPS, STRIP_BYTES, TILES, TILE_BYTES, COLOUR_MAP)
 _WANTED = {
     tag: MAX_PLACES if tag in _PLACES else MAX_VALUES
@@ -187,9 +189,7 @@ def _bits(tags: Tags) -> int:
 
 def _read_by_pillow(data: memoryview, size: tuple[int, int], orientation: int, admit: Admission) -> None:
     width, height = size
-    with pillow.opened(io.BytesIO(without(data, ORIENTATION)), "TIFF") as image:
-        # Without the tag, Pillow would turn it by what XMP says.
-        image.info.pop("xmp", None)
+    with pillow.opened(io.BytesIO(without(data, _NOT_FOR_PILLOW)), "TIFF") as image:
         if image.size != size:
             raise damaged("it tells of two sizes")
         nbytes = width * height * (pillow.core_bytes(image.mode) + _PILLOW_BYTES + TURN_BYTES)

@@ -372,6 +372,17 @@ def test_what_is_no_picture_is_refused(data):
         read_picture(data)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [(4, 12, "12 bits"), (1, 0xC3, "lossless"), (1, 0xC5, "hierarchical"), (9, 2, "2 comp")],
+)
+def test_jpegs_of_rare_kinds_are_named(place, value, words):
+    data = bytearray(jpeg())
+    data[data.index(b"\xff\xc0") + place] = value
+    with pytest.raises(UnreadableError, match=f"{words}.*are not read: save it as PNG"):
+        read_picture(bytes(data))
+
+
 DAMAGED = {
     "a palette PNG without its palette": png(GREY).replace(
         chunk(b"IHDR", struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 0, 0, 0, 0)),
