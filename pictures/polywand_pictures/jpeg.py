@@ -29,6 +29,7 @@ _EXIF = b"Exif\0\0"
 _COMMON_FRAMES = (0xC0, 0xC1, 0xC2)
 _RARE_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF)
 _FRAMES = (*_COMMON_FRAMES, *_RARE_FRAMES, 0xC9, 0xCA)  # the last two are coded arithmetically
+_SEQUENTIAL_FRAMES = (0xC0, 0xC1, 0xC9)
 _STANDALONE = (0x01, *range(0xD0, 0xD8))
 _END, _SCAN, _PROFILE = 0xD9, 0xDA, 0xE2
 # What ends the data of a scan: FF, but not FF 00, a restart or a fill byte.
@@ -104,6 +105,8 @@ def decode(data: memoryview, header: JpegHeader) -> Pixels:
 
     Its scans must have been counted. Raises UnreadableError when anything of it is missing.
     """
+    if header.frame in _SEQUENTIAL_FRAMES:
+        _check_components(data, header.components)
     space = "CMYK" if header.components == 4 else "RGB"
     try:
         pixels = simplejpeg.decode_jpeg(data, space)
@@ -136,6 +139,17 @@ def read(data: memoryview, admit: Admission) -> None:
     pixel_bytes = _DECODER_BYTES + TURN_BYTES + header.components
     make_room = admit(Header(header.width, header.height, header.width * header.height * pixel_bytes))
     np.copyto(make_room(*header.upright_size), decode(data, header))
+
+
+def _check_components(data: memoryview, components: int) -> None:
+    """Refuse a file that ends before the scans of all components, as libjpeg does not. Raises UnreadableError."""
+    found: set[int] = set()
+    for at in _scans(data):
+        count = data[at + 2] if at + 2 < len(data) else 0
+        found |= set(data[at + 3 : at + 3 + 2 * count : 2])
+        if len(found) >= components:
+            return
+    raise damaged(f"{len(found)} of {components} components")
 
 
 def _decode_again(data: bytes, space: str) -> Pixels:

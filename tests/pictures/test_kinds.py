@@ -313,6 +313,25 @@ def test_a_jpeg_that_lacks_bytes_inside_is_damaged(name):
         read_picture(whole[:middle] + whole[middle + 300 :])
 
 
+def in_scans(scans: int) -> bytes:
+    """A JPEG file with a scan for each component, and as many of the three."""
+    planes = [saved_image(band, "JPEG", quality=95) for band in Image.fromarray(RGB).convert("YCbCr").split()]
+    begins = [plane.index(b"\xff\xda") for plane in planes]
+    frame = planes[0].index(b"\xff\xc0")
+    head = planes[0][: frame + 2] + struct.pack(">HBHHB", 17, 8, HEIGHT, WIDTH, 3)
+    head += b"".join(bytes([number, 0x11, 0]) for number in (1, 2, 3)) + planes[0][frame + 13 : begins[0]]
+    bodies = [plane[begin + 6 : -2] for plane, begin in zip(planes, begins, strict=True)]
+    parts = [b"\xff\xda\0\x08\1" + bytes([number]) + body for number, body in enumerate(bodies, 1)]
+    return head + b"".join(parts[:scans]) + b"\xff\xd9"
+
+
+def test_a_jpeg_that_lacks_the_scan_of_a_component_is_damaged():
+    assert np.abs(read_picture(in_scans(3)).astype(int) - RGB).mean() < 3
+    for scans in (1, 2):
+        with pytest.raises(UnreadableError, match="of 3 components"):
+            read_picture(in_scans(scans))
+
+
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_half_of_a_grey_or_cmyk_jpeg_is_damaged(mode):
     whole = saved_image(Image.fromarray(np.kron(RGB, np.ones((4, 4, 1), np.uint8))).convert(mode), "JPEG")
