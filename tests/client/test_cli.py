@@ -343,3 +343,15 @@ def test_an_overlay_that_cannot_be_written_is_told(run: Run, photos: tuple[Path,
     result = run("detect", photos[0], "--overlay", tmp_path / "no" / "such" / "directory" / "out.png")
     assert result.returncode == 1
     assert "out.png" in result.stderr
+
+
+def test_a_range_of_values_is_for_the_answer_and_the_drawing(run: Run, tmp_path: Path, astronaut: RGB) -> None:
+    photo, drawing = tmp_path / "mist.png", tmp_path / "drawing.png"
+    cv2.imwrite(str(photo), astronaut[..., ::-1].astype(np.uint16) * 16 + 20_000)
+    found = the_json(run("detect", photo, "--json", "--range", "20000,24080", "--overlay", drawing))
+    assert found["detections"][0]["label"] == "person"
+    drawn = read_rgb(drawing)
+    assert np.abs(drawn[-40:, -40:].astype(int) - astronaut[-40:, -40:]).mean() < 20
+    result = run("interact", photo, "--model", "wand_click", "--positive", FACE, "--range", "9,9")
+    assert result.returncode == 1
+    assert "value_range" in result.stderr

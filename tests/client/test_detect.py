@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Iterator
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -164,3 +165,19 @@ def test_slow_frames_are_no_reason_to_give_a_server_up(client: Client, astronaut
 
     with polywand.connect(client.target, timeout=2.5) as impatient:
         assert [type(result) for _, result in impatient.detect_stream(frames())] == [Detections, Detections]
+
+
+def test_a_range_of_values_is_sent_with_each_frame(client: Client, astronaut: NDArray[np.uint8]) -> None:
+    mist = cv2.imencode(".png", astronaut[..., ::-1].astype(np.uint16) * 16 + 20_000)[1].tobytes()
+    said = (20_000, 24_080)
+    assert client.detect(mist, value_range=said)[0].label == "person"
+    for _, found in client.detect_stream([mist, mist], value_range=said):
+        assert not isinstance(found, PolywandError)
+        assert found[0].score == pytest.approx(client.detect(astronaut)[0].score, abs=0.01)
+    with client.open(mist, value_range=said) as session:
+        area = session.prompt("wand_click", positive=[FACE]).area
+        session.set_image(astronaut)
+        assert session.prompt("wand_click", positive=[FACE]).area == pytest.approx(area, rel=0.02)
+        with pytest.raises(polywand.InvalidRequest, match="value_range") as caught:
+            session.set_image(astronaut, value_range=said)
+        assert "8 bits" in str(caught.value)

@@ -53,9 +53,16 @@ def test_pictures_of_all_modes_become_rgb_on_white(astronaut: NDArray[np.uint8],
     assert np.abs(overlay.load_rgb(file.getvalue()).astype(int) - expected).mean() < 0.5
 
 
+def test_the_picture_under_a_drawing_has_the_range_that_was_said() -> None:
+    file = cv2.imencode(".png", np.full((8, 8), 500, np.uint16))[1].tobytes()
+    assert overlay.load_rgb(file, (0, 1000))[0, 0].tolist() == [128, 128, 128]
+    with pytest.raises(polywand.InvalidRequest, match="below"):
+        overlay.load_rgb(file, (5, 5))
+
+
 @pytest.mark.parametrize("data", [b"", b"not an image", b"RIFF\0\0\0\0WEBP", b"RIFF\0\0\0\0WEBPEXIF"])
 def test_what_is_no_picture_is_refused(data: bytes) -> None:
-    with pytest.raises(polywand.InvalidRequest, match="OpenCV"):
+    with pytest.raises(polywand.InvalidRequest, match="cannot be drawn on: "):
         overlay.load_rgb(data)
 
 

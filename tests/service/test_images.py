@@ -5,9 +5,11 @@ import io
 import cv2
 import numpy as np
 import pytest
+from google.rpc import error_details_pb2
 from PIL import Image
 
 from polywand.v1 import annotation_pb2 as pb
+from tests.pictures.writers import png, tiff
 from tests.streams import InteractStream
 
 
@@ -37,14 +39,17 @@ def formats(rgb: np.ndarray) -> dict[str, bytes]:
         "BMP": file_of(image, "BMP"),
         "TIFF": file_of(image, "TIFF", compression="tiff_lzw"),
         "16-bit TIFF": opencv_file(".tiff", wide[..., ::-1]),
+        "float TIFF": tiff(rgb.astype(np.float32) / 255, 2, planar=True, packing=8),
+        "GIF": file_of(image, "GIF"),
+        "AVIF": file_of(image, "AVIF", quality=90),
     }
 
 
 FORMATS = list(formats(np.zeros((8, 8, 3), np.uint8)))
 
 
-def detect(stub, data: bytes) -> pb.DetectResponse:
-    return stub.Detect(pb.DetectRequest(model="nanodet", image=pb.Image(encoded=data)))
+def detect(stub, data: bytes, said: pb.ValueRange | None = None) -> pb.DetectResponse:
+    return stub.Detect(pb.DetectRequest(model="nanodet", image=pb.Image(encoded=data, value_range=said)))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -72,7 +77,7 @@ def test_grey_is_read_as_grey(stub, astronaut, name):
         assert response.detections[0].label == "person"
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_honoured(stub, coffee, kind, orientation):
     """A file that a camera wrote turned, and the tag that says so, is the upright photo again."""
@@ -109,3 +114,49 @@ def test_the_smallest_image_is_an_image(stub):
         assert (info.width, info.height) == (1, 1)
         reply = stream.ask(pb.Prompt(model="wand_click", points=[pb.Point(x=0.5, y=0.5, label=1)]))
         assert reply.WhichOneof("result") == "segmentation"
+
+
+def test_a_range_of_values_counts(stub, astronaut):
+    """Values that begin at 20,000 and leave most of 16 bits unused are a person with a range, and mist without."""
+    data = png(astronaut.astype(np.uint16) * 16 + 20_000)
+    found = detect(stub, data, pb.ValueRange(low=20_000, high=20_000 + 16 * 255))
+    assert found.detections[0].label == "person"
+    assert found.detections[0].score == pytest.approx(0.73, abs=0.06)
+    with InteractStream(stub) as stream:
+        said = pb.ValueRange(low=20_000, high=24_080)
+        assert stream.ask(pb.Image(encoded=data, value_range=said)).image.width == 512
+
+
+GREY16 = png(np.full((8, 8), 1000, np.uint16))
+EIGHT_BITS = png(np.full((8, 8), 100, np.uint8))
+JPEG = opencv_file(".jpg", np.full((8, 8, 3), 100, np.uint8))
+RAW = pb.RawImage(data=bytes(12), width=2, height=2)
+
+
+@pytest.mark.parametrize(
+    ("image", "said", "word"),
+    [
+        ({"encoded": GREY16}, (5, 5), "below"),
+        ({"encoded": GREY16}, (float("nan"), 5), "finite"),
+        ({"encoded": GREY16}, (0, float("inf")), "finite"),
+        ({"encoded": GREY16}, (0, 0), "below"),
+        ({"encoded": EIGHT_BITS}, (0, 100), "8 bits"),
+        ({"encoded": JPEG}, (0, 100), "8 bits"),
+        ({"raw": RAW}, (0, 100), "8 bits"),
+    ],
+)
+def test_a_range_that_cannot_be_used_is_an_error_of_its_field(stub, image, said, word):
+    with InteractStream(stub) as stream:
+        reply = stream.ask(pb.Image(**image, value_range=pb.ValueRange(low=said[0], high=said[1])))
+        violation = error_details_pb2.BadRequest()
+        assert any(detail.Unpack(violation) for detail in reply.error.details)
+        assert violation.field_violations[0].field == "image.value_range"
+        assert word in violation.field_violations[0].description
+        assert stream.ask(pb.Image(encoded=GREY16)).image.width == 8
+
+
+def test_half_a_jpeg_with_an_end_is_refused_and_bytes_behind_a_whole_one_are_not(stub, astronaut):
+    whole = file_of(Image.fromarray(astronaut), "JPEG", quality=95)
+    with InteractStream(stub) as stream:
+        assert "damaged" in stream.ask(pb.Image(encoded=whole[: len(whole) // 2] + b"\xff\xd9")).error.message
+        assert stream.ask(pb.Image(encoded=whole + b"\xff\xda" * 2000)).image.width == 512

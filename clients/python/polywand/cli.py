@@ -18,7 +18,7 @@ from polywand.console import Command, Group, Number, complain, echo
 from polywand.errors import IncompletePrompt, InvalidRequest, PolywandError
 from polywand.files import STANDARD_INPUT, Source
 from polywand.maskfiles import read_mask
-from polywand.params import InClickOrder, LabelPair, Numbers, Text, clicks_as_typed
+from polywand.params import InClickOrder, LabelPair, Numbers, Text, ValueRange, clicks_as_typed
 from polywand.results import Box, Detections
 from polywand.texts import printable, shown
 
@@ -39,6 +39,11 @@ TOLERANCE = click.option(
 )
 MAX_POINTS = click.option(
     "--max-points", type=click.IntRange(checks.MIN_POINTS, checks.MAX_POINTS), help="Vertices of one outline at most."
+)
+RANGE = click.option(
+    "--range",
+    type=ValueRange(),
+    help="Which values of a file with more than 8 bits are black and white.  [default: by its values]",
 )
 VERSION = click.option(
     "--version",
@@ -125,6 +130,7 @@ def models(client: polywand.Client, json: bool) -> None:
 @TOLERANCE
 @MAX_POINTS
 @VERSION
+@RANGE
 @AS_JSON
 @click.option(
     "--overlay",
@@ -145,6 +151,7 @@ def interact(
     tolerance: float | None,
     max_points: int | None,
     version: int,
+    range: tuple[float, float] | None,
     json: bool,
     overlay: str | None,
 ) -> None:
@@ -158,10 +165,10 @@ def interact(
     inputs = [image] if seed is None else [image, seed]
     _check_standard_input(inputs)
     pictures = outputs.pictures(overlay, [image], [Path(one.name) for one in inputs])
-    with _told(image.name, json), _opened(client, image) as session:
+    with _told(image.name, json), _opened(client, image, range) as session:
         mask = None if seed is None else _seed(seed, image, session)
         # Click by click, as an annotator would: networks refine what the clicks before led to.
-        for count in range(len(points)):
+        for count, _ in enumerate(points):
             with suppress(IncompletePrompt):
                 session.prompt(model, points=points[:count], box=box, seed=mask, version=version)
         found = session.prompt(
@@ -180,6 +187,7 @@ def interact(
         report.segmentation_json(printable(image.name), found, session.width, session.height) if json else None,
         report.segmentation_text(shown(image.name), found),
         pictures,
+        range,
         lambda photo: drawing.draw_segmentation(photo, found.polygons, points, drawn_box),
     )
     ctx.exit(0 if ok else 1)
@@ -205,6 +213,7 @@ def interact(
 @TOLERANCE
 @MAX_POINTS
 @VERSION
+@RANGE
 @AS_JSON
 @click.option(
     "--overlay",
@@ -225,6 +234,7 @@ def detect(
     tolerance: float | None,
     max_points: int | None,
     version: int,
+    range: tuple[float, float] | None,
     json: bool,
     overlay: str | None,
 ) -> None:
@@ -246,16 +256,23 @@ def detect(
             "polygons": interactor or polygons,
             "tolerance": tolerance,
             "max_points": max_points,
+            "value_range": range,
         },
     )
     all_ok = True
     for number, found in answers:
-        all_ok &= _tell_detections(images[number], found, json, pictures[number : number + 1])
+        all_ok &= _tell_detections(images[number], found, json, pictures[number : number + 1], range)
         images[number].forget()
     ctx.exit(0 if all_ok else 1)
 
 
-def _tell_detections(image: Source, found: Detections | PolywandError, json: bool, pictures: list[Path]) -> bool:
+def _tell_detections(
+    image: Source,
+    found: Detections | PolywandError,
+    json: bool,
+    pictures: list[Path],
+    value_range: tuple[float, float] | None,
+) -> bool:
     if isinstance(found, PolywandError):
         if json:
             echo(report.line(report.failure_json(printable(image.name), found)))
@@ -266,6 +283,7 @@ def _tell_detections(image: Source, found: Detections | PolywandError, json: boo
         report.detections_json(printable(image.name), found) if json else None,
         report.detections_text(shown(image.name), found),
         pictures,
+        value_range,
         lambda photo: drawing.draw_detections(photo, found),
     )
 
@@ -275,6 +293,7 @@ def _tell(
     as_json: dict[str, Any] | None,
     as_text: str,
     pictures: list[Path],
+    value_range: tuple[float, float] | None,
     draw: Callable[[drawing.RGB], drawing.RGB],
 ) -> bool:
     """Draw and print one answer. A picture that cannot be drawn or written costs only itself; returns whether it was.
@@ -284,7 +303,7 @@ def _tell(
     failure: PolywandError | None = None
     try:
         for path in pictures:
-            files.write(path, drawing.encode(draw(drawing.load_rgb(image.read())), path.suffix))
+            files.write(path, drawing.encode(draw(drawing.load_rgb(image.read(), value_range)), path.suffix))
     except PolywandError as error:
         failure = error
     if as_json is not None and failure is not None:
@@ -296,9 +315,11 @@ def _tell(
 
 
 @contextmanager
-def _opened(client: polywand.Client, image: Source) -> Iterator[polywand.Session]:
+def _opened(
+    client: polywand.Client, image: Source, value_range: tuple[float, float] | None
+) -> Iterator[polywand.Session]:
     try:
-        session = client.open(image)
+        session = client.open(image, value_range=value_range)
     except PolywandError as error:
         error.args = (_sentence(error, image.name),)
         raise

@@ -11,7 +11,7 @@ import grpc
 
 from polywand import channel, checks, errors, wire
 from polywand.frames import FrameAnswer
-from polywand.images import ImageLike
+from polywand.images import ImageLike, ValueRangeLike
 from polywand.keywords import keywords_of
 from polywand.rests import FIRST_IMAGE_REST_S, FIRST_REST_S, Rests, before_again_s, system_uniform
 from polywand.results import Detections, Model
@@ -67,14 +67,14 @@ class Client:
         reply = self._call(self._stub.ListModels, pb.ListModelsRequest(), FIRST_REST_S)
         return [wire.model(message) for message in reply.models]
 
-    def open(self, image: ImageLike) -> Session:
+    def open(self, image: ImageLike, *, value_range: ValueRangeLike | None = None) -> Session:
         """Open a session on an image: a path, the bytes of a file, or uint8 [H, W, 3] RGB or [H, W] grey.
 
         Raises InvalidRequest when the image cannot be read, QuotaExceeded when the server stays full, Unavailable when
         it is away.
         """
         self._check_open()
-        return Session(self._stub, image, self.target, self._timeout_s)
+        return Session(self._stub, image, self.target, self._timeout_s, value_range)
 
     @keywords_of(wire.detect_options, DetectOptions)
     def detect(self, image: ImageLike, **options: Unpack[DetectOptions]) -> Detections:

@@ -7,31 +7,45 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from polywand import files
+from polywand import checks, files
 from polywand.errors import InvalidRequest
 from polywand.v1 import annotation_pb2 as pb
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | files.Source | NDArray[np.uint8]
 """A file's path, a file's bytes, or pixels: uint8 [H, W, 3] in RGB order, or uint8 [H, W] grey."""
 
+ValueRangeLike: TypeAlias = tuple[float, float]
+"""Which values of a PNG or TIFF file with more than 8 bits are black and white, such as (0, 1023)."""
 
-def to_message(image: ImageLike) -> pb.Image:
+
+def to_message(image: ImageLike, value_range: ValueRangeLike | None = None) -> pb.Image:
     """Make the message of an image. Files travel as they are: the server decodes them and turns them by their EXIF.
 
     Raises InvalidRequest when the file cannot be read, the array is no image, or it is anything else.
     """
+    said = range_message(value_range)
     if isinstance(image, np.ndarray):
-        return pb.Image(raw=_raw(image))
+        return pb.Image(raw=_raw(image), value_range=said)
     if isinstance(image, bytes | bytearray | memoryview):
-        return pb.Image(encoded=bytes(image))
+        return pb.Image(encoded=bytes(image), value_range=said)
     if isinstance(image, str | os.PathLike):
-        return pb.Image(encoded=read(image))
+        return pb.Image(encoded=read(image), value_range=said)
     if isinstance(image, files.Source):
-        return pb.Image(encoded=image.read())
+        return pb.Image(encoded=image.read(), value_range=said)
     raise InvalidRequest(
         f"An image is a path, the bytes of a file or an array of pixels, not {type(image).__name__}.",
         grpc.StatusCode.INVALID_ARGUMENT,
     )
+
+
+def range_message(value_range: ValueRangeLike | None) -> pb.ValueRange | None:
+    """Make the message of a range of values. Raises InvalidRequest when it is none."""
+    if value_range is None:
+        return None
+    low, high = checks.coordinates("value_range", value_range, 2)
+    if low >= high:
+        raise checks.invalid("value_range", f"({low:g}, {high:g}) is no range: the first has to be below the second")
+    return pb.ValueRange(low=low, high=high)
 
 
 def read(path: str | os.PathLike[str]) -> bytes:

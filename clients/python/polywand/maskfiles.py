@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from polywand import images
 from polywand.errors import InvalidRequest
-from polywand.exif import is_webp
+from polywand_pictures.webp import is_webp
 
 Pixels = NDArray[np.integer[Any] | np.floating[Any]]
 
@@ -93,4 +93,4 @@ def _is_flat(raw: Pixels, opaque: NDArray[np.bool_]) -> bool:
 
 
 def _is_lossy(data: bytes) -> bool:
-    return data.startswith(b"\xff\xd8") or (is_webp(data) and b"VP8L" not in data)
+    return data.startswith(b"\xff\xd8") or (is_webp(memoryview(data)) and b"VP8L" not in data)

@@ -10,11 +10,11 @@ import numpy as np
 from grpc import StatusCode
 from numpy.typing import NDArray
 
-from polywand import exif
 from polywand.errors import InvalidRequest
 from polywand.prompts import Point
 from polywand.raster import rasterise
 from polywand.results import Box, Detection, Polygon
+from polywand_pictures import PictureError, ValueRange, read_picture
 
 RGB = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -38,26 +38,16 @@ SHIFT = 4  # OpenCV draws in sixteenths of a pixel
 LINES_PER_SIDE = 300  # so many lines side by side span the image's mean side; but a line is a pixel at least
 
 
-def load_rgb(data: bytes) -> RGB:
-    """Decode an image file as the server does: uint8 [H, W, 3] RGB, turned by its EXIF, transparency laid on white.
+def load_rgb(data: bytes, value_range: tuple[float, float] | None = None) -> RGB:
+    """Decode an image file by the server's own reader: uint8 [H, W, 3] RGB, upright, transparency laid on white.
 
-    Raises InvalidRequest when OpenCV cannot read it.
+    value_range: which values are black and white, of files with more than 8 bits.
+    Raises InvalidRequest when it is not read.
     """
-    encoded = np.frombuffer(data, np.uint8)
-    webp = exif.is_webp(data)
-    # IMREAD_COLOR turns by EXIF, scales 16 bits to 8 and spreads grey, but drops transparency; IMREAD_UNCHANGED keeps
-    # that and does not turn, which is taken for granted: cameras write no transparency.
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if webp else cv2.IMREAD_COLOR
-    bgr = cv2.imdecode(encoded, flags) if len(encoded) else None
-    if bgr is None:
-        raise InvalidRequest("This image cannot be drawn on: OpenCV does not read it.", StatusCode.INVALID_ARGUMENT)
-    raw = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
-    if raw.ndim == 3 and raw.shape[2] == 4:
-        unit = raw / np.float32(np.iinfo(raw.dtype).max)
-        opacity = unit[:, :, 3:]
-        bgr = np.rint(255 * (unit[:, :, :3] * opacity + 1 - opacity)).astype(np.uint8)
-    rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-    return exif.turn_upright(rgb, exif.webp_orientation(data)) if webp else rgb
+    try:
+        return read_picture(data, None if value_range is None else ValueRange(*value_range))
+    except PictureError as error:
+        raise InvalidRequest(f"This image cannot be drawn on: {error}.", StatusCode.INVALID_ARGUMENT) from error
 
 
 def can_write(path: Path) -> bool:

@@ -43,6 +43,20 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 
         return rv.replace(";", " ").split()
 
 
+class ValueRange(Numbers):
+    """Two numbers, such as "0,1023", of which the first is the lower one."""
+
+    def __init__(self) -> None:
+        super().__init__("low,high")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Read one value."""
+        low, high = super().convert(value, param, ctx)
+        if low >= high:
+            self.fail(f"'{value}': the first number has to be below the second.", param, ctx)
+        return low, high
+
+
 class Text(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on only
     """A name that a request can carry: UTF-8, and not too long."""
 

@@ -9,7 +9,7 @@ from typing import Any, Self, Unpack
 import grpc
 
 from polywand import errors, images
-from polywand.images import ImageLike
+from polywand.images import ImageLike, ValueRangeLike
 from polywand.keywords import keywords_of
 from polywand.ledger import Ledger
 from polywand.prompts import PromptOptions, Prompts
@@ -31,7 +31,14 @@ class Session:
     width: int
     height: int
 
-    def __init__(self, stub: pb_grpc.AnnotationServiceStub, image: ImageLike, target: str, timeout_s: float) -> None:
+    def __init__(
+        self,
+        stub: pb_grpc.AnnotationServiceStub,
+        image: ImageLike,
+        target: str,
+        timeout_s: float,
+        value_range: ValueRangeLike | None = None,
+    ) -> None:
         self._target, self._timeout_s = target, timeout_s
         self._process = os.getpid()
         self._prompts = Prompts()
@@ -41,20 +48,21 @@ class Session:
         self._reader = threading.Thread(target=self._read, name="polywand-session", daemon=True)
         self._reader.start()
         try:
-            self.set_image(image)
+            self.set_image(image, value_range)
         except BaseException:
             self.close()
             raise
 
-    def set_image(self, image: ImageLike) -> None:
+    def set_image(self, image: ImageLike, value_range: ValueRangeLike | None = None) -> None:
         """Make an image the current one; all objects of the last one are forgotten.
 
         image: a path, the bytes of a file, or uint8 [H, W, 3] RGB or [H, W] grey. The session keeps what it sent until
         the next image: the server may give up the image of a session that rests.
+        value_range: which values of a PNG or TIFF file with more than 8 bits are black and white, such as (0, 1023).
         Raises InvalidRequest when it cannot be read, QuotaExceeded when the server stays full, Unavailable when it
         stays away.
         """
-        message = images.to_message(image)
+        message = images.to_message(image, value_range)
         with self._changed:
             waiter = self._ask(pb.InteractRequest(image=message))
         info: pb.ImageInfo = self._wait(waiter)

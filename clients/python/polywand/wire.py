@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from polywand import checks, errors, images
 from polywand.errors import InvalidRequest
-from polywand.images import ImageLike
+from polywand.images import ImageLike, ValueRangeLike
 from polywand.raster import decode_rle
 from polywand.results import (
     Box,
@@ -42,6 +42,8 @@ class DetectOptions(TypedDict, total=False):
     tolerance: how far an outline may be simplified, in pixels, to 1000; 0 keeps every vertex, None is the server's
     choice. max_points: vertices of one outline at most, over all its rings, 3 to 100000.
     mask: whether to send the masks too.
+    value_range: which values of a PNG or TIFF file with more than 8 bits are black and white, such as (0, 1023); None
+    leaves it to the values of each file.
     """
 
     model: str
@@ -55,6 +57,7 @@ class DetectOptions(TypedDict, total=False):
     tolerance: float | None
     max_points: int | None
     mask: bool
+    value_range: ValueRangeLike | None
 
 
 _KINDS: dict[int, ModelKind] = {pb.MODEL_KIND_INTERACTOR: "interactor", pb.MODEL_KIND_DETECTOR: "detector"}
@@ -78,8 +81,9 @@ def detect_options(
     tolerance: float | None = None,
     max_points: int | None = None,
     mask: bool = False,
+    value_range: ValueRangeLike | None = None,
 ) -> pb.DetectRequest:
-    """Make a request without its image; see `DetectOptions`.
+    """Make a request without its image, but with the range of its values; see `DetectOptions`.
 
     Raises InvalidRequest when an option is out of its range, or when options of polygons come without them.
     """
@@ -93,7 +97,9 @@ def detect_options(
             "These options say how polygons are to be made, and none are asked for: add polygons=True.",
             grpc.StatusCode.INVALID_ARGUMENT,
         )
+    said = images.range_message(value_range)
     return pb.DetectRequest(
+        image=None if said is None else pb.Image(value_range=said),
         model=checks.text("model", model),
         version=checks.integer("version", version, 0, checks.MAX_VERSION),
         threshold=None if threshold is None else checks.number("threshold", threshold, 0, 1),

@@ -4,28 +4,27 @@ What is ordinary is decoded in a thread: a photo as cameras and browsers write t
 are. All else, which takes long or whose readers have been broken before, is decoded in a child.
 """
 
-import io
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
+from polywand_pictures import Header, MakeRoom, Pixels, UnreadableError, jpeg, png
+from polywand_pictures.reader import check_range, read_into
 from polywand_server import metrics
 from polywand_server.config import MEBIBYTE, Limits
 from polywand_server.errors import InternalError, InvalidInputError, PolywandError, QuotaError, TooLargeError
-from polywand_server.images import jpeg
-from polywand_server.images.files import Header, check_scans, check_size, read_file, read_jpeg
+from polywand_server.images.checks import check_size, in_terms_of
 from polywand_server.images.jobs import OPENING_BYTES, decode
-from polywand_server.images.orientation import swaps_sides
 from polywand_server.images.picture import (
     EncodedImage,
     ImageSource,
     Picture,
-    Pixels,
     RawImage,
     levels_in,
     picture_of,
@@ -43,7 +42,6 @@ SMALL_BYTES = 1024 * 1024
 SMALL_PIXELS = 1024 * 1024
 # Scans of larger files are counted in a thread.
 _COUNTED_AT_ONCE_BYTES = 256 * 1024
-_PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 class Threads(Protocol):
@@ -60,10 +58,6 @@ class ImageHolders(Protocol):
     def give_one_up(self) -> bool:
         """Have one of those who do not use theirs give it up; returns whether one did."""
         ...
-
-
-class _NotReadError(Exception):
-    """OpenCV cannot read this file."""
 
 
 class Decoder:
@@ -112,26 +106,25 @@ class Decoder:
         if not len(source.data):
             raise InvalidInputError(source.field, "the image is empty")
         data = memoryview(source.data)
-        header = jpeg.read_header(data)
-        if header is not None and await self._is_ordinary(source.field, data, header):
-            size = _upright_size(header)
-            try:
-                return await self._by_thread(source.field, *size, replaced, partial(_by_opencv, data, header))
-            except _NotReadError:
-                pass  # Pillow says what is wrong with it
-        small = _size_of_small_png(data)
-        if small is not None:
-            return await self._by_thread(source.field, *small, replaced, partial(_by_pillow, source, *small))
+        with in_terms_of(source):
+            check_range(source.value_range)
+            header = jpeg.read_header(data) if source.value_range is None else None
+            if header is not None and await self._is_ordinary(source.field, data, header):
+                size = header.upright_size
+                return await self._by_thread(source.field, *size, replaced, partial(jpeg.decode, data, header))
+            small = png.small_size(data, SMALL_BYTES, SMALL_PIXELS)
+            if small is not None:
+                return await self._by_thread(source.field, *small, replaced, partial(_small, source, *small))
         return await self._by_child(source, replaced)
 
     async def _is_ordinary(self, field: str, data: memoryview, header: jpeg.JpegHeader) -> bool:
-        if not header.is_common or bytes(data[-2:]) != jpeg.END:
+        if not header.is_common:
             return False
         check_size(field, header.width, header.height, self._limits.image_pixels)
         if len(data) <= _COUNTED_AT_ONCE_BYTES:
-            scans = check_scans(field, data)
+            scans = jpeg.check_scans(data)
         else:
-            scans = await self._threads.compute(lambda: check_scans(field, data))
+            scans = await self._threads.compute(lambda: jpeg.check_scans(data))
         return header.width * header.height * max(1.0, scans / SCANS_OF_ONE_PASS) <= ORDINARY_PIXELS
 
     async def _by_thread(
@@ -154,8 +147,9 @@ class Decoder:
                 self._check_decoder(source.field, int(facts["decoder_bytes"]))
                 take(pyramid_bytes(width, height))
 
+            about = replace(source, data=b"")  # the bytes go by themselves
             answer, memory = await self._workers.run(
-                limits, decode, source.field, self._limits.image_pixels, data=[source.data], reply=admit
+                limits, decode, about, self._limits.image_pixels, data=[source.data], reply=admit
             )
             width, height = int(answer.facts["width"]), int(answer.facts["height"])
             if memory is None or memory.nbytes < pyramid_bytes(width, height):
@@ -265,37 +259,18 @@ def _raw(source: RawImage) -> Pixels:
     return np.frombuffer(source.data, np.uint8).reshape(source.height, source.width, 3)
 
 
-def _by_opencv(data: memoryview, header: jpeg.JpegHeader) -> Pixels:
-    pixels = read_jpeg(np.frombuffer(data, np.uint8), header)
-    if pixels is None:
-        raise _NotReadError
-    return pixels
-
-
-def _upright_size(header: jpeg.JpegHeader) -> tuple[int, int]:
-    return (header.height, header.width) if swaps_sides(header.orientation) else (header.width, header.height)
-
-
-def _size_of_small_png(data: memoryview) -> tuple[int, int] | None:
-    """The width and height of a PNG file whose decoding takes little, whatever is in it; None for all others."""
-    if len(data) > SMALL_BYTES or len(data) < 24 or bytes(data[:8]) != _PNG_START:
-        return None
-    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-    return (width, height) if 0 < width * height <= SMALL_PIXELS else None
-
-
-def _by_pillow(source: EncodedImage, width: int, height: int) -> Pixels:
-    """width, height: as the file says, before it is turned upright."""
+def _small(source: EncodedImage, width: int, height: int) -> Pixels:
+    """Decode a small file. width, height: as it says, before it is turned upright."""
     made: list[Pixels] = []
 
     def make_room(width: int, height: int) -> Pixels:
         made.append(np.empty((height, width, 3), np.uint8))
         return made[0]
 
-    def admit(header: Header) -> Callable[[int, int], Pixels]:
+    def admit(header: Header) -> MakeRoom:
         if (header.width, header.height) != (width, height):
-            raise InvalidInputError(source.field, "the image is damaged: it tells of two sizes")
+            raise UnreadableError("the image is damaged: it tells of two sizes")
         return make_room
 
-    read_file(io.BytesIO(source.data), source.field, admit)
+    read_into(memoryview(source.data), admit, source.value_range)
     return made[0]

@@ -5,20 +5,25 @@ from itertools import pairwise
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+
+from polywand_pictures import Pixels, ValueRange
 
 # Below this longest side a further half would not be read by any crop.
 SMALLEST_LEVEL_SIDE = 256
 
-Pixels = NDArray[np.uint8]
-
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """An image file's bytes. field: the path of this field in the request, for errors."""
+    """An image file's bytes.
+
+    field: the path of this field in the request, for errors. value_range: which values are black and white, of files
+    with more than 8 bits; None leaves it to the reader's rule. range_field: its path.
+    """
 
     data: bytes | memoryview
     field: str
+    value_range: ValueRange | None = None
+    range_field: str = "value_range"
 
 
 @dataclass(frozen=True, slots=True)

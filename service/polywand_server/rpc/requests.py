@@ -6,6 +6,7 @@ from itertools import chain
 import numpy as np
 
 from polywand.v1 import annotation_pb2 as pb
+from polywand_pictures import ValueRange
 from polywand_server.detectors.outlines import PolygonOptions
 from polywand_server.detectors.pipeline import DEFAULT_MAX_DETECTIONS, DetectOptions
 from polywand_server.errors import InvalidInputError
@@ -42,9 +43,13 @@ def read_image(image: pb.Image, data: memoryview | None, field: str) -> ImageSou
     data: the image's bytes where they were set apart; else they are in the message.
     """
     source = image.WhichOneof("source")
+    range_field = f"{field}.value_range"
     if source == "encoded":
-        return EncodedImage(image.encoded if data is None else data, f"{field}.encoded")
+        said = ValueRange(image.value_range.low, image.value_range.high) if image.HasField("value_range") else None
+        return EncodedImage(image.encoded if data is None else data, f"{field}.encoded", said, range_field)
     if source == "raw":
+        if image.HasField("value_range"):
+            raise InvalidInputError(range_field, "these pixels have 8 bits; a range is for files with more")
         raw = image.raw
         if raw.format not in (pb.PIXEL_FORMAT_UNSPECIFIED, pb.PIXEL_FORMAT_RGB8):
             raise InvalidInputError(f"{field}.raw.format", f"{raw.format} is not a known pixel format; RGB8 is")

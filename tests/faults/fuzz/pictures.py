@@ -1,6 +1,7 @@
 """Image files: made by Pillow in many formats, then damaged by segment, chunk, tag, or blindly."""
 
 import io
+import math
 import random
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.faults.fuzz.sizes import Sizes
 from tests.faults.fuzz.tiffs import damage_tiff, make_exif
 
 LARGEST_SIDE = 120
-# Format, mode, options of Pillow. GIF and the others at the end are not read by the service.
+# Format, mode, options of Pillow. The last ones are not read by the service.
 KINDS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     *[("JPEG", mode, {"quality": 30}) for mode in ("RGB", "L", "CMYK")],
     ("JPEG", "RGB", {"progressive": True}),
@@ -28,11 +29,12 @@ KINDS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     *[("TIFF", "RGB", {"compression": name}) for name in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")],
     *[("TIFF", "1", {"compression": name}) for name in ("tiff_ccitt", "group3", "group4")],
     ("GIF", "P", {}),
+    *[("AVIF", mode, {"quality": 30, "speed": 10}) for mode in ("RGB", "RGBA")],
     ("ICO", "RGBA", {}),
     ("PPM", "RGB", {}),
     ("TGA", "RGB", {}),
 )
-MULTIPAGE = ("TIFF", "WEBP", "GIF", "PNG")
+MULTIPAGE = ("TIFF", "WEBP", "GIF", "PNG", "AVIF")
 DAMAGES = {"JPEG": damage_jpeg, "PNG": damage_png, "WEBP": damage_webp, "BMP": damage_bmp, "TIFF": damage_tiff}
 SEQUENCE_OF_GOOD = 1_000
 
@@ -44,12 +46,21 @@ def hostile_pictures(rng: random.Random, sizes: Sizes) -> Case:
         return Case("pictures", DETECT, (Send(request.SerializeToString()),))
     steps: list[Send | Await] = []
     for number in range(rng.randint(2, 6)):
-        request = pb.InteractRequest(sequence=number, image=pb.Image(encoded=make_file(rng, sizes)))
+        image = pb.Image(encoded=make_file(rng, sizes), value_range=_range(rng))
+        request = pb.InteractRequest(sequence=number, image=image)
         steps += [Send(request.SerializeToString()), Await(number + 1)]
     good = pb.InteractRequest(
         sequence=SEQUENCE_OF_GOOD, image=pb.Image(raw=pb.RawImage(data=bytes(12), width=2, height=2))
     )
     return Case("pictures", INTERACT, (*steps, Send(good.SerializeToString())))
+
+
+def _range(rng: random.Random) -> pb.ValueRange | None:
+    """A range of values, sound or not, of one file in twenty."""
+    if rng.random() > 0.05:
+        return None
+    low, high = rng.choices((0, 1, -1, 255, 1023, 65_535, 1e-310, -1e308, 1e308, math.inf, -math.inf, math.nan), k=2)
+    return pb.ValueRange(low=low, high=high)
 
 
 def make_file(rng: random.Random, sizes: Sizes) -> bytes:
@@ -103,6 +114,8 @@ def _content(rng: random.Random, mode: str, size: tuple[int, int]) -> Image.Imag
 
 def _damage_blindly(data: bytes, rng: random.Random) -> bytes:
     """Flip bits, cut, insert, repeat, or overwrite a run of bytes, anywhere."""
+    if not data:  # it was cut away before
+        return rng.randbytes(4)
     place, other = sorted(rng.randrange(len(data)) for _ in range(2))
     changed = bytearray(data)
     for _ in range(rng.randint(1, 8)):

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from polywand import PolywandError
-from polywand.overlay import load_rgb
+from polywand_pictures import PictureError, read_picture
 from polywand_zoo.spreading import spread
 
 Mask = NDArray[np.bool_]
@@ -90,11 +89,11 @@ def load(subject: Subject) -> Photo:
         DataError: one of them cannot be read, they differ in size, or the mask is empty.
     """
     try:
-        pixels = load_rgb(subject.image.read_bytes())
+        pixels = read_picture(subject.image.read_bytes())
     except OSError as error:
         raise DataError(subject.image, f"the image cannot be read ({error.strerror or error})") from error
-    except PolywandError as error:
-        raise DataError(subject.image, "this is no image that can be read") from error
+    except PictureError as error:
+        raise DataError(subject.image, str(error)) from error
     truth = subject.read()
     height, width = truth.inside.shape
     if (height, width) != pixels.shape[:2]:

@@ -11,7 +11,7 @@ import grpc
 from polywand import errors, images
 from polywand.answers import Update
 from polywand.errors import PolywandError
-from polywand.images import ImageLike
+from polywand.images import ImageLike, ValueRangeLike
 from polywand.keywords import keywords_of
 from polywand.ledger import Ledger
 from polywand.prompts import PromptOptions, Prompts
@@ -33,9 +33,14 @@ class Session:
     height: int
 
     def __init__(
-        self, stub: Callable[[], "pb_grpc.AnnotationServiceAsyncStub"], image: ImageLike, target: str, timeout_s: float
+        self,
+        stub: Callable[[], "pb_grpc.AnnotationServiceAsyncStub"],
+        image: ImageLike,
+        target: str,
+        timeout_s: float,
+        value_range: ValueRangeLike | None = None,
     ) -> None:
-        self._stub, self._first_image = stub, image
+        self._stub, self._first_image, self._first_range = stub, image, value_range
         self._target, self._timeout_s = target, timeout_s
         self._prompts = Prompts()
         self._ledger = Ledger()
@@ -44,15 +49,16 @@ class Session:
         self._something_to_read = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
 
-    async def set_image(self, image: ImageLike) -> None:
+    async def set_image(self, image: ImageLike, value_range: ValueRangeLike | None = None) -> None:
         """Make an image the current one; all objects of the last one are forgotten.
 
         image: a path, the bytes of a file, or uint8 [H, W, 3] RGB or [H, W] grey. The session keeps what it sent until
         the next image: the server may give up the image of a session that rests.
+        value_range: which values of a PNG or TIFF file with more than 8 bits are black and white, such as (0, 1023).
         Raises InvalidRequest when it cannot be read, QuotaExceeded when the server stays full, Unavailable when it
         stays away.
         """
-        message = await asyncio.to_thread(images.to_message, image)
+        message = await asyncio.to_thread(images.to_message, image, value_range)
         waiter: asyncio.Future[pb.ImageInfo] = asyncio.get_running_loop().create_future()
         self._ask(pb.InteractRequest(image=message), waiter)
         await self._wait(waiter)
@@ -110,7 +116,7 @@ class Session:
     async def __aenter__(self) -> Self:
         self._reader = asyncio.create_task(self._read(self._stub()), name="polywand-session")
         try:
-            await self.set_image(self._first_image)
+            await self.set_image(self._first_image, self._first_range)
         except BaseException:
             await self.close()
             raise

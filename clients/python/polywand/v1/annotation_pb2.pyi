@@ -163,29 +163,64 @@ class Image(_message.Message):
 
     ENCODED_FIELD_NUMBER: _builtins.int
     RAW_FIELD_NUMBER: _builtins.int
+    VALUE_RANGE_FIELD_NUMBER: _builtins.int
     encoded: _builtins.bytes
-    """A file: JPEG, PNG, WebP, BMP or TIFF (the first page). Grey, palette, RGBA (laid on white) and 16-bit (scaled
-    to 8) are converted to RGB; EXIF orientation is applied.
+    """A file: JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or, where the server has a decoder of it, HEIC; of several pictures
+    the first, or the primary one. Grey, palette, CMYK, transparency (laid on white) and more than 8 bits (see
+    `value_range`) are converted to RGB; EXIF orientation is applied. All rules: docs/images.md.
     """
     @_builtins.property
     def raw(self) -> Global___RawImage:
         """Pixels as they are."""
+
+    @_builtins.property
+    def value_range(self) -> Global___ValueRange:
+        """Which values of a PNG or TIFF file with more than 8 bits are black and white. An error with any other image.
+        Absent: a rule by the values; all frames of a sequence look alike only with a range.
+        """
 
     def __init__(
         self,
         *,
         encoded: _builtins.bytes = ...,
         raw: Global___RawImage | None = ...,
+        value_range: Global___ValueRange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["encoded", b"encoded", "raw", b"raw", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["encoded", b"encoded", "raw", b"raw", "source", b"source", "value_range", b"value_range"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoded", b"encoded", "raw", b"raw", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoded", b"encoded", "raw", b"raw", "source", b"source", "value_range", b"value_range"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["encoded", "raw"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
 Global___Image: _TypeAlias = Image  # noqa: Y015
+
+@_typing.final
+class ValueRange(_message.Message):
+    """Values of an image file, such as 0 to 1023 of a camera of 10 bits. Those outside are as the nearer end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    low: _builtins.float
+    """Black. Finite."""
+    high: _builtins.float
+    """White. Finite, above `low`."""
+    def __init__(
+        self,
+        *,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["high", b"high", "low", b"low"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValueRange: _TypeAlias = ValueRange  # noqa: Y015
 
 @_typing.final
 class RawImage(_message.Message):

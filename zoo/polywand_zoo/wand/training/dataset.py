@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
+from polywand_pictures import PictureError, read_picture
 from polywand_zoo.photopaths import find_photo
 from polywand_zoo.segmentations import SegmentationError, run_lengths
 from polywand_zoo.spreading import spread
@@ -174,10 +175,10 @@ def _find(folder: Path, file_name: str) -> Path | None:
 
 
 def _decode(path: Path, data: bytes) -> Pixels:
-    pixels: Pixels | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
-    if pixels is None:
-        raise DatasetError(f"{path} cannot be decoded")
-    return pixels
+    try:
+        return read_picture(data)
+    except PictureError as error:
+        raise DatasetError(f"{path} cannot be decoded: {error}") from error
 
 
 def _check_size(path: Path, photo: dict[str, Any], pixels: Pixels) -> None:

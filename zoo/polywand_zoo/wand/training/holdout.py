@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from polywand_pictures import PictureError, read_picture
+
 Pixels = NDArray[np.uint8]
 
 THUMBNAIL = (32, 32)
@@ -38,7 +40,7 @@ class HeldOut:
         if _digest(data) in self._digests or _coco_number(path) & self._numbers:
             return True
         named = self._named.get(path.stem, [])
-        return any(not other.is_file() or _look_alike(pixels, cv2.imread(str(other))) for other in named)
+        return any(not other.is_file() or _look_alike(pixels, other) for other in named)
 
 
 def _coco_number(path: Path) -> set[str]:
@@ -51,8 +53,10 @@ def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-def _look_alike(rgb: Pixels, bgr: Pixels | None) -> bool:
-    if bgr is None:
+def _look_alike(pixels: Pixels, other: Path) -> bool:
+    try:
+        others = read_picture(other.read_bytes())
+    except PictureError:
         return False
-    first, second = (cv2.resize(pixels, THUMBNAIL, interpolation=cv2.INTER_AREA) for pixels in (rgb, bgr[..., ::-1]))
+    first, second = (cv2.resize(each, THUMBNAIL, interpolation=cv2.INTER_AREA) for each in (pixels, others))
     return float(cv2.absdiff(first, second).mean()) < LIKENESS

@@ -1,0 +1,44 @@
+"""What a client is told of an image that is not decoded: limits, and the reader's errors with the field they are of."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from polywand_pictures import PictureError, RangeError, TooMuchError
+from polywand_server.errors import InvalidInputError, TooLargeError
+from polywand_server.images.picture import EncodedImage
+
+# Of one side. JPEG cannot have longer ones, and lines of a hundred million pixels are no images.
+MAX_SIDE = 65_535
+
+
+def check_size(field: str, width: int, height: int, max_pixels: int) -> None:
+    """Refuse images without a pixel, with too many, or with too long a side.
+
+    Raises:
+        InvalidInputError, TooLargeError
+    """
+    if width < 1 or height < 1:
+        raise InvalidInputError(field, f"the image is {width} x {height} pixels; it must have at least one")
+    if width * height > max_pixels:
+        raise TooLargeError(
+            field, f"the image has {width} x {height} = {width * height} pixels; this server takes at most {max_pixels}"
+        )
+    if max(width, height) > MAX_SIDE:
+        raise TooLargeError(field, f"the image is {width} x {height} pixels; a side may have at most {MAX_SIDE}")
+
+
+@contextmanager
+def in_terms_of(source: EncodedImage) -> Iterator[None]:
+    """Turn the reader's errors into those of the request's fields.
+
+    Raises:
+        InvalidInputError, TooLargeError
+    """
+    try:
+        yield
+    except RangeError as error:
+        raise InvalidInputError(source.range_field, str(error)) from error
+    except TooMuchError as error:
+        raise TooLargeError(source.field, str(error)) from error
+    except PictureError as error:
+        raise InvalidInputError(source.field, str(error)) from error
