@@ -353,5 +353,5 @@ def test_a_range_of_values_is_for_the_answer_and_the_drawing(run: Run, tmp_path:
     drawn = read_rgb(drawing)
     assert np.abs(drawn[-40:, -40:].astype(int) - astronaut[-40:, -40:]).mean() < 20
     result = run("interact", photo, "--model", "wand_click", "--positive", FACE, "--range", "9,9")
-    assert result.returncode == 1
-    assert "value_range" in result.stderr
+    assert result.returncode == 2
+    assert "'--range': '9,9': the first number has to be below the second." in result.stderr

@@ -1,7 +1,6 @@
 """Overlays: where they go, and that no input and no older file is lost for them."""
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -109,11 +108,11 @@ def test_an_empty_name_is_no_folder(photo: Path) -> None:
 
 def test_a_full_disk_leaves_the_old_file(photo: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from polywand import files; files.write(Path('photo.png'), b'x' * 99999)"
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); from pathlib import Path; "
+        "from polywand import files; files.write(Path('photo.png'), b'x' * 99999)"
     )
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # noqa: E731
     done = subprocess.run(
-        [sys.executable, "-c", program], preexec_fn=limit, capture_output=True, text=True, check=False, cwd=photo.parent
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=photo.parent
     )
     assert "photo.png cannot be written: File too large" in done.stderr
     assert photo.read_bytes() == b"the photo"

@@ -102,7 +102,7 @@ def own(repository: Path) -> Iterator[Service]:
     with running_service(repository.parent / "log", f"--model-repository={repository}") as started:
         started.wait_ready("nanodet", "upper_half", "upper_half_flipped", "upper_half_of_any_size", "wand_click")
         started.wait_ready("nothing", "short", "mortal", "slow", "no_box", "box_and_point")
-        wait_for(lambda: "model doomed is not ready" in started.log.read_text(), 30, started)
+        wait_for(lambda: "model doomed did not load" in started.log.read_text(), 30, started)
         yield started
 
 

@@ -83,7 +83,7 @@ class Tool:
             return max(ready)
         known = {version.version: version for version in self.versions}
         if wanted not in known:
-            has = listed(map(str, sorted(known, reverse=True)))
+            has = listed(map(str, sorted(known)))
             raise NotFoundError(f"{path}version", f"model '{self.name}' has no version {wanted}; it has {has}")
         if not known[wanted].ready:
             text = f"version {wanted} of model '{self.name}' is not ready: {known[wanted].reason}"
