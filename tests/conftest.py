@@ -1,5 +1,6 @@
 """Fixtures: one real service with one real Triton for the whole run, and real photos."""
 
+import signal
 from collections.abc import Iterator
 
 import grpc
@@ -10,6 +11,10 @@ from numpy.typing import NDArray
 
 from polywand.v1 import annotation_pb2_grpc
 from tests.running import REPOSITORY, Service, running_service
+
+# A job in the background ignores Ctrl-C, and so would the programs that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

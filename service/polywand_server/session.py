@@ -378,8 +378,9 @@ class Session:
 
     async def _look_in_time(self, prompt: Prompt, item: _Object, watch: Stopwatch) -> _Found | Missing:
         seconds = self._place.limits.prompt_seconds
+        limit = asyncio.timeout(seconds)
         try:
-            async with asyncio.timeout(seconds) as limit:
+            async with limit:
                 return await self._look(prompt, item, watch)
         except TimeoutError:
             if not limit.expired():
@@ -388,6 +389,8 @@ class Session:
                 f"the prompt took longer than {seconds:g} s, the most that this server gives one; the clicks that were "
                 "worked through by then are remembered for a while: send it again, or a simpler one"
             ) from None
+        finally:
+            del limit  # it knows its task, and when that is cancelled, it knows this frame: none of them would go
 
     async def _look(self, prompt: Prompt, item: _Object, watch: Stopwatch) -> _Found | Missing:
         registry = self._place.registry
