@@ -357,3 +357,27 @@ async def test_a_server_whose_files_are_cleaned_away_is_replaced(own: EmbeddedTr
     client = TritonClient(own.url)
     assert await answers(client)
     await client.close()
+
+
+def test_a_launch_is_not_taken_for_a_dead_one_while_it_takes_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another launch may clean up at any moment, and the folder of this one is there before its lock is."""
+    token = "0f0f0f0f"
+    scratch = tmp_path / launch.scratch_name(token)
+    scratch.mkdir()
+    lock = fcntl.flock
+
+    def sweep_and_lock(descriptor: int, how: int) -> None:
+        if how == fcntl.LOCK_EX:
+            launch.sweep(tmp_path)
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", sweep_and_lock)
+    descriptor = launch.hold(token)
+    try:
+        launch.sweep(tmp_path)
+        assert scratch.exists()
+    finally:
+        os.close(descriptor)
+        launch.remove(token, scratch)

@@ -62,12 +62,31 @@ def hold(token: str) -> int:
     """
     path = SHARED_MEMORY / f"polywand-{token}.lock"
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            descriptor = _make_locked(path)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
         os.close(descriptor)  # a sweep removed the file between opening and locking
+
+
+def _make_locked(path: Path) -> int:
+    """Make a lock file that is locked before it has its name: else a sweep could take it for a dead launch's, and
+    remove what that token's launch has made by now.
+    """
+    unnamed = path.with_suffix(f".{os.getpid()}")
+    descriptor = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(FileExistsError):
+            os.link(unnamed, path)
+    finally:
+        unnamed.unlink()
+    return descriptor
 
 
 def sweep(scratch_root: Path) -> None:
