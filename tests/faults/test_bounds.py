@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -233,15 +234,22 @@ def test_children_that_are_killed_cost_their_own_request_alone(bounded, stub):
     png = png_of_zeros(3000, 3000)
     with InteractStream(stub) as stream:
         assert stream.ask(pb.Image(encoded=png)).image.width == 3000
-        for process in workers(bounded):
-            process.kill()
-        for _ in range(100):
-            reply = stream.ask(pb.Image(encoded=png))
-            if reply.HasField("image"):
-                break
-            assert reply.error.code in (grpc.StatusCode.UNAVAILABLE.value[0], LARGE), reply
+        for _ in range(4):
+            wait_for(lambda: len(workers(bounded)) == RESTING_WORKERS, 60, bounded)
+            bounded.process.send_signal(signal.SIGSTOP)  # so that it notices their end and the next image together
+            for process in workers(bounded):
+                process.kill()
+            stream.send(pb.Image(encoded=png))
             time.sleep(0.1)
-        assert reply.image.width == 3000
+            bounded.process.send_signal(signal.SIGCONT)
+            reply = stream.receive()
+            for _ in range(100):
+                if reply.HasField("image"):
+                    break
+                assert reply.error.code in (grpc.StatusCode.UNAVAILABLE.value[0], LARGE), reply
+                time.sleep(0.1)
+                reply = stream.ask(pb.Image(encoded=png))
+            assert reply.image.width == 3000
         wait_for(lambda: len(workers(bounded)) == RESTING_WORKERS, 60, bounded)
 
 

@@ -112,7 +112,7 @@ class Workers:
         self._spawner = _Spawner(process, ours)
         asyncio.get_running_loop().add_reader(ours, self._hear, self._spawner)
         for _ in range(SPARE):
-            self._spare.append(self._spawn())
+            self._add_spare()
 
     async def close(self) -> None:
         """Kill all children and their parent."""
@@ -161,11 +161,17 @@ class Workers:
         if self._spawner is None:
             raise UnavailableError("this server starts the processes that work on large input anew: try again", 1.0)
         child = self._spare.popleft() if self._spare else self._spawn()
-        self._spare.append(self._spawn())
+        self._add_spare()
         try:
             yield child
         finally:
             self._kill(child)
+
+    def _add_spare(self) -> None:
+        """Have a child ready for the next work, unless the parent has ended: that may show only now."""
+        child = None if self._spawner is None else self._spawn()
+        if child is not None and self._spawner is not None:
+            self._spare.append(child)
 
     def _spawn(self) -> _Child:
         assert self._spawner is not None
