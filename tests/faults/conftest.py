@@ -26,7 +26,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="package")
 def sturdy(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The service that has to stand all those clients; when a test ends, nothing of its clients may be left in it."""
-    options = (f"--model-repository={repository}", f"--infer-timeout-seconds={PATIENCE_SECONDS}")
+    patience = (f"--infer-timeout-seconds={PATIENCE_SECONDS}", f"--prompt-timeout-seconds={PATIENCE_SECONDS}")
+    options = (f"--model-repository={repository}", *patience)
     with running_service(tmp_path_factory.mktemp("sturdy") / "log", *options) as service:
         service.wait_ready(*MODELS)
         yield service

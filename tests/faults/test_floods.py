@@ -19,7 +19,7 @@ PROMPTS = 10_000
 MAX_OBJECTS = 1000  # the server's default
 ANSWERED = 'polywand_prompts_total{model="shade",outcome="segmentation"}'
 SKIPPED = 'polywand_prompts_skipped_total{model="shade"}'
-# How many of the flooder's replies may come between another's click and its answer: of half the clicks, of 99 in 100,
+# How many of the flooder's replies may come between another's click and its answer: of half the clicks, of 9 in 10,
 # and at worst. A few of its prompts are in work at a time, some replies wait to be sent, and the machine has other
 # things to do: a thread of Triton's that gets no share of it for a second costs one click a few hundred. Without
 # fairness it would be thousands, of every click.
@@ -55,7 +55,7 @@ def test_ten_thousand_prompts_at_once_are_all_accounted_for_and_nobody_waits_for
     departures = sorted(departure(reply.timing) for reply in talk.replies)
     between = [bisect(departures, departure(click)) - bisect(departures, click.received_unix_us) for click in clicks]
     assert statistics.median(between) <= REPLIES_BETWEEN
-    assert sum(others > REPLIES_BETWEEN_MOSTLY for others in between) <= math.ceil(len(between) / 100)
+    assert sum(others > REPLIES_BETWEEN_MOSTLY for others in between) <= math.ceil(len(between) / 10)
     assert max(between) <= REPLIES_BETWEEN_AT_WORST
 
     image, *replies = talk.replies

@@ -270,9 +270,9 @@ def test_a_tool_whose_part_is_broken_is_not_ready_and_says_so(refined: Refined, 
         shutil.copytree(refined.repository / name, repository / name)
     (repository / PARTS[1] / "1" / "model.onnx").write_bytes(b"no network")
     with running_service(tmp_path / "log", f"--model-repository={repository}") as service:
-        log = tmp_path / "log"
-        wait_for(lambda: f"model {NAME} is not ready: its part '{PARTS[1]}'" in log.read_text(), 60, service)
+        wait_for(lambda: f"model {PARTS[1]} did not load" in service.log.read_text(), 60, service)
         with polywand.connect(service.target) as client:
+            wait_for(client.models, 60, service)
             (model,) = client.models()
             assert not model.ready
             assert f"its part '{PARTS[1]}' is not ready" in model.not_ready_reason
