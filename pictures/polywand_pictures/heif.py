@@ -9,7 +9,7 @@ from PIL import AvifImagePlugin, features
 from polywand_pictures import pillow
 from polywand_pictures.errors import UnreadableError, damaged
 from polywand_pictures.header import TURN_BYTES, Admission, Header, strips
-from polywand_pictures.orientation import UPRIGHT, orientation_of_exif, swaps_sides, upright
+from polywand_pictures.orientation import UPRIGHT, fill_upright, orientation_of_exif
 
 try:
     import pi_heif
@@ -55,10 +55,7 @@ def read_avif(data: memoryview, admit: Admission) -> None:
         # Pillow tells the boxes' turn as if EXIF had said it.
         exif = image.info.get("exif")
         orientation = orientation_of_exif(memoryview(exif)) if exif else UPRIGHT
-        turned = np.empty((height, width, 3), np.uint8)
-        pillow.fill(turned, image)
-    sides = (height, width) if swaps_sides(orientation) else (width, height)
-    np.copyto(make_room(*sides), upright(turned, orientation))
+        fill_upright(make_room, (width, height), orientation, lambda pixels: pillow.fill(pixels, image))
 
 
 def read_heic(data: memoryview, admit: Admission) -> None:

@@ -1,9 +1,12 @@
 """The turn of a camera, as EXIF alone tells it, and how it is undone."""
 
+from collections.abc import Callable
+
 import cv2
+import numpy as np
 
 from polywand_pictures.directories import first_directory, read_directory
-from polywand_pictures.header import Pixels
+from polywand_pictures.header import MakeRoom, Pixels
 
 # EXIF 2.32, tag 274; 1 is upright.
 TAG = 0x0112
@@ -36,3 +39,20 @@ def upright(pixels: Pixels, orientation: int) -> Pixels:
     if swaps_sides(orientation):
         pixels = cv2.transpose(pixels)
     return cv2.flip(pixels, _FLIPS[orientation]) if orientation in _FLIPS else pixels
+
+
+def fill_upright(
+    make_room: MakeRoom, size: tuple[int, int], orientation: int, fill: Callable[[Pixels], object]
+) -> None:
+    """Have a picture filled as it lies in its file, into room for it upright; only one that is turned is copied.
+
+    size: width and height as it lies. fill: writes into pixels [height, width, 3].
+    """
+    width, height = size
+    if orientation == UPRIGHT:
+        fill(make_room(width, height))
+        return
+    turned = np.empty((height, width, 3), np.uint8)
+    fill(turned)
+    sides = (height, width) if swaps_sides(orientation) else (width, height)
+    np.copyto(make_room(*sides), upright(turned, orientation))

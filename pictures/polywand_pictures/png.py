@@ -15,7 +15,7 @@ import numpy as np
 from polywand_pictures import pillow
 from polywand_pictures.errors import RangeError, damaged
 from polywand_pictures.header import TURN_BYTES, Admission, Header, Pixels, ValueRange, strips
-from polywand_pictures.orientation import UPRIGHT, orientation_of_exif, swaps_sides, upright
+from polywand_pictures.orientation import UPRIGHT, fill_upright, orientation_of_exif
 from polywand_pictures.ranges import Values, scale_of, white_of
 
 START = b"\x89PNG\r\n\x1a\n"
@@ -50,13 +50,8 @@ def read(data: memoryview, admit: Admission, said: ValueRange | None) -> None:
         raise RangeError(f"the values of this file have {file.depth} bits; a range is for 16 bits")
     pixel_bytes = (_BYTES_16 if file.depth == 16 else _BYTES_8) + TURN_BYTES
     make_room = admit(Header(file.width, file.height, file.width * file.height * pixel_bytes + len(data)))
-    sides = (file.height, file.width) if swaps_sides(file.orientation) else (file.width, file.height)
-    if file.orientation == UPRIGHT:
-        _fill(make_room(*sides), file, said)
-        return
-    turned = np.empty((file.height, file.width, 3), np.uint8)
-    _fill(turned, file, said)
-    np.copyto(make_room(*sides), upright(turned, file.orientation))
+    size = (file.width, file.height)
+    fill_upright(make_room, size, file.orientation, lambda pixels: _fill(pixels, file, said))
 
 
 def _read_chunks(data: memoryview) -> _File:

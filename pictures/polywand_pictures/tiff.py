@@ -28,7 +28,7 @@ from polywand_pictures.errors import RangeError, UnreadableError, damaged
 from polywand_pictures.header import TURN_BYTES, Admission, Header, Pixels, ValueRange, strips
 from polywand_pictures.kinds import not_read
 from polywand_pictures.orientation import TAG as ORIENTATION
-from polywand_pictures.orientation import UPRIGHT, swaps_sides, upright
+from polywand_pictures.orientation import UPRIGHT, fill_upright
 from polywand_pictures.ranges import Scale, Values, scale_of, white_of
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
@@ -131,13 +131,7 @@ def read(data: memoryview, admit: Admission, said: ValueRange | None) -> None:
     nbytes = (layout.row_bytes * layout.planes + (3 + TURN_BYTES) * width) * height
     make_room = admit(Header(width, height, nbytes + 2 * len(data)))
     planes = [_unpack(data, tags, layout, plane) for plane in range(layout.planes)]
-    sides = (height, width) if swaps_sides(orientation) else (width, height)
-    if orientation == UPRIGHT:
-        _fill(make_room(*sides), planes, layout, tags, said)
-        return
-    turned = np.empty((height, width, 3), np.uint8)
-    _fill(turned, planes, layout, tags, said)
-    np.copyto(make_room(*sides), upright(turned, orientation))
+    fill_upright(make_room, (width, height), orientation, lambda pixels: _fill(pixels, planes, layout, tags, said))
 
 
 def _one(tags: Tags, tag: int, otherwise: int | None = None) -> int:
@@ -195,13 +189,7 @@ def _read_by_pillow(data: memoryview, size: tuple[int, int], orientation: int, a
         nbytes = width * height * (pillow.core_bytes(image.mode) + _PILLOW_BYTES + TURN_BYTES)
         make_room = admit(Header(width, height, nbytes + 2 * len(data)))
         image.load()
-        if orientation == UPRIGHT:
-            pillow.fill(make_room(width, height), image)
-            return
-        turned = np.empty((height, width, 3), np.uint8)
-        pillow.fill(turned, image)
-    sides = (height, width) if swaps_sides(orientation) else (width, height)
-    np.copyto(make_room(*sides), upright(turned, orientation))
+        fill_upright(make_room, size, orientation, lambda pixels: pillow.fill(pixels, image))
 
 
 def _layout(data: memoryview, tags: Tags, width: int, height: int) -> _Layout:

@@ -3,12 +3,10 @@
 import io
 import struct
 
-import numpy as np
-
 from polywand_pictures import pillow
 from polywand_pictures.errors import damaged
 from polywand_pictures.header import TURN_BYTES, Admission, Header
-from polywand_pictures.orientation import UPRIGHT, orientation_of_exif, swaps_sides, upright
+from polywand_pictures.orientation import UPRIGHT, fill_upright, orientation_of_exif
 
 # Bytes a pixel that libwebp's reader takes, for all pixels as soon as it is opened (measured, rounded up), and Pillow.
 _DECODER_BYTES = 14 + 4
@@ -36,13 +34,7 @@ def read(data: memoryview, admit: Admission) -> None:
         if image.size != size:
             raise damaged("it tells of two sizes")
         image.load()
-        if orientation == UPRIGHT:
-            pillow.fill(make_room(width, height), image)
-            return
-        turned = np.empty((height, width, 3), np.uint8)
-        pillow.fill(turned, image)
-    sides = (height, width) if swaps_sides(orientation) else (width, height)
-    np.copyto(make_room(*sides), upright(turned, orientation))
+        fill_upright(make_room, size, orientation, lambda pixels: pillow.fill(pixels, image))
 
 
 def _size(data: memoryview) -> tuple[int, int] | None:
