@@ -259,7 +259,8 @@ def test_a_part_that_died_is_one_clear_error_and_comes_back(refined: Refined) ->
         stream.ask(raw_image(image()))
         error = stream.ask(prompt(NAME, *clicks)).error
     assert error.code == grpc.StatusCode.UNAVAILABLE.value[0]
-    assert f"part '{PARTS[1]}': Stub process" in error.message
+    # Either the prompt found out that the part died, or the service had, and loads it again.
+    assert f"part '{PARTS[1]}'" in error.message
     with polywand.connect(refined.service.target) as client, client.open(image()) as session:
         assert ask(session, NAME, 2).mask.any()  # sent again by the client until it is back
 
