@@ -12,9 +12,9 @@ import click
 from polywand.console import Command, Number
 from polywand_server import __version__
 from polywand_server.config import MEBIBYTE, Limits, Settings, TritonTls
-from polywand_server.native import NativeOutput
+from polywand_server.ops.native import NativeOutput
+from polywand_server.ops.sparing import spare_libraries
 from polywand_server.server import Server, StartError
-from polywand_server.sparing import spare_libraries
 
 _DEFAULTS = Settings()
 MAX_SECONDS = 1e6  # of any wait: eleven days

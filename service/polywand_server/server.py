@@ -21,31 +21,31 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from polywand.v1 import annotation_pb2, annotation_pb2_grpc
-from polywand_server import __version__, allocation, metrics
-from polywand_server.admission import Admission
+from polywand_server import __version__
+from polywand_server.admission.bodies import Admission
+from polywand_server.admission.turns import Turns
 from polywand_server.config import Settings
-from polywand_server.descriptors import Share, raise_limit, share_out
 from polywand_server.detectors.places import Places
-from polywand_server.drawing import Drawer
-from polywand_server.health import Health
-from polywand_server.http import HttpServer
 from polywand_server.images.decoder import Decoder
 from polywand_server.images.holders import Holders
-from polywand_server.inference import FRAME_PRIORITY, PROMPT_PRIORITY, Inference, ModelTurns
+from polywand_server.interactors.drawer import Drawer
 from polywand_server.interactors.memory import Allowance
-from polywand_server.outbox import Unread
-from polywand_server.precedence import Precedence
+from polywand_server.lanes import FRAME_PRIORITY, PROMPT_PRIORITY, Lane, ModelTurns, RightOfWay
+from polywand_server.ops import allocation, metrics
+from polywand_server.ops.descriptors import Share, raise_limit, share_out
+from polywand_server.ops.health import Health
+from polywand_server.ops.http import HttpServer
 from polywand_server.rpc.ingress import Ingress
 from polywand_server.rpc.interceptors import Calls
 from polywand_server.rpc.servicer import AnnotationServicer, FrameWork
-from polywand_server.session import Workplace
+from polywand_server.session.outbox import Unread
+from polywand_server.session.stream import Workplace
 from polywand_server.tools.folders import ModelFolders
 from polywand_server.tools.loader import EndProcesses, ModelLoader, leave_alone
 from polywand_server.tools.registry import Registry
 from polywand_server.triton.client import Death, TritonClient
-from polywand_server.triton.embedded import EmbeddedTriton, EmbeddedTritonError
+from polywand_server.triton.embedded.server import EmbeddedTriton, EmbeddedTritonError
 from polywand_server.triton.shared_memory import SharedMemory, is_on_this_host
-from polywand_server.turns import Turns
 from polywand_server.workers.pool import Workers
 
 log = logging.getLogger(__name__)
@@ -165,10 +165,10 @@ class Server:
         limits = settings.limits
         model_turns = ModelTurns(limits.inferences_at_once)
 
-        def inference(kind: str, priority: int, gives_way_to: Precedence | None = None) -> Inference:
+        def inference(kind: str, priority: int, gives_way_to: RightOfWay | None = None) -> Lane:
             threads = ThreadPoolExecutor(settings.worker_threads, thread_name_prefix=kind)
             stack.callback(threads.shutdown, wait=False, cancel_futures=True)
-            return Inference(
+            return Lane(
                 *(triton, memory, threads, model_turns),
                 thread_count=settings.worker_threads,
                 timeout_seconds=settings.infer_timeout_seconds,
@@ -192,7 +192,7 @@ class Server:
             news=news,
             on_change=changed.set,
         )
-        precedence, holders = Precedence(), Holders()
+        precedence, holders = RightOfWay(), Holders()
         frames = inference("frames", FRAME_PRIORITY, gives_way_to=precedence)
         prompts = inference("prompts", PROMPT_PRIORITY)
         place = Workplace(

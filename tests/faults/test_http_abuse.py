@@ -14,8 +14,8 @@ import pytest
 from prometheus_client import REGISTRY, Gauge
 from prometheus_client.core import GaugeMetricFamily
 
-from polywand_server import descriptors, http
-from polywand_server.health import Health
+from polywand_server.ops import descriptors, http
+from polywand_server.ops.health import Health
 from tests.running import Service, running_service, until, wait_for
 
 HALF_A_HEADER = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
@@ -217,7 +217,7 @@ def test_the_soft_limit_of_descriptors_becomes_the_hard_one_and_a_low_one_is_tol
     code = (
         f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
         "import logging; logging.basicConfig(level='INFO')\n"
-        "from polywand_server.descriptors import raise_limit, share_out\n"
+        "from polywand_server.ops.descriptors import raise_limit, share_out\n"
         "limit = raise_limit()\nshare_out(limit)\n"
         "print(limit, resource.getrlimit(resource.RLIMIT_NOFILE))\n"
     )

@@ -16,8 +16,8 @@ import pytest
 
 from polywand.v1 import annotation_pb2 as pb
 from polywand.v1 import annotation_pb2_grpc
-from polywand_server import native
-from polywand_server.sparing import Sparing, spare_libraries
+from polywand_server.ops import native
+from polywand_server.ops.sparing import Sparing, spare_libraries
 from tests.running import Service, running_service, wait_for
 from tests.streams import InteractStream
 
@@ -25,7 +25,7 @@ LINES = 100_000
 FEW_LINES = native.MAX_LINES + 2
 START = """
 import ctypes, logging, os, subprocess, sys, time
-from polywand_server.native import NativeOutput
+from polywand_server.ops.native import NativeOutput
 logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
 log = logging.getLogger("own")
 """
@@ -127,7 +127,7 @@ def test_a_process_without_standard_streams_starts_and_stops(tmp_path):
     done = tmp_path / "done"
     code = (
         "import os, pathlib, sys\n"
-        "from polywand_server.native import NativeOutput\n"
+        "from polywand_server.ops.native import NativeOutput\n"
         f"with NativeOutput():\n    os.write(2, b'x\\n')\npathlib.Path({str(done)!r}).touch()\n"
     )
     subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, code], check=True, timeout=60)

@@ -16,11 +16,11 @@ from polywand_server.geometry import fewer, lines, outlines, simplify
 from polywand_server.geometry.outlines import count_crossings
 from polywand_server.geometry.overlap import intersection_over_union
 from polywand_server.geometry.rings import count_vertices, rings
+from polywand_server.geometry.seeds import PolygonSeed, RleSeed, seed_cost, seed_map
 from polywand_server.geometry.shapes import OutputOptions, Shape, make_shape
 from polywand_server.geometry.specks import without_specks
+from polywand_server.images.regions import ProbabilityMap, Region
 from polywand_server.interactors import seeds
-from polywand_server.interactors.seeds import PolygonSeed, RleSeed, seed_cost, seed_map
-from polywand_server.regions import ProbabilityMap, Region
 
 NOWHERE = np.zeros((0, 2))
 SIDE = 340  # a tenth of the largest map's pixels

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polywand_server.images import RawImage, decode_image
-from polywand_server.regions import LARGEST_MAP, ProbabilityMap, Region, crop_into, from_network, snap
-from polywand_server.resampling import Resampling
+from polywand_server.images.regions import LARGEST_MAP, ProbabilityMap, Region, crop_into, from_network, snap
+from polywand_server.images.resampling import Resampling
 
 REGIONS = st.builds(
     Region,

@@ -13,8 +13,8 @@ from polywand.results import Polygon
 from polywand_server.errors import TooLargeError
 from polywand_server.geometry import pixels
 from polywand_server.geometry.rings import count_vertices, rings, vertices
+from polywand_server.geometry.seeds import PolygonSeed, RleSeed, is_exact, seed_map, seed_shape
 from polywand_server.geometry.shapes import OutputOptions, Shape, make_shape
-from polywand_server.interactors.seeds import PolygonSeed, RleSeed, is_exact, seed_map, seed_shape
 
 WIDTH, HEIGHT = 60, 50
 EXACT = OutputOptions(tolerance=0, include_mask=True)

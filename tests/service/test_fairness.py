@@ -10,7 +10,7 @@ import pytest
 
 from polywand.v1 import annotation_pb2 as pb
 from polywand_server.config import Limits
-from polywand_server.precedence import PATIENCE_SECONDS
+from polywand_server.lanes import PATIENCE_SECONDS
 from tests.streams import POSITIVE, InteractStream, departure, prompt, raw_image
 
 LIMITS = Limits()

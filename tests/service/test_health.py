@@ -8,7 +8,7 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from polywand_server.health import Health
+from polywand_server.ops.health import Health
 
 SERVICE = "polywand.v1.AnnotationService"
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = (

@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from polywand.v1 import annotation_pb2 as pb
 from polywand.v1 import annotation_pb2_grpc
-from polywand_server.triton.wheel import assemble, environment, find_wheel
+from polywand_server.triton.embedded.wheel import assemble, environment, find_wheel
 from tests.faults.relay import Relay
 from tests.interactors import SLOW, add_interactor
 from tests.running import (
@@ -167,7 +167,7 @@ def test_a_service_killed_outright_leaves_no_triton(own_service):
 UNWATCHED = """
 import sys
 from polywand_server.cli import main
-from polywand_server.triton.process import TritonProcess
+from polywand_server.triton.embedded.process import TritonProcess
 
 kill = TritonProcess.kill
 

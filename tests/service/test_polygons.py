@@ -14,7 +14,7 @@ from pycocotools import mask as coco
 
 from polywand.v1 import annotation_pb2 as pb
 from polywand.v1 import annotation_pb2_grpc
-from polywand_server.precedence import PATIENCE_SECONDS
+from polywand_server.lanes import PATIENCE_SECONDS
 from tests.interactors import PREAMBLE, SLOW, add_interactor
 from tests.running import REPOSITORY, WAND_VERSION, Service, running_service, wait_for
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polywand_server import metrics
-from polywand_server.answers import ImageReady, Reply
 from polywand_server.config import Limits
 from polywand_server.errors import InternalError
+from polywand_server.geometry.seeds import RleSeed
 from polywand_server.images import Picture, RawImage
 from polywand_server.images.holders import Holders
 from polywand_server.interactors.memory import Allowance
 from polywand_server.interactors.prompt import Label, Missing, Point, Prompt
-from polywand_server.interactors.seeds import RleSeed
-from polywand_server.outbox import Unread
-from polywand_server.precedence import Precedence
-from polywand_server.session import WAITING_BYTES, Session, Workplace
+from polywand_server.lanes import RightOfWay
+from polywand_server.ops import metrics
+from polywand_server.session.answers import ImageReady, Reply
+from polywand_server.session.outbox import Unread
+from polywand_server.session.stream import WAITING_BYTES, Session, Workplace
 from polywand_server.timing import Stopwatch
 from tests.running import until
 
@@ -58,7 +58,7 @@ class Decoder:
         return Picture((np.zeros((2, 2, 3), np.uint8),))
 
 
-class UnsoundPrecedence(Precedence):
+class UnsoundPrecedence(RightOfWay):
     """Fails when the first prompt is over."""
 
     def __init__(self) -> None:
@@ -77,10 +77,10 @@ class UnsoundPrecedence(Precedence):
         return unsound
 
 
-def session(tools: Tools, precedence: Precedence | None = None) -> Session:
+def session(tools: Tools, precedence: RightOfWay | None = None) -> Session:
     unused: Any = None
     place: Any = Workplace(
-        *(tools, unused, Decoder(), unused, precedence or Precedence(), Allowance(2**20, 2**20), Holders()),
+        *(tools, unused, Decoder(), unused, precedence or RightOfWay(), Allowance(2**20, 2**20), Holders()),
         *(Unread(2**20, 2**20), Limits()),
     )
     return Session(place, overflow=lambda: None)

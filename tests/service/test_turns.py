@@ -6,12 +6,12 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from polywand_server.admission.turns import MOST_IN_A_ROW, REST_SECONDS, TURNS_AFTER_REST, Turns
 from polywand_server.detectors.places import Places
 from polywand_server.errors import QuotaError
-from polywand_server.precedence import PATIENCE_SECONDS, Precedence
+from polywand_server.lanes import PATIENCE_SECONDS, RightOfWay
 from polywand_server.requester import begin
 from polywand_server.timing import Stopwatch
-from polywand_server.turns import MOST_IN_A_ROW, REST_SECONDS, TURNS_AFTER_REST, Turns
 from tests.running import until
 
 
@@ -214,7 +214,7 @@ async def test_a_frame_that_is_cancelled_while_others_go_leaves_no_place_taken()
 
 async def test_a_drag_leaves_frames_one_stage_in_a_quarter_of_a_second():
     """A drag's prompts follow one another without a pause; between two of them no frame slips through."""
-    precedence, stages = Precedence(), 0
+    precedence, stages = RightOfWay(), 0
 
     async def frames() -> None:
         nonlocal stages

@@ -17,9 +17,9 @@ import pytest_asyncio
 from polywand_server.errors import ModelFailedError
 from polywand_server.tools import folders, loader
 from polywand_server.triton.client import Death, TritonClient
-from polywand_server.triton.embedded import EmbeddedTriton
+from polywand_server.triton.embedded.server import EmbeddedTriton
+from polywand_server.triton.embedded.wheel import assemble, command, environment, find_wheel, socket_url
 from polywand_server.triton.failures import ControlRefusedError, ModelDiedError
-from polywand_server.triton.wheel import assemble, command, environment, find_wheel, socket_url
 from tests.running import until
 from tests.tools.tending import DIES, RAISES, add_puppet, add_version, starts, tended
 from tests.triton.test_embedded import processes

@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 
 from polywand_server.triton.client import TritonClient
-from polywand_server.triton.embedded import EmbeddedTriton
+from polywand_server.triton.embedded.server import EmbeddedTriton
 from tests.triton.models import make_repository
 
 

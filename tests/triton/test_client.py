@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from polywand_server.errors import DeadlineError, ModelFailedError, UnavailableError
 from polywand_server.triton.client import Death, TensorSpec, TritonClient
-from polywand_server.triton.embedded import EmbeddedTriton
+from polywand_server.triton.embedded.server import EmbeddedTriton
 from polywand_server.triton.failures import ModelDiedError
 from tests.triton.models import ANSWERS_NOTHING, DIES, RAISES
 

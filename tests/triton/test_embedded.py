@@ -17,21 +17,22 @@ import numpy as np
 import pytest
 
 from polywand_server.errors import UnavailableError
-from polywand_server.triton import embedded, launch, process
 from polywand_server.triton.client import TritonClient
-from polywand_server.triton.embedded import EmbeddedTriton, EmbeddedTritonError, State
+from polywand_server.triton.embedded import launch, process
+from polywand_server.triton.embedded import server as embedded
+from polywand_server.triton.embedded.process import TritonProcess
+from polywand_server.triton.embedded.server import EmbeddedTriton, EmbeddedTritonError, State
+from polywand_server.triton.embedded.wheel import Wheel, assemble, find_wheel
 from polywand_server.triton.failures import ModelDiedError
-from polywand_server.triton.process import TritonProcess
-from polywand_server.triton.wheel import Wheel, assemble, find_wheel
 from tests.running import until
 from tests.tools.tending import Tended, tended
 
 SERVICE = """
 import asyncio, sys
 from pathlib import Path
-from polywand_server.triton import embedded
+from polywand_server.triton.embedded import server as embedded
 from polywand_server.triton.client import TritonClient
-from polywand_server.triton.embedded import EmbeddedTriton
+from polywand_server.triton.embedded.server import EmbeddedTriton
 
 async def main():
     triton = EmbeddedTriton(Path(sys.argv[1]))

@@ -10,7 +10,7 @@ import skimage.data
 
 from polywand_server.errors import ModelFailedError
 from polywand_server.triton.client import TritonClient
-from polywand_server.triton.embedded import EmbeddedTriton
+from polywand_server.triton.embedded.server import EmbeddedTriton
 from tests.running import REPOSITORY
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from polywand_server.triton.logs import MAX_LINE_BYTES, LogPump, parse
+from polywand_server.triton.embedded.logs import MAX_LINE_BYTES, LogPump, parse
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polywand_server.triton import launch
 from polywand_server.triton.client import TritonClient
-from polywand_server.triton.embedded import EmbeddedTriton
-from polywand_server.triton.pools import make_private
+from polywand_server.triton.embedded import launch
+from polywand_server.triton.embedded.pools import make_private
+from polywand_server.triton.embedded.server import EmbeddedTriton
 from tests.running import until
 
 # What another user can do: open each of the files.
@@ -86,7 +86,7 @@ async def test_a_pool_that_is_readable_becomes_private_by_itself(repository: Pat
 
 def test_only_files_of_ours_are_made_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """/dev/shm is everybody's: a stranger can put a link there that bears the right name."""
-    monkeypatch.setattr("polywand_server.triton.pools.SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr("polywand_server.triton.embedded.pools.SHARED_MEMORY", tmp_path)
     target = tmp_path / "of another program"
     target.touch()
     target.chmod(0o644)

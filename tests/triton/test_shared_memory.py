@@ -15,7 +15,7 @@ import pytest_asyncio
 from polywand_server.errors import DeadlineError, ModelFailedError, UnavailableError
 from polywand_server.triton import shared_memory
 from polywand_server.triton.client import TritonClient
-from polywand_server.triton.embedded import EmbeddedTriton
+from polywand_server.triton.embedded.server import EmbeddedTriton
 from polywand_server.triton.exchange import exchange
 from polywand_server.triton.shared_memory import FOLDER, SharedMemory, is_on_this_host
 from polywand_server.triton.tensors import TensorForm

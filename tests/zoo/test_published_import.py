@@ -20,8 +20,8 @@ from onnx import TensorProto
 from tritonclient.grpc import model_config_pb2
 
 import polywand
-from polywand_server.resampling import Resampling
-from polywand_server.specs import InteractorSpec, MarginCrop, RoiCrop, parse_specs
+from polywand_server.images.resampling import Resampling
+from polywand_server.tools.specs import InteractorSpec, MarginCrop, RoiCrop, parse_specs
 from polywand_zoo.cli import main
 from polywand_zoo.networks.fbrs import FbrsDeepLab, FbrsHrnet
 from polywand_zoo.published.architectures import ARCHITECTURES

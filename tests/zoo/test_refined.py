@@ -22,7 +22,7 @@ import polywand
 from polywand.raster import decode_rle
 from polywand_server.geometry.outlines import outline
 from polywand_server.geometry.raster import to_rle
-from polywand_server.regions import ProbabilityMap, Region
+from polywand_server.images.regions import ProbabilityMap, Region
 from polywand_server.triton.client import TritonClient
 from polywand_zoo.cli import main
 from polywand_zoo.published.architectures import ARCHITECTURES

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from polywand_server.detectors.places import Place
-from polywand_server.drawing import Drawer
 from polywand_server.errors import InvalidInputError, NotFoundError, PolywandError, UnavailableError
 from polywand_server.geometry.drawn import Drawn
 from polywand_server.geometry.shapes import OutputOptions
 from polywand_server.images import Picture
-from polywand_server.inference import Inference
 from polywand_server.interactors.batches import segment_boxes
+from polywand_server.interactors.drawer import Drawer
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Box, Prompt, missing
+from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
 from polywand_server.tools.registry import Interactor, Registry
 
@@ -76,7 +76,7 @@ def find_outliner(registry: Registry, options: PolygonOptions) -> Outliner:
 
 
 async def outline(
-    inference: Inference,
+    lane: Lane,
     drawer: Drawer,
     outliner: Outliner,
     picture: Picture,
@@ -102,7 +102,7 @@ async def outline(
     async def let_others_go() -> None:
         await place.let_others_go(picture.nbytes, watch)
 
-    shapes = await segment_boxes(inference, tool, picture, boxes, watch, draw, let_others_go)
+    shapes = await segment_boxes(lane, tool, picture, boxes, watch, draw, let_others_go)
     return Outlines(shapes, tool.name, tool.version, threshold)
 
 

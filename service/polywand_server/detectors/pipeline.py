@@ -10,8 +10,8 @@ from polywand_server.detectors.outlines import PolygonOptions
 from polywand_server.detectors.suppression import Candidates, above, suppress
 from polywand_server.errors import InvalidInputError
 from polywand_server.images import Picture
-from polywand_server.inference import Inference
-from polywand_server.regions import Region, crop_into, snap
+from polywand_server.images.regions import Region, crop_into, snap
+from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
 from polywand_server.tools.registry import Detector
 from polywand_server.triton.client import TensorSpec
@@ -43,7 +43,7 @@ class Detection:
 
 
 async def detect(
-    inference: Inference, tool: Detector, picture: Picture, options: DetectOptions, watch: Stopwatch
+    lane: Lane, tool: Detector, picture: Picture, options: DetectOptions, watch: Stopwatch
 ) -> list[Detection]:
     """Find the boxes of objects on an image, by descending score.
 
@@ -57,14 +57,14 @@ async def detect(
     threshold = tool.spec.threshold if options.threshold is None else options.threshold
     inputs = {"IMAGE": TensorForm("UINT8", (1, height, width, 3))}
     outputs = {name: _form(tool.config.outputs[name]) for name in ("BOXES", "SCORES")}
-    async with inference.exchange(tool.model, tool.version, inputs, outputs) as exchange:
-        await inference.turn(watch)
+    async with lane.exchange(tool.model, tool.version, inputs, outputs) as exchange:
+        await lane.turn(watch)
         with watch.stage("prepare"):
-            await inference.compute(lambda: crop_into(exchange.inputs["IMAGE"][0], picture, region))
-        await inference.turn(watch)
-        raw = await inference.run(exchange, watch)
+            await lane.compute(lambda: crop_into(exchange.inputs["IMAGE"][0], picture, region))
+        await lane.turn(watch)
+        raw = await lane.run(exchange, watch)
         with watch.stage("geometry"):
-            found = await inference.compute(
+            found = await lane.compute(
                 lambda: suppress(above(raw["BOXES"][0], raw["SCORES"][0], threshold), tool.spec.suppression)
             )
             return _name(found, region, picture, tool.spec.labels, options)

@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from polywand_server.admission.turns import Turns
 from polywand_server.timing import Stopwatch
-from polywand_server.turns import Turns
 
 # Frames that may hold a picture without a place; the next one keeps its own.
 MOST_PAUSED = 32

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from polywand_server.detectors.pipeline import Detection, DetectOptions, detect
 from polywand_server.errors import DeadlineError, NotFoundError, PolywandError, UnavailableError, or_error
 from polywand_server.images import Picture
-from polywand_server.inference import Inference
 from polywand_server.interactors.hurry import Hurry
 from polywand_server.interactors.prompt import Box
-from polywand_server.specs import ProposalSpec
+from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
 from polywand_server.tools.registry import Detector, Registry
+from polywand_server.tools.specs import ProposalSpec
 
 # How long a click waits for them: without proposals its answer is not as good, and it is an answer.
 PATIENCE_SECONDS = 4.0
@@ -37,9 +37,9 @@ class Proposed:
 class Proposals:
     """What detectors see in one picture; each is asked when a click needs it, and remembered."""
 
-    def __init__(self, registry: Registry, inference: Inference, picture: Picture) -> None:
+    def __init__(self, registry: Registry, lane: Lane, picture: Picture) -> None:
         self._registry = registry
-        self._inference = inference
+        self._lane = lane
         self._picture = picture
         self._seen: dict[_Key, Proposed] = {}
         self._asking: dict[_Key, asyncio.Task[None]] = {}
@@ -109,7 +109,7 @@ class Proposals:
         options = DetectOptions(detector.name, detector.version, score)
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                return await or_error(detect(self._inference, detector, self._picture, options, watch))
+                return await or_error(detect(self._lane, detector, self._picture, options, watch))
         except TimeoutError:
             return DeadlineError(f"no answer within {PATIENCE_SECONDS:g} s")
 

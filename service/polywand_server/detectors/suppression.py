@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from polywand_server.specs import Suppression
+from polywand_server.tools.specs import Suppression
 
 
 @dataclass(frozen=True, slots=True)

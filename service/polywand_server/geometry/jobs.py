@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polywand_server.geometry.drawn import Drawn, drawn
+from polywand_server.geometry.seeds import Seed, seed_map, seed_shape
 from polywand_server.geometry.shapes import OutputOptions, make_shape
-from polywand_server.interactors.seeds import Seed, seed_map, seed_shape
-from polywand_server.regions import ProbabilityMap, Region
+from polywand_server.images.regions import ProbabilityMap, Region
 from polywand_server.workers.answers import Answer
 from polywand_server.workers.child import Conversation
 

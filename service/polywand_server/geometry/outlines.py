@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from polywand_server.errors import TooLargeError
 from polywand_server.geometry.rings import assemble
 from polywand_server.geometry.specks import SPECK_SHARE, without_specks
-from polywand_server.regions import ProbabilityMap
+from polywand_server.images.regions import ProbabilityMap
 
 # Of an outline before simplification. The largest map has 2^20 pixels, and a detailed outline on it 100,000 vertices.
 MAX_OUTLINE_VERTICES = 250_000

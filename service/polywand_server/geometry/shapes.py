@@ -10,7 +10,7 @@ from polywand_server.geometry.outlines import outline
 from polywand_server.geometry.overlap import intersection_over_union
 from polywand_server.geometry.raster import to_rle
 from polywand_server.geometry.simplify import simplify
-from polywand_server.regions import ProbabilityMap
+from polywand_server.images.regions import ProbabilityMap
 
 # The default tolerance is never finer than this, in image pixels.
 SMALLEST_DEFAULT_TOLERANCE = 0.5

@@ -16,7 +16,6 @@ import numpy as np
 
 from polywand_pictures import Header, MakeRoom, Pixels, UnreadableError, jpeg, png
 from polywand_pictures.reader import check_range, read_into
-from polywand_server import metrics
 from polywand_server.config import MEBIBYTE, Limits
 from polywand_server.errors import InternalError, InvalidInputError, PolywandError, QuotaError, TooLargeError
 from polywand_server.images.checks import check_size, in_terms_of
@@ -30,6 +29,7 @@ from polywand_server.images.picture import (
     picture_of,
     pyramid_bytes,
 )
+from polywand_server.ops import metrics
 from polywand_server.timing import Stopwatch
 from polywand_server.workers.pool import Limits as WorkLimits
 from polywand_server.workers.pool import Workers

@@ -7,16 +7,16 @@ from typing import TypeVar
 
 from polywand_server.errors import ModelFailedError
 from polywand_server.images import Picture
-from polywand_server.inference import Inference
+from polywand_server.images.crop_cache import View
+from polywand_server.images.regions import Region
 from polywand_server.interactors.crops import Crops
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.pipeline import fill, fixed_size, forms, read
 from polywand_server.interactors.prompt import Box, Prompt
-from polywand_server.interactors.view import View
-from polywand_server.regions import Region
-from polywand_server.specs import FLIPPED
+from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
 from polywand_server.tools.registry import Interactor
+from polywand_server.tools.specs import FLIPPED
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class _Item:
 
 
 async def segment_boxes(
-    inference: Inference,
+    lane: Lane,
     tool: Interactor,
     picture: Picture,
     boxes: Sequence[Box],
@@ -57,17 +57,17 @@ async def segment_boxes(
     view = View(picture)
     finished: dict[int, T] = {}
     with watch.stage("prepare"):
-        items = await inference.compute(lambda: _look(tool, picture, boxes))
-    for batch in _batches(items, tool, inference):
+        items = await lane.compute(lambda: _look(tool, picture, boxes))
+    for batch in _batches(items, tool, lane):
         if finished:
             await pause()
-        answers = await _segment_batch(inference, tool, view, batch, watch, finish)
+        answers = await _segment_batch(lane, tool, view, batch, watch, finish)
         finished.update(zip((item.number for item in batch), answers, strict=True))
     return [finished[number] for number in range(len(boxes))]
 
 
 async def _segment_batch(
-    inference: Inference,
+    lane: Lane,
     tool: Interactor,
     view: View,
     batch: Sequence[_Item],
@@ -78,7 +78,7 @@ async def _segment_batch(
     total = copies * len(batch)
     places = [slice(start, start + copies) for start in range(0, total, copies)]
     inputs, outputs = forms(tool.config, batch[0].region, total)
-    async with inference.exchange(tool.model, tool.version, inputs, outputs) as exchange:
+    async with lane.exchange(tool.model, tool.version, inputs, outputs) as exchange:
 
         def fill_all() -> None:
             for item, rows in zip(batch, places, strict=True):
@@ -89,17 +89,17 @@ async def _segment_batch(
             parts = [{name: tensor[rows] for name, tensor in answer.items()} for rows in places]
             return [read(part, item.region, tool.name) for item, part in zip(batch, parts, strict=True)]
 
-        await inference.turn(watch)
+        await lane.turn(watch)
         with watch.stage("prepare"):
-            await inference.compute(fill_all)
-        await inference.turn(watch)
-        answer = await inference.run(exchange, watch)
+            await lane.compute(fill_all)
+        await lane.turn(watch)
+        answer = await lane.run(exchange, watch)
         for name, tensor in answer.items():
             if len(tensor) != total:
                 raise ModelFailedError(f"model '{tool.name}' answered {name} of {len(tensor)} objects for {total}")
-        await inference.turn(watch)
+        await lane.turn(watch)
         with watch.stage("geometry"):
-            return [await finish(estimate) for estimate in await inference.compute(read_all)]
+            return [await finish(estimate) for estimate in await lane.compute(read_all)]
 
 
 def _look(tool: Interactor, picture: Picture, boxes: Sequence[Box]) -> list[_Item]:
@@ -110,7 +110,7 @@ def _look(tool: Interactor, picture: Picture, boxes: Sequence[Box]) -> list[_Ite
     ]
 
 
-def _batches(items: Sequence[_Item], tool: Interactor, inference: Inference) -> Iterator[list[_Item]]:
+def _batches(items: Sequence[_Item], tool: Interactor, lane: Lane) -> Iterator[list[_Item]]:
     """Put together what the network takes together: inputs of the same size, as many as fit into its batch; one by one
     while a prompt may come that has to wait for it.
     """
@@ -121,7 +121,7 @@ def _batches(items: Sequence[_Item], tool: Interactor, inference: Inference) -> 
         rows = min(tool.config.max_batch_size, MAX_BATCH_PIXELS // (height * width))
         start = 0
         while start < len(alike):
-            length = 1 if inference.prompts_expected else max(1, rows // _copies(tool))
+            length = 1 if lane.prompts_expected else max(1, rows // _copies(tool))
             yield alike[start : start + length]
             start += length
 

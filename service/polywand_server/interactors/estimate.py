@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from polywand_server.regions import ProbabilityMap
+from polywand_server.images.regions import ProbabilityMap
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ import struct
 import time
 from collections import OrderedDict
 
-from polywand_server import metrics
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Prompt
+from polywand_server.ops import metrics
 
 # What a key takes, and its place in a memory (measured, rounded up).
 KEY_BYTES = 1024

@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polywand_server.errors import ModelFailedError
+from polywand_server.images.crop_cache import View
+from polywand_server.images.regions import Region, from_network
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Label, Prompt
-from polywand_server.interactors.view import View
-from polywand_server.regions import Region, from_network
-from polywand_server.specs import FLIPPED, PromptSpec, RoiCrop, ZoomInCrop
 from polywand_server.tools.registry import Interactor
+from polywand_server.tools.specs import FLIPPED, PromptSpec, RoiCrop, ZoomInCrop
 from polywand_server.triton.client import ModelConfig
 from polywand_server.triton.exchange import Forms
 from polywand_server.triton.tensors import Array, TensorForm

@@ -7,20 +7,20 @@ another, each with as many passes as if it had been the last one when it came.
 from dataclasses import dataclass, replace
 
 from polywand_server.detectors.proposals import Proposals
-from polywand_server.drawing import Drawer
 from polywand_server.images import Picture
-from polywand_server.inference import Inference
+from polywand_server.images.crop_cache import View
+from polywand_server.images.regions import Region
 from polywand_server.interactors.crops import Crops
+from polywand_server.interactors.drawer import Drawer
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.hurry import Hurry
 from polywand_server.interactors.memory import EstimateMemory, Key, keys_of, seed_key
 from polywand_server.interactors.pipeline import fill, fixed_size, forms, goes_on, read
 from polywand_server.interactors.prompt import Box, Prompt, first_step
-from polywand_server.interactors.view import View
-from polywand_server.regions import Region
-from polywand_server.specs import FLIPPED, ProposalSpec, ZoomInCrop
+from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
 from polywand_server.tools.registry import Interactor
+from polywand_server.tools.specs import FLIPPED, ProposalSpec, ZoomInCrop
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,10 @@ class Predictor:
     """Finds objects on one image. proposals: of that image. memory: for its objects alone; closed with this."""
 
     def __init__(
-        self, inference: Inference, drawer: Drawer, proposals: Proposals, memory: EstimateMemory, picture: Picture
+        self, lane: Lane, drawer: Drawer, proposals: Proposals, memory: EstimateMemory, picture: Picture
     ) -> None:
         self.picture = picture
-        self._inference = inference
+        self._lane = lane
         self._drawer = drawer
         self._proposals = proposals
         self._memory = memory
@@ -159,14 +159,14 @@ class Predictor:
 
     async def _pass(self, call: _Call, prompt: Prompt, region: Region, before: Estimate | None) -> Estimate:
         """Show the network one crop. before: what is fed back of the step, or the pass, before."""
-        tool, watch, inference = call.tool, call.watch, self._inference
+        tool, watch, lane = call.tool, call.watch, self._lane
         inputs, outputs = forms(tool.config, region, FLIPPED if tool.spec.flip else 1)
-        async with inference.exchange(tool.model, tool.version, inputs, outputs) as exchange:
+        async with lane.exchange(tool.model, tool.version, inputs, outputs) as exchange:
             with watch.stage("prepare"):
-                await inference.compute(lambda: fill(exchange.inputs, self._view, prompt, region, before))
-            answer = await inference.run(exchange, watch)
+                await lane.compute(lambda: fill(exchange.inputs, self._view, prompt, region, before))
+            answer = await lane.run(exchange, watch)
             with watch.stage("geometry"):
-                return await inference.compute(lambda: read(answer, region, tool.name))
+                return await lane.compute(lambda: read(answer, region, tool.name))
 
 
 def _proposals_of(tool: Interactor) -> ProposalSpec | None:

@@ -7,9 +7,9 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from polywand_server.geometry.seeds import Seed
 from polywand_server.geometry.shapes import OutputOptions
-from polywand_server.interactors.seeds import Seed
-from polywand_server.specs import PromptSpec
+from polywand_server.tools.specs import PromptSpec
 
 # What a prompt, and each of its points, takes in memory (measured, rounded up).
 PROMPT_BYTES = 1024

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 from google.protobuf.message import Message
 
 from polywand_server.errors import PolywandError, TooLargeError
-from polywand_server.inference import Inference
+from polywand_server.lanes import Lane
 from polywand_server.rpc import wire
 
 Kind = TypeVar("Kind", bound=Message)
@@ -28,7 +28,7 @@ class Refused:
     number: int
 
 
-async def receive(data: bytes, kind: type[Kind], path: wire.Path, threads: Inference) -> "Received[Kind] | Refused":
+async def receive(data: bytes, kind: type[Kind], path: wire.Path, threads: Lane) -> "Received[Kind] | Refused":
     """Read a message. path: to its image's bytes. threads: for messages that take long to read.
 
     Raises:

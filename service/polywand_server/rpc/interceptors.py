@@ -9,8 +9,8 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from polywand_server import metrics
 from polywand_server.errors import InvalidInputError
+from polywand_server.ops import metrics
 from polywand_server.requester import begin
 from polywand_server.rpc.endings import Ending
 from polywand_server.rpc.ingress import Ingress

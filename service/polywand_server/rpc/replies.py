@@ -6,7 +6,6 @@ from itertools import pairwise
 import numpy as np
 
 from polywand.v1 import annotation_pb2 as pb
-from polywand_server.answers import Draining, ImageReady, Reply, Segmentation
 from polywand_server.detectors.outlines import Outlines
 from polywand_server.detectors.pipeline import Detection
 from polywand_server.errors import PolywandError
@@ -16,10 +15,11 @@ from polywand_server.interactors.pipeline import max_points, reads_seed
 from polywand_server.interactors.prompt import Missing
 from polywand_server.rpc.status import to_status
 from polywand_server.rpc.wire import delimited
-from polywand_server.specs import DetectorSpec, InteractorSpec
+from polywand_server.session.answers import Draining, ImageReady, Reply, Segmentation
 from polywand_server.timing import Stopwatch
 from polywand_server.tools.catalogue import Tool
 from polywand_server.tools.registry import Detector
+from polywand_server.tools.specs import DetectorSpec, InteractorSpec
 
 DRAINING_TEXT = "the server is draining: reconnect, any replica will do"
 

@@ -12,17 +12,16 @@ from google.protobuf.message import DecodeError
 
 from polywand.v1 import annotation_pb2 as pb
 from polywand.v1 import annotation_pb2_grpc as pb_grpc
-from polywand_server import metrics
-from polywand_server.admission import FRAMES, Admission
-from polywand_server.answers import Reply
+from polywand_server.admission.bodies import FRAMES, Admission
 from polywand_server.detectors.outlines import Outliner, find_outliner, outline
 from polywand_server.detectors.pipeline import DetectOptions, check_labels, detect
 from polywand_server.detectors.places import Place, Places
-from polywand_server.drawing import Drawer
 from polywand_server.errors import DeadlineError, InvalidInputError, PolywandError, QuotaError, or_error
 from polywand_server.images import Picture
-from polywand_server.inference import Inference
+from polywand_server.interactors.drawer import Drawer
 from polywand_server.interactors.prompt import Box, Prompt
+from polywand_server.lanes import Lane
+from polywand_server.ops import metrics
 from polywand_server.requester import current
 from polywand_server.rpc import wire
 from polywand_server.rpc.endings import Ending
@@ -31,7 +30,8 @@ from polywand_server.rpc.intake import Received, Refused, receive
 from polywand_server.rpc.replies import DRAINING_TEXT, write_detections, write_frame, write_model, write_reply
 from polywand_server.rpc.requests import read_detect, read_image, read_prompt, short_names
 from polywand_server.rpc.status import UNDECODABLE, abort
-from polywand_server.session import Session, Workplace
+from polywand_server.session.answers import Reply
+from polywand_server.session.stream import Session, Workplace
 from polywand_server.timing import Stopwatch
 from polywand_server.tools.registry import Detector
 
@@ -50,7 +50,7 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class FrameWork:
     """What detection runs on: its threads and its way to Triton, its drawing, and places for frames in work."""
 
-    lane: Inference
+    lane: Lane
     drawer: Drawer
     places: Places
 
@@ -132,7 +132,7 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
     async def _written(self, reply: Reply) -> bytes:
         if reply.nbytes <= SMALL_REPLY_BYTES:
             return write_reply(reply)
-        return await self._place.inference.compute(lambda: write_reply(reply))
+        return await self._place.lane.compute(lambda: write_reply(reply))
 
     async def DetectStream(  # type: ignore[override]  # noqa: N802 (contract's name)
         self, context: _Context, _: Ending
@@ -169,7 +169,7 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
     async def _take(self, data: bytes, session: Session) -> None:
         """Have one message of an Interact stream answered."""
         watch = Stopwatch()
-        received = await receive(data, pb.InteractRequest, wire.INTERACT, self._place.inference)
+        received = await receive(data, pb.InteractRequest, wire.INTERACT, self._place.lane)
         if isinstance(received, Refused):
             await session.refuse(received.number, received.error, watch)
             return
@@ -198,7 +198,7 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
         """Read a prompt; a large one in a thread."""
         if nbytes <= wire.SMALL_BYTES:
             return read_prompt(prompt)
-        return await self._place.inference.compute(lambda: read_prompt(prompt))
+        return await self._place.lane.compute(lambda: read_prompt(prompt))
 
     async def _read_frames(self, context: _Context, frames: "asyncio.Queue[asyncio.Task[bytes] | None]") -> None:
         places = asyncio.Semaphore(self._place.limits.frames_in_flight)

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from polywand_server.errors import RETRY_SECONDS, NotFoundError, UnavailableError
-from polywand_server.specs import ToolSpec
+from polywand_server.tools.specs import ToolSpec
 from polywand_server.triton.client import ModelConfig
 
 # What failed stays as it is until somebody mends it; nobody is to wait for that as for a restart.

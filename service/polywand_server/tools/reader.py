@@ -5,10 +5,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from polywand_server.errors import RETRY_SECONDS, PolywandError
-from polywand_server.specs import PARAMETER_KEY, check_config, parse_specs
 from polywand_server.tools.catalogue import BROKEN_RETRY_SECONDS, Model, ToolVersion, parts_of, with_parts
 from polywand_server.tools.index import Index
 from polywand_server.tools.loader import LOADING, READY, UNAVAILABLE, UNLOADING, ModelLoader
+from polywand_server.tools.specs import PARAMETER_KEY, check_config, parse_specs
 from polywand_server.triton.client import IndexEntry, TritonClient
 
 # Of what a configuration has that is wrong: it goes to clients, and into one line of the log.

@@ -9,14 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from polywand_server import metrics
 from polywand_server.errors import NotFoundError, PolywandError, UnavailableError, WrongStateError
-from polywand_server.specs import DetectorSpec, InteractorSpec
+from polywand_server.ops import metrics
 from polywand_server.tools.catalogue import BROKEN_RETRY_SECONDS, Model, Tool, listed, share_out
 from polywand_server.tools.index import Index, IndexReader
 from polywand_server.tools.loader import LOADING, READY, ModelLoader
 from polywand_server.tools.reader import ModelReader
 from polywand_server.tools.readiness import Readiness
+from polywand_server.tools.specs import DetectorSpec, InteractorSpec
 from polywand_server.triton.client import IndexEntry, ModelConfig, TritonClient
 
 log = logging.getLogger(__name__)

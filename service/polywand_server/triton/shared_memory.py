@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polywand_server import metrics
 from polywand_server.errors import ModelFailedError, PolywandError
+from polywand_server.ops import metrics
 from polywand_server.triton.client import TritonClient
 from polywand_server.triton.failures import RegionError
 from polywand_server.triton.tensors import Array, Placed, TensorForm

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from polywand_server.admission.turns import Turns
 from polywand_server.errors import DeadlineError, InternalError, InvalidInputError, TooLargeError, UnavailableError
-from polywand_server.turns import Turns
 from polywand_server.workers import channel
 from polywand_server.workers.answers import Answer, from_bytes
 from polywand_server.workers.child import Order, Work

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Self
 
 from polywand_server.triton.client import TritonClient
-from polywand_server.triton.launch import region_prefix, scratch_name
-from polywand_server.triton.pools import make_private
-from polywand_server.triton.process import TritonProcess
-from polywand_server.triton.stubs import kill_stubs
-from polywand_server.triton.wheel import EmbeddedTritonError, find_wheel, socket_url
+from polywand_server.triton.embedded.launch import region_prefix, scratch_name
+from polywand_server.triton.embedded.pools import make_private
+from polywand_server.triton.embedded.process import TritonProcess
+from polywand_server.triton.embedded.stubs import kill_stubs
+from polywand_server.triton.embedded.wheel import EmbeddedTritonError, find_wheel, socket_url
 
 __all__ = ["EmbeddedTriton", "EmbeddedTritonError", "State"]
 

@@ -8,11 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from polywand_server import metrics
-from polywand_server.answers import Draining, ImageReady, Reply, Segmentation
 from polywand_server.config import MEBIBYTE, Limits
 from polywand_server.detectors.proposals import Proposals
-from polywand_server.drawing import Drawer
 from polywand_server.errors import (
     FAILED,
     DeadlineError,
@@ -27,16 +24,18 @@ from polywand_server.errors import (
 from polywand_server.images import ImageSource, Picture
 from polywand_server.images.decoder import Decoder
 from polywand_server.images.holders import Holders
-from polywand_server.inference import Inference
 from polywand_server.interactors.checks import check_fits, check_inside
+from polywand_server.interactors.drawer import Drawer
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.hurry import Hurry
 from polywand_server.interactors.memory import Allowance, EstimateMemory
 from polywand_server.interactors.predictor import Predictor
 from polywand_server.interactors.prompt import Missing, Prompt, missing
-from polywand_server.outbox import Outbox, Unread
-from polywand_server.precedence import Precedence
+from polywand_server.lanes import Lane, RightOfWay
+from polywand_server.ops import metrics
 from polywand_server.requester import current
+from polywand_server.session.answers import Draining, ImageReady, Reply, Segmentation
+from polywand_server.session.outbox import Outbox, Unread
 from polywand_server.timing import Stopwatch
 from polywand_server.tools.registry import Interactor, Registry
 
@@ -94,10 +93,10 @@ class Workplace:
     """What all sessions share."""
 
     registry: Registry
-    inference: Inference
+    lane: Lane
     decoder: Decoder
     drawer: Drawer
-    precedence: Precedence
+    precedence: RightOfWay
     allowance: Allowance
     holders: Holders
     unread: Unread
@@ -204,7 +203,7 @@ class Session:
         """Check in a thread what would hold the event loop."""
         predictor = self._predictor
         if predictor is not None and len(prompt.points) > FEW_POINTS:
-            await self._place.inference.compute(lambda: check_inside(prompt, predictor.picture))
+            await self._place.lane.compute(lambda: check_inside(prompt, predictor.picture))
 
     async def _make_room(self, prompt: Prompt, item: _Object) -> None:
         """Wait until the prompts that wait leave room for another; meanwhile the stream is not read.
@@ -242,8 +241,8 @@ class Session:
 
     def _work_on(self, picture: Picture) -> Predictor:
         place = self._place
-        proposals = Proposals(place.registry, place.inference, picture)
-        return Predictor(place.inference, place.drawer, proposals, EstimateMemory(place.allowance), picture)
+        proposals = Proposals(place.registry, place.lane, picture)
+        return Predictor(place.lane, place.drawer, proposals, EstimateMemory(place.allowance), picture)
 
     def _let_go(self) -> None:
         """Forget the image and all that was found on it."""

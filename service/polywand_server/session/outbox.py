@@ -4,8 +4,8 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 
-from polywand_server import metrics
-from polywand_server.answers import Reply
+from polywand_server.ops import metrics
+from polywand_server.session.answers import Reply
 
 # Replies of one stream that may wait; after that its prompts are skipped and its messages left on the wire.
 MOST_REPLIES = 16

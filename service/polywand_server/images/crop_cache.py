@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polywand_server.images import Picture
-from polywand_server.regions import Region, crop_into
+from polywand_server.images.regions import Region, crop_into
 
 # Clicks that leave the crop where it was find theirs again, and so do drags of a later click; a few objects may take
 # turns, and a first click sees two crops, up to five where a detector sees something there.

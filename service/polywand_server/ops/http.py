@@ -17,7 +17,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from polywand_server.health import Health
+from polywand_server.ops.health import Health
 
 MAX_CONNECTIONS = 64
 MAX_HEADER_BYTES = 16 * 1024

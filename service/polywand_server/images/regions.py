@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polywand_server.images import Picture
-from polywand_server.resampling import Resampling, resize, sample
+from polywand_server.images.resampling import Resampling, resize, sample
 
 # A map that is brought back to the image's pixels has no more of them; those of larger crops are merged.
 LARGEST_MAP = 2**20

@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import from_json
 
-from polywand_server.resampling import Resampling
+from polywand_server.images.resampling import Resampling
 from polywand_server.triton.client import ModelConfig
 
 PARAMETER_KEY = "polywand"

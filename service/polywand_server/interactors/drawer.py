@@ -7,10 +7,10 @@ from polywand_server.config import MEBIBYTE
 from polywand_server.geometry.drawn import Drawn, drawn
 from polywand_server.geometry.jobs import draw, draw_seed, plant, read_drawn, read_map
 from polywand_server.geometry.outlines import count_crossings
+from polywand_server.geometry.seeds import Seed, is_exact, is_quick, seed_cost, seed_map, seed_shape
 from polywand_server.geometry.shapes import OutputOptions, make_shape
-from polywand_server.inference import Inference
-from polywand_server.interactors.seeds import Seed, is_exact, is_quick, seed_cost, seed_map, seed_shape
-from polywand_server.regions import ProbabilityMap
+from polywand_server.images.regions import ProbabilityMap
+from polywand_server.lanes import Lane
 from polywand_server.workers.pool import Limits, Workers
 
 # Of an outline that is drawn in a thread, in some ten milliseconds; that of an ordinary click has some hundred.
@@ -24,7 +24,7 @@ PLANTING_BYTES = 1024 * MEBIBYTE
 class Drawer:
     """Draws for one kind of work. lane: its threads."""
 
-    def __init__(self, lane: Inference, workers: Workers, cpu_seconds: int) -> None:
+    def __init__(self, lane: Lane, workers: Workers, cpu_seconds: int) -> None:
         self._lane = lane
         self._workers = workers
         self._cpu_seconds = cpu_seconds

@@ -4,7 +4,7 @@ import contextlib
 import os
 import stat
 
-from polywand_server.triton.launch import SHARED_MEMORY
+from polywand_server.triton.embedded.launch import SHARED_MEMORY
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 

@@ -9,7 +9,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from polywand_server.triton.launch import region_prefix
+from polywand_server.triton.embedded.launch import region_prefix
 
 STUB_TIMEOUT_S = 120  # how long a Python model may take to start; reading and compiling a large network is part of it
 

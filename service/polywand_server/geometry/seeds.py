@@ -19,7 +19,7 @@ from polywand_server.geometry.pixels import Runs, pixel_outline, united
 from polywand_server.geometry.rings import rings as rings_of
 from polywand_server.geometry.rings import vertices as vertices_of
 from polywand_server.geometry.shapes import SMALLEST_DEFAULT_TOLERANCE, OutputOptions, Shape, shape_of
-from polywand_server.regions import LARGEST_MAP, ProbabilityMap, Region, map_size
+from polywand_server.images.regions import LARGEST_MAP, ProbabilityMap, Region, map_size
 
 # A pixel of a map that is covered so far has a seed's inside around it, and not only a thin part.
 FILLED = 0.9

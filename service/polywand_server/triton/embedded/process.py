@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ParamSpec, Self, TypeVar
 
-from polywand_server.triton import launch
-from polywand_server.triton.logs import LogPump
-from polywand_server.triton.wheel import Wheel, assemble, command, environment, socket_path, without_blanks
+from polywand_server.triton.embedded import launch
+from polywand_server.triton.embedded.logs import LogPump
+from polywand_server.triton.embedded.wheel import Wheel, assemble, command, environment, socket_path, without_blanks
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -1,20 +1,20 @@
-"""What both pipelines run on: threads for the processor's work, Triton for the networks', metrics for both."""
+"""Lanes: what one kind of work runs on (threads, a priority at Triton), and which kind has the right of way."""
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import TypeVar
 
-from polywand_server import metrics
+from polywand_server.admission.turns import Turns
 from polywand_server.errors import DeadlineError, ModelFailedError, PolywandError
-from polywand_server.precedence import Precedence
+from polywand_server.ops import metrics
 from polywand_server.timing import Stopwatch
 from polywand_server.triton.client import TritonClient
 from polywand_server.triton.exchange import Exchange, Forms, exchange
 from polywand_server.triton.shared_memory import SharedMemory
 from polywand_server.triton.tensors import Array, TensorForm
-from polywand_server.turns import Turns
 
 T = TypeVar("T")
 
@@ -22,7 +22,64 @@ T = TypeVar("T")
 PROMPT_PRIORITY = 1
 FRAME_PRIORITY = 0
 
+# While prompts are in work, frames go on by one stage in so many seconds, all frames together: under any load they
+# come to an end, and a click never waits for more than one of them.
+PATIENCE_SECONDS = 0.25
+# So long after a prompt another one is expected.
+EXPECTED_SECONDS = 2.0
+
 _OUTCOMES = {DeadlineError: "deadline", ModelFailedError: "failed"}
+
+
+class RightOfWay:
+    """Knows whether a prompt is in work; frames ask before each of their stages."""
+
+    def __init__(self) -> None:
+        self._prompts = 0
+        self._pause = asyncio.Event()
+        self._pause.set()
+        self._last_prompt = -EXPECTED_SECONDS
+        self._next_stage = 0.0
+
+    @property
+    def prompts_expected(self) -> bool:
+        """Whether a prompt is in work, or was a moment ago: then frames' stages have to be short."""
+        return self._prompts > 0 or time.monotonic() - self._last_prompt < EXPECTED_SECONDS
+
+    def prompt(self) -> Callable[[], None]:
+        """Hold frames back from now on, until the returned function is called, once or more often."""
+        self._prompts += 1
+        self._pause.clear()
+        is_held = True
+
+        def release() -> None:
+            nonlocal is_held
+            if is_held:
+                is_held = False
+                self._release()
+
+        return release
+
+    async def frame(self) -> None:
+        """Wait for a pause between prompts, or until it is this frame's turn to go on without one."""
+        patient_until = time.monotonic() + PATIENCE_SECONDS
+        while self._prompts:
+            now = time.monotonic()
+            due = max(patient_until, self._next_stage)
+            if now >= due:
+                self._next_stage = now + PATIENCE_SECONDS
+                return
+            try:
+                async with asyncio.timeout(due - now):
+                    await self._pause.wait()
+            except TimeoutError:
+                pass  # it may be due now
+
+    def _release(self) -> None:
+        self._prompts -= 1
+        self._last_prompt = time.monotonic()
+        if self._prompts == 0:
+            self._pause.set()
 
 
 class ModelTurns:
@@ -40,7 +97,7 @@ class ModelTurns:
         return self._turns.setdefault(model, Turns(self._most))
 
 
-class Inference:
+class Lane:
     """Runs one kind of work off the event loop, here or at Triton.
 
     memory: shared with Triton; None when there is none. threads: for this kind of work alone, so that short work does
@@ -58,7 +115,7 @@ class Inference:
         thread_count: int,
         timeout_seconds: float,
         priority: int,
-        gives_way_to: Precedence | None = None,
+        gives_way_to: RightOfWay | None = None,
     ) -> None:
         self._triton = triton
         self._memory = memory

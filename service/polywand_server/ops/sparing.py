@@ -10,7 +10,7 @@ INTERVAL_SECONDS = 10.0
 # Different messages that are told apart; the one that came first is forgotten first.
 MAX_MESSAGES = 64
 # They log, or may log, whatever a client does to them.
-LOGGERS = ("asyncio", "uvicorn.error", "polywand_server.http")
+LOGGERS = ("asyncio", "uvicorn.error", "polywand_server.ops.http")
 
 
 @dataclass(slots=True)

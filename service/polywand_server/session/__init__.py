@@ -1,0 +1,1 @@
+"""One annotator's stream: which prompt is worked on next, and what waits to be read."""

@@ -1,0 +1,1 @@
+"""NVIDIA's own tritonserver as a child of the service."""
