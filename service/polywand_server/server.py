@@ -25,21 +25,28 @@ from polywand_server import __version__
 from polywand_server.admission.bodies import Admission
 from polywand_server.admission.turns import Turns
 from polywand_server.config import Settings
-from polywand_server.detectors.places import Places
+from polywand_server.detectors.frames import Frames
+from polywand_server.detectors.outlines import OutlineMaker
+from polywand_server.detectors.permits import FramePermits
 from polywand_server.images.decoder import Decoder
 from polywand_server.images.holders import Holders
 from polywand_server.interactors.drawer import Drawer
-from polywand_server.interactors.memory import Allowance
+from polywand_server.interactors.memory import MemoryBudget
+from polywand_server.interactors.predictor import Predictor
 from polywand_server.lanes import FRAME_PRIORITY, PROMPT_PRIORITY, Lane, ModelTurns, RightOfWay
 from polywand_server.ops import allocation, metrics
 from polywand_server.ops.descriptors import Share, raise_limit, share_out
 from polywand_server.ops.health import Health
 from polywand_server.ops.http import HttpServer
+from polywand_server.rpc.detect import DetectCalls
 from polywand_server.rpc.ingress import Ingress
+from polywand_server.rpc.interact import InteractCalls
 from polywand_server.rpc.interceptors import Calls
-from polywand_server.rpc.servicer import AnnotationServicer, FrameWork
+from polywand_server.rpc.messages import Messages
+from polywand_server.rpc.servicer import AnnotationServicer
+from polywand_server.session.counts import PromptCounts
 from polywand_server.session.outbox import Unread
-from polywand_server.session.stream import Workplace
+from polywand_server.session.services import Services
 from polywand_server.tools.folders import ModelFolders
 from polywand_server.tools.loader import EndProcesses, ModelLoader, leave_alone
 from polywand_server.tools.registry import Registry
@@ -165,11 +172,14 @@ class Server:
         limits = settings.limits
         model_turns = ModelTurns(limits.inferences_at_once)
 
-        def inference(kind: str, priority: int, gives_way_to: RightOfWay | None = None) -> Lane:
+        def lane(kind: str, priority: int, gives_way_to: RightOfWay | None = None) -> Lane:
             threads = ThreadPoolExecutor(settings.worker_threads, thread_name_prefix=kind)
             stack.callback(threads.shutdown, wait=False, cancel_futures=True)
             return Lane(
-                *(triton, memory, threads, model_turns),
+                triton,
+                memory,
+                threads,
+                model_turns,
                 thread_count=settings.worker_threads,
                 timeout_seconds=settings.infer_timeout_seconds,
                 priority=priority,
@@ -192,28 +202,35 @@ class Server:
             news=news,
             on_change=changed.set,
         )
-        precedence, holders = RightOfWay(), Holders()
-        frames = inference("frames", FRAME_PRIORITY, gives_way_to=precedence)
-        prompts = inference("prompts", PROMPT_PRIORITY)
-        place = Workplace(
-            registry,
-            prompts,
-            Decoder(frames, workers, holders, limits),
-            Drawer(prompts, workers, limits.work_cpu_seconds),
-            precedence,
-            Allowance(limits.stream_memory_bytes, limits.memory_bytes),
+        right_of_way, holders = RightOfWay(), Holders()
+        prompt_lane = lane("prompts", PROMPT_PRIORITY)
+        frame_lane = lane("frames", FRAME_PRIORITY, gives_way_to=right_of_way)
+        decoder = Decoder(frame_lane, workers, holders, limits)
+        drawer = Drawer(prompt_lane, workers, limits.work_cpu_seconds)
+        budget = MemoryBudget(limits.stream_memory_bytes, limits.memory_bytes)
+        services = Services(
+            decoder,
+            partial(Predictor, registry, prompt_lane, drawer, budget),
+            right_of_way,
             holders,
             Unread(limits.stream_reply_bytes, limits.reply_bytes),
+            PromptCounts(registry.knows),
             limits,
         )
-        frame_work = FrameWork(
-            frames,
-            Drawer(frames, workers, limits.work_cpu_seconds),
-            Places(Turns(limits.frames_in_work, what="frames"), limits.images_bytes // PAUSED_FRAMES_PART),
+        frames = Frames(
+            registry,
+            frame_lane,
+            decoder,
+            OutlineMaker(frame_lane, Drawer(frame_lane, workers, limits.work_cpu_seconds)),
+            FramePermits(Turns(limits.frames_in_work, what="frames"), limits.images_bytes // PAUSED_FRAMES_PART),
         )
         ingress = Ingress(limits.bodies_bytes)
+        messages = Messages(Admission(limits, lambda: right_of_way.prompts_expected), ingress)
         servicer = AnnotationServicer(
-            place, frame_work, Admission(limits, lambda: precedence.prompts_expected), ingress
+            registry,
+            messages,
+            InteractCalls(services, messages, prompt_lane),
+            DetectCalls(frames, messages, frame_lane, limits.frames_in_flight),
         )
         metrics.TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
         health = Health(("", SERVICE_NAME), lambda: registry.ready, lambda: registry.why_not_ready)
@@ -246,7 +263,7 @@ class Server:
                 task.result()
         finally:
             health.drain()
-            servicer.drain()
+            messages.drain()
             await self._finish_calls(grpc_server, calls)
             http.should_exit = True
             for task in (*tasks[:-1], stopping):

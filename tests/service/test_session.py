@@ -13,8 +13,8 @@ from polywand_server.errors import InternalError
 from polywand_server.geometry.seeds import RleSeed
 from polywand_server.images import Picture, RawImage
 from polywand_server.images.holders import Holders
-from polywand_server.interactors.memory import Allowance
-from polywand_server.interactors.prompt import Label, Missing, Point, Prompt
+from polywand_server.interactors.memory import MemoryBudget
+from polywand_server.interactors.prompt import Incomplete, Label, Point, Prompt
 from polywand_server.lanes import RightOfWay
 from polywand_server.ops import metrics
 from polywand_server.session.answers import ImageReady, Reply
@@ -24,7 +24,7 @@ from polywand_server.timing import Stopwatch
 from tests.running import until
 
 SOURCE = RawImage(bytes(12), 2, 2, "image.raw")
-LACKING = Missing(positive=1)
+LACKING = Incomplete(positive=1)
 
 
 class Tools:
@@ -38,7 +38,7 @@ class Tools:
         self.begun = 0
         self.fails_to_count = 0
 
-    async def with_tool(self, _choose: object, _use: object) -> Missing:
+    async def with_tool(self, _choose: object, _use: object) -> Incomplete:
         self.begun += 1
         try:
             await self.gate.wait()
@@ -80,7 +80,7 @@ class UnsoundPrecedence(RightOfWay):
 def session(tools: Tools, precedence: RightOfWay | None = None) -> Session:
     unused: Any = None
     place: Any = Workplace(
-        *(tools, unused, Decoder(), unused, precedence or RightOfWay(), Allowance(2**20, 2**20), Holders()),
+        *(tools, unused, Decoder(), unused, precedence or RightOfWay(), MemoryBudget(2**20, 2**20), Holders()),
         *(Unread(2**20, 2**20), Limits()),
     )
     return Session(place, overflow=lambda: None)

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from polywand_server.admission.turns import MOST_IN_A_ROW, REST_SECONDS, TURNS_AFTER_REST, Turns
-from polywand_server.detectors.places import Places
+from polywand_server.detectors.permits import FramePermits
 from polywand_server.errors import QuotaError
 from polywand_server.lanes import PATIENCE_SECONDS, RightOfWay
 from polywand_server.requester import begin
@@ -153,7 +153,7 @@ async def test_a_line_has_an_end_and_each_client_its_share_of_it():
 
 async def test_a_frame_of_many_outlines_lets_others_go_between_two_batches():
     """Where nothing waits, it goes on; and where too much is held already, it keeps its place."""
-    places, order, gate = Places(Turns(1), paused_bytes=100), list[str](), asyncio.Event()
+    places, order, gate = FramePermits(Turns(1), paused_bytes=100), list[str](), asyncio.Event()
 
     async def frame(client: str, batches: int, nbytes: int) -> None:
         begin(client)
@@ -182,7 +182,7 @@ async def test_a_frame_of_many_outlines_lets_others_go_between_two_batches():
 
 
 async def test_a_frame_that_is_cancelled_while_others_go_leaves_no_place_taken():
-    places = Places(Turns(1), paused_bytes=100)
+    places = FramePermits(Turns(1), paused_bytes=100)
     gate = asyncio.Event()
 
     calls = Turns(1)
