@@ -5,7 +5,6 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from polywand_server.admission.bodies import Admission
@@ -14,11 +13,13 @@ from polywand_server.config import Settings
 from polywand_server.detectors.frames import Frames
 from polywand_server.detectors.outlines import OutlineMaker
 from polywand_server.detectors.permits import FramePermits
-from polywand_server.images.decoder import Decoder
+from polywand_server.detectors.proposals import DetectorProposals
+from polywand_server.images import Decoder, Picture
 from polywand_server.images.holders import Holders
 from polywand_server.interactors.drawer import Drawer
-from polywand_server.interactors.memory import MemoryBudget
+from polywand_server.interactors.memory import EstimateMemory, MemoryBudget
 from polywand_server.interactors.predictor import Predictor
+from polywand_server.interactors.steps import Steps
 from polywand_server.lanes import FRAME_PRIORITY, PROMPT_PRIORITY, Lane, ModelTurns, RightOfWay
 from polywand_server.rpc.detect import DetectCalls
 from polywand_server.rpc.ingress import Ingress
@@ -116,9 +117,14 @@ def wire(
     decoder = Decoder(frame_lane, workers, holders, limits)
     drawer = Drawer(prompt_lane, workers, limits.work_cpu_seconds)
     budget = MemoryBudget(limits.stream_memory_bytes, limits.memory_bytes)
+
+    def new_predictor(picture: Picture) -> Predictor:
+        steps = Steps(prompt_lane, DetectorProposals(registry, prompt_lane, picture), picture)
+        return Predictor(registry, prompt_lane, drawer, EstimateMemory(budget), steps, picture)
+
     services = Services(
         decoder,
-        partial(Predictor, registry, prompt_lane, drawer, budget),
+        new_predictor,
         right_of_way,
         holders,
         Unread(limits.stream_reply_bytes, limits.reply_bytes),

@@ -3,15 +3,13 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 from polywand_server.detectors.detection import Detection, detect
 from polywand_server.detectors.options import DetectOptions
 from polywand_server.errors import DeadlineError, NotFoundError, PolywandError, UnavailableError, or_error
-from polywand_server.geometry.boxes import Box
 from polywand_server.images import Picture
 from polywand_server.interactors.prompt import Supersession
+from polywand_server.interactors.proposals import Proposed
 from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
 from polywand_server.tools.registry import Detector, Registry
@@ -27,16 +25,8 @@ _Key = tuple[str, int, float]
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Proposed:
-    """The boxes that a detector sees, by descending score. version: its own; 0 where it did not answer."""
-
-    version: int = 0
-    boxes: Sequence[Box] = ()
-
-
-class Proposals:
-    """What detectors see in one picture; each is asked when a click needs it, and remembered."""
+class DetectorProposals:
+    """What detectors see in one picture: each is run when a click needs it, once. These are its `Proposals`."""
 
     def __init__(self, registry: Registry, lane: Lane, picture: Picture) -> None:
         self._registry = registry
@@ -47,15 +37,12 @@ class Proposals:
         self._paused_until: dict[_Key, float] = {}
 
     def close(self) -> None:
-        """Ask no longer."""
+        """See `Proposals`."""
         for task in self._asking.values():
             task.cancel()
 
-    async def by(self, wanted: ProposalSpec, timer: Stopwatch, newer: Supersession) -> Proposed:
-        """The boxes that an interactor's crop policy asks for; none where the prompt is superseded before they come.
-
-        Neither a detector that is not ready nor one that fails is an error: then there are no proposals.
-        """
+    async def find(self, wanted: ProposalSpec, timer: Stopwatch, newer: Supersession) -> Proposed:
+        """See `Proposals`."""
         try:
             detector = self._registry.detector(wanted.model, 0)
         except (NotFoundError, UnavailableError):  # what is not there, and why, is the registry's to tell
@@ -68,8 +55,8 @@ class Proposals:
             await self._wait_for(detector, key, timer, newer)
         return self._seen.get(key, Proposed())
 
-    def stand(self, wanted: ProposalSpec, version: int) -> bool:
-        """Whether an object would begin today with the boxes of this version; 0 is without any."""
+    def are_current(self, wanted: ProposalSpec, version: int) -> bool:
+        """See `Proposals`."""
         try:
             detector = self._registry.detector(wanted.model, 0)
         except PolywandError:
@@ -77,7 +64,7 @@ class Proposals:
         return _key(detector, wanted) not in self._seen if version == 0 else version == detector.version
 
     def may_come(self, wanted: ProposalSpec) -> bool:
-        """Whether there is such a detector, ready or not."""
+        """See `Proposals`."""
         return self._registry.knows(wanted.model)
 
     async def _wait_for(self, detector: Detector, key: _Key, timer: Stopwatch, newer: Supersession) -> None:

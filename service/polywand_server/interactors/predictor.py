@@ -10,10 +10,10 @@ from polywand_server.images import Picture
 from polywand_server.interactors.checks import check_fits, check_inside
 from polywand_server.interactors.drawer import Drawer
 from polywand_server.interactors.estimate import Estimate, Found, Segmentation
-from polywand_server.interactors.memory import EstimateMemory, Key, MemoryBudget, keys_of, seed_key
+from polywand_server.interactors.memory import EstimateMemory, Key, keys_of, seed_key
 from polywand_server.interactors.passes import goes_on
 from polywand_server.interactors.prompt import Incomplete, Prompt, Supersession, first_step, incomplete
-from polywand_server.interactors.steps import Call, Steps
+from polywand_server.interactors.steps import Call
 from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
 from polywand_server.tools.registry import Interactor, Registry
@@ -25,16 +25,24 @@ FEW_POINTS = 256
 class Predictor:
     """Finds objects on one image: `check`, `find` and `draw` a prompt; `close` ends all.
 
-    It owns what is kept of the image: its crops, a detector's proposals, the estimates of its objects.
+    memory, steps: for this picture alone; closed with it.
     """
 
-    def __init__(self, registry: Registry, lane: Lane, drawer: Drawer, budget: MemoryBudget, picture: Picture) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        lane: Lane,
+        drawer: Drawer,
+        memory: EstimateMemory,
+        proposals: Proposals,
+        picture: Picture,
+    ) -> None:
         self.picture = picture
         self._registry = registry
         self._lane = lane
         self._drawer = drawer
-        self._steps = Steps(registry, lane, picture)
-        self._memory = EstimateMemory(budget)
+        self._steps = steps
+        self._memory = memory
 
     def close(self) -> None:
         """Cancel a detector's work, and forget all objects."""

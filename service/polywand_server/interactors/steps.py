@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass, replace
 
-from polywand_server.detectors.proposals import Proposals
 from polywand_server.geometry.boxes import Box
 from polywand_server.images import Picture
 from polywand_server.interactors.crops import Crops
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.passes import Passes, fixed_size
 from polywand_server.interactors.prompt import Prompt, Supersession
+from polywand_server.interactors.proposals import Proposals
 from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
-from polywand_server.tools.registry import Interactor, Registry
+from polywand_server.tools.registry import Interactor
 from polywand_server.tools.specs import ProposalSpec, ZoomInCrop
 
 
@@ -25,11 +25,11 @@ class Call:
 
 
 class Steps:
-    """Runs interactors on one picture, step by step; `close` ends a detector's work for it."""
+    """Runs interactors on one picture, step by step. proposals: of this picture."""
 
-    def __init__(self, registry: Registry, lane: Lane, picture: Picture) -> None:
+    def __init__(self, lane: Lane, proposals: Proposals, picture: Picture) -> None:
         self._picture = picture
-        self._proposals = Proposals(registry, lane, picture)
+        self._proposals = proposals
         self._passes = Passes(lane, picture)
 
     def close(self) -> None:
@@ -41,7 +41,7 @@ class Steps:
         wanted = _proposals_of(tool)
         if estimate.detector is None or wanted is None:
             return True
-        return self._proposals.stand(wanted, estimate.detector)
+        return self._proposals.are_current(wanted, estimate.detector)
 
     def is_provisional(self, tool: Interactor, estimate: Estimate) -> bool:
         """Whether the same prompt may be answered otherwise when it comes again."""
@@ -66,7 +66,7 @@ class Steps:
         if wanted is not None:
             if newer.is_superseded():
                 return replace(found, is_partial=True)
-            proposed = await self._proposals.by(wanted, call.timer, newer)
+            proposed = await self._proposals.find(wanted, call.timer, newer)
             clicks = prompt.positive_clicks()
             detector, boxes = proposed.version, [box for box in proposed.boxes if box.holds(clicks)]
             looks = list(dict.fromkeys(looks + crops.proposed(wanted, boxes)))

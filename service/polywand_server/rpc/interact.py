@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import aclosing
+from functools import partial
 
 from polywand.v1 import annotation_pb2 as pb
 from polywand_server.errors import InvalidInputError, PolywandError, QuotaError
@@ -12,7 +13,6 @@ from polywand_server.rpc.intake import Refused, is_small, receive_interact
 from polywand_server.rpc.messages import Context, Messages, cancel
 from polywand_server.rpc.replies import write_reply
 from polywand_server.rpc.requests import read_image, read_prompt, short_names
-from polywand_server.session.answers import Reply
 from polywand_server.session.services import Services
 from polywand_server.session.stream import Session
 from polywand_server.timing import Stopwatch
@@ -47,15 +47,14 @@ class InteractCalls:
             try:
                 async with aclosing(session.replies()) as replies:
                     async for reply in replies:
-                        await context.write(await self._write(reply))
+                        if reply.nbytes <= SMALL_REPLY_BYTES:
+                            data = write_reply(reply)
+                        else:
+                            data = await self._lane.compute(partial(write_reply, reply))
+                        await context.write(data)
                 await reader
             finally:
                 await cancel(reader)
-
-    async def _write(self, reply: Reply) -> bytes:
-        if reply.nbytes <= SMALL_REPLY_BYTES:
-            return write_reply(reply)
-        return await self._lane.compute(lambda: write_reply(reply))
 
     async def _read(self, context: Context, session: Session) -> None:
         try:
