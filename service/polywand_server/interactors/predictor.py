@@ -34,7 +34,7 @@ class Predictor:
         lane: Lane,
         drawer: Drawer,
         memory: EstimateMemory,
-        proposals: Proposals,
+        steps: Steps,
         picture: Picture,
     ) -> None:
         self.picture = picture
