@@ -13,7 +13,7 @@ from polywand_server.interactors.estimate import Estimate, Found, Segmentation
 from polywand_server.interactors.memory import EstimateMemory, Key, keys_of, seed_key
 from polywand_server.interactors.passes import goes_on
 from polywand_server.interactors.prompt import Incomplete, Prompt, Supersession, first_step, incomplete
-from polywand_server.interactors.steps import Call
+from polywand_server.interactors.steps import Call, Steps
 from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
 from polywand_server.tools.registry import Interactor, Registry
