@@ -5,16 +5,19 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 import click
 
 from polywand.console import Command, Number
 from polywand_server import __version__
 from polywand_server.config import MEBIBYTE, Limits, Settings, TritonTls
-from polywand_server.ops.native import NativeOutput
-from polywand_server.ops.sparing import spare_libraries
+from polywand_server.ops import logs
+from polywand_server.ops.native_output import NativeOutput
+from polywand_server.ops.repeats import quiet_libraries
 from polywand_server.server import Server, StartError
+
+log = logging.getLogger(__name__)
 
 _DEFAULTS = Settings()
 MAX_SECONDS = 1e6  # of any wait: eleven days
@@ -279,7 +282,14 @@ def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
     default="info",
     type=click.Choice(["debug", "info", "warning", "error"]),
     show_envvar=True,
-    help="What to log to stderr.",
+    help="Least severe records that are logged, on stderr.",
+)
+@click.option(
+    "--log-format",
+    default="text",
+    type=click.Choice(get_args(logs.Format)),
+    show_envvar=True,
+    help="Format of log records: a line of text, or a JSON object a line.",
 )
 def main(
     triton_tls: bool,
@@ -310,6 +320,7 @@ def main(
     decoder_mebibytes: int,
     shared_memory_mebibytes: int,
     log_level: str,
+    log_format: logs.Format,
     **settings: object,
 ) -> None:
     """Serve semi-automatic image annotation: clicks in, polygons out.
@@ -319,11 +330,9 @@ def main(
     """
     if (triton_tls_key is None) != (triton_tls_cert is None):
         raise click.UsageError("--triton-tls-key and --triton-tls-cert belong together")
-    logging.basicConfig(
-        level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr
-    )
+    logs.configure(log_level.upper(), log_format)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    spare_libraries()
+    quiet_libraries()
     use_tls = triton_tls or triton_tls_ca is not None or triton_tls_key is not None
     if use_tls and settings["triton_url"] is None:
         raise click.UsageError("TLS to Triton needs --triton-url: the embedded one listens on a private socket")
@@ -362,7 +371,8 @@ def main(
     try:
         asyncio.run(_run(complete, native_output))
     except StartError as error:
-        raise click.ClickException(str(error)) from error
+        log.critical("cannot start: %s", error)
+        sys.exit(1)
     finally:
         native_output.stop()
 

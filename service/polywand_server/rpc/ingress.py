@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import unquote
 
+from polywand_server.caller import current
 from polywand_server.config import MEBIBYTE
 from polywand_server.errors import QuotaError
-from polywand_server.requester import current
 from polywand_server.rpc.endings import Ending
 
 POLL_SECONDS = 0.5

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from polywand.v1 import annotation_pb2 as pb
 from polywand.v1 import annotation_pb2_grpc as pb_grpc
 from polywand_server.admission.bodies import FRAMES, Admission
+from polywand_server.caller import current
 from polywand_server.detectors.outlines import Outliner, find_outliner, outline
 from polywand_server.detectors.pipeline import DetectOptions, check_labels, detect
 from polywand_server.detectors.places import Place, Places
@@ -22,7 +23,6 @@ from polywand_server.interactors.drawer import Drawer
 from polywand_server.interactors.prompt import Box, Prompt
 from polywand_server.lanes import Lane
 from polywand_server.ops import metrics
-from polywand_server.requester import current
 from polywand_server.rpc import wire
 from polywand_server.rpc.endings import Ending
 from polywand_server.rpc.ingress import Ingress

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
+from polywand_server.caller import current
 from polywand_server.config import MEBIBYTE, Limits
 from polywand_server.detectors.proposals import Proposals
 from polywand_server.errors import (
@@ -33,7 +34,6 @@ from polywand_server.interactors.predictor import Predictor
 from polywand_server.interactors.prompt import Missing, Prompt, missing
 from polywand_server.lanes import Lane, RightOfWay
 from polywand_server.ops import metrics
-from polywand_server.requester import current
 from polywand_server.session.answers import Draining, ImageReady, Reply, Segmentation
 from polywand_server.session.outbox import Outbox, Unread
 from polywand_server.timing import Stopwatch

@@ -14,6 +14,8 @@ import threading
 import time
 from typing import Any, Self, TextIO
 
+from polywand_server.ops.logs import printable
+
 STDERR = 2
 WINDOW_SECONDS = 10.0
 # Of a window; the others are counted.
@@ -140,7 +142,7 @@ class _Lines:
         text = line[:MAX_LINE_BYTES].decode(errors="backslashreplace").rstrip()
         if text:
             self._logged += 1
-            _log.warning("%s", "".join(map(_escaped, text)))
+            _log.warning("%s", printable(text))
 
 
 def _read(descriptor: int) -> bytes:
@@ -148,10 +150,6 @@ def _read(descriptor: int) -> bytes:
         return os.read(descriptor, CHUNK_BYTES)
     except BlockingIOError:
         return b""
-
-
-def _escaped(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
 def _duplicate(descriptor: int) -> int:
