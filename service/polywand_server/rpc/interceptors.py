@@ -64,7 +64,7 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def _enter(self) -> None:
         """Count this call as active until its task ends: from before its message arrives until its reply is sent."""
         task = asyncio.current_task()
-        assert task is not None  # gRPC makes one for each call
+        assert task is not None  # gRPC runs each call in a task
         self._active += 1
         self._idle.clear()
         task.add_done_callback(self._leave)

@@ -1,4 +1,4 @@
-"""Replies: from the domain's results to protobuf messages."""
+"""Convert results of the domain to protobuf messages."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -27,7 +27,7 @@ _BOX_USES = {"none": pb.BOX_USE_NONE, "optional": pb.BOX_USE_OPTIONAL, "required
 
 
 def write_reply(reply: Reply) -> bytes:
-    """Write one answer of an Interact stream; the message `InteractResponse`, serialised."""
+    """Return one answer of an Interact stream: the message `InteractResponse`, serialised."""
     response = pb.InteractResponse(sequence=reply.sequence, object_id=reply.object_id, skipped=reply.skipped)
     outline = b""
     match reply.result:
@@ -58,9 +58,9 @@ def write_reply(reply: Reply) -> bytes:
 
 
 def write_detections(
-    found: Sequence[Detection], outlines: Outlines | None, picture: Picture, tool: Detector, watch: Stopwatch
+    found: Sequence[Detection], outlines: Outlines | None, picture: Picture, tool: Detector, timer: Stopwatch
 ) -> bytes:
-    """Write the answer to one frame; the message `DetectResponse`, serialised."""
+    """Return the answer to one frame: the message `DetectResponse`, serialised."""
     response = pb.DetectResponse(
         image=pb.ImageInfo(width=picture.width, height=picture.height), model=tool.name, version=tool.version
     )
@@ -78,35 +78,35 @@ def write_detections(
         )
         number = pb.DetectResponse.DETECTIONS_FIELD_NUMBER
         detections.append(delimited(number, detection.SerializeToString(), shape))
-    response.timing.CopyFrom(write_timing(watch))
+    response.timing.CopyFrom(write_timing(timer))
     return b"".join((response.SerializeToString(), *detections))
 
 
 def write_frame(frame_id: int, response: bytes | PolywandError) -> bytes:
-    """Write one answer of a DetectStream; the message `DetectStreamResponse`, serialised."""
+    """Return one answer of a DetectStream: the message `DetectStreamResponse`, serialised."""
     if isinstance(response, PolywandError):
         return pb.DetectStreamResponse(frame_id=frame_id, error=to_status(response)).SerializeToString()
     head = pb.DetectStreamResponse(frame_id=frame_id).SerializeToString()
     return head + delimited(pb.DetectStreamResponse.RESPONSE_FIELD_NUMBER, response)
 
 
-def write_timing(watch: Stopwatch) -> pb.Timing:
-    """Write where the time went."""
+def write_timing(timer: Stopwatch) -> pb.Timing:
+    """Convert the times of one answer's stages."""
 
     def microseconds(seconds: float) -> int:
         return round(seconds * 1e6)
 
-    stages = {f"{stage}_us": microseconds(seconds) for stage, seconds in watch.seconds.items()}
+    stages = {f"{stage}_us": microseconds(seconds) for stage, seconds in timer.seconds.items()}
     return pb.Timing(
-        received_unix_us=microseconds(watch.received_unix),
-        total_us=microseconds(watch.total()),
-        inferences=watch.inferences,
+        received_unix_us=microseconds(timer.received_unix),
+        total_us=microseconds(timer.total()),
+        inferences=timer.inferences,
         **stages,
     )
 
 
 def write_model(tool: Tool) -> pb.Model:
-    """Write one tool of ListModels."""
+    """Convert one tool of ListModels."""
     model = pb.Model(name=tool.name, ready=tool.ready, not_ready_reason=tool.reason)
     for version in tool.versions:
         model.versions.add(version=version.version, ready=version.ready, not_ready_reason=version.reason)
@@ -139,15 +139,14 @@ def write_model(tool: Tool) -> pb.Model:
 
 
 def _inside(outer: int, inner: int, content: bytes) -> bytes:
-    """Wrap a message twice. Behind another message that has the same fields, protobuf merges the two."""
+    """Wrap a message in two fields. Parsers merge it with the same fields of the message before it."""
     return delimited(outer, delimited(inner, content))
 
 
 def _shape(shape: Drawn, width: int, height: int) -> bytes:
-    """Write an outline: the message `Shape`, serialised. width, height: of the image.
+    """Return an outline: the message `Shape`, serialised. width, height: of the image, in pixels.
 
-    Field by field on the wire, as coordinates are floats there as they are here; through Python's numbers it would take
-    ten times as long.
+    Coordinates are copied as arrays; as Python numbers they would take ten times as long.
     """
     message = pb.Shape(area=shape.area, tolerance=shape.tolerance, iou=shape.iou)
     if shape.rle is not None:
