@@ -264,7 +264,7 @@ def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
     default=_DEFAULTS.limits.workers,
     type=click.IntRange(1),
     show_envvar=True,
-    help="Child processes that work on large images and outlines at the same time.",
+    help="Most child processes at the same time, for large images and outlines.",
 )
 @click.option(
     "--work-cpu-seconds",
@@ -333,12 +333,12 @@ def main(
     """
     if (triton_tls_key is None) != (triton_tls_cert is None):
         raise click.UsageError("--triton-tls-key and --triton-tls-cert belong together: give both or none")
-    logs.configure(log_level.upper(), log_format)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    quiet_libraries()
     use_tls = triton_tls or triton_tls_ca is not None or triton_tls_key is not None
     if use_tls and settings["triton_url"] is None:
         raise click.UsageError("TLS to Triton needs --triton-url: the embedded Triton listens on a private socket")
+    logs.configure(log_level.upper(), log_format)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    quiet_libraries()
     limits = Limits(
         image_bytes=max_image_mebibytes * MEBIBYTE,
         image_pixels=max_image_pixels,
@@ -375,6 +375,9 @@ def main(
         asyncio.run(_run(complete, native_output))
     except StartError as error:
         log.critical("cannot start: %s", error)
+        sys.exit(1)
+    except Exception:
+        log.critical("stopped by an unexpected error", exc_info=True)
         sys.exit(1)
     finally:
         native_output.stop()
