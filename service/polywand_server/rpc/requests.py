@@ -105,7 +105,7 @@ def read_detect(request: pb.DetectRequest) -> DetectOptions:
 def _polygons(polygons: pb.PolygonOptions) -> PolygonOptions:
     version = _version(polygons.version, "polygons.version")
     if version and not polygons.model:
-        raise InvalidInputError("polygons.version", f"{version} needs a model: only a named model has versions")
+        raise InvalidInputError("polygons.version", f"version {version} needs the name of a model")
     return PolygonOptions(
         model=_model(polygons.model, "polygons.model") if polygons.model else None,
         version=version,
