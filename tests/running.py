@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 REPOSITORY = Path(__file__).parent.parent / "model_repository"
-PORTS = re.compile(r"gRPC on (\S+):(\d+), HTTP on (\S+):(\d+), Triton at (\S+)")
+PORTS = re.compile(r"gRPC on (\S+):(\d+), HTTP on (\S+):(\d+), Triton at ([^\s\"]+)")
 START_SECONDS = 90
 KILL_SECONDS = 0.05
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextvars import copy_context
 from typing import TypeVar
 
 from polywand_server.admission.turns import Turns
@@ -140,7 +141,7 @@ class Lane:
     async def compute(self, work: Callable[[], T]) -> T:
         """Run work of more than a millisecond in a thread."""
         async with self._thread_turns.turn():
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, work)
 
     def exchange(
         self, model: str, version: int, inputs: Mapping[str, TensorForm], outputs: Forms

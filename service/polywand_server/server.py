@@ -18,7 +18,7 @@ import grpc.aio
 from polywand_server import __version__
 from polywand_server.config import Settings
 from polywand_server.ops import allocation, metrics
-from polywand_server.ops.descriptors import Share, raise_limit, share_out
+from polywand_server.ops.descriptors import ConnectionLimits, connection_limits, raise_limit
 from polywand_server.ops.health import Health
 from polywand_server.ops.http import HttpServer
 from polywand_server.rpc.interceptors import Calls
@@ -61,7 +61,7 @@ class Server:
         # OpenCV's own threads would compete with Triton's; parallelism comes from requests.
         cv2.setNumThreads(1)
         allocation.tune()
-        connections = share_out(raise_limit())
+        connections = connection_limits(raise_limit())
         async with AsyncExitStack() as stack:
             workers = Workers(self._settings.limits.workers)
             workers.start()
@@ -106,7 +106,9 @@ class Server:
             raise StartError(str(error)) from error
         return TritonProcess(triton.url, triton.region_prefix, triton.end_model_processes, triton.watch)
 
-    async def _serve(self, stack: AsyncExitStack, process: TritonProcess, workers: Workers, connections: Share) -> None:
+    async def _serve(
+        self, stack: AsyncExitStack, process: TritonProcess, workers: Workers, connections: ConnectionLimits
+    ) -> None:
         settings = self._settings
 
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
@@ -126,7 +128,7 @@ class Server:
             asyncio.create_task(registry.run(), name="follow Triton's repository"),
             asyncio.create_task(_publish_changes(health, changed), name="publish health"),
             asyncio.create_task(ingress.run(), name="bound what is on its way"),
-            asyncio.create_task(allocation.give_back_what_is_free(), name="give memory back"),
+            asyncio.create_task(allocation.trim_periodically(), name="return free memory"),
             asyncio.create_task(http.serve_on(listener), name="serve HTTP"),
         ]
         if process.watch is not None:

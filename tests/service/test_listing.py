@@ -112,7 +112,8 @@ def copy_model(source: str, repository: Path, name: str, *, change: tuple[str, s
 
 def retry_seconds(status) -> float:
     """When the server says to try again."""
-    (delay,) = (error_details_pb2.RetryInfo.FromString(detail.value) for detail in status.details)
+    delay = error_details_pb2.RetryInfo()
+    assert status.details[0].Unpack(delay)
     return delay.retry_delay.ToTimedelta().total_seconds()
 
 

@@ -123,4 +123,4 @@ def test_an_empty_name_among_those_of_ready_models_is_one_sentence():
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "'--ready-models'" in done.stderr
-    assert "a name between two commas is empty" in done.stderr
+    assert "a name in the list is empty" in done.stderr

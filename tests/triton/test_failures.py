@@ -63,13 +63,15 @@ def test_a_client_reads_nothing_of_files_addresses_and_memory(status, details, k
 @pytest.mark.parametrize(
     "details",
     [
-        "[request id: 7] inference input 'X' data-type is 'FP64', model expects 'FP32'",
+        "inference input 'X' data-type is 'FP64', model expects 'FP32'",
         "unexpected shape for input 'X' for model 'm'. Expected [-1,-1,3], got [1,2,4]. ",
         "Failed to process the request(s) for model instance 'm_0_0', message: ValueError: strings cut",
     ],
 )
 def test_what_tells_of_the_model_alone_is_told_in_tritons_words(details, caplog):
-    assert str(failure(grpc.StatusCode.INVALID_ARGUMENT, details)) == f"model 'm' version 3: {details.strip()}"
+    said = f"model 'm' version 3: {details.strip()}"
+    assert str(failure(grpc.StatusCode.INVALID_ARGUMENT, details)) == said
+    assert str(failure(grpc.StatusCode.INVALID_ARGUMENT, f"[request id: 7] {details}")) == said
     assert not caplog.records
 
 

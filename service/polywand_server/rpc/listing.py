@@ -9,7 +9,7 @@ _BOX_USES = {"none": pb.BOX_USE_NONE, "optional": pb.BOX_USE_OPTIONAL, "required
 
 
 def write_model(tool: Tool) -> pb.Model:
-    """Write one tool of ListModels."""
+    """Convert one tool of ListModels."""
     model = pb.Model(name=tool.name, ready=tool.ready, not_ready_reason=tool.reason)
     for version in tool.versions:
         model.versions.add(version=version.version, ready=version.ready, not_ready_reason=version.reason)

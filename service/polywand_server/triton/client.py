@@ -199,7 +199,7 @@ class TritonClient:
 
         version: 0 lets Triton choose. inputs: by name, with the batch axis. outputs: the names wanted.
         placed: inputs that are in shared memory already, and room for outputs there (see `exchange`).
-        request_id: appears in Triton's error messages. priority: 1 is the most urgent, 0 the model's default.
+        request_id: appears in Triton's log and error messages. priority: 1 is the most urgent, 0 the model's default.
         Returns the outputs by name, as read-only arrays.
         """
         request = encode_request(

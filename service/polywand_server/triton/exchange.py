@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
+from polywand_server.caller import current
 from polywand_server.triton.client import TritonClient
 from polywand_server.triton.failures import RegionError
 from polywand_server.triton.shared_memory import SharedMemory
@@ -57,6 +58,7 @@ class Exchange:
             *(self.model, self.version, inputs, self._outputs),
             placed=placed,
             timeout_s=timeout_s,
+            request_id=current().request_id,
             priority=priority,
         )
 

@@ -56,6 +56,7 @@ _UNAVAILABLE = {
     grpc.StatusCode.PERMISSION_DENIED: _REFUSED,
     grpc.StatusCode.UNIMPLEMENTED: _REFUSED,
 }
+_REQUEST_ID = re.compile(r"\[request id: [^\]]*\] ")  # Triton puts it before its texts; ours tell it themselves
 _TRACE = "\n\nAt:\n"
 _STUB_DIED = re.compile(
     r"^(?:part '(?P<part>[^']+)': )?"
@@ -113,7 +114,7 @@ class Failures:
 
         what: the thing that failed, as the start of a sentence ("model 'grabcut'").
         """
-        status, details = error.code(), error.details() or ""
+        status, details = error.code(), _REQUEST_ID.sub("", error.details() or "")
         if status is grpc.StatusCode.DEADLINE_EXCEEDED:
             return self.late(what)
         if _NO_CONTROL.search(details):

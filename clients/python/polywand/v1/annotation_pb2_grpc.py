@@ -62,31 +62,32 @@ class AnnotationServiceServicer(object):
     """
 
     def ListModels(self, request, context):
-        """Which tools exist now. Follows loads and unloads in Triton within seconds.
+        """Lists the tools. Models that Triton loads or unloads appear and disappear within seconds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Interact(self, request_iterator, context):
-        """One annotator's working stream: an image once, then prompts, each answered with the object's polygons.
-        Nothing outlives the stream. Several objects may be worked on at the same time; they do not wait for each other.
+        """One annotator's stream: an image once, then prompts, each answered with the object's polygons.
+        The server keeps nothing after the stream's end. Several objects may be in progress at the same time; they do not
+        wait for each other.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Detect(self, request, context):
-        """Labelled boxes on one image, and their outlines if asked for.
+        """Labelled boxes on one image, and their outlines if the request has `polygons`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DetectStream(self, request_iterator, context):
-        """The same on many images. Replies come in the order of the frames; a bad frame gets an error of its own.
-        At most a few frames are in work at a time (a server setting); beyond that the stream is read no faster than
-        frames are answered, so a sender feels ordinary gRPC flow control.
+        """The same for many images. Replies come in the order of the frames; an invalid frame gets its own error.
+        A few frames are in progress at the same time (a server setting). Beyond that, the server reads no faster than it
+        answers, and gRPC's flow control slows the sender down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
