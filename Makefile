@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PROTO := proto/polywand/v1/annotation.proto
-GENERATED := clients/python/polywand/v1
+GENERATED := contract/polywand_contract/v1
 
 # Only what is in locks/ is installed, and only with the hashes that stand there. The locks hold wheels alone.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -56,7 +56,7 @@ format: $(VENV)/.dev  ## format and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-proto: $(VENV)/.dev  ## regenerate the code under clients/python/polywand/v1
+proto: $(VENV)/.dev  ## regenerate the code in contract/polywand_contract/v1
 	scripts/generate-proto $(GENERATED)
 
 proto-check: $(VENV)/.dev

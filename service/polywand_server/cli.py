@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from polywand.console import Command, Number
+from polywand_common.console import Command, Number
 from polywand_server import __version__
 from polywand_server.config import MEBIBYTE, Limits, Settings, TritonTls
 from polywand_server.ops.native import NativeOutput

@@ -20,7 +20,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from polywand.v1 import annotation_pb2, annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2, annotation_pb2_grpc
 from polywand_server import __version__
 from polywand_server.admission.bodies import Admission
 from polywand_server.admission.turns import Turns

@@ -9,7 +9,7 @@ import shapely
 import shapely.affinity
 from numpy.typing import NDArray
 
-from polywand.raster import encode_rle, rasterise
+from polywand import encode_rle, rasterise
 from polywand.results import Polygon
 from polywand_server.errors import TooLargeError
 from polywand_server.geometry import fewer, lines, outlines, simplify

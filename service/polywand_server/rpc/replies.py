@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_server.detectors.outlines import Outlines
 from polywand_server.detectors.pipeline import Detection
 from polywand_server.errors import PolywandError

@@ -5,7 +5,7 @@ from itertools import chain
 
 import numpy as np
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_pictures import ValueRange
 from polywand_server.detectors.outlines import PolygonOptions
 from polywand_server.detectors.pipeline import DEFAULT_MAX_DETECTIONS, DetectOptions

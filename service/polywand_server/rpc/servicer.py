@@ -10,8 +10,8 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc as pb_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc as pb_grpc
 from polywand_server.admission.bodies import FRAMES, Admission
 from polywand_server.detectors.outlines import Outliner, find_outliner, outline
 from polywand_server.detectors.pipeline import DetectOptions, check_labels, detect

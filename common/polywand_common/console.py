@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
-from polywand.texts import printable, shown
+from polywand_common.texts import printable, shown
 
 _ENDINGS = {"SIGINT": "Interrupted.", "SIGTERM": "Terminated.", "SIGHUP": "Terminated: the terminal is gone."}
 _BROKEN_PIPE_CODE = 128 + 13  # as if SIGPIPE had ended the process
