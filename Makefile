@@ -6,14 +6,17 @@ PROTO := proto/polywand/v1/annotation.proto
 GENERATED := contract/polywand_contract/v1
 
 # Only what is in locks/ is installed, and only with the hashes that stand there. The locks hold wheels alone.
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-LOCKED := $(PIP) --require-hashes --no-deps --only-binary :all: --requirement
+INSTALL := $(BIN)/python scripts/install.py
 
-.PHONY: serve test test-zoo test-conversion bench bench-stages bench-outage bench-published soak fuzz check format proto
+.PHONY: serve serve-check test test-zoo test-conversion bench bench-stages bench-outage bench-published soak fuzz check format proto
 .PHONY: proto-check lock lock-check audit setup setup-zoo clean
 
 serve: $(VENV)/.serve  ## run the service with its own Triton
 	exec $(BIN)/polywand-server $(ARGS)
+
+serve-check:  ## prove that what `make serve` installs is enough: in an environment of its own, the service gets ready
+	$(MAKE) VENV=$(VENV)/serve-check $(VENV)/serve-check/.serve
+	$(VENV)/serve-check/bin/python scripts/check_start.py
 
 test: $(VENV)/.dev  ## run all tests that need no PyTorch
 	$(BIN)/python -m pytest tests --ignore tests/zoo -n 2 --dist loadfile $(ARGS)
@@ -79,23 +82,22 @@ $(VENV)/bin/python:
 	scripts/make-venv $(PYTHON) $(VENV)
 
 $(VENV)/.tools: locks/tools.txt | $(VENV)/bin/python
-	$(LOCKED) locks/tools.txt
+	$(INSTALL) locks/tools.txt
 	touch $@
 
 $(VENV)/.serve: pyproject.toml locks/serve.txt | $(VENV)/.tools
-	$(LOCKED) locks/serve.txt
-	$(PIP) --no-deps --no-build-isolation --editable .
+	$(INSTALL) locks/serve.txt .
 	touch $@
 
 $(VENV)/.dev: pyproject.toml locks/dev.txt | $(VENV)/.tools
-	$(LOCKED) locks/dev.txt
-	$(PIP) --no-deps --no-build-isolation --editable .
+	$(INSTALL) locks/dev.txt .
 	touch $@ $(VENV)/.serve
 
-# Last, torch alone, by its range: see scripts/locks.py. All else that it and Polywand require is there by then.
+# Last, torch alone, by its range: see scripts/locks.py. All else that it and Polywand require is there by then. pip does
+# this, since uv is told in pyproject.toml what the build for CPUs requires, and a machine may choose another.
 $(VENV)/.zoo: pyproject.toml locks/zoo.txt | $(VENV)/.dev
-	$(LOCKED) locks/zoo.txt
-	$(PIP) --no-build-isolation --editable '.[zoo]'
+	$(INSTALL) locks/zoo.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-build-isolation --editable '.[zoo]'
 	touch $@
 
 clean:

@@ -20,7 +20,7 @@ from polywand_server.geometry.seeds import PolygonSeed, RleSeed, seed_cost, seed
 from polywand_server.geometry.shapes import OutputOptions, Shape, make_shape
 from polywand_server.geometry.specks import without_specks
 from polywand_server.images.regions import ProbabilityMap, Region
-from polywand_server.interactors import seeds
+from polywand_server.geometry import seeds
 
 NOWHERE = np.zeros((0, 2))
 SIDE = 340  # a tenth of the largest map's pixels
