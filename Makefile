@@ -8,13 +8,13 @@ GENERATED := contract/polywand_contract/v1
 # Only what is in locks/ is installed, and only with the hashes that stand there. The locks hold wheels alone.
 INSTALL := $(BIN)/python scripts/install.py
 
-.PHONY: serve serve-check test test-zoo test-conversion bench bench-stages bench-outage bench-published soak fuzz check format proto
-.PHONY: proto-check lock lock-check audit setup setup-zoo clean
+.PHONY: serve serve-check test test-zoo test-conversion bench bench-stages bench-outage bench-published soak fuzz check
+.PHONY: format proto proto-check lock lock-check audit setup setup-zoo clean
 
 serve: $(VENV)/.serve  ## run the service with its own Triton
 	exec $(BIN)/polywand-server $(ARGS)
 
-serve-check:  ## prove that what `make serve` installs is enough: in an environment of its own, the service gets ready
+serve-check:  ## prove that what `make serve` installs is enough: in an environment of its own, the service becomes ready
 	$(MAKE) VENV=$(VENV)/serve-check $(VENV)/serve-check/.serve
 	$(VENV)/serve-check/bin/python scripts/check_start.py
 
@@ -47,7 +47,7 @@ bench-published: $(VENV)/.zoo  ## how long a prompt of every published interacto
 soak: $(VENV)/.dev  ## annotators come and go for MINUTES (20); fails when anything has grown meanwhile
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),20) $(ARGS)
 
-fuzz: $(VENV)/.dev  ## send the service malformed images, masks and streams for MINUTES (10); fails when it suffers
+fuzz: $(VENV)/.dev  ## send the service malformed images, masks and streams for MINUTES (10); fails when others notice
 	$(BIN)/python -m tests.faults.fuzz --minutes $(or $(MINUTES),10) $(ARGS)
 
 check: $(VENV)/.zoo proto-check lock-check  ## formatter, linter, types, generated code, locks
@@ -55,7 +55,7 @@ check: $(VENV)/.zoo proto-check lock-check  ## formatter, linter, types, generat
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(VENV)/.dev  ## format and mend what the linter can
+format: $(VENV)/.dev  ## format, and repair what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -65,14 +65,14 @@ proto: $(VENV)/.dev  ## regenerate the code in contract/polywand_contract/v1
 proto-check: $(VENV)/.dev
 	scripts/generate-proto --check $(GENERATED)
 
-lock: $(VENV)/.dev  ## write locks/ anew after a change of pyproject.toml; ARGS=--upgrade takes the newest of everything
+lock: $(VENV)/.dev  ## write locks/ again after a change of pyproject.toml; ARGS=--upgrade takes the newest of everything
 	$(BIN)/python scripts/locks.py write $(ARGS)
 
 lock-check: $(VENV)/.dev
 	$(BIN)/python scripts/locks.py check
 	$(BIN)/python -m pip check
 
-audit: $(VENV)/.dev  ## look for advisories that concern a locked version
+audit: $(VENV)/.dev  ## find advisories that concern a locked version; where no source answers, locks/advisories.toml alone
 	$(BIN)/python scripts/locks.py audit
 
 setup: $(VENV)/.dev
