@@ -1,7 +1,7 @@
 """How commands end: with complete lines, a sentence, and the exit code that shells know.
 
-0: success. 1: something failed. 2: the command is wrong. 141: the reader of the output has gone. An interruption (Ctrl-C)
-and SIGTERM end the process by the signal itself, which shells report as 130 and 143.
+0: success. 1: something failed. 2: the command is wrong. 141: the reader of the output has gone. An interruption
+(Ctrl-C) and SIGTERM end the process by the signal itself, which shells report as 130 and 143.
 """
 
 import errno
