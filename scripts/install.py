@@ -65,7 +65,7 @@ def main(lock: str, *projects: str) -> None:
     listed = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True, check=True).stdout
     settings = parse_settings(listed)
     install = [*UV, "install", "--quiet", f"--python={sys.executable}", *uv_options(settings)]
-    with_pip = [*PIP, "install", "--quiet", "--disable-pip-version-check"]
+    with_pip = [*PIP, "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
     for arguments in (
         [*LOCKED, f"--requirement={lock}"],
         *(["--no-deps", "--no-build-isolation", f"--editable={project}"] for project in projects),
