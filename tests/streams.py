@@ -9,8 +9,8 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc
 
 POSITIVE, NEGATIVE, EXTREME = pb.POINT_LABEL_POSITIVE, pb.POINT_LABEL_NEGATIVE, pb.POINT_LABEL_EXTREME
 REPLY_SECONDS = 30.0

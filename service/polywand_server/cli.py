@@ -9,7 +9,7 @@ from typing import NoReturn, get_args
 
 import click
 
-from polywand.console import Command, Number
+from polywand_common.console import Command, Number
 from polywand_server import __version__
 from polywand_server.config import MEBIBYTE, Limits, Settings, TritonTls
 from polywand_server.ops import logs

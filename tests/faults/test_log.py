@@ -14,8 +14,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc
 from polywand_server.ops import native_output
 from polywand_server.ops.repeats import Repeats, quiet_libraries
 from tests.running import Service, running_service, wait_for

@@ -10,7 +10,7 @@ import pytest
 from google.rpc import code_pb2, error_details_pb2
 from grpc_status import rpc_status
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from tests.running import WAND_VERSIONS, wait_for
 from tests.streams import EXTREME, NEGATIVE, POSITIVE, InteractStream, prompt, raw_image
 

@@ -12,8 +12,8 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from tritonclient.grpc import InferenceServerClient, model_config_pb2
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc
 from tests.running import REPOSITORY, running_service
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 

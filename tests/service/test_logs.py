@@ -15,8 +15,8 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 import polywand
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc
 from tests.faults.hostile import H2Connection, frame, headers, message
 from tests.interactors import PREAMBLE, add_interactor
 from tests.running import Service, running_service, wait_for

@@ -12,8 +12,8 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from pycocotools import mask as coco
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc
 from polywand_server.lanes import PATIENCE_SECONDS
 from tests.interactors import PREAMBLE, SLOW, add_interactor
 from tests.running import REPOSITORY, WAND_VERSION, Service, running_service, wait_for

@@ -11,8 +11,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc
 from tests.bench.at_once import detect_and_click
 from tests.running import Service, copy_newest, running_service, wait_for
 from tests.streams import raw_image

@@ -8,8 +8,8 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from polywand.proxies import proxy_of
-from polywand.v1 import annotation_pb2 as pb
+from polywand_common.proxies import proxy_of
+from polywand_contract.v1 import annotation_pb2 as pb
 
 
 class Violation(NamedTuple):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from polywand.errors import PolywandError
 from polywand.results import Detections, InteractorSpec, Model, Outline, Segmentation, Timing
-from polywand.texts import printable
+from polywand_common.texts import printable
 
 
 def line(answer: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_server.errors import PolywandError, TooLargeError
 from polywand_server.lanes import Lane
 from polywand_server.rpc import wire

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 from functools import partial
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_server.caller import current
 from polywand_server.errors import InvalidInputError, PolywandError, QuotaError
 from polywand_server.lanes import Lane

@@ -1,6 +1,6 @@
 """ListModels: tools as protobuf messages."""
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_server.interactors.passes import max_points, reads_seed
 from polywand_server.tools.catalogue import Tool
 from polywand_server.tools.specs import DetectorSpec, InteractorSpec

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_server.detectors.frames import FrameResult
 from polywand_server.errors import PolywandError
 from polywand_server.geometry.drawn import Drawn

@@ -5,7 +5,7 @@ from itertools import chain
 
 import numpy as np
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_pictures import ValueRange
 from polywand_server.detectors.options import DEFAULT_MAX_DETECTIONS, DetectOptions, PolygonOptions
 from polywand_server.errors import InvalidInputError

@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
-from polywand.proxies import direct
+from polywand_common.proxies import direct
 from polywand_server.config import TritonTls
 from polywand_server.triton.failures import Failures, ModelDiedError
 from polywand_server.triton.tensors import NOWHERE, Array, Placed, decode_response, encode_request

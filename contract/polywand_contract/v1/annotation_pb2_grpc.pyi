@@ -40,7 +40,7 @@ COMPATIBILITY. Fields are only added. Receivers ignore unknown fields, and treat
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from polywand.v1 import annotation_pb2 as _annotation_pb2
+from polywand_contract.v1 import annotation_pb2 as _annotation_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
