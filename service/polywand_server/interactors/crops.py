@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from polywand_server.geometry.boxes import Box
 from polywand_server.images.regions import ProbabilityMap, Region, snap
 from polywand_server.images.resampling import Resampling
 from polywand_server.interactors.estimate import Estimate
-from polywand_server.interactors.prompt import Box, Label, Prompt
+from polywand_server.interactors.prompt import Label, Prompt
 from polywand_server.tools.specs import CropPolicy, MarginCrop, ProposalSpec, RoiCrop, WholeCrop, ZoomInCrop
 
 # A mask of fewer input pixels than this says nothing about where the object is.
