@@ -41,9 +41,9 @@ from polywand_server.rpc.servicer import AnnotationServicer, FrameWork
 from polywand_server.session.outbox import Unread
 from polywand_server.session.stream import Workplace
 from polywand_server.tools.folders import ModelFolders
-from polywand_server.tools.loader import EndProcesses, ModelLoader, leave_alone
+from polywand_server.tools.loader import EndProcesses, ModelLoader, no_op
 from polywand_server.tools.registry import Registry
-from polywand_server.triton.client import Death, TritonClient
+from polywand_server.triton.client import DeadProcess, TritonClient
 from polywand_server.triton.embedded.server import EmbeddedTriton, EmbeddedTritonError
 from polywand_server.triton.shared_memory import SharedMemory, is_on_this_host
 from polywand_server.workers.pool import Workers
@@ -73,16 +73,16 @@ class StartError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Where:
-    """Where Triton is, what the names of the memory that is shared with it begin with, and what ends its processes.
+class _TritonAddress:
+    """Triton's address, the prefix of names of memory that is shared with it, and what ends its processes.
 
-    watch: what keeps our own one running, which ends only when it fails; None for a Triton elsewhere.
+    supervised: waits until the supervision of the embedded Triton fails; None for a Triton elsewhere.
     """
 
     url: str
     memory_prefix: str
-    end_model_processes: EndProcesses = leave_alone
-    watch: Callable[[], Coroutine[Any, Any, None]] | None = None
+    end_model_processes: EndProcesses = no_op
+    supervised: Callable[[], Coroutine[Any, Any, None]] | None = None
 
 
 class Server:
@@ -123,11 +123,11 @@ class Server:
         limit.daemon = True
         limit.start()
 
-    async def _find_triton(self, stack: AsyncExitStack) -> _Where | None:
+    async def _find_triton(self, stack: AsyncExitStack) -> _TritonAddress | None:
         """Say where Triton is, after starting our own if none was named; None when told to stop meanwhile."""
         settings = self._settings
         if settings.triton_url is not None:
-            return _Where(settings.triton_url, f"polywand-{secrets.token_hex(4)}-")
+            return _TritonAddress(settings.triton_url, f"polywand-{secrets.token_hex(4)}-")
         if not settings.model_repository.is_dir():
             raise StartError(
                 f"there is no model repository at '{settings.model_repository}': name one with --model-repository, "
@@ -147,15 +147,15 @@ class Server:
             starting.result()
         except EmbeddedTritonError as error:
             raise StartError(str(error)) from error
-        return _Where(triton.url, triton.region_prefix, triton.end_model_processes, triton.watch)
+        return _TritonAddress(triton.url, triton.region_prefix, triton.end_model_processes, triton.supervised)
 
-    async def _serve(self, stack: AsyncExitStack, where: _Where, workers: Workers, connections: Share) -> None:
+    async def _serve(self, stack: AsyncExitStack, where: _TritonAddress, workers: Workers, connections: Share) -> None:
         settings = self._settings
 
-        def on_death(death: Death) -> None:
-            loader.revive(death)
+        def on_dead_process(report: DeadProcess) -> None:
+            loader.revive(report)
 
-        triton = TritonClient(where.url, settings.triton_tls, on_death=on_death)
+        triton = TritonClient(where.url, settings.triton_tls, on_dead_process=on_dead_process)
         stack.push_async_callback(triton.close)
         memory = None
         if settings.shared_memory_bytes and is_on_this_host(where.url):
@@ -176,12 +176,12 @@ class Server:
                 gives_way_to=gives_way_to,
             )
 
-        loop, news, changed = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+        loop, wake, changed = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
         loader = ModelLoader(
             triton,
             ModelFolders(None if settings.triton_url else settings.model_repository),
             allowed=settings.load_models,
-            on_change=news.set,
+            on_change=wake.set,
             end_processes=where.end_model_processes,
         )
         registry = Registry(
@@ -189,7 +189,7 @@ class Server:
             loader,
             ready_models=settings.ready_models,
             poll_seconds=settings.poll_seconds,
-            news=news,
+            wake=wake,
             on_change=changed.set,
         )
         precedence, holders = RightOfWay(), Holders()
@@ -216,7 +216,7 @@ class Server:
             place, frame_work, Admission(limits, lambda: precedence.prompts_expected), ingress
         )
         metrics.TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
-        health = Health(("", SERVICE_NAME), lambda: registry.ready, lambda: registry.why_not_ready)
+        health = Health(("", SERVICE_NAME), lambda: registry.ready, lambda: registry.not_ready_reason)
 
         listener = _listen(settings.host, settings.http_port)
         http = HttpServer(health, connections.http)
@@ -231,8 +231,8 @@ class Server:
             asyncio.create_task(allocation.give_back_what_is_free(), name="give memory back"),
             asyncio.create_task(http.serve_on(listener), name="serve HTTP"),
         ]
-        if where.watch is not None:
-            tasks.insert(0, asyncio.create_task(where.watch(), name="keep Triton running"))
+        if where.supervised is not None:
+            tasks.insert(0, asyncio.create_task(where.supervised(), name="keep Triton running"))
         log.info(
             "Polywand %s: gRPC on %s:%d, HTTP on %s:%d, Triton at %s",
             __version__,
@@ -284,7 +284,7 @@ async def _publish_changes(health: Health, changed: asyncio.Event) -> None:
         changed.clear()
         health.publish()
         if health.ready != was_ready:
-            log.info("ready" if health.ready else f"not ready: {health.reason}")
+            log.info("ready" if health.ready else f"waiting: {health.reason}")
         was_ready = health.ready
 
 

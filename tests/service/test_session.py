@@ -17,6 +17,7 @@ from polywand_server.interactors.memory import Allowance
 from polywand_server.interactors.prompt import Label, Missing, Point, Prompt
 from polywand_server.lanes import RightOfWay
 from polywand_server.ops import metrics
+from polywand_server.session import stream
 from polywand_server.session.answers import ImageReady, Reply
 from polywand_server.session.outbox import Unread
 from polywand_server.session.stream import WAITING_BYTES, Session, Workplace
@@ -38,7 +39,7 @@ class Tools:
         self.begun = 0
         self.fails_to_count = 0
 
-    async def with_tool(self, _choose: object, _use: object) -> Missing:
+    async def answer(self) -> Missing:
         self.begun += 1
         try:
             await self.gate.wait()
@@ -75,6 +76,14 @@ class UnsoundPrecedence(RightOfWay):
             release()
 
         return unsound
+
+
+@pytest.fixture(autouse=True)
+def every_tool_lacks_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use_tool(tools: Tools, _choose: object, _use: object) -> Missing:
+        return await tools.answer()
+
+    monkeypatch.setattr(stream, "use_tool", use_tool)
 
 
 def session(tools: Tools, precedence: RightOfWay | None = None) -> Session:

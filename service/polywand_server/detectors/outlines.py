@@ -16,7 +16,8 @@ from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Box, Prompt, missing
 from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
-from polywand_server.tools.registry import Interactor, Registry
+from polywand_server.tools.kinds import Interactor
+from polywand_server.tools.registry import Registry
 
 # Who makes outlines when the request names nobody: the first of these that is ready and starts from a box.
 DEFAULT_MODELS = ("wand_box", "wand_click")

@@ -13,7 +13,8 @@ from polywand_server.interactors.hurry import Hurry
 from polywand_server.interactors.prompt import Box
 from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
-from polywand_server.tools.registry import Detector, Registry
+from polywand_server.tools.kinds import Detector
+from polywand_server.tools.registry import Registry
 from polywand_server.tools.specs import ProposalSpec
 
 # How long a click waits for them: without proposals its answer is not as good, and it is an answer.

@@ -11,11 +11,11 @@ from polywand_server.images.crop_cache import View
 from polywand_server.images.regions import Region
 from polywand_server.interactors.crops import Crops
 from polywand_server.interactors.estimate import Estimate
-from polywand_server.interactors.pipeline import fill, fixed_size, forms, read
+from polywand_server.interactors.pipeline import fill, read, tensor_specs
 from polywand_server.interactors.prompt import Box, Prompt
 from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
-from polywand_server.tools.registry import Interactor
+from polywand_server.tools.kinds import Interactor
 from polywand_server.tools.specs import FLIPPED
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ async def _segment_batch(
     copies = _copies(tool)
     total = copies * len(batch)
     places = [slice(start, start + copies) for start in range(0, total, copies)]
-    inputs, outputs = forms(tool.config, batch[0].region, total)
+    inputs, outputs = tensor_specs(tool.config, batch[0].region, total)
     async with lane.exchange(tool.model, tool.version, inputs, outputs) as exchange:
 
         def fill_all() -> None:
@@ -103,7 +103,7 @@ async def _segment_batch(
 
 
 def _look(tool: Interactor, picture: Picture, boxes: Sequence[Box]) -> list[_Item]:
-    crops = Crops(tool.spec.crop, picture.width, picture.height, fixed_size(tool.config))
+    crops = Crops(tool.spec.crop, picture.width, picture.height, tool.fixed_size)
     prompts = [Prompt(tool.name, tool.version, "", box=box) for box in boxes]
     return [
         _Item(number, prompt, crops.first(prompt, None, tool.spec.threshold)) for number, prompt in enumerate(prompts)

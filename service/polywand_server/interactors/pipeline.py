@@ -11,50 +11,27 @@ from polywand_server.images.crop_cache import View
 from polywand_server.images.regions import Region, from_network
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Label, Prompt
-from polywand_server.tools.registry import Interactor
-from polywand_server.tools.specs import FLIPPED, PromptSpec, RoiCrop, ZoomInCrop
+from polywand_server.tools.specs import FLIPPED
 from polywand_server.triton.client import ModelConfig
-from polywand_server.triton.exchange import Forms
-from polywand_server.triton.tensors import Array, TensorForm
+from polywand_server.triton.tensors import Array, TensorSpec, TensorSpecs
 
 
-def max_points(prompt: PromptSpec, config: ModelConfig) -> int:
-    """How many points the model takes: the rows of its `POINTS`, less two if it reads a box."""
-    return config.inputs["POINTS"].dims[0] - (2 if prompt.box != "none" else 0)
+def tensor_specs(config: ModelConfig, region: Region, batch: int) -> tuple[dict[str, TensorSpec], TensorSpecs]:
+    """Return the specs of the inputs and outputs of one pass.
 
-
-def reads_seed(config: ModelConfig) -> bool:
-    """Whether an object may start from a mask."""
-    return "PREV_MASK" in config.inputs
-
-
-def goes_on(tool: Interactor) -> bool:
-    """Whether what an interactor found before a click changes what it finds after it: a mask or a state that is fed
-    back, or a crop around the mask.
+    region: of one of its prompts. batch: rows of all prompts together.
     """
-    inputs = tool.config.inputs
-    return "PREV_MASK" in inputs or "STATE" in inputs or isinstance(tool.spec.crop, ZoomInCrop | RoiCrop)
-
-
-def fixed_size(config: ModelConfig) -> tuple[int, int] | None:
-    """Height and width of the network's input; None when it takes any."""
-    height, width = config.inputs["IMAGE"].dims[:2]
-    return None if height < 0 or width < 0 else (height, width)
-
-
-def forms(config: ModelConfig, region: Region, batch: int) -> tuple[dict[str, TensorForm], Forms]:
-    """What the tensors of one pass will be; region: one of its prompts'. batch: rows of all of them together."""
     height, width = region.size
     inputs = {
-        "IMAGE": TensorForm("UINT8", (batch, height, width, 3)),
-        "POINTS": TensorForm("FP32", (batch, config.inputs["POINTS"].dims[0], 3)),
+        "IMAGE": TensorSpec("UINT8", (batch, height, width, 3)),
+        "POINTS": TensorSpec("FP32", (batch, config.inputs["POINTS"].dims[0], 3)),
     }
-    outputs = {"LOGITS": TensorForm("FP32", (batch, 1, height, width))}
+    outputs = {"LOGITS": TensorSpec("FP32", (batch, 1, height, width))}
     if "PREV_MASK" in config.inputs:
-        inputs["PREV_MASK"] = TensorForm("FP32", (batch, 1, height, width))
+        inputs["PREV_MASK"] = TensorSpec("FP32", (batch, 1, height, width))
     if "STATE" in config.inputs:
-        inputs["STATE"] = TensorForm("FP32", (batch, *config.inputs["STATE"].dims))
-        outputs["STATE_OUT"] = TensorForm("FP32", (batch, *config.outputs["STATE_OUT"].dims))
+        inputs["STATE"] = TensorSpec("FP32", (batch, *config.inputs["STATE"].dims))
+        outputs["STATE_OUT"] = TensorSpec("FP32", (batch, *config.outputs["STATE_OUT"].dims))
     return inputs, outputs
 
 

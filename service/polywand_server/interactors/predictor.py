@@ -15,11 +15,11 @@ from polywand_server.interactors.drawer import Drawer
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.hurry import Hurry
 from polywand_server.interactors.memory import EstimateMemory, Key, keys_of, seed_key
-from polywand_server.interactors.pipeline import fill, fixed_size, forms, goes_on, read
+from polywand_server.interactors.pipeline import fill, read, tensor_specs
 from polywand_server.interactors.prompt import Box, Prompt, first_step
 from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
-from polywand_server.tools.registry import Interactor
+from polywand_server.tools.kinds import Interactor
 from polywand_server.tools.specs import FLIPPED, ProposalSpec, ZoomInCrop
 
 
@@ -62,7 +62,7 @@ class Predictor:
         call = _Call(tool, watch, hurry)
         keys = keys_of(prompt, tool.version)
         last = len(prompt.points)
-        first = first_step(prompt, tool.spec.prompt) if goes_on(tool) else last
+        first = first_step(prompt, tool.spec.prompt) if tool.depends_on_earlier_clicks else last
         done, estimate = last, self._remembered(tool, keys[last])
         while estimate is None and done > first:
             done -= 1
@@ -126,7 +126,7 @@ class Predictor:
         """
         tool, hurry = call.tool, call.hurry
         threshold = tool.spec.threshold
-        crops = Crops(tool.spec.crop, self.picture.width, self.picture.height, fixed_size(tool.config))
+        crops = Crops(tool.spec.crop, self.picture.width, self.picture.height, tool.fixed_size)
         looks = crops.looks(prompt, previous, threshold)
         found = await self._pass(call, prompt, looks[0], previous)
         wanted, boxes = crops.wanted_proposals(prompt, previous), list[Box]()
@@ -160,7 +160,7 @@ class Predictor:
     async def _pass(self, call: _Call, prompt: Prompt, region: Region, before: Estimate | None) -> Estimate:
         """Show the network one crop. before: what is fed back of the step, or the pass, before."""
         tool, watch, lane = call.tool, call.watch, self._lane
-        inputs, outputs = forms(tool.config, region, FLIPPED if tool.spec.flip else 1)
+        inputs, outputs = tensor_specs(tool.config, region, FLIPPED if tool.spec.flip else 1)
         async with lane.exchange(tool.model, tool.version, inputs, outputs) as exchange:
             with watch.stage("prepare"):
                 await lane.compute(lambda: fill(exchange.inputs, self._view, prompt, region, before))

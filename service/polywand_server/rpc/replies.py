@@ -11,15 +11,13 @@ from polywand_server.detectors.pipeline import Detection
 from polywand_server.errors import PolywandError
 from polywand_server.geometry.drawn import Drawn
 from polywand_server.images import Picture
-from polywand_server.interactors.pipeline import max_points, reads_seed
 from polywand_server.interactors.prompt import Missing
 from polywand_server.rpc.status import to_status
 from polywand_server.rpc.wire import delimited
 from polywand_server.session.answers import Draining, ImageReady, Reply, Segmentation
 from polywand_server.timing import Stopwatch
 from polywand_server.tools.catalogue import Tool
-from polywand_server.tools.registry import Detector
-from polywand_server.tools.specs import DetectorSpec, InteractorSpec
+from polywand_server.tools.kinds import Detector, Interactor
 
 DRAINING_TEXT = "the server is draining: reconnect, any replica will do"
 
@@ -119,8 +117,9 @@ def write_model(tool: Tool) -> pb.Model:
     model.license = spec.license
     model.weights_source = spec.weights_source
     model.default_threshold = spec.threshold
-    match spec:
-        case InteractorSpec(prompt=prompt):
+    match tool.of_version(0):
+        case Interactor() as interactor:
+            prompt = interactor.spec.prompt
             model.kind = pb.MODEL_KIND_INTERACTOR
             model.interactor.CopyFrom(
                 pb.InteractorSpec(
@@ -128,13 +127,13 @@ def write_model(tool: Tool) -> pb.Model:
                     min_negative_points=prompt.min_negative_points,
                     extreme_points=prompt.extreme_points,
                     box=_BOX_USES[prompt.box],
-                    max_points=max_points(prompt, tool.config) if tool.config else 0,
-                    reads_seed=tool.config is not None and reads_seed(tool.config),
+                    max_points=interactor.max_points,
+                    reads_seed=interactor.reads_seed,
                 )
             )
-        case DetectorSpec(labels=labels):
+        case Detector() as detector:
             model.kind = pb.MODEL_KIND_DETECTOR
-            model.detector.labels.extend(labels)
+            model.detector.labels.extend(detector.spec.labels)
     return model
 
 

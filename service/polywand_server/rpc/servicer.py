@@ -33,7 +33,8 @@ from polywand_server.rpc.status import UNDECODABLE, abort
 from polywand_server.session.answers import Reply
 from polywand_server.session.stream import Session, Workplace
 from polywand_server.timing import Stopwatch
-from polywand_server.tools.registry import Detector
+from polywand_server.tools.kinds import Detector
+from polywand_server.tools.retry import use_tool
 
 # Replies that are larger are written in a thread.
 SMALL_REPLY_BYTES = 64 * 1024
@@ -251,8 +252,10 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
                 watch.waited()
                 await self._frames.lane.turn(watch)
                 picture = await self._place.decoder.decode(source, watch)
-                response = await self._place.registry.with_tool(
-                    lambda: self._choose(options), lambda chosen: self._look(chosen, picture, options, watch, place)
+                response = await use_tool(
+                    self._place.registry,
+                    lambda: self._choose(options),
+                    lambda chosen: self._look(chosen, picture, options, watch, place),
                 )
             outcome = "ok"
             return response

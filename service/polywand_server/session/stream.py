@@ -37,7 +37,9 @@ from polywand_server.requester import current
 from polywand_server.session.answers import Draining, ImageReady, Reply, Segmentation
 from polywand_server.session.outbox import Outbox, Unread
 from polywand_server.timing import Stopwatch
-from polywand_server.tools.registry import Interactor, Registry
+from polywand_server.tools.kinds import Interactor
+from polywand_server.tools.registry import Registry
+from polywand_server.tools.retry import use_tool
 
 # Points that are checked at once; no model of ours takes as many.
 FEW_POINTS = 256
@@ -393,7 +395,8 @@ class Session:
 
     async def _look(self, prompt: Prompt, item: _Object, watch: Stopwatch) -> _Found | Missing:
         registry = self._place.registry
-        return await registry.with_tool(
+        return await use_tool(
+            registry,
             lambda: registry.interactor(prompt.model, prompt.version),
             lambda tool: self._look_with(tool, prompt, item, watch),
         )
