@@ -135,7 +135,7 @@ class ModelLoader:
                 if names:
                     self._start(names, self._load_in_order(names), "load")
             due -= group
-        for name in due - held:
+        for name in sorted(due - held):
             self._start((name,), self._load_in_order((name,)), "load")
         for name in self._history.loaded - held:
             if self._folders.is_deleted(name):

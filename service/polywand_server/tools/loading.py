@@ -1,16 +1,16 @@
 """One load: which versions Triton is told to load, and what is done when some of them fail."""
 
 import asyncio
+import logging
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from logging import getLogger
 
 from polywand_server.errors import ModelFailedError, PolywandError
 from polywand_server.tools.folders import ModelFolder, ModelFolders
 from polywand_server.triton.client import IndexEntry, ModelState, TritonClient
 from polywand_server.triton.versions import narrowed, required_file, serving
 
-log = getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # How long running requests to an old version may take before its parts are unloaded.
 DRAIN_SECONDS = 60.0
@@ -74,6 +74,12 @@ class VersionLoader:
     async def _entries(self, name: str) -> list[IndexEntry]:
         return [entry for entry in await self._triton.repository_index() if entry.name == name]
 
+    def _record_incomplete(self, name: str, reasons: dict[int, str]) -> None:
+        known = self._incomplete.get(name, {})
+        for version, reason in sorted(reasons.items() - known.items()):
+            log.warning("version %d of model %s is not loaded: %s", version, name, reason)
+        self._incomplete[name] = reasons
+
     async def _config(self, name: str, folder: ModelFolder | None, broken: Collection[int] = ()) -> str:
         """Return the configuration to load a model with, limited to the versions that can be loaded.
 
@@ -89,7 +95,7 @@ class VersionLoader:
             config = await self._folders.config(name)
             required = required_file(config)
             incomplete = folder.versions_without(required) if required else set()
-            self._incomplete[name] = dict.fromkeys(incomplete, f"its {required} is missing")
+            self._record_incomplete(name, dict.fromkeys(incomplete, f"its {required} is missing"))
             versions = serving(config, folder.versions - set(broken) - incomplete)
             if versions:
                 return narrowed(config, versions)

@@ -217,7 +217,7 @@ class Registry:
                     log.info("tool %s is gone: its model was unloaded", name)
             elif new.ready and (old is None or not old.ready or old.versions != new.versions):
                 versions = [str(version.version) for version in new.versions if version.ready]
-                log.info("tool %s serves with version %s", name, ", ".join(versions))
+                log.info("tool %s serves with version %s", name, " and ".join(versions))
             elif not new.ready and (old is None or old.reason != new.reason):
                 level = logging.WARNING if _is_failure(old, new) else logging.DEBUG
                 log.log(level, "tool %s does not serve: %s", name, new.reason)

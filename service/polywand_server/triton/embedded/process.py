@@ -60,7 +60,7 @@ class TritonProcess:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 env=environment(wheel, scratch),
-                # Ctrl-C in a terminal reaches the whole foreground group; Triton has to run until the service has ended.
+                # Ctrl-C in a terminal reaches the whole foreground group; Triton has to run until the service ends.
                 start_new_session=True,
             )
         except BaseException:
