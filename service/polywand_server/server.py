@@ -104,7 +104,7 @@ class Server:
             starting.result()
         except EmbeddedTritonError as error:
             raise StartError(str(error)) from error
-        return TritonProcess(triton.url, triton.region_prefix, triton.end_model_processes, triton.watch)
+        return TritonProcess(triton.url, triton.region_prefix, triton.end_model_processes, triton.supervised)
 
     async def _serve(
         self, stack: AsyncExitStack, process: TritonProcess, workers: Workers, connections: ConnectionLimits
@@ -115,7 +115,7 @@ class Server:
         parts = wire(stack, settings, process, workers, changed.set)
         registry, ingress = parts.registry, parts.ingress
         metrics.TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
-        health = Health(("", SERVICE_NAME), lambda: registry.ready, lambda: registry.why_not_ready)
+        health = Health(("", SERVICE_NAME), lambda: registry.ready, lambda: registry.not_ready_reason)
 
         listener = _listen(settings.host, settings.http_port)
         http = HttpServer(health, connections.http)
@@ -131,8 +131,8 @@ class Server:
             asyncio.create_task(allocation.trim_periodically(), name="return free memory"),
             asyncio.create_task(http.serve_on(listener), name="serve HTTP"),
         ]
-        if process.watch is not None:
-            tasks.insert(0, asyncio.create_task(process.watch(), name="keep Triton running"))
+        if process.supervised is not None:
+            tasks.insert(0, asyncio.create_task(process.supervised(), name="keep Triton running"))
         host, http_port = _in_url(settings.host), listener.getsockname()[1]
         log.info(
             "Polywand %s: gRPC on %s:%d, HTTP on %s:%d, Triton at %s",
@@ -189,7 +189,7 @@ async def _publish_changes(health: Health, changed: asyncio.Event) -> None:
         changed.clear()
         health.publish()
         if health.ready != was_ready:
-            log.info("ready" if health.ready else f"not ready: {health.reason}")
+            log.info("ready" if health.ready else f"waiting: {health.reason}")
         was_ready = health.ready
 
 

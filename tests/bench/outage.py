@@ -24,7 +24,7 @@ from tests.running import REPOSITORY, Service, running_service
 from tests.streams import POSITIVE, InteractStream, prompt
 
 MODELS = ("wand_click", "grabcut", "nanodet")
-READY_AGAIN = re.compile(r"^(\S+ \S+) WARNING .*tritonserver is ready again", re.MULTILINE)
+READY_AGAIN = re.compile(r"^(\S+ \S+) WARNING .*tritonserver runs again", re.MULTILINE)
 PAUSE_SECONDS = 0.02
 
 

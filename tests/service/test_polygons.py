@@ -259,7 +259,7 @@ def test_the_servers_choice_is_wand_box_where_it_is_ready_and_else_wand_click(ow
         assert choice() == "wand_box"
     finally:
         shutil.rmtree(box_tool)
-    wait_for(lambda: "model wand_box was unloaded" in own.log.read_text(), 30, own)
+    wait_for(lambda: "tool wand_box is gone" in own.log.read_text(), 30, own)
     assert choice() == "wand_click"
 
 

@@ -104,7 +104,7 @@ def test_readiness_of_named_models_waits_for_them_and_for_nothing_else(tmp_path)
     with running_service(tmp_path / "log", *options) as service, grpc.insecure_channel(service.target) as channel:
         says = "not ready: waiting for 'late', but there is no such tool or model; there are: one\n"
         wait_for(lambda: service.get("/readyz") == (503, says), 60, service)
-        assert "--ready-models names what is not there: late; there are: one" in service.log.read_text()
+        assert "--ready-models names no tool or model: late; there are: one" in service.log.read_text()
         assert service.get("/livez") == (200, "alive\n")
         health = health_pb2_grpc.HealthStub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest())

@@ -6,12 +6,12 @@ from polywand_server.geometry.boxes import Box
 from polywand_server.images import Picture
 from polywand_server.interactors.crops import Crops
 from polywand_server.interactors.estimate import Estimate
-from polywand_server.interactors.passes import Passes, fixed_size
+from polywand_server.interactors.passes import Passes
 from polywand_server.interactors.prompt import Prompt, Supersession
 from polywand_server.interactors.proposals import Proposals
 from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
-from polywand_server.tools.registry import Interactor
+from polywand_server.tools.kinds import Interactor
 from polywand_server.tools.specs import ProposalSpec, ZoomInCrop
 
 
@@ -58,7 +58,7 @@ class Steps:
         """
         tool, newer = call.tool, call.newer
         threshold = tool.spec.threshold
-        crops = Crops(tool.spec.crop, self._picture.width, self._picture.height, fixed_size(tool.config))
+        crops = Crops(tool.spec.crop, self._picture.width, self._picture.height, tool.fixed_size)
         looks = crops.looks(prompt, previous, threshold)
         found = await self._passes.run(call.tool, prompt, looks[0], previous, call.timer)
         wanted, boxes = crops.wanted_proposals(prompt, previous), list[Box]()
