@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from polywand_server.images.regions import ProbabilityMap, Region, from_network
-from polywand_server.interactors.crops import Crops
+from polywand_server.interactors.crops import Frame, crop_policy
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Box, Label, Point, Prompt
 from polywand_server.tools.specs import CropPolicy
@@ -52,26 +52,25 @@ def cases() -> Iterator[Case]:
 
 def crops_of(case: Case) -> dict[str, Any]:
     """All crops that a policy chooses for a case, as JSON."""
-    crops = Crops(case.spec, case.width, case.height, case.fixed_size)
-    threshold = case.threshold
-    candidates = crops.looks(case.first, None, threshold)
+    policy, frame = crop_policy(case.spec), Frame(case.width, case.height, case.fixed_size, case.threshold)
+    candidates = policy.candidates(frame, case.first, None)
     said: dict[str, Any] = {"first": [_listed(region) for region in candidates]}
     found = _found(candidates[-1], case.masks[0])
-    refined = crops.again(case.first, None, found, threshold)
+    refined = policy.refined(frame, case.first, None, found)
     said["first_refined"] = refined and _listed(refined)
-    wanted = crops.wanted_proposals(case.first, None)
-    if wanted is not None:
-        said["proposed"] = [_listed(region) for region in crops.proposed(wanted, case.boxes)]
-        agreeing = crops.agreeing(wanted, case.boxes, found, threshold)
+    proposal_crops = policy.proposal_crops(frame, case.first, None)
+    if proposal_crops is not None:
+        said["proposed"] = [_listed(region) for region in proposal_crops.candidates(case.boxes)]
+        agreeing = proposal_crops.agreeing(case.boxes, found)
         said["agreeing"] = None if agreeing is None else case.boxes.index(agreeing)
-        said["around"] = [_listed(crops.around_box(box)) for box in case.boxes]
+        said["around"] = [_listed(proposal_crops.around(box)) for box in case.boxes]
     if refined is not None:
         found = _found(refined, case.masks[0])
     previous = Estimate(found, is_seed=case.is_seed)
-    assert crops.wanted_proposals(case.second, previous) is None
-    candidates = crops.looks(case.second, previous, threshold)
+    assert policy.proposal_crops(frame, case.second, previous) is None
+    candidates = policy.candidates(frame, case.second, previous)
     said["second"] = [_listed(region) for region in candidates]
-    refined = crops.again(case.second, previous, _found(candidates[0], case.masks[1]), threshold)
+    refined = policy.refined(frame, case.second, previous, _found(candidates[0], case.masks[1]))
     said["second_refined"] = refined and _listed(refined)
     return said
 

@@ -9,7 +9,7 @@ from polywand_server.errors import ModelFailedError
 from polywand_server.images import Picture
 from polywand_server.images.crop_cache import View
 from polywand_server.images.regions import Region
-from polywand_server.interactors.crops import Crops
+from polywand_server.interactors.crops import Frame, crop_policy
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.pipeline import fill, fixed_size, forms, read
 from polywand_server.interactors.prompt import Box, Prompt
@@ -103,11 +103,10 @@ async def _segment_batch(
 
 
 def _look(tool: Interactor, picture: Picture, boxes: Sequence[Box]) -> list[_Item]:
-    crops = Crops(tool.spec.crop, picture.width, picture.height, fixed_size(tool.config))
+    policy = crop_policy(tool.spec.crop)
+    frame = Frame(picture.width, picture.height, fixed_size(tool.config), tool.spec.threshold)
     prompts = [Prompt(tool.name, tool.version, "", box=box) for box in boxes]
-    return [
-        _Item(number, prompt, crops.first(prompt, None, tool.spec.threshold)) for number, prompt in enumerate(prompts)
-    ]
+    return [_Item(number, prompt, policy.candidates(frame, prompt, None)[0]) for number, prompt in enumerate(prompts)]
 
 
 def _batches(items: Sequence[_Item], tool: Interactor, lane: Lane) -> Iterator[list[_Item]]:

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from polywand_server.errors import ModelFailedError
 from polywand_server.images.crop_cache import View
 from polywand_server.images.regions import Region, from_network
+from polywand_server.interactors.crops import crop_policy
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Label, Prompt
 from polywand_server.tools.registry import Interactor
-from polywand_server.tools.specs import FLIPPED, PromptSpec, RoiCrop, ZoomInCrop
+from polywand_server.tools.specs import FLIPPED, PromptSpec
 from polywand_server.triton.client import ModelConfig
 from polywand_server.triton.exchange import Forms
 from polywand_server.triton.tensors import Array, TensorForm
@@ -33,7 +34,7 @@ def goes_on(tool: Interactor) -> bool:
     back, or a crop around the mask.
     """
     inputs = tool.config.inputs
-    return "PREV_MASK" in inputs or "STATE" in inputs or isinstance(tool.spec.crop, ZoomInCrop | RoiCrop)
+    return "PREV_MASK" in inputs or "STATE" in inputs or crop_policy(tool.spec.crop).follows_mask
 
 
 def fixed_size(config: ModelConfig) -> tuple[int, int] | None:

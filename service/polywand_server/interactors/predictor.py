@@ -10,7 +10,7 @@ from polywand_server.detectors.proposals import Proposals
 from polywand_server.images import Picture
 from polywand_server.images.crop_cache import View
 from polywand_server.images.regions import Region
-from polywand_server.interactors.crops import Crops
+from polywand_server.interactors.crops import Frame, crop_policy
 from polywand_server.interactors.drawer import Drawer
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.hurry import Hurry
@@ -20,7 +20,7 @@ from polywand_server.interactors.prompt import Box, Prompt, first_step
 from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
 from polywand_server.tools.registry import Interactor
-from polywand_server.tools.specs import FLIPPED, ProposalSpec, ZoomInCrop
+from polywand_server.tools.specs import FLIPPED
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Predictor:
 
     def is_provisional(self, tool: Interactor, estimate: Estimate) -> bool:
         """Whether the same prompt may be answered otherwise when it comes again."""
-        wanted = _proposals_of(tool)
+        wanted = crop_policy(tool.spec.crop).proposals
         return estimate.is_hurried or (
             wanted is not None and estimate.detector == 0 and self._proposals.may_come(wanted)
         )
@@ -100,7 +100,7 @@ class Predictor:
     def _remembered(self, tool: Interactor, key: Key) -> Estimate | None:
         """Find the estimate of a beginning, if it is what would be found now."""
         found = self._memory.find(key)
-        wanted = _proposals_of(tool)
+        wanted = crop_policy(tool.spec.crop).proposals
         if found is None or found.detector is None or wanted is None:
             return found
         return found if self._proposals.stand(wanted, found.detector) else None
@@ -126,18 +126,19 @@ class Predictor:
         """
         tool, hurry = call.tool, call.hurry
         threshold = tool.spec.threshold
-        crops = Crops(tool.spec.crop, self.picture.width, self.picture.height, fixed_size(tool.config))
-        looks = crops.looks(prompt, previous, threshold)
+        policy = crop_policy(tool.spec.crop)
+        frame = Frame(self.picture.width, self.picture.height, fixed_size(tool.config), threshold)
+        looks = policy.candidates(frame, prompt, previous)
         found = await self._pass(call, prompt, looks[0], previous)
-        wanted, boxes = crops.wanted_proposals(prompt, previous), list[Box]()
+        proposal_crops, boxes = policy.proposal_crops(frame, prompt, previous), list[Box]()
         detector = previous.detector if previous is not None else None
-        if wanted is not None:
+        if proposal_crops is not None:
             if hurry.is_superseded():
                 return replace(found, is_hurried=True)
-            proposed = await self._proposals.by(wanted, call.watch, hurry)
+            proposed = await self._proposals.by(proposal_crops.spec, call.watch, hurry)
             clicks = prompt.positive_clicks()
             detector, boxes = proposed.version, [box for box in proposed.boxes if box.holds(clicks)]
-            looks = list(dict.fromkeys(looks + crops.proposed(wanted, boxes)))
+            looks = list(dict.fromkeys(looks + proposal_crops.candidates(boxes)))
             if proposed.version == 0 and hurry.is_superseded():  # it was not waited for
                 return replace(found, is_hurried=True)
         for other in looks[1:]:
@@ -145,16 +146,16 @@ class Predictor:
                 return replace(found, is_hurried=True)
             also = await self._pass(call, prompt, other, previous)
             found = max(found, also, key=lambda estimate: estimate.confidence(threshold))
-        closer = crops.again(prompt, previous, found.probabilities, threshold)
+        closer = policy.refined(frame, prompt, previous, found.probabilities)
         if closer is not None:
             if hurry.is_superseded():
                 return replace(found, is_hurried=True)
             found = await self._pass(call, prompt, closer, found)
-        box = crops.agreeing(wanted, boxes, found.probabilities, threshold) if wanted is not None else None
-        if box is not None:
+        box = proposal_crops.agreeing(boxes, found.probabilities) if proposal_crops is not None else None
+        if proposal_crops is not None and box is not None:
             if hurry.is_superseded():
                 return replace(found, is_hurried=True)
-            found = await self._pass(call, replace(prompt, box=box), crops.around_box(box), None)
+            found = await self._pass(call, replace(prompt, box=box), proposal_crops.around(box), None)
         return replace(found, detector=detector)
 
     async def _pass(self, call: _Call, prompt: Prompt, region: Region, before: Estimate | None) -> Estimate:
@@ -167,9 +168,3 @@ class Predictor:
             answer = await lane.run(exchange, watch)
             with watch.stage("geometry"):
                 return await lane.compute(lambda: read(answer, region, tool.name))
-
-
-def _proposals_of(tool: Interactor) -> ProposalSpec | None:
-    """Whose boxes a tool asks for where clicks alone start an object."""
-    crop = tool.spec.crop
-    return crop.proposals if isinstance(crop, ZoomInCrop) else None
