@@ -131,10 +131,10 @@ class Lane:
         """Whether more urgent work is under way or about to come, so that each stage has to be short."""
         return self._gives_way_to is not None and self._gives_way_to.prompts_expected
 
-    async def turn(self, watch: Stopwatch) -> None:
+    async def turn(self, timer: Stopwatch) -> None:
         """Wait until no more urgent work is under way, or for as long as can be asked; call it before each stage."""
         if self._gives_way_to is not None:
-            with watch.stage("wait"):
+            with timer.stage("wait"):
                 await self._gives_way_to.frame()
 
     async def compute(self, work: Callable[[], T]) -> T:
@@ -152,7 +152,7 @@ class Lane:
         """
         return exchange(self._triton, self._memory, model, version, inputs, outputs)
 
-    async def run(self, exchange: Exchange, watch: Stopwatch) -> dict[str, Array]:
+    async def run(self, exchange: Exchange, timer: Stopwatch) -> dict[str, Array]:
         """Run one inference at Triton; the outputs are valid until the exchange's block ends.
 
         Raises:
@@ -161,8 +161,8 @@ class Lane:
         outcome = "cancelled"
         try:
             async with AsyncExitStack() as stack:
-                await self._wait_for_turn(stack, exchange.model, watch)
-                with watch.stage("triton"):
+                await self._wait_for_turn(stack, exchange.model, timer)
+                with timer.stage("triton"):
                     result = await exchange.run(timeout_s=self._timeout_seconds, priority=self._priority)
             outcome = "ok"
         except PolywandError as error:
@@ -170,11 +170,11 @@ class Lane:
             raise
         finally:
             metrics.INFERENCES.labels(exchange.model, str(exchange.version), outcome).inc()
-        watch.inferences += 1
+        timer.inferences += 1
         return result
 
-    async def _wait_for_turn(self, stack: AsyncExitStack, model: str, watch: Stopwatch) -> None:
-        with watch.stage("wait"):
+    async def _wait_for_turn(self, stack: AsyncExitStack, model: str, timer: Stopwatch) -> None:
+        with timer.stage("wait"):
             try:
                 async with asyncio.timeout(self._timeout_seconds):
                     await stack.enter_async_context(self._model_turns.at(model).turn())

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
+from polywand_server.geometry.boxes import Box
 from polywand_server.images.regions import ProbabilityMap, Region, from_network
 from polywand_server.interactors.crops import Frame, crop_policy
 from polywand_server.interactors.estimate import Estimate
-from polywand_server.interactors.prompt import Box, Label, Point, Prompt
+from polywand_server.interactors.prompt import Label, Point, Prompt
 from polywand_server.tools.specs import CropPolicy
 
 GOLDEN = Path(__file__).with_name("golden_crops.json")

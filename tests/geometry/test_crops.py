@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polywand_server.geometry.boxes import Box
 from polywand_server.images.regions import ProbabilityMap, Region
 from polywand_server.images.resampling import Resampling
 from polywand_server.interactors.crops import Frame, ZoomIn, crop_policy
 from polywand_server.interactors.estimate import Estimate
-from polywand_server.interactors.prompt import Box, Label, Point, Prompt
+from polywand_server.interactors.prompt import Label, Point, Prompt
 from polywand_server.tools.specs import CropPolicy, MarginCrop, RoiCrop, WholeCrop, ZoomInCrop
 
 WIDTH, HEIGHT = 1600, 1200

@@ -13,22 +13,24 @@ from polywand_server.errors import InternalError
 from polywand_server.geometry.seeds import RleSeed
 from polywand_server.images import Picture, RawImage
 from polywand_server.images.holders import Holders
-from polywand_server.interactors.memory import Allowance
-from polywand_server.interactors.prompt import Label, Missing, Point, Prompt
+from polywand_server.interactors.prompt import Incomplete, Label, Point, Prompt
 from polywand_server.lanes import RightOfWay
 from polywand_server.ops import metrics
 from polywand_server.session.answers import ImageReady, Reply
+from polywand_server.session.backlog import BACKLOG_BYTES
+from polywand_server.session.counts import PromptCounts
 from polywand_server.session.outbox import Unread
-from polywand_server.session.stream import WAITING_BYTES, Session, Workplace
+from polywand_server.session.services import Services
+from polywand_server.session.stream import Session
 from polywand_server.timing import Stopwatch
 from tests.running import until
 
 SOURCE = RawImage(bytes(12), 2, 2, "image.raw")
-LACKING = Missing(positive=1)
+LACKING = Incomplete(positive=1)
 
 
 class Tools:
-    """A registry of which every tool lacks something, as soon as its gate is open."""
+    """The predictors of all images: every prompt lacks something, as soon as the gate is open."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
@@ -38,7 +40,17 @@ class Tools:
         self.begun = 0
         self.fails_to_count = 0
 
-    async def with_tool(self, _choose: object, _use: object) -> Missing:
+    def on(self, picture: Picture) -> "Tools":
+        self.picture = picture
+        return self
+
+    def close(self) -> None:
+        pass
+
+    async def check(self, prompt: Prompt) -> None:
+        pass
+
+    async def find(self, *_: object) -> Incomplete:
         self.begun += 1
         try:
             await self.gate.wait()
@@ -58,7 +70,7 @@ class Decoder:
         return Picture((np.zeros((2, 2, 3), np.uint8),))
 
 
-class UnsoundPrecedence(RightOfWay):
+class UnsoundRightOfWay(RightOfWay):
     """Fails when the first prompt is over."""
 
     def __init__(self) -> None:
@@ -71,19 +83,23 @@ class UnsoundPrecedence(RightOfWay):
         def unsound() -> None:
             if self._fails:
                 self._fails = False
-                raise RuntimeError("precedence went wrong")
+                raise RuntimeError("it went wrong")
             release()
 
         return unsound
 
 
-def session(tools: Tools, precedence: RightOfWay | None = None) -> Session:
-    unused: Any = None
-    place: Any = Workplace(
-        *(tools, unused, Decoder(), unused, precedence or RightOfWay(), Allowance(2**20, 2**20), Holders()),
-        *(Unread(2**20, 2**20), Limits()),
+def session(tools: Tools, right_of_way: RightOfWay | None = None) -> Session:
+    services: Any = Services(
+        decoder=Decoder(),
+        new_predictor=tools.on,
+        right_of_way=right_of_way or RightOfWay(),
+        holders=Holders(),
+        unread=Unread(2**20, 2**20),
+        counts=PromptCounts(tools.knows),
+        limits=Limits(),
     )
-    return Session(place, overflow=lambda: None)
+    return Session(services, "a client", overflow=lambda: None)
 
 
 def click(object_id: str = "", x: float = 1, seed_bytes: int = 0) -> Prompt:
@@ -102,7 +118,7 @@ async def test_a_failure_that_nobody_thought_of_is_answered_logged_and_counted_a
 ):
     tools = Tools()
     errors = metrics.PROMPTS.labels("tool", "error")._value.get()
-    async with session(tools, UnsoundPrecedence() if where == "before the reply" else None) as stream:
+    async with session(tools, UnsoundRightOfWay() if where == "before the reply" else None) as stream:
         await stream.set_image(1, SOURCE, Stopwatch())
         tools.gate.clear()
         await stream.submit(2, click(x=1), Stopwatch())
@@ -124,7 +140,7 @@ async def test_a_failure_that_nobody_thought_of_is_answered_logged_and_counted_a
 
 async def test_the_newest_prompt_of_an_object_replaces_the_one_that_waits_however_much_waits():
     tools = Tools()
-    half = WAITING_BYTES // 2 - 4096
+    half = BACKLOG_BYTES // 2 - 4096
     async with session(tools) as stream:
         await stream.set_image(1, SOURCE, Stopwatch())
         tools.gate.clear()

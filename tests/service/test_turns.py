@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from polywand_server.admission.turns import MOST_IN_A_ROW, REST_SECONDS, TURNS_AFTER_REST, Turns
-from polywand_server.detectors.places import Places
+from polywand_server.detectors.permits import FramePermits
 from polywand_server.errors import QuotaError
 from polywand_server.lanes import PATIENCE_SECONDS, RightOfWay
 from polywand_server.requester import begin
@@ -153,14 +153,14 @@ async def test_a_line_has_an_end_and_each_client_its_share_of_it():
 
 async def test_a_frame_of_many_outlines_lets_others_go_between_two_batches():
     """Where nothing waits, it goes on; and where too much is held already, it keeps its place."""
-    places, order, gate = Places(Turns(1), paused_bytes=100), list[str](), asyncio.Event()
+    permits, order, gate = FramePermits(Turns(1), paused_bytes=100), list[str](), asyncio.Event()
 
     async def frame(client: str, batches: int, nbytes: int) -> None:
         begin(client)
-        async with places.place(AsyncExitStack()) as place:
+        async with permits.permit(AsyncExitStack()) as permit:
             for number in range(batches):
                 if number:
-                    await place.let_others_go(nbytes, Stopwatch())
+                    await permit.yield_to_others(nbytes, Stopwatch())
                 order.append(client)
                 await gate.wait()
 
@@ -170,10 +170,10 @@ async def test_a_frame_of_many_outlines_lets_others_go_between_two_batches():
         tasks = [asyncio.create_task(frame("many", 4, nbytes))]
         await asyncio.sleep(0)
         tasks += [asyncio.create_task(frame(client, 1, nbytes)) for client in ("one", "two")]
-        await until(lambda: places.turns.waiting == 2)
+        await until(lambda: permits.turns.waiting == 2)
         gate.set()
         await asyncio.gather(*tasks)
-        assert (places.turns.in_use, places.turns.waiting) == (0, 0)
+        assert (permits.turns.in_use, permits.turns.waiting) == (0, 0)
         return list(order)
 
     assert (await play(nbytes=100))[-1] == "many"
@@ -182,7 +182,7 @@ async def test_a_frame_of_many_outlines_lets_others_go_between_two_batches():
 
 
 async def test_a_frame_that_is_cancelled_while_others_go_leaves_no_place_taken():
-    places = Places(Turns(1), paused_bytes=100)
+    permits = FramePermits(Turns(1), paused_bytes=100)
     gate = asyncio.Event()
 
     calls = Turns(1)
@@ -193,12 +193,12 @@ async def test_a_frame_that_is_cancelled_while_others_go_leaves_no_place_taken()
             await hold(until_paused)
 
     async def hold(until_paused: AsyncExitStack) -> None:
-        async with places.place(until_paused) as place:
+        async with permits.permit(until_paused) as permit:
             await asyncio.sleep(0)
-            await place.let_others_go(100, Stopwatch())
+            await permit.yield_to_others(100, Stopwatch())
 
     async def one() -> None:
-        async with places.place(AsyncExitStack()):
+        async with permits.permit(AsyncExitStack()):
             await gate.wait()
 
     first = asyncio.create_task(many())
@@ -208,8 +208,8 @@ async def test_a_frame_that_is_cancelled_while_others_go_leaves_no_place_taken()
     first.cancel()
     gate.set()
     await asyncio.gather(first, second, return_exceptions=True)
-    assert (places.turns.in_use, places.turns.waiting) == (0, 0)
-    assert places.try_to_pause(100)
+    assert (permits.turns.in_use, permits.turns.waiting) == (0, 0)
+    assert permits.try_to_pause(100)
 
 
 async def test_a_drag_leaves_frames_one_stage_in_a_quarter_of_a_second():

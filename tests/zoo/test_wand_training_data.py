@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from polywand_server.geometry.boxes import Box
 from polywand_server.images.regions import ProbabilityMap
 from polywand_server.interactors.crops import Frame, ZoomIn
-from polywand_server.interactors.prompt import Box, Label, Point, Prompt
+from polywand_server.interactors.prompt import Label, Point, Prompt
 from polywand_server.tools.specs import ZoomInCrop
 from polywand_zoo.wand.training import config, dataset, prompts, windows
 from polywand_zoo.wand.training.dataset import DatasetError

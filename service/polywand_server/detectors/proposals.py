@@ -3,14 +3,13 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 
-from polywand_server.detectors.pipeline import Detection, DetectOptions, detect
+from polywand_server.detectors.detection import Detection, detect
+from polywand_server.detectors.options import DetectOptions
 from polywand_server.errors import DeadlineError, NotFoundError, PolywandError, UnavailableError, or_error
 from polywand_server.images import Picture
-from polywand_server.interactors.hurry import Hurry
-from polywand_server.interactors.prompt import Box
+from polywand_server.interactors.prompt import Supersession
+from polywand_server.interactors.proposals import Proposed
 from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
 from polywand_server.tools.registry import Detector, Registry
@@ -26,16 +25,8 @@ _Key = tuple[str, int, float]
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Proposed:
-    """The boxes that a detector sees, by descending score. version: its own; 0 where it did not answer."""
-
-    version: int = 0
-    boxes: Sequence[Box] = ()
-
-
-class Proposals:
-    """What detectors see in one picture; each is asked when a click needs it, and remembered."""
+class DetectorProposals:
+    """What detectors see in one picture: each is run when a click needs it, once. These are its `Proposals`."""
 
     def __init__(self, registry: Registry, lane: Lane, picture: Picture) -> None:
         self._registry = registry
@@ -46,15 +37,12 @@ class Proposals:
         self._paused_until: dict[_Key, float] = {}
 
     def close(self) -> None:
-        """Ask no longer."""
+        """See `Proposals`."""
         for task in self._asking.values():
             task.cancel()
 
-    async def by(self, wanted: ProposalSpec, watch: Stopwatch, hurry: Hurry) -> Proposed:
-        """The boxes that an interactor's crop policy asks for; none where the prompt is superseded before they come.
-
-        Neither a detector that is not ready nor one that fails is an error: then there are no proposals.
-        """
+    async def find(self, wanted: ProposalSpec, timer: Stopwatch, newer: Supersession) -> Proposed:
+        """See `Proposals`."""
         try:
             detector = self._registry.detector(wanted.model, 0)
         except (NotFoundError, UnavailableError):  # what is not there, and why, is the registry's to tell
@@ -64,11 +52,11 @@ class Proposals:
             return Proposed()
         key = _key(detector, wanted)
         if key not in self._seen and time.monotonic() >= self._paused_until.get(key, 0.0):
-            await self._wait_for(detector, key, watch, hurry)
+            await self._wait_for(detector, key, timer, newer)
         return self._seen.get(key, Proposed())
 
-    def stand(self, wanted: ProposalSpec, version: int) -> bool:
-        """Whether an object would begin today with the boxes of this version; 0 is without any."""
+    def are_current(self, wanted: ProposalSpec, version: int) -> bool:
+        """See `Proposals`."""
         try:
             detector = self._registry.detector(wanted.model, 0)
         except PolywandError:
@@ -76,40 +64,40 @@ class Proposals:
         return _key(detector, wanted) not in self._seen if version == 0 else version == detector.version
 
     def may_come(self, wanted: ProposalSpec) -> bool:
-        """Whether there is such a detector, ready or not."""
+        """See `Proposals`."""
         return self._registry.knows(wanted.model)
 
-    async def _wait_for(self, detector: Detector, key: _Key, watch: Stopwatch, hurry: Hurry) -> None:
+    async def _wait_for(self, detector: Detector, key: _Key, timer: Stopwatch, newer: Supersession) -> None:
         """Have a detector asked, and wait until it was; objects that start at the same time share one answer."""
-        began, asked = watch.total(), Stopwatch()
+        began, asked = timer.total(), Stopwatch()
         if key not in self._asking:
             task = asyncio.create_task(self._ask(detector, key, asked), name="ask for proposals")
             self._asking[key] = task
             task.add_done_callback(lambda _: self._asking.pop(key, None))
         task = self._asking[key]
-        superseded = asyncio.create_task(hurry.superseded(), name="wait for a newer prompt")
+        superseded = asyncio.create_task(newer.wait(), name="wait for a newer prompt")
         try:
             await asyncio.wait((task, superseded), return_when=asyncio.FIRST_COMPLETED)
         finally:
             superseded.cancel()
         if task.done() and asked.seconds:
-            watch.add(asked)  # of those that waited, this is the one for which it was asked
+            timer.add(asked)  # of those that waited, this is the one for which it was asked
         else:
-            watch.seconds["wait"] = watch.seconds.get("wait", 0.0) + watch.total() - began
+            timer.seconds["wait"] = timer.seconds.get("wait", 0.0) + timer.total() - began
 
-    async def _ask(self, detector: Detector, key: _Key, watch: Stopwatch) -> None:
-        found = await self._detect(detector, key[-1], watch)
+    async def _ask(self, detector: Detector, key: _Key, timer: Stopwatch) -> None:
+        found = await self._detect(detector, key[-1], timer)
         if isinstance(found, PolywandError):
             self._paused_until[key] = time.monotonic() + PAUSE_SECONDS
             _log.warning("clicks on an image go without the proposals of '%s': %s", detector.name, found)
         else:
-            self._seen[key] = Proposed(detector.version, [Box(*detection.box) for detection in found])
+            self._seen[key] = Proposed(detector.version, [detection.box for detection in found])
 
-    async def _detect(self, detector: Detector, score: float, watch: Stopwatch) -> list[Detection] | PolywandError:
+    async def _detect(self, detector: Detector, score: float, timer: Stopwatch) -> list[Detection] | PolywandError:
         options = DetectOptions(detector.name, detector.version, score)
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                return await or_error(detect(self._lane, detector, self._picture, options, watch))
+                return await or_error(detect(self._lane, detector, self._picture, options, timer))
         except TimeoutError:
             return DeadlineError(f"no answer within {PATIENCE_SECONDS:g} s")
 

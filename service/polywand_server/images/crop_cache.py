@@ -1,4 +1,4 @@
-"""Views: a picture, and the crops of it that networks looked at last."""
+"""The crop cache: a picture, and the crops of it that networks saw last."""
 
 import threading
 from collections import OrderedDict
@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from polywand_server.images import Picture
 from polywand_server.images.regions import Region, crop_into
 
-# Clicks that leave the crop where it was find theirs again, and so do drags of a later click; a few objects may take
-# turns, and a first click sees two crops, up to five where a detector sees something there.
+# A click that leaves the crop where it was needs the same one, and so does the drag of a later click. A few objects may
+# be worked on in turn, and a first click needs two crops, up to five where a detector proposes some.
 KEPT_CROPS = 6
 
 
-class View:
-    """One picture as the interactors look at it. Threads may share it."""
+class CropCache:
+    """Cuts crops out of one picture, and keeps the last ones. Threads may share it."""
 
     def __init__(self, picture: Picture) -> None:
         self.picture = picture

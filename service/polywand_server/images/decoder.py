@@ -72,7 +72,7 @@ class Decoder:
         self._limits = limits
         self._room = Room(limits.images_bytes, holders)
 
-    async def decode(self, source: ImageSource, watch: Stopwatch, replaced: Picture | None = None) -> Picture:
+    async def decode(self, source: ImageSource, timer: Stopwatch, replaced: Picture | None = None) -> Picture:
         """Decode an image; its room is free again when nobody holds the picture any more.
 
         replaced: what the caller will give up for it. The new one needs only the room that it adds, so that a stream
@@ -85,7 +85,7 @@ class Decoder:
         """
         metrics.IMAGE_BYTES.observe(len(source.data))
         try:
-            with watch.stage("decode"):
+            with timer.stage("decode"):
                 picture = await self._decode(source, replaced)
         except PolywandError:
             metrics.IMAGES.labels("refused").inc()

@@ -24,7 +24,7 @@ class Holder(Protocol):
         """What its picture takes; 0 when it has none."""
         ...
 
-    def unused_seconds(self) -> float:
+    def idle_seconds(self) -> float:
         """How long nothing has been asked of it; 0 while something is in work."""
         ...
 
@@ -59,10 +59,10 @@ class Holders:
         asking = current().client
         share = held.total() / max(1, len(held | Counter({asking: 1})))
         with_picture = [holder for holder in self._holders if holder.image_bytes]
-        for holder in sorted(with_picture, key=lambda holder: (-held[holder.client], -holder.unused_seconds())):
-            unused = holder.unused_seconds()
+        for holder in sorted(with_picture, key=lambda holder: (-held[holder.client], -holder.idle_seconds())):
+            idle = holder.idle_seconds()
             is_over = held[holder.client] > max(share, held[asking])
-            if unused >= IDLE_SECONDS or (unused >= UNUSED_SECONDS and is_over):
+            if idle >= IDLE_SECONDS or (idle >= UNUSED_SECONDS and is_over):
                 holder.give_up_image()
                 return True
         return False

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from polywand_server.errors import ModelFailedError
+from polywand_server.geometry.boxes import Box
 from polywand_server.images import Picture
-from polywand_server.images.crop_cache import View
+from polywand_server.images.crop_cache import CropCache
 from polywand_server.images.regions import Region
 from polywand_server.interactors.crops import Frame, crop_policy
 from polywand_server.interactors.estimate import Estimate
-from polywand_server.interactors.pipeline import fill, fixed_size, forms, read
-from polywand_server.interactors.prompt import Box, Prompt
+from polywand_server.interactors.passes import fixed_size
+from polywand_server.interactors.prompt import Prompt
+from polywand_server.interactors.tensors import forms, read, write_prompt
 from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
 from polywand_server.tools.registry import Interactor
@@ -38,7 +40,7 @@ async def segment_boxes(
     tool: Interactor,
     picture: Picture,
     boxes: Sequence[Box],
-    watch: Stopwatch,
+    timer: Stopwatch,
     finish: Callable[[Estimate], Awaitable[T]],
     pause: Callable[[], Awaitable[None]],
 ) -> list[T]:
@@ -54,14 +56,14 @@ async def segment_boxes(
     """
     if not boxes:
         return []
-    view = View(picture)
+    crops = CropCache(picture)
     finished: dict[int, T] = {}
-    with watch.stage("prepare"):
+    with timer.stage("prepare"):
         items = await lane.compute(lambda: _look(tool, picture, boxes))
     for batch in _batches(items, tool, lane):
         if finished:
             await pause()
-        answers = await _segment_batch(lane, tool, view, batch, watch, finish)
+        answers = await _segment_batch(lane, tool, crops, batch, timer, finish)
         finished.update(zip((item.number for item in batch), answers, strict=True))
     return [finished[number] for number in range(len(boxes))]
 
@@ -69,9 +71,9 @@ async def segment_boxes(
 async def _segment_batch(
     lane: Lane,
     tool: Interactor,
-    view: View,
+    crops: CropCache,
     batch: Sequence[_Item],
-    watch: Stopwatch,
+    timer: Stopwatch,
     finish: Callable[[Estimate], Awaitable[T]],
 ) -> list[T]:
     copies = _copies(tool)
@@ -83,22 +85,23 @@ async def _segment_batch(
         def fill_all() -> None:
             for item, rows in zip(batch, places, strict=True):
                 tensors = {name: tensor[rows] for name, tensor in exchange.inputs.items()}
-                fill(tensors, view, item.prompt, item.region, None)
+                crops.crop_into(tensors["IMAGE"][0], item.region)
+                write_prompt(tensors, item.prompt, item.region, None)
 
         def read_all() -> list[Estimate]:
             parts = [{name: tensor[rows] for name, tensor in answer.items()} for rows in places]
             return [read(part, item.region, tool.name) for item, part in zip(batch, parts, strict=True)]
 
-        await lane.turn(watch)
-        with watch.stage("prepare"):
+        await lane.turn(timer)
+        with timer.stage("prepare"):
             await lane.compute(fill_all)
-        await lane.turn(watch)
-        answer = await lane.run(exchange, watch)
+        await lane.turn(timer)
+        answer = await lane.run(exchange, timer)
         for name, tensor in answer.items():
             if len(tensor) != total:
                 raise ModelFailedError(f"model '{tool.name}' answered {name} of {len(tensor)} objects for {total}")
-        await lane.turn(watch)
-        with watch.stage("geometry"):
+        await lane.turn(timer)
+        with timer.stage("geometry"):
             return [await finish(estimate) for estimate in await lane.compute(read_all)]
 
 

@@ -2,7 +2,7 @@
 
 from polywand_server.errors import InvalidInputError
 from polywand_server.images import Picture
-from polywand_server.interactors.pipeline import max_points, reads_seed
+from polywand_server.interactors.passes import max_points, reads_seed
 from polywand_server.interactors.prompt import Label, Prompt
 from polywand_server.tools.registry import Interactor
 

@@ -1,4 +1,4 @@
-"""Estimates: what is known of an object after a prompt, and what the next prompt starts from."""
+"""Estimates: where an object is, as far as its prompt tells, and what an interactor answers."""
 
 from dataclasses import dataclass
 
@@ -6,32 +6,64 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from polywand_server.geometry.drawn import Drawn
 from polywand_server.images.regions import ProbabilityMap
+from polywand_server.tools.registry import Interactor
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """probabilities: where the object is. state: the model's own (its `STATE_OUT`, float32,
-    batch axis included), handed back unread.
+    """A probability map and the model's state after one prompt; the next prompt starts from it.
 
-    is_seed: whether the client said it, and no network has looked at it yet.
-    is_hurried: whether further looks or clicks were left out, because a newer prompt waited: nothing is built on it.
-    detector: the version of the one that told what the object's first click may mean; 0 where it did not answer, None
-        where none was to be asked.
+    probabilities: where the object is.
+    state: the model's own (its `STATE_OUT`, float32, batch axis included), handed back unread.
+    is_seed: whether it is the client's mask, and no network has seen it yet.
+    is_partial: whether passes or clicks were left out, because a newer prompt waited: nothing is built on it.
+    detector: the version of the detector that proposed what the object's first click may mean; 0 where that did not
+        answer, None where none was to be asked.
     """
 
     probabilities: ProbabilityMap
     state: NDArray[np.float32] | None = None
     is_seed: bool = False
-    is_hurried: bool = False
+    is_partial: bool = False
     detector: int | None = None
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes."""
+        """Memory of its arrays."""
         return self.probabilities.values.nbytes + (0 if self.state is None else self.state.nbytes)
 
     def confidence(self, threshold: float) -> float:
-        """The mean probability of what belongs to the mask, that is, is above the threshold; 0 for an empty mask."""
+        """Mean probability of the mask's pixels, which are those above the threshold; 0 for an empty mask."""
         values = self.probabilities.values
         return float(cv2.mean(values, cv2.compare(values, threshold, cv2.CMP_GT))[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An estimate that is ready to be drawn, and the tool that made it.
+
+    is_provisional: whether the same prompt may be answered otherwise when it comes again.
+    """
+
+    tool: Interactor
+    estimate: Estimate
+    is_provisional: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Segmentation:
+    """An object's outline, and what made it.
+
+    width, height: of the image. threshold: probability above which a pixel belongs to the object.
+    is_provisional: see `Found`.
+    """
+
+    shape: Drawn
+    width: int
+    height: int
+    model: str
+    version: int
+    threshold: float
+    is_provisional: bool

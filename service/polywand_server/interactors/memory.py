@@ -19,7 +19,7 @@ Key = tuple[str, str, int, bytes]
 IDLE_SECONDS = 30.0
 
 
-class Allowance:
+class MemoryBudget:
     """How much all memories may take: each max_bytes, and together total_bytes.
 
     Where those are not enough, idle memories forget first, the one that was not used for longest before the others;
@@ -55,7 +55,7 @@ class Allowance:
 class EstimateMemory:
     """Remembers estimates by what was prompted; past its allowance the least recently used go first."""
 
-    def __init__(self, allowance: Allowance) -> None:
+    def __init__(self, allowance: MemoryBudget) -> None:
         self._allowance = allowance
         self.nbytes = 0
         self.used_at = time.monotonic()

@@ -1,12 +1,15 @@
-"""Prompts: a snapshot of everything that is known of one object, and what an interactor still lacks in it."""
+"""Prompts: a snapshot of what is known of one object, what it lacks for an interactor, and when it is superseded."""
 
+import asyncio
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
+from polywand_server.geometry.boxes import Box
 from polywand_server.geometry.seeds import Seed
 from polywand_server.geometry.shapes import OutputOptions
 from polywand_server.tools.specs import PromptSpec
@@ -34,35 +37,6 @@ class Point:
     x: float
     y: float
     label: Label
-
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    """A rectangle in image pixels (corners at integers), x0 < x1 and y0 < y1."""
-
-    x0: float
-    y0: float
-    x1: float
-    y1: float
-
-    def holds(self, points: NDArray[np.float64]) -> bool:
-        """Whether all points [N, 2] (x, y, image pixels) lie inside, or on an edge."""
-        return bool(((points >= (self.x0, self.y0)) & (points <= (self.x1, self.y1))).all())
-
-    def overlap(self, other: "Box") -> float:
-        """Intersection over union with another."""
-        width = max(0.0, min(self.x1, other.x1) - max(self.x0, other.x0))
-        height = max(0.0, min(self.y1, other.y1) - max(self.y0, other.y0))
-        return width * height / (self.area + other.area - width * height)
-
-    def union(self, other: "Box") -> "Box":
-        """The smallest box that holds both."""
-        return Box(min(self.x0, other.x0), min(self.y0, other.y0), max(self.x1, other.x1), max(self.y1, other.y1))
-
-    @property
-    def area(self) -> float:
-        """In image pixels."""
-        return (self.x1 - self.x0) * (self.y1 - self.y0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +100,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Missing:
+class Incomplete:
     """What a prompt still lacks: numbers of points, and whether a box."""
 
     positive: int = 0
@@ -149,16 +123,16 @@ def _points(count: int, label: str) -> str:
     return f"one more {label} point" if count == 1 else f"{count} more {label} points"
 
 
-def missing(prompt: Prompt, spec: PromptSpec) -> Missing:
+def incomplete(prompt: Prompt, spec: PromptSpec) -> Incomplete:
     """Compare a prompt with what the interactor needs.
 
     An optional box stands in for positive points, and so does a seed; a seed alone needs nothing more.
     """
     if prompt.is_seed_alone:
-        return Missing()
+        return Incomplete()
     started = prompt.seed is not None or (prompt.box is not None and spec.box == "optional")
     positive = 0 if started else spec.min_positive_points
-    return Missing(
+    return Incomplete(
         positive=max(0, positive - prompt.count(Label.POSITIVE)),
         negative=max(0, spec.min_negative_points - prompt.count(Label.NEGATIVE)),
         extreme=max(0, spec.extreme_points - prompt.count(Label.EXTREME)),
@@ -176,7 +150,25 @@ def first_step(prompt: Prompt, spec: PromptSpec) -> int:
 
     # What is missing only ever becomes less with further points.
     def is_enough(count: int) -> bool:
-        return not missing(prompt.up_to(count), spec)
+        return not incomplete(prompt.up_to(count), spec)
 
     count = len(prompt.points)
     return bisect_left(range(count), True, lo=min(fewest, count), key=is_enough)
+
+
+@dataclass(frozen=True, slots=True)
+class Supersession:
+    """Tells the work on one prompt when to come to an end.
+
+    is_superseded: whether a newer prompt of the object waits that does not build on this one. prompt_came: set when
+    another prompt comes; at most one task waits for it at a time.
+    """
+
+    is_superseded: Callable[[], bool]
+    prompt_came: asyncio.Event
+
+    async def wait(self) -> None:
+        """Wait until the prompt is superseded."""
+        while not self.is_superseded():
+            self.prompt_came.clear()
+            await self.prompt_came.wait()

@@ -5,6 +5,7 @@ from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
+from polywand.v1 import annotation_pb2 as pb
 from polywand_server.errors import PolywandError, TooLargeError
 from polywand_server.lanes import Lane
 from polywand_server.rpc import wire
@@ -28,22 +29,42 @@ class Refused:
     number: int
 
 
-async def receive(data: bytes, kind: type[Kind], path: wire.Path, threads: Lane) -> "Received[Kind] | Refused":
-    """Read a message. path: to its image's bytes. threads: for messages that take long to read.
+def is_small(nbytes: int) -> bool:
+    """Whether a message of so many bytes is read on the event loop."""
+    return nbytes <= wire.SMALL_BYTES
+
+
+async def receive_interact(data: bytes, lane: Lane) -> Received[pb.InteractRequest] | Refused:
+    """Read a message of Interact; see `_receive`."""
+    return await _receive(data, pb.InteractRequest, wire.INTERACT, lane)
+
+
+async def receive_detect(data: bytes, lane: Lane) -> Received[pb.DetectRequest] | Refused:
+    """Read the message of Detect; see `_receive`."""
+    return await _receive(data, pb.DetectRequest, wire.DETECT, lane)
+
+
+async def receive_frame(data: bytes, lane: Lane) -> Received[pb.DetectStreamRequest] | Refused:
+    """Read a message of DetectStream; see `_receive`."""
+    return await _receive(data, pb.DetectStreamRequest, wire.DETECT_STREAM, lane)
+
+
+async def _receive(data: bytes, kind: type[Kind], path: wire.Path, lane: Lane) -> Received[Kind] | Refused:
+    """Read a message. path: to its image's bytes. lane: for messages that take long to read.
 
     Raises:
-        DecodeError: these bytes are no message.
+        DecodeError: these bytes are not a message.
     """
-    if len(data) <= wire.SMALL_BYTES:
+    if is_small(len(data)):
         message = kind.FromString(data)
         return Received(message, None)
     try:
         parts = wire.split(data, path, wire.FEW_FIELDS)
     except wire.TooManyFieldsError:
-        return await threads.compute(lambda: _read(data, kind, path))
+        return await lane.compute(lambda: _read(data, kind, path))
     if len(parts.rest) <= wire.SMALL_BYTES:
         return Received(kind.FromString(parts.rest), parts.image)
-    return await threads.compute(lambda: _read_parts(parts, kind))
+    return await lane.compute(lambda: _read_parts(parts, kind))
 
 
 def _read(data: bytes, kind: type[Kind], path: wire.Path) -> "Received[Kind] | Refused":

@@ -1,29 +1,22 @@
 """Replies: from the domain's results to protobuf messages."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
 
 from polywand.v1 import annotation_pb2 as pb
-from polywand_server.detectors.outlines import Outlines
-from polywand_server.detectors.pipeline import Detection
+from polywand_server.detectors.frames import FrameResult
 from polywand_server.errors import PolywandError
 from polywand_server.geometry.drawn import Drawn
-from polywand_server.images import Picture
-from polywand_server.interactors.pipeline import max_points, reads_seed
-from polywand_server.interactors.prompt import Missing
+from polywand_server.interactors.estimate import Segmentation
+from polywand_server.interactors.prompt import Incomplete
 from polywand_server.rpc.status import to_status
 from polywand_server.rpc.wire import delimited
-from polywand_server.session.answers import Draining, ImageReady, Reply, Segmentation
+from polywand_server.session.answers import Draining, ImageReady, Reply
 from polywand_server.timing import Stopwatch
-from polywand_server.tools.catalogue import Tool
-from polywand_server.tools.registry import Detector
-from polywand_server.tools.specs import DetectorSpec, InteractorSpec
 
 DRAINING_TEXT = "the server is draining: reconnect, any replica will do"
-
-_BOX_USES = {"none": pb.BOX_USE_NONE, "optional": pb.BOX_USE_OPTIONAL, "required": pb.BOX_USE_REQUIRED}
 
 
 def write_reply(reply: Reply) -> bytes:
@@ -39,7 +32,7 @@ def write_reply(reply: Reply) -> bytes:
             response.segmentation.provisional = found.is_provisional
             shape = _shape(found.shape, found.width, found.height)
             outline = _inside(pb.InteractResponse.SEGMENTATION_FIELD_NUMBER, pb.Segmentation.SHAPE_FIELD_NUMBER, shape)
-        case Missing() as lacking:
+        case Incomplete() as lacking:
             response.incomplete.CopyFrom(
                 pb.Incomplete(
                     message=str(lacking),
@@ -53,32 +46,29 @@ def write_reply(reply: Reply) -> bytes:
             response.error.CopyFrom(to_status(error))
         case Draining():
             response.draining.message = DRAINING_TEXT
-    response.timing.CopyFrom(write_timing(reply.watch))
+    response.timing.CopyFrom(write_timing(reply.timer))
     return response.SerializeToString() + outline
 
 
-def write_detections(
-    found: Sequence[Detection], outlines: Outlines | None, picture: Picture, tool: Detector, watch: Stopwatch
-) -> bytes:
+def write_detections(result: FrameResult, timer: Stopwatch) -> bytes:
     """Write the answer to one frame; the message `DetectResponse`, serialised."""
+    width, height, outlines = result.width, result.height, result.outlines
     response = pb.DetectResponse(
-        image=pb.ImageInfo(width=picture.width, height=picture.height), model=tool.name, version=tool.version
+        image=pb.ImageInfo(width=width, height=height), model=result.tool.name, version=result.tool.version
     )
-    shapes = [b""] * len(found)
+    shapes = [b""] * len(result.detections)
     if outlines is not None:
         response.polygons.model, response.polygons.version = outlines.model, outlines.version
         response.polygons.threshold = outlines.threshold
-        drawn = (_shape(shape, picture.width, picture.height) for shape in outlines.shapes)
+        drawn = (_shape(shape, width, height) for shape in outlines.shapes)
         shapes = [delimited(pb.Detection.SHAPE_FIELD_NUMBER, shape) for shape in drawn]
     detections = []
-    for item, shape in zip(found, shapes, strict=True):
-        x0, y0, x1, y1 = item.box
-        detection = pb.Detection(
-            label=item.label, model_label=item.model_label, score=item.score, box=pb.Box(x0=x0, y0=y0, x1=x1, y1=y1)
-        )
+    for item, shape in zip(result.detections, shapes, strict=True):
+        box = pb.Box(x0=item.box.x0, y0=item.box.y0, x1=item.box.x1, y1=item.box.y1)
+        detection = pb.Detection(label=item.label, model_label=item.model_label, score=item.score, box=box)
         number = pb.DetectResponse.DETECTIONS_FIELD_NUMBER
         detections.append(delimited(number, detection.SerializeToString(), shape))
-    response.timing.CopyFrom(write_timing(watch))
+    response.timing.CopyFrom(write_timing(timer))
     return b"".join((response.SerializeToString(), *detections))
 
 
@@ -90,52 +80,19 @@ def write_frame(frame_id: int, response: bytes | PolywandError) -> bytes:
     return head + delimited(pb.DetectStreamResponse.RESPONSE_FIELD_NUMBER, response)
 
 
-def write_timing(watch: Stopwatch) -> pb.Timing:
+def write_timing(timer: Stopwatch) -> pb.Timing:
     """Write where the time went."""
 
     def microseconds(seconds: float) -> int:
         return round(seconds * 1e6)
 
-    stages = {f"{stage}_us": microseconds(seconds) for stage, seconds in watch.seconds.items()}
+    stages = {f"{stage}_us": microseconds(seconds) for stage, seconds in timer.seconds.items()}
     return pb.Timing(
-        received_unix_us=microseconds(watch.received_unix),
-        total_us=microseconds(watch.total()),
-        inferences=watch.inferences,
+        received_unix_us=microseconds(timer.received_unix),
+        total_us=microseconds(timer.total()),
+        inferences=timer.inferences,
         **stages,
     )
-
-
-def write_model(tool: Tool) -> pb.Model:
-    """Write one tool of ListModels."""
-    model = pb.Model(name=tool.name, ready=tool.ready, not_ready_reason=tool.reason)
-    for version in tool.versions:
-        model.versions.add(version=version.version, ready=version.ready, not_ready_reason=version.reason)
-    spec = tool.spec
-    if spec is None:
-        return model
-    model.display_name = spec.display_name
-    model.help_message = spec.help_message
-    model.animated_gif = spec.animated_gif
-    model.license = spec.license
-    model.weights_source = spec.weights_source
-    model.default_threshold = spec.threshold
-    match spec:
-        case InteractorSpec(prompt=prompt):
-            model.kind = pb.MODEL_KIND_INTERACTOR
-            model.interactor.CopyFrom(
-                pb.InteractorSpec(
-                    min_positive_points=prompt.min_positive_points,
-                    min_negative_points=prompt.min_negative_points,
-                    extreme_points=prompt.extreme_points,
-                    box=_BOX_USES[prompt.box],
-                    max_points=max_points(prompt, tool.config) if tool.config else 0,
-                    reads_seed=tool.config is not None and reads_seed(tool.config),
-                )
-            )
-        case DetectorSpec(labels=labels):
-            model.kind = pb.MODEL_KIND_DETECTOR
-            model.detector.labels.extend(labels)
-    return model
 
 
 def _inside(outer: int, inner: int, content: bytes) -> bytes:

@@ -7,13 +7,13 @@ import numpy as np
 
 from polywand.v1 import annotation_pb2 as pb
 from polywand_pictures import ValueRange
-from polywand_server.detectors.outlines import PolygonOptions
-from polywand_server.detectors.pipeline import DEFAULT_MAX_DETECTIONS, DetectOptions
+from polywand_server.detectors.options import DEFAULT_MAX_DETECTIONS, DetectOptions, PolygonOptions
 from polywand_server.errors import InvalidInputError
+from polywand_server.geometry.boxes import Box
 from polywand_server.geometry.seeds import PolygonSeed, RleSeed, Seed
 from polywand_server.geometry.shapes import OutputOptions
 from polywand_server.images import EncodedImage, ImageSource, RawImage
-from polywand_server.interactors.prompt import Box, Label, Point, Prompt
+from polywand_server.interactors.prompt import Label, Point, Prompt
 
 MAX_OBJECT_ID_BYTES = 128
 # Errors repeat names, and travel in gRPC's trailers, of which clients take 8 to 16 kB.

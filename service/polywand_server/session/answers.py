@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from polywand_server.errors import PolywandError
-from polywand_server.geometry.drawn import Drawn
-from polywand_server.interactors.prompt import Missing
+from polywand_server.interactors.estimate import Segmentation
+from polywand_server.interactors.prompt import Incomplete
 from polywand_server.timing import Stopwatch
 
 # What a reply takes beside its outline.
@@ -20,19 +20,6 @@ class ImageReady:
 
 
 @dataclass(frozen=True, slots=True)
-class Segmentation:
-    """An object's outline, and what made it. is_provisional: the same prompt may be answered otherwise later."""
-
-    shape: Drawn
-    width: int
-    height: int
-    model: str
-    version: int
-    threshold: float
-    is_provisional: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Draining:
     """The stream ends because the server does."""
 
@@ -44,8 +31,8 @@ class Reply:
     sequence: int
     object_id: str
     skipped: int
-    watch: Stopwatch
-    result: ImageReady | Segmentation | Missing | PolywandError | Draining
+    timer: Stopwatch
+    result: ImageReady | Segmentation | Incomplete | PolywandError | Draining
 
     @property
     def nbytes(self) -> int:

@@ -26,7 +26,7 @@ from polywand_server.workers.answers import Answer, from_bytes
 from polywand_server.workers.child import Order, Work
 
 # Read by the process that children are forked from, before the first of them.
-MODULES = ("polywand_server.workers.jobs",)
+MODULES = ("polywand_server.jobs",)
 # Of every child, beyond what its work is allowed: its own stack, and what libraries set up at first use.
 BASE_MEMORY_BYTES = 128 << 20
 # Children that wait for work, so that none waits for a fork.

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from polywand_server.geometry.boxes import Box
 from polywand_server.images.regions import ProbabilityMap, Region, snap
-from polywand_server.interactors.prompt import Box
 
 
 @dataclass(frozen=True, slots=True)

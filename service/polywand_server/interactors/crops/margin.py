@@ -3,12 +3,13 @@
 import math
 from dataclasses import dataclass
 
+from polywand_server.geometry.boxes import Box
 from polywand_server.images.regions import Region
 from polywand_server.images.resampling import Resampling
 from polywand_server.interactors.crops.frame import Frame
 from polywand_server.interactors.crops.policy import CropPolicy
 from polywand_server.interactors.estimate import Estimate
-from polywand_server.interactors.prompt import Box, Prompt
+from polywand_server.interactors.prompt import Prompt
 from polywand_server.tools.specs import MarginCrop
 
 

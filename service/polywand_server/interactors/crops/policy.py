@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
+from polywand_server.geometry.boxes import Box
 from polywand_server.images.regions import ProbabilityMap, Region
 from polywand_server.interactors.crops.frame import Frame
 from polywand_server.interactors.estimate import Estimate
-from polywand_server.interactors.prompt import Box, Prompt
+from polywand_server.interactors.prompt import Prompt
 from polywand_server.tools.specs import ProposalSpec
 
 

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from polywand_server.geometry.boxes import Box
 from polywand_server.images.regions import ProbabilityMap, Region
 from polywand_server.interactors.crops.frame import Frame, mask_box
 from polywand_server.interactors.crops.policy import CropPolicy
 from polywand_server.interactors.estimate import Estimate
-from polywand_server.interactors.prompt import Box, Label, Prompt
+from polywand_server.interactors.prompt import Label, Prompt
 from polywand_server.tools.specs import ProposalSpec, ZoomInCrop
 
 # A mask of fewer input pixels than this says nothing about where the object is.

@@ -1,14 +1,15 @@
-"""The detectors' way: letterbox, Triton, suppression, image coordinates, the task's labels."""
+"""Detection on one picture: letterbox, Triton, suppression, image coordinates, the task's labels."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from polywand_server.detectors.outlines import PolygonOptions
+from polywand_server.detectors.options import DetectOptions
 from polywand_server.detectors.suppression import Candidates, above, suppress
 from polywand_server.errors import InvalidInputError
+from polywand_server.geometry.boxes import Box
 from polywand_server.images import Picture
 from polywand_server.images.regions import Region, crop_into, snap
 from polywand_server.lanes import Lane
@@ -17,33 +18,19 @@ from polywand_server.tools.registry import Detector
 from polywand_server.triton.client import TensorSpec
 from polywand_server.triton.tensors import TensorForm
 
-DEFAULT_MAX_DETECTIONS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class DetectOptions:
-    """What to find; the fields mean what the contract's `DetectRequest` says, None is its default."""
-
-    model: str
-    version: int = 0
-    threshold: float | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
-    max_detections: int = DEFAULT_MAX_DETECTIONS
-    polygons: PolygonOptions | None = None
-
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """One found object; box (x0, y0, x1, y1) in image pixels (corners at integers), inside the image."""
+    """One found object; its box lies inside the image."""
 
     label: str
     model_label: str
     score: float
-    box: tuple[float, float, float, float]
+    box: Box
 
 
 async def detect(
-    lane: Lane, tool: Detector, picture: Picture, options: DetectOptions, watch: Stopwatch
+    lane: Lane, tool: Detector, picture: Picture, options: DetectOptions, timer: Stopwatch
 ) -> list[Detection]:
     """Find the boxes of objects on an image, by descending score.
 
@@ -58,12 +45,12 @@ async def detect(
     inputs = {"IMAGE": TensorForm("UINT8", (1, height, width, 3))}
     outputs = {name: _form(tool.config.outputs[name]) for name in ("BOXES", "SCORES")}
     async with lane.exchange(tool.model, tool.version, inputs, outputs) as exchange:
-        await lane.turn(watch)
-        with watch.stage("prepare"):
+        await lane.turn(timer)
+        with timer.stage("prepare"):
             await lane.compute(lambda: crop_into(exchange.inputs["IMAGE"][0], picture, region))
-        await lane.turn(watch)
-        raw = await lane.run(exchange, watch)
-        with watch.stage("geometry"):
+        await lane.turn(timer)
+        raw = await lane.run(exchange, timer)
+        with timer.stage("geometry"):
             found = await lane.compute(
                 lambda: suppress(above(raw["BOXES"][0], raw["SCORES"][0], threshold), tool.spec.suppression)
             )
@@ -103,5 +90,5 @@ def _name(
         is_inside = box[0] < box[2] and box[1] < box[3]
         if label is not None and is_inside:
             x0, y0, x1, y1 = (float(edge) for edge in box)
-            detections.append(Detection(label, name, float(score), (x0, y0, x1, y1)))
+            detections.append(Detection(label, name, float(score), Box(x0, y0, x1, y1)))
     return detections[: options.max_detections]

@@ -1,4 +1,4 @@
-"""One pass of an interactor: the tensors of a crop and a prompt, and the estimate in what the network answers."""
+"""The tensors of a pass: a crop and a prompt as the network's inputs, and its outputs as an estimate."""
 
 from collections.abc import Mapping
 
@@ -7,40 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polywand_server.errors import ModelFailedError
-from polywand_server.images.crop_cache import View
 from polywand_server.images.regions import Region, from_network
-from polywand_server.interactors.crops import crop_policy
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Label, Prompt
-from polywand_server.tools.registry import Interactor
-from polywand_server.tools.specs import FLIPPED, PromptSpec
+from polywand_server.tools.specs import FLIPPED
 from polywand_server.triton.client import ModelConfig
 from polywand_server.triton.exchange import Forms
 from polywand_server.triton.tensors import Array, TensorForm
-
-
-def max_points(prompt: PromptSpec, config: ModelConfig) -> int:
-    """How many points the model takes: the rows of its `POINTS`, less two if it reads a box."""
-    return config.inputs["POINTS"].dims[0] - (2 if prompt.box != "none" else 0)
-
-
-def reads_seed(config: ModelConfig) -> bool:
-    """Whether an object may start from a mask."""
-    return "PREV_MASK" in config.inputs
-
-
-def goes_on(tool: Interactor) -> bool:
-    """Whether what an interactor found before a click changes what it finds after it: a mask or a state that is fed
-    back, or a crop around the mask.
-    """
-    inputs = tool.config.inputs
-    return "PREV_MASK" in inputs or "STATE" in inputs or crop_policy(tool.spec.crop).follows_mask
-
-
-def fixed_size(config: ModelConfig) -> tuple[int, int] | None:
-    """Height and width of the network's input; None when it takes any."""
-    height, width = config.inputs["IMAGE"].dims[:2]
-    return None if height < 0 or width < 0 else (height, width)
 
 
 def forms(config: ModelConfig, region: Region, batch: int) -> tuple[dict[str, TensorForm], Forms]:
@@ -59,22 +32,24 @@ def forms(config: ModelConfig, region: Region, batch: int) -> tuple[dict[str, Te
     return inputs, outputs
 
 
-def fill(tensors: Mapping[str, Array], view: View, prompt: Prompt, region: Region, previous: Estimate | None) -> None:
-    """Write one prompt's rows of the inputs: a single one, or two where crops are flipped."""
-    view.crop_into(tensors["IMAGE"][0], region)
+def write_prompt(tensors: Mapping[str, Array], prompt: Prompt, region: Region, previous: Estimate | None) -> None:
+    """Write one prompt's rows of the inputs beside `IMAGE[0]`, which holds the crop.
+
+    tensors: one row each, or two where the tool's crops are flipped: then the second row is written too.
+    """
     tensors["POINTS"][0] = point_rows(prompt, region, tensors["POINTS"].shape[1])
     if "PREV_MASK" in tensors:
         tensors["PREV_MASK"][0, 0] = 0 if previous is None else previous.probabilities.resampled(region)
     if "STATE" in tensors:
         state = previous.state if previous is not None else None
-        # Of another shape: it is of the model that was there before a reload.
+        # A state of another shape is of the model that was there before a reload.
         tensors["STATE"][:] = state if state is not None and state.shape == tensors["STATE"].shape else 0
     if len(tensors["IMAGE"]) == FLIPPED:
         _flip(tensors, region)
 
 
 def _flip(tensors: Mapping[str, Array], region: Region) -> None:
-    """Make the second request of a batch the first one's mirror image; each keeps its own state."""
+    """Make the second row of a batch the first one's mirror image; each keeps its own state."""
     cv2.flip(tensors["IMAGE"][0], 1, dst=tensors["IMAGE"][1])
     tensors["POINTS"][1] = tensors["POINTS"][0]
     tensors["POINTS"][1, :, 0] = region.size[1] - 1 - tensors["POINTS"][0, :, 0]

@@ -1,0 +1,100 @@
+"""The methods Detect and DetectStream: between messages and frames."""
+
+import asyncio
+from contextlib import AsyncExitStack, aclosing
+
+from polywand.v1 import annotation_pb2 as pb
+from polywand_server.detectors.frames import Frames
+from polywand_server.errors import PolywandError, or_error
+from polywand_server.lanes import Lane
+from polywand_server.rpc.intake import Received, Refused, receive_detect, receive_frame
+from polywand_server.rpc.messages import Context, Messages, cancel
+from polywand_server.rpc.replies import DRAINING_TEXT, write_detections, write_frame
+from polywand_server.rpc.requests import read_detect, read_image
+from polywand_server.session.frames import FrameQueue
+from polywand_server.timing import Stopwatch
+
+
+class DetectCalls:
+    """Serves calls. lane: for messages that take long to read or to write. at_once: frames of a stream in work."""
+
+    def __init__(self, frames: Frames, messages: Messages, lane: Lane, at_once: int) -> None:
+        self._frames = frames
+        self._messages = messages
+        self._lane = lane
+        self._at_once = at_once
+
+    async def detect(self, context: Context) -> bytes:
+        """Answer one frame.
+
+        Raises:
+            DecodeError, PolywandError
+        """
+        async with AsyncExitStack() as until_paused:
+            data = await self._messages.frame(context, until_paused)
+            with self._messages.body(len(data)):
+                received = await receive_detect(data, self._lane)
+                if isinstance(received, Refused):
+                    raise received.error
+                del data
+                return await self._answer(received.message, received.image, Stopwatch(), until_paused)
+
+    async def detect_stream(self, context: Context) -> None:
+        """Answer frames in their order, as they come. Raises DecodeError."""
+        async with FrameQueue[bytes](self._at_once) as queue:
+            reader = asyncio.create_task(self._read(context, queue), name="read frames")
+            try:
+                async with aclosing(queue.results()) as results:
+                    async for data in results:
+                        await context.write(data)
+                if self._messages.is_draining:
+                    goodbye = pb.DetectStreamResponse(draining=pb.Draining(message=DRAINING_TEXT))
+                    await context.write(goodbye.SerializeToString())
+                await reader
+            finally:
+                await cancel(reader)
+
+    async def _read(self, context: Context, queue: FrameQueue[bytes]) -> None:
+        try:
+            async with aclosing(self._messages.of_frames(context)) as messages:
+                async for message in messages:
+                    timer = Stopwatch()
+                    await queue.wait_for_room()
+                    nbytes = len(message[0])
+                    received = await receive_frame(message.pop(), self._lane)
+                    await queue.put(self._answer_in_stream(received, nbytes, timer))
+                    del received
+        except Exception:
+            await queue.finish()
+            raise
+        await queue.finish()
+
+    async def _answer_in_stream(
+        self, received: Received[pb.DetectStreamRequest] | Refused, nbytes: int, timer: Stopwatch
+    ) -> bytes:
+        """nbytes: of the whole message."""
+        if isinstance(received, Refused):
+            return write_frame(received.number, received.error)
+        frame = received.message
+        response: bytes | PolywandError
+        try:
+            with self._messages.body(nbytes):
+                response = await or_error(self._answer(frame.request, received.image, timer, AsyncExitStack()))
+        except PolywandError as error:
+            response = error
+        return write_frame(frame.frame_id, response)
+
+    async def _answer(
+        self, request: pb.DetectRequest, image: memoryview | None, timer: Stopwatch, until_paused: AsyncExitStack
+    ) -> bytes:
+        """until_paused: see `FramePermits.permit`."""
+        try:
+            options = read_detect(request)
+            source = read_image(request.image, image, "image")
+        except PolywandError:
+            self._frames.count_refused(timer)
+            raise
+        result = await self._frames.detect(source, options, timer, until_paused)
+        if result.outlines is None:
+            return write_detections(result, timer)
+        return await self._lane.compute(lambda: write_detections(result, timer))

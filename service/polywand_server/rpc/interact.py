@@ -1,0 +1,105 @@
+"""The method Interact: between the messages of a stream and a session."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+from functools import partial
+
+from polywand.v1 import annotation_pb2 as pb
+from polywand_server.errors import InvalidInputError, PolywandError, QuotaError
+from polywand_server.lanes import Lane
+from polywand_server.requester import current
+from polywand_server.rpc.intake import Refused, is_small, receive_interact
+from polywand_server.rpc.messages import Context, Messages, cancel
+from polywand_server.rpc.replies import write_reply
+from polywand_server.rpc.requests import read_image, read_prompt, short_names
+from polywand_server.session.services import Services
+from polywand_server.session.stream import Session
+from polywand_server.timing import Stopwatch
+
+# Replies that are larger are written in a thread.
+SMALL_REPLY_BYTES = 64 * 1024
+# Of a stream that is ended because its replies are not read.
+RETRY_SECONDS = 1.0
+
+
+class InteractCalls:
+    """Serves streams. lane: for messages that take long to read or to write."""
+
+    def __init__(self, services: Services, messages: Messages, lane: Lane) -> None:
+        self._services = services
+        self._messages = messages
+        self._lane = lane
+
+    async def serve(self, context: Context, end: Callable[[PolywandError], None]) -> None:
+        """Serve one stream until both sides have ended. end: ends it with an error.
+
+        Raises:
+            DecodeError
+        """
+
+        def overflow() -> None:
+            text = "the replies of this stream are not read, and too many wait: read them, or ask for fewer"
+            end(QuotaError("replies that wait", text, RETRY_SECONDS))
+
+        async with Session(self._services, current().client, overflow) as session:
+            reader = asyncio.create_task(self._read(context, session), name="read a stream")
+            try:
+                async with aclosing(session.replies()) as replies:
+                    async for reply in replies:
+                        if reply.nbytes <= SMALL_REPLY_BYTES:
+                            data = write_reply(reply)
+                        else:
+                            data = await self._lane.compute(partial(write_reply, reply))
+                        await context.write(data)
+                await reader
+            finally:
+                await cancel(reader)
+
+    async def _read(self, context: Context, session: Session) -> None:
+        try:
+            async with aclosing(self._messages.of_stream(context, session.client)) as messages:
+                async for message in messages:
+                    await self._take(session, message.pop())
+        except Exception:
+            # Whatever it was: queued prompts are answered, and then the stream ends with the error.
+            await session.finish(draining=False)
+            raise
+        await session.finish(draining=self._messages.is_draining)
+
+    async def _take(self, session: Session, data: bytes) -> None:
+        """Give one message to the session."""
+        timer = Stopwatch()
+        received = await receive_interact(data, self._lane)
+        if isinstance(received, Refused):
+            await session.refuse(received.number, received.error, timer)
+            return
+        nbytes = len(data)
+        del data  # an image is held by what it was received as, and no longer than that
+        request, image = received.message, received.image
+        del received
+        kind = request.WhichOneof("message")
+        if kind == "prompt":
+            await self._take_prompt(session, request, nbytes, timer)
+            return
+        try:
+            if kind != "image":
+                raise InvalidInputError("message", "a request needs an image or a prompt")
+            with self._messages.body(nbytes):
+                source = read_image(request.image, image, "image")
+                del image
+                await session.set_image(request.sequence, source, timer)
+        except PolywandError as error:
+            await session.refuse(request.sequence, error, timer)
+
+    async def _take_prompt(self, session: Session, request: pb.InteractRequest, nbytes: int, timer: Stopwatch) -> None:
+        try:
+            if is_small(nbytes):
+                prompt = read_prompt(request.prompt)
+            else:
+                prompt = await self._lane.compute(lambda: read_prompt(request.prompt))
+        except PolywandError as error:
+            object_id, model = short_names(request.prompt)
+            await session.refuse_prompt(request.sequence, object_id, model, error, timer)
+        else:
+            await session.submit(request.sequence, prompt, timer)

@@ -1,0 +1,115 @@
+"""Messages: read from a call one by one, when there is room for them."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AbstractContextManager, AsyncExitStack
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+
+from polywand_server.admission.bodies import FRAMES, Admission
+from polywand_server.errors import DeadlineError
+from polywand_server.rpc.ingress import Ingress
+
+# How long the message of a unary call may take to come, once there is room for it.
+RECEIVE_SECONDS = 60.0
+
+# Generic for the type checker only.
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+_EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # the stubs lack it
+
+
+class Messages:
+    """Reads the messages of calls, within what `Admission` lets in. After `drain`, streams have no more messages."""
+
+    def __init__(self, admission: Admission, ingress: Ingress) -> None:
+        self._admission = admission
+        self._ingress = ingress
+        self._draining = asyncio.Event()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether `drain` was called."""
+        return self._draining.is_set()
+
+    def drain(self) -> None:
+        """Take no more messages from streams."""
+        self._draining.set()
+
+    async def only(self, context: Context) -> bytes:
+        """Read the only message of a unary call, a small one. A client that sends none means an empty one.
+
+        Raises:
+            DeadlineError
+        """
+        try:
+            async with asyncio.timeout(RECEIVE_SECONDS):
+                data = await context.read()
+        except TimeoutError:
+            raise DeadlineError(f"the message did not come within {RECEIVE_SECONDS:g} s") from None
+        return b"" if data is _EOF else data
+
+    async def frame(self, context: Context, until_paused: AsyncExitStack) -> bytes:
+        """Read the only message of a unary call with an image, when the line of such calls has come to it.
+
+        until_paused: holds the call's turn.
+
+        Raises:
+            QuotaError: the line is full.
+            DeadlineError
+        """
+        await until_paused.enter_async_context(self._admission.calls.turn())
+        expected = await self._admission.pace.pause(FRAMES)
+        data = await self._admission.one_by_one(lambda: self.only(context))
+        self._note(FRAMES, len(data), expected)
+        return data
+
+    def body(self, nbytes: int) -> AbstractContextManager[None]:
+        """Count a message of so many bytes until the block ends. Raises QuotaError."""
+        return self._admission.body(nbytes)
+
+    def of_frames(self, context: Context) -> AsyncGenerator[list[bytes], None]:
+        """Yield the messages of a stream of frames; see `of_stream`."""
+        return self.of_stream(context, FRAMES)
+
+    async def of_stream(self, context: Context, payer: str) -> AsyncGenerator[list[bytes], None]:
+        """Yield messages until the client has no more or the server drains.
+
+        Each comes in a list, from which it is to be popped, so that nothing here holds it while the next is awaited.
+        payer: of the bytes, see `Pace`.
+        """
+        drained = asyncio.create_task(self._draining.wait(), name="wait for the drain")
+        coming: asyncio.Future[Any] | None = None
+        try:
+            while True:
+                expected = await self._admission.pace.pause(payer)
+                coming = asyncio.ensure_future(context.read())
+                await asyncio.wait((coming, drained), return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    return
+                message = [coming.result()]
+                coming = None
+                if message[0] is _EOF:
+                    return
+                self._note(payer, len(message[0]), expected)
+                yield message
+        finally:
+            await cancel(drained)
+            if coming is not None:
+                await cancel(coming)
+
+    def _note(self, payer: str, nbytes: int, expected: int) -> None:
+        """Count a message that was handed over. expected: bytes that `pause` has counted for it."""
+        self._ingress.handed_over(nbytes)
+        self._admission.pace.read(payer, nbytes, expected)
+
+
+async def cancel(task: asyncio.Future[Any]) -> None:
+    """Cancel a task, and wait until it has ended."""
+    task.cancel()
+    # Awaiting the task itself could not tell its cancellation from that of the task which waits here.
+    await asyncio.wait((task,))
+    if not task.cancelled():
+        task.exception()  # retrieved, or asyncio would log it

@@ -1,0 +1,35 @@
+"""The backlog of a stream: the bytes of its prompts that wait to be worked on."""
+
+import asyncio
+
+from polywand_server.config import MEBIBYTE
+
+# Beyond this, the stream's next message is left on the wire.
+BACKLOG_BYTES = 8 * MEBIBYTE
+
+
+class Backlog:
+    """Counts the bytes of one stream's waiting prompts."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._shrank = asyncio.Event()
+
+    async def wait_for_room(self, nbytes: int, replaced_bytes: int) -> None:
+        """Wait until one more prompt fits, which may be alone.
+
+        replaced_bytes: of the waiting prompt that it replaces, or the newest would wait behind what it makes
+        superfluous.
+        """
+        while (others := self._bytes - replaced_bytes) and others + nbytes > BACKLOG_BYTES:
+            self._shrank.clear()
+            await self._shrank.wait()
+
+    def add(self, nbytes: int) -> None:
+        """Count a prompt that waits."""
+        self._bytes += nbytes
+
+    def remove(self, nbytes: int) -> None:
+        """Stop to count a prompt."""
+        self._bytes -= nbytes
+        self._shrank.set()

@@ -1,0 +1,236 @@
+"""One object's prompts: the newest one waits, and those in work are answered one after another, each exactly once."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from polywand_server.errors import FAILED, DeadlineError, InternalError, PolywandError, or_error
+from polywand_server.interactors.estimate import Found, Segmentation
+from polywand_server.interactors.predictor import Predictor
+from polywand_server.interactors.prompt import Incomplete, Prompt, Supersession
+from polywand_server.lanes import RightOfWay
+from polywand_server.session.answers import Reply
+from polywand_server.session.backlog import Backlog
+from polywand_server.session.counts import PromptCounts
+from polywand_server.session.outbox import Outbox
+from polywand_server.timing import Stopwatch
+
+_OUTCOMES = {Segmentation: "segmentation", Incomplete: "incomplete"}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptRequest:
+    """A prompt, its number on the stream, and the timer that was started when it was received."""
+
+    sequence: int
+    prompt: Prompt
+    timer: Stopwatch
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectServices:
+    """What the objects of one image share.
+
+    permits: for prompts of the stream that are in work. prompt_seconds: how long the search for one object may take.
+    """
+
+    predictor: Predictor
+    outbox: Outbox
+    permits: asyncio.Semaphore
+    right_of_way: RightOfWay
+    backlog: Backlog
+    counts: PromptCounts
+    prompt_seconds: float
+
+
+class ObjectQueue:
+    """The prompts of one object on one image.
+
+    Newest wins: while one is in work, at most one newer prompt waits; a still newer one replaces that.
+    """
+
+    def __init__(self, services: ObjectServices) -> None:
+        self._services = services
+        self._waiting: PromptRequest | None = None
+        self._skipped = 0  # prompts that the waiting one has replaced
+        self._in_work: dict[PromptRequest, int] = {}  # and how many replaced prompts the reply to each will cover
+        self._task: asyncio.Task[None] | None = None
+        self._prompt_came = asyncio.Event()
+        self._last_reply = 0.0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a prompt waits or is in work."""
+        return self._waiting is not None or bool(self._in_work)
+
+    @property
+    def last_reply(self) -> float:
+        """When the last reply was put into the outbox, on the monotonic clock; 0 before the first."""
+        return self._last_reply
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Memory of the prompt that waits."""
+        return self._waiting.prompt.nbytes if self._waiting is not None else 0
+
+    def put(self, request: PromptRequest) -> None:
+        """Queue a prompt in place of the one that waits; it gets its own reply, or is covered by a newer one's."""
+        services = self._services
+        if self._waiting is not None:
+            services.backlog.remove(self.waiting_bytes)
+            self._skipped += 1
+            services.counts.skipped(self._waiting.prompt.model)
+        self._waiting = request
+        services.backlog.add(self.waiting_bytes)
+        self._prompt_came.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run(), name="answer prompts")
+
+    async def finish(self) -> None:
+        """Wait until every prompt is answered."""
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def cancel(self) -> asyncio.Task[None] | None:
+        """Stop the work; returns the task that is still to end, if one is."""
+        if self._task is None or self._task.done():
+            return None
+        self._task.cancel()
+        return self._task
+
+    def abandon(self) -> int:
+        """Count what will not be answered, after `cancel`; returns the number of prompts."""
+        self._task = None  # its traceback holds its frames, and these the image, until the garbage collector runs
+        left = [request for request in (*self._in_work, self._waiting) if request is not None]
+        for request in left:
+            self._services.counts.skipped(request.prompt.model)
+        self._services.backlog.remove(self.waiting_bytes)
+        unanswered = len(left) + self._skipped + sum(self._in_work.values())
+        self._waiting, self._skipped, self._in_work = None, 0, {}
+        return unanswered
+
+    async def _run(self) -> None:
+        """Answer all prompts; an unexpected error is answered too."""
+        while self._waiting is not None:
+            first = self._waiting
+            try:
+                await self._answer_all()
+            except Exception:
+                _log.exception("unexpected error while answering the prompts of an object")
+                if self._waiting is first:  # it was not even taken into work
+                    self._begin()
+                for request in list(self._in_work):
+                    await self._fail(request)
+
+    async def _answer_all(self) -> None:
+        """Answer prompts in their order; while the outline of one is drawn, the network works on the next.
+
+        A prompt in work holds a permit of the stream until its reply is in the outbox. That bounds how long a stream
+        keeps others waiting, and what it holds while its client does not read.
+        """
+        services = self._services
+        drawing: asyncio.Task[None] | None = None
+        try:
+            while True:
+                if self._waiting is None:
+                    if drawing is None:
+                        return
+                    await drawing
+                    drawing = None
+                    continue
+                await services.permits.acquire()
+                frames_may_go_on = services.right_of_way.prompt()
+                try:
+                    request = self._begin()
+                    found = await self._find(request)
+                    if drawing is not None:
+                        await drawing
+                except BaseException:
+                    services.permits.release()
+                    frames_may_go_on()
+                    raise
+                drawing = asyncio.create_task(self._reply(request, found, frames_may_go_on), name="draw an outline")
+                drawing.add_done_callback(partial(self._end, frames_may_go_on))
+        finally:
+            if drawing is not None:
+                drawing.cancel()
+                await asyncio.gather(drawing, return_exceptions=True)
+
+    def _begin(self) -> PromptRequest:
+        """Take the waiting prompt into work."""
+        request = self._waiting
+        assert request is not None  # the callers have looked, and only a newer prompt replaces it
+        self._services.backlog.remove(self.waiting_bytes)
+        self._in_work[request] = self._skipped
+        self._waiting, self._skipped = None, 0
+        return request
+
+    def _end(self, frames_may_go_on: Callable[[], None], _: object) -> None:
+        self._services.permits.release()
+        frames_may_go_on()
+
+    async def _find(self, request: PromptRequest) -> Found | Incomplete | PolywandError:
+        request.timer.waited()
+        return await or_error(self._find_in_time(request))
+
+    async def _find_in_time(self, request: PromptRequest) -> Found | Incomplete:
+        seconds = self._services.prompt_seconds
+        newer = Supersession(lambda: self._supersedes(request.prompt), self._prompt_came)
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                return await self._services.predictor.find(request.prompt, request.timer, newer)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineError(
+                f"the prompt took longer than {seconds:g} s, the most that this server gives one; the clicks that were "
+                "worked through by then are remembered for a while: send it again, or a simpler one"
+            ) from None
+        finally:
+            del limit  # else its task, when cancelled, and this frame hold each other, and with them the image
+
+    def _supersedes(self, prompt: Prompt) -> bool:
+        """Whether a newer prompt waits that has no use for this one's answer."""
+        return self._waiting is not None and not self._waiting.prompt.builds_on(prompt)
+
+    async def _reply(
+        self, request: PromptRequest, found: Found | Incomplete | PolywandError, frames_may_go_on: Callable[[], None]
+    ) -> None:
+        """Draw what was found, and answer one prompt, whatever happens."""
+        prompt, timer = request.prompt, request.timer
+        try:
+            result: Segmentation | Incomplete | PolywandError
+            if isinstance(found, Found):
+                result = await or_error(self._services.predictor.draw(prompt, found, timer))
+            else:
+                result = found
+            frames_may_go_on()  # whether or not this reply is read
+            await self._put(request, result)
+        except Exception:
+            _log.exception("unexpected error while answering a prompt")
+            await self._fail(request)
+
+    async def _fail(self, request: PromptRequest) -> None:
+        """Answer a prompt that met an unexpected error, unless it has its answer."""
+        try:
+            if request in self._in_work:
+                await self._put(request, InternalError(FAILED))
+        except Exception:
+            _log.exception("a prompt that failed could not be answered")
+
+    async def _put(self, request: PromptRequest, result: Segmentation | Incomplete | PolywandError) -> None:
+        """Put the reply to a prompt into the outbox, and count it."""
+        prompt, timer = request.prompt, request.timer
+        outcome, seconds = _OUTCOMES.get(type(result), "error"), timer.total()
+        reply = Reply(request.sequence, prompt.object_id, self._in_work[request], timer, result)
+        await self._services.outbox.put(reply)
+        self._last_reply = time.monotonic()
+        # Now that the reply is sure to leave: every prompt counts as answered or as skipped, and none as both.
+        del self._in_work[request]
+        self._services.counts.answered(prompt.model, outcome, timer, seconds)

@@ -1,0 +1,26 @@
+"""What all sessions share, and the limits that it keeps."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from polywand_server.config import Limits
+from polywand_server.images import Picture
+from polywand_server.images.decoder import Decoder
+from polywand_server.images.holders import Holders
+from polywand_server.interactors.predictor import Predictor
+from polywand_server.lanes import RightOfWay
+from polywand_server.session.counts import PromptCounts
+from polywand_server.session.outbox import Unread
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Shared by all sessions. new_predictor: makes the owner of an image."""
+
+    decoder: Decoder
+    new_predictor: Callable[[Picture], Predictor]
+    right_of_way: RightOfWay
+    holders: Holders
+    unread: Unread
+    counts: PromptCounts
+    limits: Limits

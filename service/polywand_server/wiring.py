@@ -1,0 +1,149 @@
+"""How the parts of the service are put together; `server` gives them their life."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from polywand_server.admission.bodies import Admission
+from polywand_server.admission.turns import Turns
+from polywand_server.config import Settings
+from polywand_server.detectors.frames import Frames
+from polywand_server.detectors.outlines import OutlineMaker
+from polywand_server.detectors.permits import FramePermits
+from polywand_server.detectors.proposals import DetectorProposals
+from polywand_server.images import Decoder, Picture
+from polywand_server.images.holders import Holders
+from polywand_server.interactors.drawer import Drawer
+from polywand_server.interactors.memory import EstimateMemory, MemoryBudget
+from polywand_server.interactors.predictor import Predictor
+from polywand_server.interactors.steps import Steps
+from polywand_server.lanes import FRAME_PRIORITY, PROMPT_PRIORITY, Lane, ModelTurns, RightOfWay
+from polywand_server.rpc.detect import DetectCalls
+from polywand_server.rpc.ingress import Ingress
+from polywand_server.rpc.interact import InteractCalls
+from polywand_server.rpc.messages import Messages
+from polywand_server.rpc.servicer import AnnotationServicer
+from polywand_server.session.counts import PromptCounts
+from polywand_server.session.outbox import Unread
+from polywand_server.session.services import Services
+from polywand_server.tools.folders import ModelFolders
+from polywand_server.tools.loader import EndProcesses, ModelLoader, leave_alone
+from polywand_server.tools.registry import Registry
+from polywand_server.triton.client import Death, TritonClient
+from polywand_server.triton.shared_memory import SharedMemory, is_on_this_host
+from polywand_server.workers.pool import Workers
+
+# Of all decoded images, the part that paused frames may hold.
+PAUSED_FRAMES_PART = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TritonProcess:
+    """A running Triton.
+
+    memory_prefix: of the names of the memory that is shared with it. end_model_processes: kills its Python models.
+    watch: what keeps our own one running, which ends only when it fails; None for a Triton elsewhere.
+    """
+
+    url: str
+    memory_prefix: str
+    end_model_processes: EndProcesses = leave_alone
+    watch: Callable[[], Coroutine[Any, Any, None]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts that have a life of their own, or that the edges need."""
+
+    registry: Registry
+    ingress: Ingress
+    messages: Messages
+    servicer: AnnotationServicer
+
+
+def wire(
+    stack: AsyncExitStack, settings: Settings, process: TritonProcess, workers: Workers, on_change: Callable[[], None]
+) -> Parts:
+    """Make all parts between gRPC and Triton. stack: closes them. on_change: called when tools or readiness change."""
+    limits = settings.limits
+
+    def on_death(death: Death) -> None:
+        loader.revive(death)
+
+    triton = TritonClient(process.url, settings.triton_tls, on_death=on_death)
+    stack.push_async_callback(triton.close)
+    memory = None
+    if settings.shared_memory_bytes and is_on_this_host(process.url):
+        memory = SharedMemory(triton, process.memory_prefix, settings.shared_memory_bytes)
+        stack.push_async_callback(memory.close)
+    model_turns = ModelTurns(limits.inferences_at_once)
+
+    def lane(kind: str, priority: int, gives_way_to: RightOfWay | None = None) -> Lane:
+        threads = ThreadPoolExecutor(settings.worker_threads, thread_name_prefix=kind)
+        stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+        return Lane(
+            triton,
+            memory,
+            threads,
+            model_turns,
+            thread_count=settings.worker_threads,
+            timeout_seconds=settings.infer_timeout_seconds,
+            priority=priority,
+            gives_way_to=gives_way_to,
+        )
+
+    news = asyncio.Event()
+    loader = ModelLoader(
+        triton,
+        ModelFolders(None if settings.triton_url else settings.model_repository),
+        allowed=settings.load_models,
+        on_change=news.set,
+        end_processes=process.end_model_processes,
+    )
+    registry = Registry(
+        triton,
+        loader,
+        ready_models=settings.ready_models,
+        poll_seconds=settings.poll_seconds,
+        news=news,
+        on_change=on_change,
+    )
+    right_of_way, holders = RightOfWay(), Holders()
+    prompt_lane = lane("prompts", PROMPT_PRIORITY)
+    frame_lane = lane("frames", FRAME_PRIORITY, gives_way_to=right_of_way)
+    decoder = Decoder(frame_lane, workers, holders, limits)
+    drawer = Drawer(prompt_lane, workers, limits.work_cpu_seconds)
+    budget = MemoryBudget(limits.stream_memory_bytes, limits.memory_bytes)
+
+    def new_predictor(picture: Picture) -> Predictor:
+        steps = Steps(prompt_lane, DetectorProposals(registry, prompt_lane, picture), picture)
+        return Predictor(registry, prompt_lane, drawer, EstimateMemory(budget), steps, picture)
+
+    services = Services(
+        decoder,
+        new_predictor,
+        right_of_way,
+        holders,
+        Unread(limits.stream_reply_bytes, limits.reply_bytes),
+        PromptCounts(registry.knows),
+        limits,
+    )
+    frames = Frames(
+        registry,
+        frame_lane,
+        decoder,
+        OutlineMaker(frame_lane, Drawer(frame_lane, workers, limits.work_cpu_seconds)),
+        FramePermits(Turns(limits.frames_in_work, what="frames"), limits.images_bytes // PAUSED_FRAMES_PART),
+    )
+    ingress = Ingress(limits.bodies_bytes)
+    messages = Messages(Admission(limits, lambda: right_of_way.prompts_expected), ingress)
+    servicer = AnnotationServicer(
+        registry,
+        messages,
+        InteractCalls(services, messages, prompt_lane),
+        DetectCalls(frames, messages, frame_lane, limits.frames_in_flight),
+    )
+    return Parts(registry, ingress, messages, servicer)
