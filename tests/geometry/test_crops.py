@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from polywand_server.geometry.boxes import Box
 from polywand_server.images.regions import ProbabilityMap, Region
 from polywand_server.images.resampling import Resampling
-from polywand_server.interactors.crops import Frame, ZoomIn, crop_policy
+from polywand_server.interactors.crops import Frame, ProposalCrops, ZoomIn, crop_policy
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Label, Point, Prompt
-from polywand_server.tools.specs import CropPolicy, MarginCrop, RoiCrop, WholeCrop, ZoomInCrop
+from polywand_server.tools.specs import CropPolicy, MarginCrop, ProposalSpec, RoiCrop, WholeCrop, ZoomInCrop
 
 WIDTH, HEIGHT = 1600, 1200
 SIZE = (384, 384)
@@ -113,6 +113,50 @@ class TestFirstCandidates:
         mask = mask_in(self.crops.whole(), 400, 400, 700, 700)
         assert len(self.crops.candidates(clicked((500, 500)), known(mask))) == 1
         assert len(self.crops.candidates(clicked((500, 500), box=Box(400, 400, 700, 700)), None)) == 1
+
+
+class TestProposals:
+    """Where clicks alone start an object, a detector's boxes add candidates."""
+
+    spec = ZoomInCrop(
+        policy="zoom_in",
+        first_looks=(0.5,),
+        max_aspect=10,
+        proposals=ProposalSpec(model="detector", at_most=2, agree_from=0.3),
+    )
+    frame = Frame(1000, 800, (100, 100), 0.5)
+    close, wider, widest = Box(250, 300, 350, 500), Box(200, 300, 400, 500), Box(100, 300, 400, 500)
+
+    def crops(self, prompt: Prompt, previous: Estimate | None = None) -> ProposalCrops | None:
+        return crop_policy(self.spec).proposal_crops(self.frame, prompt, previous)
+
+    def test_the_best_boxes_have_the_crops_that_they_would_have_as_prompts(self):
+        regions = self.crops(clicked((300, 400))).candidates([self.wider, self.close, self.widest])
+        boxed = [
+            crop_policy(self.spec).candidates(self.frame, clicked(box=box), None)[0] for box in (self.wider, self.close)
+        ]
+        assert regions == boxed
+        assert [edges(region) for region in regions] == [(164, 264, 436, 536), (232, 264, 368, 536)]
+
+    def test_they_are_for_objects_that_start_by_clicks_alone(self):
+        mask = mask_in(Region(100, 100, 500, 500, (100, 100)), 200, 200, 500, 500)
+        assert self.crops(clicked((300, 400))) is not None
+        assert self.crops(clicked((300, 400), box=Box(200, 200, 500, 600))) is None
+        assert self.crops(clicked((300, 400), (310, 400)), known(mask)) is None
+        assert self.crops(Prompt("model", 1, "", (Point(300, 400, Label.NEGATIVE),))) is None
+
+    def test_the_box_that_agrees_most_with_the_mask_is_chosen_if_it_agrees_enough(self):
+        found = mask_in(Region(100, 200, 500, 500, (100, 100)), 200, 250, 450, 500)
+        crops = self.crops(clicked((300, 400)))
+        assert crops.agreeing([self.close, self.wider, self.widest], found) == self.wider
+        assert crops.agreeing([Box(0, 0, 1000, 800)], found) is None
+        assert crops.agreeing([], found) is None
+
+    def test_without_agree_from_no_box_is_chosen(self):
+        found = mask_in(Region(100, 200, 500, 500, (100, 100)), 200, 250, 450, 500)
+        spec = self.spec.model_copy(update={"proposals": ProposalSpec(model="detector")})
+        crops = crop_policy(spec).proposal_crops(self.frame, clicked((300, 400)), None)
+        assert crops.agreeing([self.wider], found) is None
 
 
 class TestRefinement:
