@@ -99,10 +99,10 @@ def test_a_photo_is_shown_to_the_detector_once(
     monkeypatch.setattr(Proposer, "_find", lambda self, picture: shown.append(picture.width) or find(self, picture))
     tool = DirectTool(read_folder(repository, "wand_click"))
     for name in ("astronaut", "coffee"):
-        with tool.look_at(photos[name]) as look:
-            look.ask(Prompt(box=Box(100, 50, 300, 350)), "boxed")
-            look.ask(Prompt((Point(250, 250),)), "first")
-            look.ask(Prompt((Point(200, 250),)), "second")
+        with tool.open(photos[name]) as session:
+            session.answer(Prompt(box=Box(100, 50, 300, 350)), "boxed")
+            session.answer(Prompt((Point(250, 250),)), "first")
+            session.answer(Prompt((Point(200, 250),)), "second")
     assert shown == [512, 600]
 
 
@@ -115,11 +115,11 @@ def test_masks_that_start_from_proposals_are_the_same_both_ways(
 ):
     photo, prompt = photos[name], Prompt((click,))
     tool = DirectTool(read_folder(repository, "wand_click"))
-    with tool.look_at(photo) as ours, ServedTool(client, "wand_click").look_at(photo) as theirs:
-        first = ours.ask(prompt, "first")
-        assert iou(theirs.ask(prompt, "first"), Truth(first)) > 0.98
-    with without_proposals(repository).look_at(photo) as alone:
-        assert iou(alone.ask(prompt, "first"), Truth(first)) < 0.5  # the proposals matter here
+    with tool.open(photo) as ours, ServedTool(client, "wand_click").open(photo) as theirs:
+        first = ours.answer(prompt, "first")
+        assert iou(theirs.answer(prompt, "first"), Truth(first)) > 0.98
+    with without_proposals(repository).open(photo) as alone:
+        assert iou(alone.answer(prompt, "first"), Truth(first)) < 0.5  # the proposals matter here
 
 
 def test_a_missing_detector_proposes_nothing(tmp_path: Path, photos: dict[str, Photo]):
@@ -129,8 +129,8 @@ def test_a_missing_detector_proposes_nothing(tmp_path: Path, photos: dict[str, P
     assert load_proposer(folder, ProposalSpec(model="missing"), Precision.SERVED, threads=0) is None
     check(folder)
     photo, prompt = photos["coffee"], Prompt((Point(300, 200),))
-    with DirectTool(folder).look_at(photo) as look, without_proposals(root).look_at(photo) as expected:
-        np.testing.assert_array_equal(look.ask(prompt, "first"), expected.ask(prompt, "first"))
+    with DirectTool(folder).open(photo) as session, without_proposals(root).open(photo) as expected:
+        np.testing.assert_array_equal(session.answer(prompt, "first"), expected.answer(prompt, "first"))
 
 
 def test_proposals_of_what_is_no_detector_are_refused(tmp_path: Path):

@@ -98,10 +98,10 @@ def test_both_ways_answer_clicks_at_once_as_one_by_one(
     with polywand.connect(service) as client:
         masks = []
         for tool in (DirectTool(read_folder(repository, model)), ServedTool(client, model)):
-            with tool.look_at(photo) as look:
-                masks.append([look.ask(prompt, "one by one") for prompt in prompts][-1])
-                np.testing.assert_array_equal(look.ask(prompts[-1], "at once"), masks[-1])
-                np.testing.assert_array_equal(look.ask(prompts[-1], "at once"), masks[-1])
+            with tool.open(photo) as session:
+                masks.append([session.answer(prompt, "one by one") for prompt in prompts][-1])
+                np.testing.assert_array_equal(session.answer(prompts[-1], "at once"), masks[-1])
+                np.testing.assert_array_equal(session.answer(prompts[-1], "at once"), masks[-1])
         assert iou(masks[0], Truth(masks[1])) > 0.97
 
 
@@ -118,12 +118,12 @@ def test_both_ways_drop_specks_and_fill_tiny_holes_unless_a_click_lies_there(
     photo, inside = load(subject), (Point(30.5, 48.5),)
     with polywand.connect(service) as client:
         for tool in (DirectTool(read_folder(repository, "red_whole")), ServedTool(client, "red_whole")):
-            with tool.look_at(photo) as look:
-                first = look.ask(Prompt(inside), "first")
+            with tool.open(photo) as session:
+                first = session.answer(Prompt(inside), "first")
                 assert (first[part], first[hole]) == (True, False)
                 assert not first[speck].any()
                 assert first[tiny_hole].all()
-                kept = look.ask(Prompt((*inside, Point(121.5, 21.5), Point(42.5, 48.5, "negative"))), "second")
+                kept = session.answer(Prompt((*inside, Point(121.5, 21.5), Point(42.5, 48.5, "negative"))), "second")
                 assert kept[speck].all()
                 assert not kept[tiny_hole].any()
 

@@ -63,11 +63,11 @@ class DirectTool:
         self.masks = f"the pixels whose centres are above the threshold, without specks ({self._network.name})"
 
     @contextmanager
-    def look_at(self, photo: Photo) -> Iterator["_Look"]:
+    def open(self, photo: Photo) -> Iterator["_Session"]:
         """See Tool."""
-        yield _Look(self, self._folder, picture_of(photo.pixels))
+        yield _Session(self, self._folder, picture_of(photo.pixels))
 
-    def answer(self, picture: Picture, prompt: served.Prompt, previous: Estimate | None) -> Estimate:
+    def estimate(self, picture: Picture, prompt: served.Prompt, previous: Estimate | None) -> Estimate:
         """Run the network on a prompt, in as many passes as its crop policy asks for.
 
         previous: the estimate that the prompt extends; None where the object starts here.
@@ -125,7 +125,7 @@ class _Last:
     estimate: Estimate
 
 
-class _Look:
+class _Session:
     """Remembers the last estimate of each object."""
 
     def __init__(self, tool: DirectTool, folder: ModelFolder, picture: Picture) -> None:
@@ -134,8 +134,8 @@ class _Look:
         self._picture = picture
         self._last: dict[str, _Last] = {}
 
-    def ask(self, prompt: Prompt, object_id: str) -> Mask:
-        """See Look."""
+    def answer(self, prompt: Prompt, object_id: str) -> Mask:
+        """See Session."""
         asked = _as_served(prompt)
         estimate = self._estimate(asked, self._last.get(object_id))
         self._last[object_id] = _Last(asked, estimate)
@@ -149,7 +149,7 @@ class _Look:
         if last is not None and prompt.builds_on(last.prompt):
             first, estimate = len(last.prompt.points) + 1, last.estimate
         for count in range(first, len(prompt.points) + 1):
-            estimate = self._tool.answer(self._picture, prompt.up_to(count), estimate)
+            estimate = self._tool.estimate(self._picture, prompt.up_to(count), estimate)
         assert estimate is not None  # the last prompt has one, or the loop runs
         return estimate
 
