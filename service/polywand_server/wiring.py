@@ -18,6 +18,7 @@ from polywand_server.images import Decoder, Picture
 from polywand_server.images.holders import Holders
 from polywand_server.interactors.drawer import Drawer
 from polywand_server.interactors.memory import EstimateMemory, MemoryBudget
+from polywand_server.interactors.passes import Passes
 from polywand_server.interactors.predictor import Predictor
 from polywand_server.interactors.steps import Steps
 from polywand_server.lanes import FRAME_PRIORITY, PROMPT_PRIORITY, Lane, ModelTurns, RightOfWay
@@ -119,8 +120,9 @@ def wire(
     budget = MemoryBudget(limits.stream_memory_bytes, limits.memory_bytes)
 
     def new_predictor(picture: Picture) -> Predictor:
-        steps = Steps(prompt_lane, DetectorProposals(registry, prompt_lane, picture), picture)
-        return Predictor(registry, prompt_lane, drawer, EstimateMemory(budget), steps, picture)
+        proposals = DetectorProposals(registry, prompt_lane, picture)
+        steps = Steps(Passes(prompt_lane, picture), proposals, picture)
+        return Predictor(registry, drawer, EstimateMemory(budget), steps, picture)
 
     services = Services(
         decoder,

@@ -47,7 +47,7 @@ class Tools:
     def close(self) -> None:
         pass
 
-    async def check(self, prompt: Prompt) -> None:
+    def check(self, prompt: Prompt) -> None:
         pass
 
     async def find(self, *_: object) -> Incomplete:

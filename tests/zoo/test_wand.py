@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,13 @@ from onnx import numpy_helper
 from torch import nn
 from tritonclient.grpc import model_config_pb2
 
-from polywand_zoo import refinement
 from polywand_zoo.cli import main
 from polywand_zoo.onnx_export import trace
 from polywand_zoo.points import Label
 from polywand_zoo.refinement.config import SETTINGS
 from polywand_zoo.wand import export as wand_export
 from polywand_zoo.wand.checkpoint import UNUSED, CheckpointError, experiment_name, load_network
-from polywand_zoo.wand.export import INPUTS, MAX_POINTS, export, random_request
+from polywand_zoo.wand.export import INPUTS, MAX_POINTS, REFINED, Export, export, random_request, write
 from polywand_zoo.wand.folding import fold_batch_norms
 from polywand_zoo.wand.network import DISK_RADIUS, INPUT_SIZE, WandNetwork
 from polywand_zoo.wand.prompts import MAP_NAMES, PromptMaps
@@ -141,10 +139,15 @@ def test_all_weights_of_wand_are_less_than_20_megabytes() -> None:
     assert sum(path.stat().st_size for path in files) < 20e6
 
 
-@pytest.mark.parametrize("version", WAND_VERSIONS)
-def test_wand_brs_runs_the_code_that_every_f_brs_runs(version: int) -> None:
-    source = resources.files(refinement).joinpath("triton_model.py").read_text()
-    assert (MODEL_FOLDER.parent / "wand_brs" / str(version) / "model.py").read_text() == source
+def test_each_version_of_wand_brs_has_the_code_that_the_exporter_writes(tmp_path: Path) -> None:
+    shipped = MODEL_FOLDER.parent / REFINED
+    shutil.copytree(shipped, tmp_path / REFINED, ignore=shutil.ignore_patterns("model.py", "__pycache__"))
+    versions = [int(path.parent.name) for path in shipped.glob("*/model.py")]
+    assert set(versions) >= set(WAND_VERSIONS)
+    for version in versions:
+        write(Export(b"", b"", 0.0, 0.0, 0.0), tmp_path, version)
+        path = Path(REFINED) / str(version) / "model.py"
+        assert (tmp_path / path).read_bytes() == (shipped.parent / path).read_bytes()
 
 
 def test_a_click_finds_the_cup_and_a_negative_click_takes_its_saucer_away(

@@ -25,6 +25,10 @@ class Box:
         height = max(0.0, min(self.y1, other.y1) - max(self.y0, other.y0))
         return width * height / (self.area + other.area - width * height)
 
+    def union(self, other: "Box") -> "Box":
+        """The smallest box that holds both."""
+        return Box(min(self.x0, other.x0), min(self.y0, other.y0), max(self.x1, other.x1), max(self.y1, other.y1))
+
     @property
     def area(self) -> float:
         """In square image pixels."""

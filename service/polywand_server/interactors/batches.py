@@ -10,7 +10,7 @@ from polywand_server.geometry.boxes import Box
 from polywand_server.images import Picture
 from polywand_server.images.crop_cache import CropCache
 from polywand_server.images.regions import Region
-from polywand_server.interactors.crops import Crops
+from polywand_server.interactors.crops import Frame, crop_policy
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Prompt
 from polywand_server.interactors.tensors import read, tensor_specs, write_prompt
@@ -105,11 +105,10 @@ async def _segment_batch(
 
 
 def _look(tool: Interactor, picture: Picture, boxes: Sequence[Box]) -> list[_Item]:
-    crops = Crops(tool.spec.crop, picture.width, picture.height, tool.fixed_size)
+    policy = crop_policy(tool.spec.crop)
+    frame = Frame(picture.width, picture.height, tool.fixed_size, tool.spec.threshold)
     prompts = [Prompt(tool.name, tool.version, "", box=box) for box in boxes]
-    return [
-        _Item(number, prompt, crops.first(prompt, None, tool.spec.threshold)) for number, prompt in enumerate(prompts)
-    ]
+    return [_Item(number, prompt, policy.candidates(frame, prompt, None)[0]) for number, prompt in enumerate(prompts)]
 
 
 def _batches(items: Sequence[_Item], tool: Interactor, lane: Lane) -> Iterator[list[_Item]]:

@@ -8,12 +8,13 @@ from polywand_server.tools.kinds import Interactor
 
 def check_inside(prompt: Prompt, picture: Picture) -> None:
     """Refuse points and boxes outside the image. Raises InvalidInputError."""
-    limit = f"the image spans 0..{picture.width} by 0..{picture.height}"
+    width, height = picture.width, picture.height
+    limit = f"the image spans 0..{width} by 0..{height}"
     for number, point in enumerate(prompt.points):
-        if not (0 <= point.x <= picture.width and 0 <= point.y <= picture.height):
+        if not (0 <= point.x <= width and 0 <= point.y <= height):
             raise InvalidInputError(f"prompt.points[{number}]", f"({point.x:g}, {point.y:g}) is outside: {limit}")
     box = prompt.box
-    if box is not None and not (box.x0 >= 0 and box.y0 >= 0 and box.x1 <= picture.width and box.y1 <= picture.height):
+    if box is not None and not (box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height):
         raise InvalidInputError(
             "prompt.box", f"({box.x0:g}, {box.y0:g}, {box.x1:g}, {box.y1:g}) reaches outside: {limit}"
         )

@@ -13,14 +13,9 @@ from polywand_server.interactors.estimate import Estimate, Found, Segmentation
 from polywand_server.interactors.memory import EstimateMemory, Key, keys_of, seed_key
 from polywand_server.interactors.prompt import Incomplete, Prompt, Supersession, first_step, incomplete
 from polywand_server.interactors.steps import Call, Steps
-from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
-from polywand_server.tools.kinds import Interactor
 from polywand_server.tools.registry import Registry
 from polywand_server.tools.retry import use_tool
-
-# A prompt with more points is checked in a thread; the shipped models take fewer.
-FEW_POINTS = 256
 
 
 class Predictor:
@@ -32,7 +27,6 @@ class Predictor:
     def __init__(
         self,
         registry: Registry,
-        lane: Lane,
         drawer: Drawer,
         memory: EstimateMemory,
         steps: Steps,
@@ -40,7 +34,6 @@ class Predictor:
     ) -> None:
         self.picture = picture
         self._registry = registry
-        self._lane = lane
         self._drawer = drawer
         self._steps = steps
         self._memory = memory
@@ -50,12 +43,9 @@ class Predictor:
         self._steps.close()
         self._memory.close()
 
-    async def check(self, prompt: Prompt) -> None:
+    def check(self, prompt: Prompt) -> None:
         """Refuse a prompt that reaches outside the image. Raises InvalidInputError."""
-        if len(prompt.points) > FEW_POINTS:
-            await self._lane.compute(lambda: check_inside(prompt, self.picture))
-        else:
-            check_inside(prompt, self.picture)
+        check_inside(prompt, self.picture)
 
     async def find(self, prompt: Prompt, timer: Stopwatch, newer: Supersession) -> Found | Incomplete:
         """Find the object that a prompt means, or say what the prompt still lacks for its tool.
@@ -101,8 +91,8 @@ class Predictor:
     async def _estimate(self, call: Call, prompt: Prompt) -> Estimate:
         """Go on from the longest beginning of the prompt that is remembered, click by click."""
         tool, last, keys = call.tool, len(prompt.points), keys_of(prompt, call.tool.version)
-        first = first_step(prompt, tool.spec.prompt) if tool.depends_on_earlier_clicks else last
-        done, estimate = self._longest_beginning(tool, keys, first)
+        first = first_step(prompt, tool.spec.prompt) if self._steps.depends_on_earlier_clicks(tool) else last
+        done, estimate = self._longest_beginning(call, keys, first)
         if estimate is not None and done == last:
             return estimate
         if estimate is None and prompt.seed is not None:
@@ -123,18 +113,18 @@ class Predictor:
             self._memory.remember(keys[last], estimate)
         return estimate
 
-    def _longest_beginning(self, tool: Interactor, keys: list[Key], first: int) -> tuple[int, Estimate | None]:
+    def _longest_beginning(self, call: Call, keys: list[Key], first: int) -> tuple[int, Estimate | None]:
         """Find the longest remembered beginning with at least so many points; one point less, and None, if none is."""
         for count in range(len(keys) - 1, first - 1, -1):
-            estimate = self._remembered(tool, keys[count])
+            estimate = self._remembered(call, keys[count])
             if estimate is not None:
                 return count, estimate
         return first - 1, None
 
-    def _remembered(self, tool: Interactor, key: Key) -> Estimate | None:
+    def _remembered(self, call: Call, key: Key) -> Estimate | None:
         """Find the estimate of a beginning, if it is what would be found now."""
         estimate = self._memory.find(key)
-        return estimate if estimate is not None and self._steps.is_current(tool, estimate) else None
+        return estimate if estimate is not None and self._steps.is_current(call.tool, estimate) else None
 
     async def _seed(self, call: Call, prompt: Prompt) -> Estimate:
         """Lay out a prompt's seed, what its object starts from."""

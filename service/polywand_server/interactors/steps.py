@@ -4,15 +4,13 @@ from dataclasses import dataclass, replace
 
 from polywand_server.geometry.boxes import Box
 from polywand_server.images import Picture
-from polywand_server.interactors.crops import Crops
+from polywand_server.interactors.crops import Frame, crop_policy
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.passes import Passes
 from polywand_server.interactors.prompt import Prompt, Supersession
 from polywand_server.interactors.proposals import Proposals
-from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
 from polywand_server.tools.kinds import Interactor
-from polywand_server.tools.specs import ProposalSpec, ZoomInCrop
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,27 +23,31 @@ class Call:
 
 
 class Steps:
-    """Runs interactors on one picture, step by step. proposals: of this picture."""
+    """Runs interactors on one picture, step by step. passes, proposals: of this picture."""
 
-    def __init__(self, lane: Lane, proposals: Proposals, picture: Picture) -> None:
+    def __init__(self, passes: Passes, proposals: Proposals, picture: Picture) -> None:
         self._picture = picture
         self._proposals = proposals
-        self._passes = Passes(lane, picture)
+        self._passes = passes
 
     def close(self) -> None:
         """Cancel a detector's work on this picture."""
         self._proposals.close()
 
+    def depends_on_earlier_clicks(self, tool: Interactor) -> bool:
+        """Whether what an interactor found before a click changes what it finds after it."""
+        return tool.feeds_back or crop_policy(tool.spec.crop).follows_mask
+
     def is_current(self, tool: Interactor, estimate: Estimate) -> bool:
         """Whether a remembered estimate is what would be found now, with the proposals that there are."""
-        wanted = _proposals_of(tool)
+        wanted = crop_policy(tool.spec.crop).proposals
         if estimate.detector is None or wanted is None:
             return True
         return self._proposals.are_current(wanted, estimate.detector)
 
     def is_provisional(self, tool: Interactor, estimate: Estimate) -> bool:
         """Whether the same prompt may be answered otherwise when it comes again."""
-        wanted = _proposals_of(tool)
+        wanted = crop_policy(tool.spec.crop).proposals
         return estimate.is_partial or (
             wanted is not None and estimate.detector == 0 and self._proposals.may_come(wanted)
         )
@@ -58,39 +60,35 @@ class Steps:
         """
         tool, newer = call.tool, call.newer
         threshold = tool.spec.threshold
-        crops = Crops(tool.spec.crop, self._picture.width, self._picture.height, tool.fixed_size)
-        looks = crops.looks(prompt, previous, threshold)
-        found = await self._passes.run(call.tool, prompt, looks[0], previous, call.timer)
-        wanted, boxes = crops.wanted_proposals(prompt, previous), list[Box]()
+        policy = crop_policy(tool.spec.crop)
+        frame = Frame(self._picture.width, self._picture.height, tool.fixed_size, threshold)
+        candidates = policy.candidates(frame, prompt, previous)
+        found = await self._passes.run(call.tool, prompt, candidates[0], previous, call.timer)
+        proposal_crops, boxes = policy.proposal_crops(frame, prompt, previous), list[Box]()
         detector = previous.detector if previous is not None else None
-        if wanted is not None:
+        if proposal_crops is not None:
             if newer.is_superseded():
                 return replace(found, is_partial=True)
-            proposed = await self._proposals.find(wanted, call.timer, newer)
+            proposed = await self._proposals.find(proposal_crops.spec, call.timer, newer)
             clicks = prompt.positive_clicks()
             detector, boxes = proposed.version, [box for box in proposed.boxes if box.holds(clicks)]
-            looks = list(dict.fromkeys(looks + crops.proposed(wanted, boxes)))
+            candidates = list(dict.fromkeys(candidates + proposal_crops.candidates(boxes)))
             if proposed.version == 0 and newer.is_superseded():  # it was not waited for
                 return replace(found, is_partial=True)
-        for other in looks[1:]:
+        for other in candidates[1:]:
             if newer.is_superseded():
                 return replace(found, is_partial=True)
             also = await self._passes.run(call.tool, prompt, other, previous, call.timer)
             found = max(found, also, key=lambda estimate: estimate.confidence(threshold))
-        closer = crops.again(prompt, previous, found.probabilities, threshold)
+        closer = policy.refined(frame, prompt, previous, found.probabilities)
         if closer is not None:
             if newer.is_superseded():
                 return replace(found, is_partial=True)
             found = await self._passes.run(call.tool, prompt, closer, found, call.timer)
-        box = crops.agreeing(wanted, boxes, found.probabilities, threshold) if wanted is not None else None
-        if box is not None:
+        box = proposal_crops.agreeing(boxes, found.probabilities) if proposal_crops is not None else None
+        if proposal_crops is not None and box is not None:
             if newer.is_superseded():
                 return replace(found, is_partial=True)
-            found = await self._passes.run(call.tool, replace(prompt, box=box), crops.around_box(box), None, call.timer)
+            boxed = replace(prompt, box=box)
+            found = await self._passes.run(call.tool, boxed, proposal_crops.around(box), None, call.timer)
         return replace(found, detector=detector)
-
-
-def _proposals_of(tool: Interactor) -> ProposalSpec | None:
-    """Whose boxes a tool asks for where clicks alone start an object."""
-    crop = tool.spec.crop
-    return crop.proposals if isinstance(crop, ZoomInCrop) else None

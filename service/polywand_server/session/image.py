@@ -53,7 +53,7 @@ class CurrentImage:
         """
         prompt, self._is_submitting = request.prompt, True
         try:
-            await self._predictor.check(prompt)
+            self._predictor.check(prompt)
             queue = self._queue_of(prompt.object_id)
             with self._counts.skipped_if_cancelled(prompt.model):
                 await self._backlog.wait_for_room(prompt.nbytes, queue.waiting_bytes)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from polywand_server.tools.specs import DetectorSpec, InteractorSpec, RoiCrop, ZoomInCrop
+from polywand_server.tools.specs import DetectorSpec, InteractorSpec
 from polywand_server.triton.client import ModelConfig
 
 Spec = TypeVar("Spec", InteractorSpec, DetectorSpec)
@@ -39,12 +39,9 @@ class Interactor(_VersionOfTool[InteractorSpec]):
         return "PREV_MASK" in self.config.inputs
 
     @property
-    def depends_on_earlier_clicks(self) -> bool:
-        """Whether its answers to earlier clicks change its answer to a later one: by a mask or a state that is fed
-        back, or by a crop around the mask.
-        """
-        inputs = self.config.inputs
-        return "PREV_MASK" in inputs or "STATE" in inputs or isinstance(self.spec.crop, ZoomInCrop | RoiCrop)
+    def feeds_back(self) -> bool:
+        """Whether each pass is given the mask or the state of the pass before."""
+        return "PREV_MASK" in self.config.inputs or "STATE" in self.config.inputs
 
     @property
     def fixed_size(self) -> tuple[int, int] | None:

@@ -32,7 +32,7 @@ STATE = ', { name: "STATE" data_type: TYPE_FP32 dims: [ 1 ] }'
 
 
 def make_repository(root: Path) -> Path:
-    """Lay out the shipped tools, and a network that finds red for each of two crop policies."""
+    """Lay out the shipped tools, and a network that finds red for each of four crops."""
     for name in ("wand", "grabcut", "nanodet"):
         shutil.copytree(REPOSITORY / name, root / name)
     add_model(root, "red_whole", crop={"policy": "whole", "longest_side": 144})
@@ -43,11 +43,19 @@ def make_repository(root: Path) -> Path:
         crop={"policy": "margin", "fraction": 0.1, "pixels": 20},
         prompt={"min_positive_points": 0, "extreme_points": 4},
     )
+    add_model(root, "red_roi", crop={"policy": "roi", "longest_side": 144, "zoomed_side": 100, "min_side": 40})
+    add_model(
+        root,
+        "red_cubic",
+        size=128,
+        crop={"policy": "margin", "pixels": 20, "keep_margin": False, "resampling": "cubic"},
+        prompt={"min_positive_points": 0, "extreme_points": 4},
+    )
     return root
 
 
 def make_proposing(root: Path, proposals: dict[str, Any]) -> Path:
-    """Lay out the shipped wand, whose clicks are to be looked for where these proposals are, and near them."""
+    """Lay out the shipped wand, whose first clicks have crops around these proposals and near the click."""
     shutil.copytree(REPOSITORY / "wand", root / "wand")
     path = root / "wand" / "config.pbtxt"
     config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())

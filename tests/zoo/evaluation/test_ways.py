@@ -14,10 +14,11 @@ from click.testing import CliRunner, Result
 
 import polywand
 from polywand import Box, Point
+from polywand_server.images.regions import ProbabilityMap, Region
 from polywand_zoo.cli import main
-from polywand_zoo.evaluation.crops import Frame, Margin, ZoomIn
 from polywand_zoo.evaluation.direct import DirectTool, check
 from polywand_zoo.evaluation.layouts import read_folders
+from polywand_zoo.evaluation.masks import to_mask
 from polywand_zoo.evaluation.modelfolder import ModelError, read_folder
 from polywand_zoo.evaluation.networks import Precision
 from polywand_zoo.evaluation.objects import DataSet, Truth, load
@@ -28,14 +29,13 @@ from polywand_zoo.evaluation.served import ServedTool
 from polywand_zoo.evaluation.server import own_service
 from polywand_zoo.evaluation.simulation import iou
 from polywand_zoo.evaluation.trials import Rules
-from polywand_zoo.evaluation.windows import Belief, Window, cut, moved, to_mask
 from polywand_zoo.versions import roll_back
 from tests.running import REPOSITORY, WAND_VERSION, WAND_VERSIONS
 from tests.zoo.evaluation import pictures
 from tests.zoo.evaluation.models import STATE, add_model, make_repository
 
 CLICKS = 3
-MODELS = ("wand_click", "wand_extreme", "wand_box", "grabcut", "red_whole", "red_margin")
+MODELS = ("wand_click", "wand_extreme", "wand_box", "grabcut", "red_whole", "red_margin", "red_roi", "red_cubic")
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,9 @@ def compare(repository: Path, target: str, photos: Path, model: str) -> Results:
 # Both ways.
 
 
-@pytest.mark.parametrize("model", ["wand_click", "wand_extreme", "wand_box", "red_whole", "red_margin"])
+@pytest.mark.parametrize(
+    "model", ["wand_click", "wand_extreme", "wand_box", "red_whole", "red_margin", "red_roi", "red_cubic"]
+)
 def test_the_graph_and_the_service_agree(repository: Path, service: str, photos: Path, model: str):
     results = compare(repository, service, photos, model)
     ((name, likenesses),) = results.likenesses.items()
@@ -96,10 +98,10 @@ def test_both_ways_answer_clicks_at_once_as_one_by_one(
     with polywand.connect(service) as client:
         masks = []
         for tool in (DirectTool(read_folder(repository, model)), ServedTool(client, model)):
-            with tool.look_at(photo) as look:
-                masks.append([look.ask(prompt, "one by one") for prompt in prompts][-1])
-                np.testing.assert_array_equal(look.ask(prompts[-1], "at once"), masks[-1])
-                np.testing.assert_array_equal(look.ask(prompts[-1], "at once"), masks[-1])
+            with tool.open(photo) as session:
+                masks.append([session.answer(prompt, "one by one") for prompt in prompts][-1])
+                np.testing.assert_array_equal(session.answer(prompts[-1], "at once"), masks[-1])
+                np.testing.assert_array_equal(session.answer(prompts[-1], "at once"), masks[-1])
         assert iou(masks[0], Truth(masks[1])) > 0.97
 
 
@@ -116,12 +118,12 @@ def test_both_ways_drop_specks_and_fill_tiny_holes_unless_a_click_lies_there(
     photo, inside = load(subject), (Point(30.5, 48.5),)
     with polywand.connect(service) as client:
         for tool in (DirectTool(read_folder(repository, "red_whole")), ServedTool(client, "red_whole")):
-            with tool.look_at(photo) as look:
-                first = look.ask(Prompt(inside), "first")
+            with tool.open(photo) as session:
+                first = session.answer(Prompt(inside), "first")
                 assert (first[part], first[hole]) == (True, False)
                 assert not first[speck].any()
                 assert first[tiny_hole].all()
-                kept = look.ask(Prompt((*inside, Point(121.5, 21.5), Point(42.5, 48.5, "negative"))), "second")
+                kept = session.answer(Prompt((*inside, Point(121.5, 21.5), Point(42.5, 48.5, "negative"))), "second")
                 assert kept[speck].all()
                 assert not kept[tiny_hole].any()
 
@@ -238,12 +240,7 @@ def test_a_model_that_cannot_be_evaluated_so_is_refused(photos: Path, model: str
             {"state": STATE},
             "hands a STATE from prompt to prompt, as f-BRS does, and only the service does that: evaluate it",
         ),
-        ({"flip": True}, "has the option 'flip', which is not reproduced here: evaluate it through the service"),
-        ({"crop": {"policy": "roi"}}, "has the crop policy 'roi', which is not reproduced here"),
-        (
-            {"crop": {"policy": "margin", "keep_margin": False}},
-            "has the option 'keep_margin' of the crop policy 'margin'",
-        ),
+        ({"flip": True}, "has the option 'flip', which only the service has: evaluate it through the service"),
     ],
 )
 def test_what_only_the_service_does_is_refused_on_the_graph(tmp_path: Path, more: dict, says: str):
@@ -253,65 +250,24 @@ def test_what_only_the_service_does_is_refused_on_the_graph(tmp_path: Path, more
     assert says in str(caught.value)
 
 
+def test_a_spec_that_the_service_would_refuse_is_refused(tmp_path: Path):
+    add_model(tmp_path, "strange", crop={"policy": "margin", "fractions": 0.1})
+    with pytest.raises(ModelError, match=r"(?s)its parameter 'polywand' is wrong: .*crop\.margin\.fractions"):
+        read_folder(tmp_path, "strange")
+
+
 def test_a_service_that_does_not_start_says_why(tmp_path: Path):
     with pytest.raises(ModelError, match="nowhere"), own_service(tmp_path / "nowhere", ["wand_click"]):
         pass
 
 
-# Crops and mapping.
-
-
-def test_a_margin_in_pixels_reaches_outside_the_image_and_is_black_there():
-    (window,) = Margin(pixels=10).looks(Frame(40, 30, (20, 30), 0.5), Prompt(box=Box(5, 4, 15, 12)), None)
-    assert (window.left, window.top, window.right, window.bottom) == (-5, -6, 25, 22)
-    seen = cut(np.full((30, 40, 3), 200, np.uint8), window)
-    assert (seen[:3, :, 0].max(), seen[:, :4, 0].max(), seen[8:, 8:, 0].min()) == (0, 0, 200)
-
-
-def test_points_and_the_map_go_through_a_window_and_back():
-    window = Window(10, 20, 50, 60, (80, 120))
-    points = np.array([[10.0, 20.0], [30.5, 40.25], [50.0, 60.0]])
-    np.testing.assert_allclose(window.to_input(points), [[-0.5, -0.5], [61, 40], [119.5, 79.5]])
-    np.testing.assert_allclose(window.to_image(window.to_input(points)), points)
+# Masks.
 
 
 def test_the_mask_is_what_is_above_the_threshold_at_pixel_centres():
     probabilities = np.zeros((40, 40), np.float32)
     probabilities[10:20, 4:30] = 1
-    mask = to_mask(Belief(Window(-10, 0, 70, 80, (40, 40)), probabilities), 0.5, 100, 90)
+    mask = to_mask(ProbabilityMap(Region(-10, 0, 80, 80, (40, 40)), probabilities), 0.5, 100, 90)
     expected = np.zeros((90, 100), np.bool_)
     expected[20:40, 0:50] = True
     np.testing.assert_array_equal(mask, expected)
-
-
-def test_a_map_moves_to_another_window_and_is_nothing_where_it_does_not_reach():
-    belief = Belief(Window(0, 0, 20, 20, (20, 20)), np.ones((20, 20), np.float32))
-    elsewhere = moved(belief, Window(10, 0, 30, 20, (40, 40)))
-    np.testing.assert_array_equal(elsewhere[1:-1, :19], 1)
-    np.testing.assert_array_equal(elsewhere[:, 22:], 0)
-
-
-def test_zooming_in_keeps_the_window_until_a_click_lies_outside():
-    frame, policy = Frame(1000, 1000, (100, 100), 0.5), ZoomIn()
-    window = Window(300, 300, 700, 700, (100, 100))
-    probabilities = np.zeros((100, 100), np.float32)
-    probabilities[20:80, 20:80] = 1
-    belief = Belief(window, probabilities)
-    inside, outside = Point(450, 450), Point(900, 500)
-    assert policy.looks(frame, Prompt((inside,)), belief) == [window]
-    (wider,) = policy.looks(frame, Prompt((inside, outside)), belief)
-    assert wider.holds(np.array([(outside.x, outside.y)]))
-    assert wider != window
-    assert policy.again(frame, Prompt((inside,)), belief, belief) is None
-    moved_off = Belief(window, np.pad(np.ones((20, 20), np.float32), ((0, 80), (0, 80))))
-    closer = ZoomIn(look_again_below=0.7).again(frame, Prompt((inside,)), belief, moved_off)
-    assert closer is not None
-    assert closer.iou(window) < 0.7
-
-
-def test_a_first_click_is_looked_for_near_it_and_in_the_whole_image():
-    near, whole = ZoomIn(first_looks=(0.5, 1)).looks(
-        Frame(1000, 800, (100, 100), 0.5), Prompt((Point(300, 400),)), None
-    )
-    assert (near.left, near.top, near.right, near.bottom) == (50, 150, 550, 650)
-    assert (whole.left, whole.top, whole.right, whole.bottom) == (0, 0, 1000, 800)

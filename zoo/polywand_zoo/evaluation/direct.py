@@ -1,29 +1,37 @@
-"""The short way: prompts straight to a model's ONNX graph, with crops and mapping of our own."""
+"""The way "onnx": a model's ONNX graph without Triton and gRPC, with the service's crops and tensors."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from polywand import Box
-from polywand_zoo.evaluation.crops import Frame, UnknownPolicyError, ZoomIn, read_policy
+from polywand_server.errors import ModelFailedError
+from polywand_server.geometry.boxes import Box
+from polywand_server.images import Picture
+from polywand_server.images.picture import picture_of
+from polywand_server.images.regions import Region, crop_into
+from polywand_server.interactors import prompt as served
+from polywand_server.interactors.crops import Frame, ProposalCrops, crop_policy
+from polywand_server.interactors.estimate import Estimate
+from polywand_server.interactors.tensors import read, write_prompt
+from polywand_zoo.evaluation.masks import to_mask, without_specks
 from polywand_zoo.evaluation.modelfolder import ModelError, ModelFolder, is_there, read_detector
 from polywand_zoo.evaluation.networks import Precision, load_network
 from polywand_zoo.evaluation.objects import Mask, Photo
 from polywand_zoo.evaluation.prompts import Prompt
 from polywand_zoo.evaluation.proposals import load_proposer
-from polywand_zoo.evaluation.specks import without_specks
-from polywand_zoo.evaluation.windows import Belief, Window, cut, moved, to_mask
-from polywand_zoo.points import Label
 
 INPUTS = {"IMAGE", "POINTS", "PREV_MASK"}
-# What is said here changes nothing in the masks, or is reproduced.
-KNOWN_FIELDS = {"kind", "display_name", "help_message", "animated_gif", "license", "weights_source"}
-KNOWN_FIELDS |= {"threshold", "prompt", "crop"}
 ADVICE = "evaluate it through the service (--way service)"
+
+_LABELS = {
+    "positive": served.Label.POSITIVE,
+    "negative": served.Label.NEGATIVE,
+    "extreme": served.Label.EXTREME,
+}
 
 
 class OnlyServedError(ModelError):
@@ -34,13 +42,10 @@ class OnlyServedError(ModelError):
         super().__init__(f"{self.reason}: {ADVICE}")
 
 
-_ROWS = {"positive": Label.POSITIVE, "negative": Label.NEGATIVE, "extreme": Label.EXTREME}
-
-
 class DirectTool:
     """A model's graph on the processor; see `Tool`. threads: 0 is all cores.
 
-    Raises ModelError when the model cannot be run so.
+    Raises ModelError when the model cannot be run in this way.
     """
 
     way = "onnx"
@@ -48,76 +53,105 @@ class DirectTool:
     def __init__(self, folder: ModelFolder, precision: Precision = Precision.SERVED, threads: int = 0) -> None:
         check(folder)
         self.model, self.version, self.needs = folder.name, folder.version, folder.needs
-        self._policy = read_policy(folder.spec["crop"])
         self._folder = folder
+        self._policy = crop_policy(folder.spec.crop)
         self._network = load_network(folder, precision, threads)
         unknown = sorted(self._network.inputs - INPUTS)
         if unknown:
             raise ModelError(f"{folder.network} has an input that is not known here: {unknown[0]}")
-        proposals = self._policy.proposals if isinstance(self._policy, ZoomIn) else None
-        self._proposer = load_proposer(folder, proposals, precision, threads)
+        self._proposer = load_proposer(folder, self._policy.proposals, precision, threads)
         self.masks = f"the pixels whose centres are above the threshold, without specks ({self._network.name})"
 
     @contextmanager
-    def look_at(self, photo: Photo) -> Iterator["_Look"]:
+    def open(self, photo: Photo) -> Iterator["_Session"]:
         """See Tool."""
-        yield _Look(self, photo)
+        yield _Session(self, self._folder, picture_of(photo.pixels))
 
-    def answer(self, photo: Photo, prompt: Prompt, previous: Belief | None) -> Belief:
-        """Run the network on a prompt, in as many windows as its crop policy asks for."""
-        frame = Frame(photo.width, photo.height, self._folder.fixed_size, self._folder.threshold)
-        proposals = self._proposed(photo, prompt, previous)
-        windows = self._policy.looks(frame, prompt, previous, proposals)
-        found = [self._pass(photo, prompt, window, previous) for window in windows]
-        surest = max(found, key=lambda belief: belief.confidence(self._folder.threshold))
-        closer = self._policy.again(frame, prompt, previous, surest)
-        answer = surest if closer is None else self._pass(photo, prompt, closer, surest)
-        box = self._policy.agreeing(frame, prompt, answer, proposals) if isinstance(self._policy, ZoomIn) else None
-        return answer if box is None else self.answer(photo, dataclasses.replace(prompt, box=box), None)
+    def estimate(self, picture: Picture, prompt: served.Prompt, previous: Estimate | None) -> Estimate:
+        """Run the network on a prompt, in as many passes as its crop policy asks for.
 
-    def mask(self, photo: Photo, prompt: Prompt, belief: Belief) -> Mask:
-        """The mask of what is believed of a prompt's object, bool [H, W]."""
-        threshold = self._folder.threshold
-        kept = without_specks(belief, threshold, photo.width, photo.height, prompt.clicks())
-        return to_mask(kept, threshold, photo.width, photo.height)
+        previous: the estimate that the prompt extends; None where the object starts here.
+        """
+        frame = Frame(picture.width, picture.height, self._folder.fixed_size, self._folder.spec.threshold)
+        candidates = self._policy.candidates(frame, prompt, previous)
+        proposal_crops, boxes = self._policy.proposal_crops(frame, prompt, previous), list[Box]()
+        if proposal_crops is not None:
+            boxes = self._proposed(picture, prompt)
+            candidates = list(dict.fromkeys(candidates + proposal_crops.candidates(boxes)))
+        estimates = [self._pass(picture, prompt, region, previous) for region in candidates]
+        found = max(estimates, key=lambda estimate: estimate.confidence(frame.threshold))
+        closer = self._policy.refined(frame, prompt, previous, found.probabilities)
+        if closer is not None:
+            found = self._pass(picture, prompt, closer, found)
+        return found if proposal_crops is None else self._boxed(picture, prompt, proposal_crops, boxes, found)
 
-    def _proposed(self, photo: Photo, prompt: Prompt, previous: Belief | None) -> Sequence[Box]:
-        """Where a detector sees something on the photo; it is asked where an object starts by clicks alone."""
-        starts = previous is None and prompt.starting_box() is None
-        if self._proposer is None or not starts or all(point.label != "positive" for point in prompt.points):
-            return ()
-        return [proposal.box for proposal in self._proposer.look_at(photo)]
+    def _proposed(self, picture: Picture, prompt: served.Prompt) -> list[Box]:
+        """List the boxes of the detector that hold the prompt's positive clicks."""
+        if self._proposer is None:
+            return []
+        clicks = prompt.positive_clicks()
+        return [proposal.box for proposal in self._proposer.propose(picture) if proposal.box.holds(clicks)]
 
-    def _pass(self, photo: Photo, prompt: Prompt, window: Window, before: Belief | None) -> Belief:
-        previous = np.zeros(window.size, np.float32) if before is None else moved(before, window)
-        feeds: dict[str, NDArray[np.generic]] = {
-            "IMAGE": cut(photo.pixels, window)[None],
-            "POINTS": point_rows(prompt, window, self._folder.points)[None],
-            "PREV_MASK": previous[None, None],
+    def _boxed(
+        self, picture: Picture, prompt: served.Prompt, crops: ProposalCrops, boxes: list[Box], found: Estimate
+    ) -> Estimate:
+        """Run the network once more with the box that agrees with what was found, if one does."""
+        box = crops.agreeing(boxes, found.probabilities)
+        if box is None:
+            return found
+        return self._pass(picture, dataclasses.replace(prompt, box=box), crops.around(box), None)
+
+    def _pass(self, picture: Picture, prompt: served.Prompt, region: Region, previous: Estimate | None) -> Estimate:
+        height, width = region.size
+        tensors: dict[str, NDArray[np.generic]] = {
+            "IMAGE": np.empty((1, height, width, 3), np.uint8),
+            "POINTS": np.empty((1, self._folder.points, 3), np.float32),
+            "PREV_MASK": np.empty((1, 1, height, width), np.float32),
         }
-        logits = self._network.run({name: feeds[name] for name in self._network.inputs})
-        probabilities = 1 / (1 + np.exp(-logits[0, 0].clip(-60, 60)))
-        return Belief(window, probabilities.astype(np.float32))
+        crop_into(tensors["IMAGE"][0], picture, region)
+        write_prompt(tensors, prompt, region, previous)
+        logits = self._network.run({name: tensors[name] for name in self._network.inputs})
+        try:
+            return read({"LOGITS": logits}, region, self.model)
+        except ModelFailedError as error:
+            raise ModelError(str(error)) from error
 
 
-class _Look:
-    """Remembers what was believed of each object."""
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """The last prompt of an object, and its estimate."""
 
-    def __init__(self, tool: DirectTool, photo: Photo) -> None:
-        self._tool, self._photo = tool, photo
-        self._last: dict[str, tuple[Prompt, Belief]] = {}
+    prompt: served.Prompt
+    estimate: Estimate
 
-    def ask(self, prompt: Prompt, object_id: str) -> Mask:
-        """See Look."""
-        last, belief = self._last.get(object_id, (None, None))
-        if last is None or not prompt.extends(last):
-            last, belief = None, None
-        for step in self._tool.needs.steps(prompt):
-            if last is None or len(step.points) > len(last.points):
-                belief = self._tool.answer(self._photo, step, belief)
-        assert belief is not None  # the last step is the prompt itself
-        self._last[object_id] = (prompt, belief)
-        return self._tool.mask(self._photo, prompt, belief)
+
+class _Session:
+    """Remembers the last estimate of each object."""
+
+    def __init__(self, tool: DirectTool, folder: ModelFolder, picture: Picture) -> None:
+        self._tool = tool
+        self._spec = folder.spec
+        self._picture = picture
+        self._last: dict[str, _Last] = {}
+
+    def answer(self, prompt: Prompt, object_id: str) -> Mask:
+        """See Session."""
+        asked = _as_served(prompt)
+        estimate = self._estimate(asked, self._last.get(object_id))
+        self._last[object_id] = _Last(asked, estimate)
+        width, height, threshold = self._picture.width, self._picture.height, self._spec.threshold
+        kept = without_specks(estimate.probabilities, threshold, width, height, asked.clicks())
+        return to_mask(kept, threshold, width, height)
+
+    def _estimate(self, prompt: served.Prompt, last: _Last | None) -> Estimate:
+        """Work through the prompt's points one after another, from those of the last prompt on if it extends that."""
+        first, estimate = served.first_step(prompt, self._spec.prompt), None
+        if last is not None and prompt.builds_on(last.prompt):
+            first, estimate = len(last.prompt.points) + 1, last.estimate
+        for count in range(first, len(prompt.points) + 1):
+            estimate = self._tool.estimate(self._picture, prompt.up_to(count), estimate)
+        assert estimate is not None  # the last prompt has one, or the loop runs
+        return estimate
 
 
 def check(folder: ModelFolder) -> None:
@@ -132,14 +166,8 @@ def check(folder: ModelFolder) -> None:
         raise OnlyServedError(
             folder, "hands a STATE from prompt to prompt, as f-BRS does, and only the service does that"
         )
-    unknown = sorted(set(folder.spec) - KNOWN_FIELDS)
-    if unknown:
-        raise OnlyServedError(folder, f"has the option '{unknown[0]}', which is not reproduced here")
-    crop: Mapping[str, Any] = folder.spec.get("crop", {})
-    try:
-        read_policy(crop)
-    except UnknownPolicyError as error:
-        raise OnlyServedError(folder, f"has {error}, which is not reproduced here") from error
+    if folder.spec.flip:
+        raise OnlyServedError(folder, "has the option 'flip', which only the service has")
     detector = folder.detector
     if detector is None or not is_there(folder.repository, detector):
         return
@@ -147,14 +175,8 @@ def check(folder: ModelFolder) -> None:
         raise OnlyServedError(folder, f"asks the detector '{detector}', which is no ONNX graph (it has no model.onnx)")
 
 
-def point_rows(prompt: Prompt, window: Window, rows: int) -> NDArray[np.float32]:
-    """A prompt as POINTS, float32 [rows, 3]: x, y in input pixels (centres at integers), and a label."""
-    marks = [(point.x, point.y, _ROWS[point.label]) for point in prompt.points]
-    if prompt.box is not None:
-        x0, y0, x1, y1 = prompt.box
-        marks += [(x0, y0, Label.BOX_TOP_LEFT), (x1, y1, Label.BOX_BOTTOM_RIGHT)]
-    tensor = np.full((rows, 3), (0, 0, Label.PADDING), np.float32)
-    values = np.array(marks, np.float64)
-    tensor[: len(marks), :2] = window.to_input(values[:, :2])
-    tensor[: len(marks), 2] = values[:, 2]
-    return tensor
+def _as_served(prompt: Prompt) -> served.Prompt:
+    """Make the service's form of a prompt."""
+    points = tuple(served.Point(point.x, point.y, _LABELS[point.label]) for point in prompt.points)
+    box = None if prompt.box is None else Box(*prompt.box)
+    return served.Prompt(model="", version=0, object_id="", points=points, box=box)

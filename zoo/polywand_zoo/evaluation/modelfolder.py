@@ -3,17 +3,20 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf import text_format
+from pydantic import ValidationError
 from tritonclient.grpc import model_config_pb2
 
+from polywand_server.interactors.crops import crop_policy
+from polywand_server.tools.specs import DetectorSpec, InteractorSpec
 from polywand_zoo.evaluation.prompts import Needs
 from polywand_zoo.versions import CONFIG_FILE, PARAMETER_KEY, versions
 
+Spec = TypeVar("Spec", InteractorSpec, DetectorSpec)
+
 NETWORK_FILE = "model.onnx"
-DEFAULT_THRESHOLD = 0.5
-DEFAULT_SAME_CLASS_IOU, DEFAULT_ANY_CLASS_IOU = 0.5, 1.0
 
 
 class ModelError(Exception):
@@ -32,7 +35,7 @@ class ModelFolder:
     network: its ONNX file, or None where it has none. keeps_state: whether it hands a STATE from prompt to prompt.
     openvino_precision: "f32", "bf16" or "auto" where it runs in OpenVINO on processors, None where in ONNX Runtime.
     fixed_size: (height, width) of IMAGE, None where they vary. points: rows of POINTS.
-    spec: what the `polywand` parameter says of the tool, as it stands there.
+    spec: what the `polywand` parameter says of the tool.
     """
 
     repository: Path
@@ -43,31 +46,24 @@ class ModelFolder:
     openvino_precision: str | None
     fixed_size: tuple[int, int] | None
     points: int
-    spec: dict[str, Any]
-
-    @property
-    def threshold(self) -> float:
-        """From which a probability belongs to the mask."""
-        return float(self.spec.get("threshold", DEFAULT_THRESHOLD))
+    spec: InteractorSpec
 
     @property
     def detector(self) -> str | None:
-        """The name of the detector that its crop policy asks where objects are, None where it asks nobody."""
-        proposals = self.spec.get("crop", {}).get("proposals") or {}
-        name: str | None = proposals.get("model")
-        return name
+        """The name of the detector that its crop policy uses, None where it uses none."""
+        proposals = crop_policy(self.spec.crop).proposals
+        return None if proposals is None else proposals.model
 
     @property
     def needs(self) -> Needs:
         """What it needs before it answers."""
-        prompt = self.spec.get("prompt", {})
-        box = prompt.get("box", "none")
+        prompt = self.spec.prompt
         return Needs(
-            min_positive_points=prompt.get("min_positive_points", 1),
-            min_negative_points=prompt.get("min_negative_points", 0),
-            extreme_points=prompt.get("extreme_points", 0),
-            box=box,
-            max_points=self.points - (2 if box != "none" else 0),
+            min_positive_points=prompt.min_positive_points,
+            min_negative_points=prompt.min_negative_points,
+            extreme_points=prompt.extreme_points,
+            box=prompt.box,
+            max_points=self.points - (2 if prompt.box != "none" else 0),
         )
 
 
@@ -76,15 +72,14 @@ class DetectorFolder:
     """The highest version of a detector.
 
     name, network, openvino_precision: as of a ModelFolder. size: (height, width) of IMAGE.
-    same_class_iou, any_class_iou: from which the lower score goes, of two boxes of a class, and of any two; 1: never.
+    spec: what the `polywand` parameter says of the tool.
     """
 
     name: str
     network: Path | None
     openvino_precision: str | None
     size: tuple[int, int]
-    same_class_iou: float
-    any_class_iou: float
+    spec: DetectorSpec
 
 
 def read_folder(repository: Path, name: str, version: int = 0) -> ModelFolder:
@@ -110,7 +105,7 @@ def read_folder(repository: Path, name: str, version: int = 0) -> ModelFolder:
         openvino_precision=_openvino_precision(config),
         fixed_size=None if min(height, width) < 0 else (height, width),
         points=inputs["POINTS"][0],
-        spec=spec,
+        spec=_checked(InteractorSpec, spec, folder / CONFIG_FILE),
     )
 
 
@@ -126,14 +121,12 @@ def read_detector(repository: Path, name: str) -> DetectorFolder:
     size = next((tuple(tensor.dims[:2]) for tensor in config.input if tensor.name == "IMAGE"), ())
     if len(size) != 2 or min(size) < 1:
         raise ModelError(f"{folder / CONFIG_FILE}: no detector, it has no input IMAGE of a fixed size")
-    suppression = spec.get("suppression", {})
     return DetectorFolder(
         name=name,
         network=_network(folder, _version(folder, 0)),
         openvino_precision=_openvino_precision(config),
         size=size,
-        same_class_iou=suppression.get("same_class_iou", DEFAULT_SAME_CLASS_IOU),
-        any_class_iou=suppression.get("any_class_iou", DEFAULT_ANY_CLASS_IOU),
+        spec=_checked(DetectorSpec, spec, folder / CONFIG_FILE),
     )
 
 
@@ -174,7 +167,7 @@ def _find(repository: Path, name: str) -> tuple[Path, model_config_pb2.ModelConf
         try:
             config = _parse(path)
             tools = _tools(config, path)
-        except ModelError:  # nobody has asked for this one
+        except ModelError:  # another model's configuration does not matter here
             there.append(model)
             continue
         if name in tools:
@@ -207,6 +200,14 @@ def _tools(config: model_config_pb2.ModelConfig, path: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: its parameter {PARAMETER_KEY!r} is no JSON ({error})") from error
     tools = said.get("tools") if isinstance(said, dict) else None
     return tools if isinstance(tools, dict) else {path.parent.name: said}
+
+
+def _checked(kind: type[Spec], spec: dict[str, Any], path: Path) -> Spec:
+    """Check a spec as the service does."""
+    try:
+        return kind.model_validate(spec)
+    except ValidationError as error:
+        raise ModelError(f"{path}: its parameter {PARAMETER_KEY!r} is wrong: {error}") from error
 
 
 def _spec(spec: Any, path: Path) -> dict[str, Any]:

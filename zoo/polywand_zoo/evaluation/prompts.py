@@ -1,6 +1,6 @@
 """What a tool is asked, and the kinds of beginnings that it understands."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
@@ -34,18 +34,6 @@ class Prompt:
         clicks = [(point.x, point.y) for point in self.points if point.label != "extreme"]
         return np.array(clicks, np.float64).reshape(-1, 2)
 
-    def starting_box(self) -> Box | None:
-        """The box given, or the one that the extreme points span."""
-        extreme = [point for point in self.points if point.label == "extreme"]
-        if self.box is not None or not extreme:
-            return self.box
-        xs, ys = [point.x for point in extreme], [point.y for point in extreme]
-        return Box(min(xs), min(ys), max(xs), max(ys))
-
-    def extends(self, other: "Prompt") -> bool:
-        """Whether this is another prompt and further points."""
-        return self.box == other.box and self.points[: len(other.points)] == other.points
-
 
 @dataclass(frozen=True, slots=True)
 class Needs:
@@ -59,26 +47,6 @@ class Needs:
     extreme_points: int
     box: BoxUse
     max_points: int
-
-    def steps(self, prompt: Prompt) -> list[Prompt]:
-        """A prompt's beginnings that are enough for an answer, each with a point more, and itself last.
-
-        The service works through them where it does not remember what the first ones led to. A box is drawn first.
-        """
-        fewest = 0 if prompt.box is not None else 1
-        beginnings = [replace(prompt, points=prompt.points[:count]) for count in range(fewest, len(prompt.points))]
-        return [*filter(self._are_met, beginnings), prompt]
-
-    def _are_met(self, prompt: Prompt) -> bool:
-        """Whether nothing is lacking in a prompt."""
-        labels = [point.label for point in prompt.points]
-        positive = 0 if prompt.box is not None and self.box == "optional" else self.min_positive_points
-        return (
-            labels.count("positive") >= positive
-            and labels.count("negative") >= self.min_negative_points
-            and labels.count("extreme") >= self.extreme_points
-            and (self.box != "required" or prompt.box is not None)
-        )
 
     def understands(self, kind: Kind) -> bool:
         """Whether a prompt of this kind is enough for an answer, and read."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from polywand import InvalidRequest, ServerError, Unavailable
 from polywand_zoo.evaluation.objects import DataError, DataSet, Photo, Subject, load
 from polywand_zoo.evaluation.scores import agreement
-from polywand_zoo.evaluation.tools import Look, Tool
+from polywand_zoo.evaluation.tools import Session, Tool
 from polywand_zoo.evaluation.trials import Likeness, Outcome, Rules, Step, play, replay
 
 BY_USER = "you would not wait"
@@ -97,21 +97,21 @@ def _add(results: Results, subject: Subject) -> None:
 
 def _work(row: Row, photo: Photo, rules: Rules) -> tuple[Outcome, list[Likeness]]:
     steps: list[Step] = []
-    with _look(row.tool, photo) as look:
-        outcome = play(row.tool, look, photo, rules, steps)
+    with _open(row.tool, photo) as session:
+        outcome = play(row.tool, session, photo, rules, steps)
     if row.twin is None:
         return outcome, []
-    with _look(row.twin, photo) as look:
-        return outcome, replay(look, photo, steps)
+    with _open(row.twin, photo) as session:
+        return outcome, replay(session, photo, steps)
 
 
 @contextmanager
-def _look(tool: Tool, photo: Photo) -> Iterator[Look]:
-    """Look at an image with a tool; what goes wrong is said with both their names."""
+def _open(tool: Tool, photo: Photo) -> Iterator[Session]:
+    """Open a photo with a tool; errors name both."""
     where = f"{tool.model} ({tool.way}), {photo.subject.name}"
     try:
-        with tool.look_at(photo) as look:
-            yield look
+        with tool.open(photo) as session:
+            yield session
     except (InvalidRequest, ServerError) as error:
         raise DataError(photo.subject.image, f"{where}: {error}") from error
     except Unavailable as error:

@@ -35,15 +35,15 @@ class ServedTool:
         self.masks = f"the polygons that come over gRPC, {kind}, rasterised: pixels whose centres lie inside"
 
     @contextmanager
-    def look_at(self, photo: Photo) -> Iterator["_Look"]:
+    def open(self, photo: Photo) -> Iterator["_Session"]:
         """See Tool. The image's file travels as it is: the service decodes it itself."""
         with self._client.open(photo.subject.image) as session:
             if (session.width, session.height) != (photo.width, photo.height):
                 size, here = f"{session.width} x {session.height}", f"{photo.width} x {photo.height}"
                 raise ModelError(f"{photo.subject.image}: the service reads {size} pixels, and {here} are read here")
-            yield _Look(session, self)
+            yield _Session(session, self)
 
-    def ask(self, session: polywand.Session, prompt: Prompt, object_id: str) -> Mask:
+    def answer(self, session: polywand.Session, prompt: Prompt, object_id: str) -> Mask:
         """Answer a prompt of a session."""
         answer = session.prompt(
             self.model,
@@ -56,13 +56,13 @@ class ServedTool:
         return polywand.rasterise(answer.polygons, session.width, session.height)
 
 
-class _Look:
+class _Session:
     def __init__(self, session: polywand.Session, tool: ServedTool) -> None:
         self._session, self._tool = session, tool
 
-    def ask(self, prompt: Prompt, object_id: str) -> Mask:
-        """See Look."""
-        return self._tool.ask(self._session, prompt, object_id)
+    def answer(self, prompt: Prompt, object_id: str) -> Mask:
+        """See Session."""
+        return self._tool.answer(self._session, prompt, object_id)
 
 
 def _find(client: polywand.Client, name: str) -> polywand.Model:

@@ -7,10 +7,10 @@ from polywand_zoo.evaluation.objects import Mask, Photo
 from polywand_zoo.evaluation.prompts import Needs, Prompt
 
 
-class Look(Protocol):
-    """A tool's look at one image."""
+class Session(Protocol):
+    """One photo, opened with a tool."""
 
-    def ask(self, prompt: Prompt, object_id: str) -> Mask:
+    def answer(self, prompt: Prompt, object_id: str) -> Mask:
         """Answer a prompt with a mask, bool [H, W]. Of an object, a prompt that adds points refines the last answer."""
 
 
@@ -27,5 +27,5 @@ class Tool(Protocol):
     masks: str
     needs: Needs
 
-    def look_at(self, photo: Photo) -> AbstractContextManager[Look]:
-        """Look at an image until the block ends."""
+    def open(self, photo: Photo) -> AbstractContextManager[Session]:
+        """Open a photo until the block ends."""

@@ -10,7 +10,7 @@ from polywand import encode_rle
 from polywand_zoo.evaluation.objects import Mask, Photo, Subject, Truth
 from polywand_zoo.evaluation.prompts import STARTS, Kind, Prompt
 from polywand_zoo.evaluation.simulation import extreme_points, inside_point, iou, next_click, obeys, tight_box
-from polywand_zoo.evaluation.tools import Look, Tool
+from polywand_zoo.evaluation.tools import Session, Tool
 
 # The answer to so many clicks is kept, to be looked at: what an annotator would still have the patience for.
 SHOWN_CLICKS = 5
@@ -83,35 +83,35 @@ class Rules:
     stop_at: float | None = None
 
 
-def play(tool: Tool, look: Look, photo: Photo, rules: Rules, steps: list[Step]) -> Outcome:
+def play(tool: Tool, session: Session, photo: Photo, rules: Rules, steps: list[Step]) -> Outcome:
     """Let the simulated annotator work on one object; steps: takes what was asked and answered."""
-    clicks = tuple(_clicks(tool, look, photo, rules, steps)) if tool.needs.understands(Kind.CLICKS) else ()
+    clicks = tuple(_clicks(tool, session, photo, rules, steps)) if tool.needs.understands(Kind.CLICKS) else ()
     starts = {
-        kind: _trial(look, photo, _start(kind, photo.truth), kind, steps)
+        kind: _trial(session, photo, _start(kind, photo.truth), kind, steps)
         for kind in STARTS
         if tool.needs.understands(kind)
     }
     return Outcome(photo.subject, photo.width, photo.height, clicks, starts)
 
 
-def replay(look: Look, photo: Photo, steps: Sequence[Step]) -> list[Likeness]:
+def replay(session: Session, photo: Photo, steps: Sequence[Step]) -> list[Likeness]:
     """Ask a second tool what was asked a first one, and compare."""
     likenesses = []
     for step in steps:
-        mask = look.ask(step.prompt, f"again {step.object_id}")
+        mask = session.answer(step.prompt, f"again {step.object_id}")
         mutual = iou(mask, Truth(step.mask))
         likenesses.append(Likeness(iou(step.mask, photo.truth), iou(mask, photo.truth), mutual))
     return likenesses
 
 
-def _clicks(tool: Tool, look: Look, photo: Photo, rules: Rules, steps: list[Step]) -> Iterator[Trial]:
+def _clicks(tool: Tool, session: Session, photo: Photo, rules: Rules, steps: list[Step]) -> Iterator[Trial]:
     mask, prompt = np.zeros_like(photo.truth.inside), Prompt()
     for number in range(1, 1 + min(rules.max_clicks, tool.needs.max_points)):
         click = next_click(mask, photo.truth, prompt.points)
         if click is None:
             return
         prompt = Prompt((*prompt.points, click))
-        trial, mask = _ask(look, photo, prompt, Kind.CLICKS, steps, keep=number <= SHOWN_CLICKS)
+        trial, mask = _answer(session, photo, prompt, Kind.CLICKS, steps, keep=number <= SHOWN_CLICKS)
         yield trial
         if rules.stop_at is not None and trial.iou >= rules.stop_at:
             return
@@ -129,13 +129,15 @@ def _start(kind: Kind, truth: Truth) -> Prompt:
             raise ValueError("clicks follow answers")
 
 
-def _trial(look: Look, photo: Photo, prompt: Prompt, kind: Kind, steps: list[Step]) -> Trial:
-    return _ask(look, photo, prompt, kind, steps, keep=True)[0]
+def _trial(session: Session, photo: Photo, prompt: Prompt, kind: Kind, steps: list[Step]) -> Trial:
+    return _answer(session, photo, prompt, kind, steps, keep=True)[0]
 
 
-def _ask(look: Look, photo: Photo, prompt: Prompt, kind: Kind, steps: list[Step], *, keep: bool) -> tuple[Trial, Mask]:
+def _answer(
+    session: Session, photo: Photo, prompt: Prompt, kind: Kind, steps: list[Step], *, keep: bool
+) -> tuple[Trial, Mask]:
     begun = time.perf_counter()
-    mask = look.ask(prompt, kind)
+    mask = session.answer(prompt, kind)
     seconds = time.perf_counter() - begun
     steps.append(Step(prompt, kind, mask))
     kept = encode_rle(mask) if keep else None

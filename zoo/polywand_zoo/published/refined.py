@@ -1,11 +1,9 @@
 """The published networks that are served in two parts, with f-BRS between them."""
 
 from collections.abc import Callable, Mapping
-from importlib import resources
 
 from torch import Tensor, nn
 
-from polywand_zoo import refinement
 from polywand_zoo.networks.fbrs import FbrsDeepLab, FbrsHrnet
 from polywand_zoo.networks.hrnet import together
 from polywand_zoo.networks.refinable import Refinable
@@ -16,7 +14,7 @@ from polywand_zoo.published.folding import fold
 from polywand_zoo.published.interactors import FbrsInteractor
 from polywand_zoo.published.refined_hrnet import BranchDecoding, BranchEncoding
 from polywand_zoo.published.repository import Addition
-from polywand_zoo.refinement.config import encoder_config, encoder_name, head_config, head_name, tool_config
+from polywand_zoo.refinement.config import encoder_config, encoder_name, head_config, head_name, tool_code, tool_config
 from polywand_zoo.refinement.export import export
 from polywand_zoo.refinement.parts import Parts
 
@@ -105,9 +103,8 @@ def additions(
         f" {graphs.gradient_difference:.1g} of its length"
     )
     name = published.name
-    source = resources.files(refinement).joinpath("triton_model.py").read_bytes()
     return [
         Addition(encoder_name(name), {"model.onnx": graphs.encoder}, encoder_config(name, parts)),
         Addition(head_name(name), {"model.onnx": graphs.head}, head_config(name, parts)),
-        Addition(name, {"model.py": source}, tool_config(name, parts, parameter(published))),
+        Addition(name, {"model.py": tool_code()}, tool_config(name, parts, parameter(published))),
     ]

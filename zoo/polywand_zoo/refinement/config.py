@@ -1,6 +1,7 @@
 """The configurations of a refined network's three models: the tool, and the two parts that it calls."""
 
 from collections.abc import Mapping
+from importlib import resources
 from types import MappingProxyType
 
 from polywand_zoo.refinement.parts import Parts
@@ -24,6 +25,11 @@ SETTINGS: Mapping[str, str] = MappingProxyType(
         "flip": "false",
     }
 )
+
+
+def tool_code() -> bytes:
+    """Return the `model.py` of every tool: a copy of `triton_model.py`, because Triton reads one folder alone."""
+    return resources.files("polywand_zoo.refinement").joinpath("triton_model.py").read_bytes()
 
 
 def encoder_name(name: str) -> str:

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polywand_zoo import refinement
 from polywand_zoo.onnx_export import ExportError, trace
 from polywand_zoo.points import Label
-from polywand_zoo.refinement.config import head_name
+from polywand_zoo.refinement.config import head_name, tool_code
 from polywand_zoo.refinement.export import HeadComparison, build_head
 from polywand_zoo.refinement.parts import Features, Parts
 from polywand_zoo.versions import versions
@@ -172,8 +170,7 @@ def write(exported: Export, repository: Path, version: int) -> list[Path]:
     files = {repository / MODEL / str(version) / "model.onnx": exported.network}
     if (repository / REFINED / "config.pbtxt").is_file():
         files[repository / head_name(REFINED) / str(version) / "model.onnx"] = exported.head
-        source = resources.files(refinement).joinpath("triton_model.py").read_bytes()
-        files[repository / REFINED / str(version) / "model.py"] = source  # the last: it calls the others
+        files[repository / REFINED / str(version) / "model.py"] = tool_code()  # the last: it calls the others
     for target, data in files.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{target.name}.partial")
