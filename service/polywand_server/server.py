@@ -4,38 +4,30 @@ import asyncio
 import errno
 import logging
 import os
-import secrets
 import signal
 import socket
 import threading
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import NoReturn
 
 import cv2
-import grpc.aio
 
 from polywand_server import __version__
 from polywand_server.config import Settings
-from polywand_server.ops import allocation, metrics
+from polywand_server.ops import allocation
 from polywand_server.ops.descriptors import ConnectionLimits, connection_limits, raise_limit
 from polywand_server.ops.health import Health
 from polywand_server.ops.http import HttpServer
-from polywand_server.rpc.interceptors import Calls
-from polywand_server.rpc.server import SERVICE_NAME, make_grpc_server
-from polywand_server.triton.embedded.server import EmbeddedTriton, EmbeddedTritonError
-from polywand_server.wiring import TritonProcess, wire
+from polywand_server.rpc.server import SERVICE_NAME, GrpcServer
+from polywand_server.triton.location import TritonLocation, TritonStartError, locate_triton
+from polywand_server.wiring import wire
 from polywand_server.workers.pool import Workers
 
 log = logging.getLogger(__name__)
 
 
-# For the last bytes of finished calls to leave.
-FLUSH_SECONDS = 0.5
 # How long a stop may take after the drain, before the process ends by force.
 STOP_SECONDS = 2.5
-# For requests that Triton still has when nobody waits for them any more.
-TRITON_GRACE_SECONDS = 1.0
 
 
 class StartError(Exception):
@@ -66,9 +58,9 @@ class Server:
             workers = Workers(self._settings.limits.workers)
             workers.start()
             stack.push_async_callback(workers.close)
-            process = await self._find_triton(stack)
-            if process is not None:
-                await self._serve(stack, process, workers, connections)
+            triton = await self._start_triton(stack)
+            if triton is not None:
+                await self._serve(stack, triton, workers, connections)
         log.info("stopped")
 
     def _on_signal(self) -> None:
@@ -80,19 +72,9 @@ class Server:
         limit.daemon = True
         limit.start()
 
-    async def _find_triton(self, stack: AsyncExitStack) -> TritonProcess | None:
-        """Say where Triton is, after starting our own if none was named; None when told to stop meanwhile."""
-        settings = self._settings
-        if settings.triton_url is not None:
-            return TritonProcess(settings.triton_url, f"polywand-{secrets.token_hex(4)}-")
-        if not settings.model_repository.is_dir():
-            raise StartError(
-                f"there is no model repository at '{settings.model_repository}': name one with --model-repository, "
-                "or a Triton elsewhere with --triton-url"
-            )
-        triton = EmbeddedTriton(settings.model_repository, on_restart=metrics.TRITON_RESTARTS.inc)
-        stack.push_async_callback(partial(triton.stop, TRITON_GRACE_SECONDS))
-        starting = asyncio.create_task(triton.start(), name="start Triton")
+    async def _start_triton(self, stack: AsyncExitStack) -> TritonLocation | None:
+        """Start our own Triton, unless another one was named; None when told to stop meanwhile."""
+        starting = asyncio.create_task(locate_triton(self._settings, stack), name="start Triton")
         stopping = asyncio.create_task(self._stop.wait(), name="wait for a signal")
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -101,27 +83,24 @@ class Server:
             await asyncio.gather(starting, return_exceptions=True)
             return None
         try:
-            starting.result()
-        except EmbeddedTritonError as error:
+            return starting.result()
+        except TritonStartError as error:
             raise StartError(str(error)) from error
-        return TritonProcess(triton.url, triton.region_prefix, triton.end_model_processes, triton.supervised)
 
     async def _serve(
-        self, stack: AsyncExitStack, process: TritonProcess, workers: Workers, connections: ConnectionLimits
+        self, stack: AsyncExitStack, triton: TritonLocation, workers: Workers, connections: ConnectionLimits
     ) -> None:
         settings = self._settings
 
-        loop, changed = asyncio.get_running_loop(), asyncio.Event()
-        parts = wire(stack, settings, process, workers, changed.set)
+        changed = asyncio.Event()
+        parts = wire(stack, settings, triton, workers, changed.set)
         registry, ingress = parts.registry, parts.ingress
-        metrics.TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
         health = Health(("", SERVICE_NAME), lambda: registry.ready, lambda: registry.not_ready_reason)
 
         listener = _listen(settings.host, settings.http_port)
         http = HttpServer(health, connections.http)
-        calls = Calls(SERVICE_NAME, ingress)
         most_connections = min(settings.limits.connections, connections.grpc)
-        grpc_server = make_grpc_server(settings.limits, most_connections, calls, parts.servicer, health)
+        grpc_server = GrpcServer(settings.limits, most_connections, ingress, parts.servicer, health)
         grpc_port = _bind(grpc_server, settings.host, settings.grpc_port)
         await grpc_server.start()
         tasks = [
@@ -131,8 +110,8 @@ class Server:
             asyncio.create_task(allocation.trim_periodically(), name="return free memory"),
             asyncio.create_task(http.serve_on(listener), name="serve HTTP"),
         ]
-        if process.supervised is not None:
-            tasks.insert(0, asyncio.create_task(process.supervised(), name="keep Triton running"))
+        if triton.supervised is not None:
+            tasks.insert(0, asyncio.create_task(triton.supervised(), name="keep Triton running"))
         host, http_port = _in_url(settings.host), listener.getsockname()[1]
         log.info(
             "Polywand %s: gRPC on %s:%d, HTTP on %s:%d, Triton at %s",
@@ -141,7 +120,7 @@ class Server:
             grpc_port,
             host,
             http_port,
-            process.url,
+            triton.url,
         )
         stopping = asyncio.create_task(self._stop.wait(), name="wait for a signal")
         try:
@@ -152,27 +131,11 @@ class Server:
         finally:
             health.drain()
             parts.messages.drain()
-            await self._finish_calls(grpc_server, calls)
+            await grpc_server.drain(settings.drain_seconds)
             http.should_exit = True
             for task in (*tasks[:-1], stopping):
                 task.cancel()
             await asyncio.gather(*tasks, stopping, return_exceptions=True)
-
-    async def _finish_calls(self, grpc_server: grpc.aio.Server, calls: Calls) -> None:
-        """Accept no more, and wait with a limit for what runs."""
-        limit = self._settings.drain_seconds
-        log.info("draining: not ready from now on; running requests have %g s to finish", limit)
-        stopped = asyncio.create_task(grpc_server.stop(limit + FLUSH_SECONDS), name="stop gRPC")
-        await asyncio.sleep(0)  # no call begins any more, before it counts that there is none
-        try:
-            async with asyncio.timeout(limit):
-                await calls.idle()
-            log.info("drained")
-        except TimeoutError:
-            log.warning("requests still ran after %g s: they are cancelled", limit)
-        # Last replies leave; those who watch health would stay for ever, and are cut.
-        await grpc_server.stop(FLUSH_SECONDS)
-        await stopped
 
 
 def _leave(why: str) -> NoReturn:
@@ -193,11 +156,11 @@ async def _publish_changes(health: Health, changed: asyncio.Event) -> None:
         was_ready = health.ready
 
 
-def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+def _bind(server: GrpcServer, host: str, port: int) -> int:
     """Have a gRPC server listen; returns the port."""
     address = f"{_in_url(host)}:{port}"
     try:
-        return server.add_insecure_port(address)
+        return server.bind(address)
     except RuntimeError as error:
         raise StartError(f"cannot listen on {address} (is it in use?): choose another --grpc-port") from error
 

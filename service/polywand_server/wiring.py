@@ -1,11 +1,10 @@
 """How the parts of the service are put together; `server` gives them their life."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
 
 from polywand_server.admission.bodies import Admission
 from polywand_server.admission.turns import Turns
@@ -14,6 +13,7 @@ from polywand_server.detectors.frames import Frames
 from polywand_server.detectors.outlines import OutlineMaker
 from polywand_server.detectors.permits import FramePermits
 from polywand_server.detectors.proposals import DetectorProposals
+from polywand_server.detectors.toolbox import FrameToolbox
 from polywand_server.images import Decoder, Picture
 from polywand_server.images.holders import Holders
 from polywand_server.interactors.drawer import Drawer
@@ -22,6 +22,7 @@ from polywand_server.interactors.passes import Passes
 from polywand_server.interactors.predictor import Predictor
 from polywand_server.interactors.steps import Steps
 from polywand_server.lanes import FRAME_PRIORITY, PROMPT_PRIORITY, Lane, ModelTurns, RightOfWay
+from polywand_server.ops import metrics
 from polywand_server.rpc.detect import DetectCalls
 from polywand_server.rpc.ingress import Ingress
 from polywand_server.rpc.interact import InteractCalls
@@ -31,28 +32,15 @@ from polywand_server.session.counts import PromptCounts
 from polywand_server.session.outbox import Unread
 from polywand_server.session.services import Services
 from polywand_server.tools.folders import ModelFolders
-from polywand_server.tools.loader import EndProcesses, ModelLoader, no_op
+from polywand_server.tools.loader import ModelLoader
 from polywand_server.tools.registry import Registry
 from polywand_server.triton.client import DeadProcess, TritonClient
+from polywand_server.triton.location import TritonLocation
 from polywand_server.triton.shared_memory import SharedMemory, is_on_this_host
 from polywand_server.workers.pool import Workers
 
 # Of all decoded images, the part that paused frames may hold.
 PAUSED_FRAMES_PART = 4
-
-
-@dataclass(frozen=True, slots=True)
-class TritonProcess:
-    """A running Triton.
-
-    memory_prefix: of the names of the memory that is shared with it. end_model_processes: kills its Python models.
-    supervised: waits until the supervision of the embedded Triton fails; None for a Triton elsewhere.
-    """
-
-    url: str
-    memory_prefix: str
-    end_model_processes: EndProcesses = no_op
-    supervised: Callable[[], Coroutine[Any, Any, None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +54,7 @@ class Parts:
 
 
 def wire(
-    stack: AsyncExitStack, settings: Settings, process: TritonProcess, workers: Workers, on_change: Callable[[], None]
+    stack: AsyncExitStack, settings: Settings, location: TritonLocation, workers: Workers, on_change: Callable[[], None]
 ) -> Parts:
     """Make all parts between gRPC and Triton. stack: closes them. on_change: called when tools or readiness change."""
     limits = settings.limits
@@ -74,11 +62,11 @@ def wire(
     def on_dead_process(report: DeadProcess) -> None:
         loader.revive(report)
 
-    triton = TritonClient(process.url, settings.triton_tls, on_dead_process=on_dead_process)
+    triton = TritonClient(location.url, settings.triton_tls, on_dead_process=on_dead_process)
     stack.push_async_callback(triton.close)
     memory = None
-    if settings.shared_memory_bytes and is_on_this_host(process.url):
-        memory = SharedMemory(triton, process.memory_prefix, settings.shared_memory_bytes)
+    if settings.shared_memory_bytes and is_on_this_host(location.url):
+        memory = SharedMemory(triton, location.memory_prefix, settings.shared_memory_bytes)
         stack.push_async_callback(memory.close)
     model_turns = ModelTurns(limits.inferences_at_once)
 
@@ -102,7 +90,7 @@ def wire(
         ModelFolders(None if settings.triton_url else settings.model_repository),
         allowed=settings.load_models,
         on_change=wake.set,
-        end_processes=process.end_model_processes,
+        end_processes=location.end_model_processes,
     )
     registry = Registry(
         triton,
@@ -134,7 +122,7 @@ def wire(
         limits,
     )
     frames = Frames(
-        registry,
+        FrameToolbox(registry),
         frame_lane,
         decoder,
         OutlineMaker(frame_lane, Drawer(frame_lane, workers, limits.work_cpu_seconds)),
@@ -148,4 +136,6 @@ def wire(
         InteractCalls(services, messages, prompt_lane),
         DetectCalls(frames, messages, frame_lane, limits.frames_in_flight),
     )
+    loop = asyncio.get_running_loop()
+    metrics.TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
     return Parts(registry, ingress, messages, servicer)

@@ -10,9 +10,10 @@ import numpy as np
 
 from polywand_server.errors import UnavailableError
 from polywand_server.tools.folders import ModelFolders
-from polywand_server.tools.loader import EndProcesses, ModelLoader, no_op
+from polywand_server.tools.loader import ModelLoader
 from polywand_server.tools.registry import Registry
 from polywand_server.triton.client import DeadProcess, TritonClient
+from polywand_server.triton.location import EndProcesses, no_op
 from tests.interactors import CONFIG, WHOLE
 
 # Every version writes down each of its starts in a file beside the repository, and fails while a file named `broken` is

@@ -1,6 +1,5 @@
 """Detection on one picture: letterbox, Triton, suppression, image coordinates, the task's labels."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +7,6 @@ from numpy.typing import NDArray
 
 from polywand_server.detectors.options import DetectOptions
 from polywand_server.detectors.suppression import Candidates, above, suppress
-from polywand_server.errors import InvalidInputError
 from polywand_server.geometry.boxes import Box
 from polywand_server.images import Picture
 from polywand_server.images.regions import Region, crop_into, snap
@@ -34,7 +32,7 @@ async def detect(
 ) -> list[Detection]:
     """Find the boxes of objects on an image, by descending score.
 
-    options: their labels are the tool's (see `check_labels`).
+    options: their labels are the tool's (see `FrameTools`).
 
     Raises:
         UnavailableError, DeadlineError, ModelFailedError
@@ -60,14 +58,6 @@ async def detect(
 def _spec_of(config: TensorConfig) -> TensorSpec | None:
     """Return the spec of an output; None if its size is not known before."""
     return None if min(config.dims) < 0 else TensorSpec(config.dtype, (1, *config.dims))
-
-
-def check_labels(labels: Mapping[str, str], tool: Detector) -> None:
-    """Refuse a mapping from a label that the model does not have. Raises InvalidInputError."""
-    known = set(tool.spec.labels)
-    for label in labels:
-        if label not in known:
-            raise InvalidInputError("labels", f"model '{tool.name}' has no label '{label}'")
 
 
 def letterbox(width: int, height: int, size: tuple[int, int]) -> Region:

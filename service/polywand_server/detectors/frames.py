@@ -3,44 +3,39 @@
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from polywand_server.detectors.detection import Detection, check_labels, detect
+from polywand_server.detectors.detection import Detection, detect
 from polywand_server.detectors.options import DetectOptions
-from polywand_server.detectors.outliner import Outliner, find_outliner
 from polywand_server.detectors.outlines import OutlineMaker, Outlines
 from polywand_server.detectors.permits import FramePermit, FramePermits
+from polywand_server.detectors.toolbox import FrameToolbox, FrameTools
 from polywand_server.images import Decoder, ImageSource, Picture
 from polywand_server.lanes import Lane
 from polywand_server.ops import metrics
 from polywand_server.timing import Stopwatch
-from polywand_server.tools.kinds import Detector
-from polywand_server.tools.registry import Registry
-from polywand_server.tools.retry import use_tool
 
 
 @dataclass(frozen=True, slots=True)
 class FrameResult:
-    """What a frame shows. width, height: of its image, pixels. outlines: None where none were asked for."""
+    """What a frame shows.
 
-    tool: Detector
+    model, version: of the detector. width, height: of the image, pixels. outlines: None where none were asked for.
+    """
+
+    model: str
+    version: int
     width: int
     height: int
     detections: list[Detection]
     outlines: Outlines | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Tools:
-    detector: Detector
-    outliner: Outliner | None
-
-
 class Frames:
     """Works on frames. lane: of frames, which gives way to prompts before each stage."""
 
     def __init__(
-        self, registry: Registry, lane: Lane, decoder: Decoder, outlines: OutlineMaker, permits: FramePermits
+        self, toolbox: FrameToolbox, lane: Lane, decoder: Decoder, outlines: OutlineMaker, permits: FramePermits
     ) -> None:
-        self._registry = registry
+        self._toolbox = toolbox
         self._lane = lane
         self._decoder = decoder
         self._outlines = outlines
@@ -57,15 +52,13 @@ class Frames:
         """
         model, outcome = metrics.UNKNOWN_MODEL, "error"
         try:
-            model = self._choose(options).detector.name  # a wrong request is refused before anything waits for it
+            model = self._toolbox.choose(options).detector.name  # a wrong request is refused before it waits
             async with self._permits.permit(until_paused) as permit:
                 timer.waited()
                 await self._lane.turn(timer)
                 picture = await self._decoder.decode(source, timer)
-                result = await use_tool(
-                    self._registry,
-                    lambda: self._choose(options),
-                    lambda tools: self._detect_with(tools, picture, options, timer, permit),
+                result = await self._toolbox.use(
+                    options, lambda tools: self._detect_with(tools, picture, options, timer, permit)
                 )
             outcome = "ok"
             return result
@@ -78,17 +71,12 @@ class Frames:
         metrics.FRAMES.labels(metrics.UNKNOWN_MODEL, "error").inc()
         metrics.observe_stages(timer, metrics.UNKNOWN_MODEL)
 
-    def _choose(self, options: DetectOptions) -> _Tools:
-        detector = self._registry.detector(options.model, options.version)
-        check_labels(options.labels, detector)
-        return _Tools(detector, find_outliner(self._registry, options.polygons) if options.polygons else None)
-
     async def _detect_with(
-        self, tools: _Tools, picture: Picture, options: DetectOptions, timer: Stopwatch, permit: FramePermit
+        self, tools: FrameTools, picture: Picture, options: DetectOptions, timer: Stopwatch, permit: FramePermit
     ) -> FrameResult:
-        found = await detect(self._lane, tools.detector, picture, options, timer)
-        outlines = None
+        detector, outlines = tools.detector, None
+        found = await detect(self._lane, detector, picture, options, timer)
         if tools.outliner is not None:
             boxes = [detection.box for detection in found]
             outlines = await self._outlines.outline(tools.outliner, picture, boxes, timer, permit)
-        return FrameResult(tools.detector, picture.width, picture.height, found, outlines)
+        return FrameResult(detector.name, detector.version, picture.width, picture.height, found, outlines)

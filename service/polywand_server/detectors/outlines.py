@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from polywand_server.detectors.outliner import Outliner
 from polywand_server.detectors.permits import FramePermit
+from polywand_server.detectors.toolbox import Outliner
 from polywand_server.geometry.boxes import Box
 from polywand_server.geometry.drawn import Drawn
 from polywand_server.images import Picture

@@ -1,37 +1,20 @@
 """Many objects of one image, each prompted by a box alone, in as few inferences as they fit into."""
 
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from polywand_server.errors import ModelFailedError
 from polywand_server.geometry.boxes import Box
 from polywand_server.images import Picture
 from polywand_server.images.crop_cache import CropCache
-from polywand_server.images.regions import Region
-from polywand_server.interactors.crops import Frame, crop_policy
+from polywand_server.interactors.batch_plan import BatchItem, batches, plan_items, rows_of
 from polywand_server.interactors.estimate import Estimate
-from polywand_server.interactors.prompt import Prompt
 from polywand_server.interactors.tensors import read, tensor_specs, write_prompt
 from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
 from polywand_server.tools.kinds import Interactor
-from polywand_server.tools.specs import FLIPPED
 
 T = TypeVar("T")
-
-# No inference is given more pixels than this, whatever batches the model takes: some 20 MB of tensors.
-MAX_BATCH_PIXELS = 2**21
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """One box: its place among all, its prompt, and the crop that the network is to see."""
-
-    number: int
-    prompt: Prompt
-    region: Region
 
 
 async def segment_boxes(
@@ -58,8 +41,8 @@ async def segment_boxes(
     crops = CropCache(picture)
     finished: dict[int, T] = {}
     with timer.stage("prepare"):
-        items = await lane.compute(lambda: _look(tool, picture, boxes))
-    for batch in _batches(items, tool, lane):
+        items = await lane.compute(lambda: plan_items(tool, picture, boxes))
+    for batch in batches(items, tool, lambda: lane.prompts_expected):
         if finished:
             await pause()
         answers = await _segment_batch(lane, tool, crops, batch, timer, finish)
@@ -71,11 +54,11 @@ async def _segment_batch(
     lane: Lane,
     tool: Interactor,
     crops: CropCache,
-    batch: Sequence[_Item],
+    batch: Sequence[BatchItem],
     timer: Stopwatch,
     finish: Callable[[Estimate], Awaitable[T]],
 ) -> list[T]:
-    copies = _copies(tool)
+    copies = rows_of(tool)
     total = copies * len(batch)
     places = [slice(start, start + copies) for start in range(0, total, copies)]
     inputs, outputs = tensor_specs(tool.config, batch[0].region, total)
@@ -102,31 +85,3 @@ async def _segment_batch(
         await lane.turn(timer)
         with timer.stage("geometry"):
             return [await finish(estimate) for estimate in await lane.compute(read_all)]
-
-
-def _look(tool: Interactor, picture: Picture, boxes: Sequence[Box]) -> list[_Item]:
-    policy = crop_policy(tool.spec.crop)
-    frame = Frame(picture.width, picture.height, tool.fixed_size, tool.spec.threshold)
-    prompts = [Prompt(tool.name, tool.version, "", box=box) for box in boxes]
-    return [_Item(number, prompt, policy.candidates(frame, prompt, None)[0]) for number, prompt in enumerate(prompts)]
-
-
-def _batches(items: Sequence[_Item], tool: Interactor, lane: Lane) -> Iterator[list[_Item]]:
-    """Put together what the network takes together: inputs of the same size, as many as fit into its batch; one by one
-    while a prompt may come that has to wait for it.
-    """
-    by_size: defaultdict[tuple[int, int], list[_Item]] = defaultdict(list)
-    for item in items:
-        by_size[item.region.size].append(item)
-    for (height, width), alike in by_size.items():
-        rows = min(tool.config.max_batch_size, MAX_BATCH_PIXELS // (height * width))
-        start = 0
-        while start < len(alike):
-            length = 1 if lane.prompts_expected else max(1, rows // _copies(tool))
-            yield alike[start : start + length]
-            start += length
-
-
-def _copies(tool: Interactor) -> int:
-    """Rows of a batch that one prompt takes."""
-    return FLIPPED if tool.spec.flip else 1

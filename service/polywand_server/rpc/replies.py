@@ -54,7 +54,7 @@ def write_detections(result: FrameResult, timer: Stopwatch) -> bytes:
     """Return the answer to one frame: the message `DetectResponse`, serialised."""
     width, height, outlines = result.width, result.height, result.outlines
     response = pb.DetectResponse(
-        image=pb.ImageInfo(width=width, height=height), model=result.tool.name, version=result.tool.version
+        image=pb.ImageInfo(width=width, height=height), model=result.model, version=result.version
     )
     shapes = [b""] * len(result.detections)
     if outlines is not None:

@@ -13,17 +13,12 @@ from polywand_server.tools.loading import VersionLoader
 from polywand_server.tools.reports import DeathReports
 from polywand_server.triton.client import DeadProcess, IndexEntry, ModelState, TritonClient
 from polywand_server.triton.failures import ControlRefusedError
+from polywand_server.triton.location import EndProcesses, no_op
 
 log = logging.getLogger(__name__)
 
 # The pause after a failed unload, before anything else is done to the model.
 FAILED_UNLOAD_SECONDS = 2.0
-
-EndProcesses = Callable[[str, str | None], object]
-
-
-def no_op(model: str, process: str | None) -> None:
-    """End no process: those of a Triton elsewhere cannot be reached."""
 
 
 class ModelLoader:

@@ -1,14 +1,19 @@
-"""Which interactor outlines detections."""
+"""Which tools work on a frame: the detector that was asked for, and the interactor that outlines its detections."""
 
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
-from polywand_server.detectors.options import PolygonOptions
+from polywand_server.detectors.options import DetectOptions, PolygonOptions
 from polywand_server.errors import InvalidInputError, NotFoundError, PolywandError, UnavailableError
 from polywand_server.geometry.boxes import Box
 from polywand_server.geometry.shapes import OutputOptions
 from polywand_server.interactors.prompt import Prompt, incomplete
-from polywand_server.tools.kinds import Interactor
+from polywand_server.tools.kinds import Detector, Interactor
 from polywand_server.tools.registry import Registry
+from polywand_server.tools.retry import use_tool
+
+Result = TypeVar("Result")
 
 # The models that make outlines when the request names none: the first that is ready and starts from a box.
 DEFAULT_MODELS = ("wand_box", "wand_click")
@@ -30,6 +35,49 @@ class Outliner:
     def threshold(self) -> float:
         """Probability from which a pixel belongs to an object."""
         return self.output.threshold or self.tool.spec.threshold
+
+
+@dataclass(frozen=True, slots=True)
+class FrameTools:
+    """The tools of one frame. outliner: None where no outlines are wanted."""
+
+    detector: Detector
+    outliner: Outliner | None
+
+
+class FrameToolbox:
+    """Chooses tools for frames."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def choose(self, options: DetectOptions) -> FrameTools:
+        """Find ready tools.
+
+        Raises:
+            NotFoundError, WrongStateError (a tool of the other kind), InvalidInputError (labels that the detector does
+            not have; an interactor that needs more than a box), UnavailableError (not now)
+        """
+        detector = self._registry.detector(options.model, options.version)
+        check_labels(options.labels, detector)
+        outliner = find_outliner(self._registry, options.polygons) if options.polygons else None
+        return FrameTools(detector, outliner)
+
+    async def use(self, options: DetectOptions, work: Callable[[FrameTools], Awaitable[Result]]) -> Result:
+        """Choose tools and work with them; once more where a version was unloaded meanwhile.
+
+        Raises:
+            What `choose` and `work` raise.
+        """
+        return await use_tool(self._registry, lambda: self.choose(options), work)
+
+
+def check_labels(labels: Mapping[str, str], tool: Detector) -> None:
+    """Refuse a mapping from a label that the model does not have. Raises InvalidInputError."""
+    known = set(tool.spec.labels)
+    for label in labels:
+        if label not in known:
+            raise InvalidInputError("labels", f"model '{tool.name}' has no label '{label}'")
 
 
 def find_outliner(registry: Registry, options: PolygonOptions) -> Outliner:

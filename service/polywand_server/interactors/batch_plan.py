@@ -1,0 +1,57 @@
+"""The plan of batches: which boxes of one image an interactor works on together."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from polywand_server.geometry.boxes import Box
+from polywand_server.images import Picture
+from polywand_server.images.regions import Region
+from polywand_server.interactors.crops import Frame, crop_policy
+from polywand_server.interactors.prompt import Prompt
+from polywand_server.tools.kinds import Interactor
+from polywand_server.tools.specs import FLIPPED
+
+# No inference is given more pixels than this, whatever batches the model takes: some 20 MB of tensors.
+MAX_BATCH_PIXELS = 2**21
+
+
+@dataclass(frozen=True, slots=True)
+class BatchItem:
+    """One box. number: its index among all. prompt: the box as one. region: the crop that the network is to see."""
+
+    number: int
+    prompt: Prompt
+    region: Region
+
+
+def plan_items(tool: Interactor, picture: Picture, boxes: Sequence[Box]) -> list[BatchItem]:
+    """Choose the crop of each box."""
+    policy = crop_policy(tool.spec.crop)
+    frame = Frame(picture.width, picture.height, tool.fixed_size, tool.spec.threshold)
+    prompts = [Prompt(tool.name, tool.version, "", box=box) for box in boxes]
+    return [
+        BatchItem(number, prompt, policy.candidates(frame, prompt, None)[0]) for number, prompt in enumerate(prompts)
+    ]
+
+
+def batches(items: Sequence[BatchItem], tool: Interactor, is_short: Callable[[], bool]) -> Iterator[list[BatchItem]]:
+    """Put items of the same input size together, as many as fit into the network's batch.
+
+    is_short: whether the next batch is to be of one item, because a prompt may come that has to wait for it.
+    """
+    by_size: defaultdict[tuple[int, int], list[BatchItem]] = defaultdict(list)
+    for item in items:
+        by_size[item.region.size].append(item)
+    for (height, width), alike in by_size.items():
+        rows = min(tool.config.max_batch_size, MAX_BATCH_PIXELS // (height * width))
+        start = 0
+        while start < len(alike):
+            length = 1 if is_short() else max(1, rows // rows_of(tool))
+            yield alike[start : start + length]
+            start += length
+
+
+def rows_of(tool: Interactor) -> int:
+    """Return the rows of a batch that one prompt takes."""
+    return FLIPPED if tool.spec.flip else 1
