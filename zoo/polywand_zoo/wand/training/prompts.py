@@ -62,7 +62,7 @@ def draw_click(maps: Pixels, click: tuple[int, int, bool]) -> None:
 
 
 def first_point(target: Pixels, random: Generator) -> Pixel:
-    """Where somebody clicks first on the outline [h, w]: mostly well inside."""
+    """Choose the first click on an object [h, w]: mostly well inside."""
     depth = depths(target)
     well_inside = random.uniform(0.8, 1) if random.random() < 0.8 else 0.2
     return _any(depth >= well_inside * depth.max(), random)

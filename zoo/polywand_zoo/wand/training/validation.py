@@ -1,4 +1,4 @@
-"""A quick look at how good a network is so far: a few objects, a few clicks, the service's crops."""
+"""Validation during training: a few objects, a few clicks, the service's crops."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
