@@ -3,17 +3,20 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PROTO := proto/polywand/v1/annotation.proto
-GENERATED := clients/python/polywand/v1
+GENERATED := contract/polywand_contract/v1
 
 # Only what is in locks/ is installed, and only with the hashes that stand there. The locks hold wheels alone.
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-LOCKED := $(PIP) --require-hashes --no-deps --only-binary :all: --requirement
+INSTALL := $(BIN)/python scripts/install.py
 
-.PHONY: serve test test-zoo test-conversion bench bench-stages bench-outage bench-published soak fuzz check format proto
-.PHONY: proto-check lock lock-check audit setup setup-zoo clean
+.PHONY: serve serve-check test test-zoo test-conversion bench bench-stages bench-outage bench-published soak fuzz check
+.PHONY: format proto proto-check lock lock-check audit setup setup-zoo clean
 
 serve: $(VENV)/.serve  ## run the service with its own Triton
 	exec $(BIN)/polywand-server $(ARGS)
+
+serve-check:  ## prove that what `make serve` installs is enough: in an environment of its own, the service becomes ready
+	$(MAKE) VENV=$(VENV)/serve-check $(VENV)/serve-check/.serve
+	$(VENV)/serve-check/bin/python scripts/check_start.py
 
 test: $(VENV)/.dev  ## run all tests that need no PyTorch
 	$(BIN)/python -m pytest tests --ignore tests/zoo -n 2 --dist loadfile $(ARGS)
@@ -44,7 +47,7 @@ bench-published: $(VENV)/.zoo  ## how long a prompt of every published interacto
 soak: $(VENV)/.dev  ## annotators come and go for MINUTES (20); fails when anything has grown meanwhile
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),20) $(ARGS)
 
-fuzz: $(VENV)/.dev  ## send the service malformed images, masks and streams for MINUTES (10); fails when it suffers
+fuzz: $(VENV)/.dev  ## send the service malformed images, masks and streams for MINUTES (10); fails when others notice
 	$(BIN)/python -m tests.faults.fuzz --minutes $(or $(MINUTES),10) $(ARGS)
 
 check: $(VENV)/.zoo proto-check lock-check  ## formatter, linter, types, generated code, locks
@@ -52,24 +55,24 @@ check: $(VENV)/.zoo proto-check lock-check  ## formatter, linter, types, generat
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(VENV)/.dev  ## format and mend what the linter can
+format: $(VENV)/.dev  ## format, and repair what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-proto: $(VENV)/.dev  ## regenerate the code under clients/python/polywand/v1
+proto: $(VENV)/.dev  ## regenerate the code in contract/polywand_contract/v1
 	scripts/generate-proto $(GENERATED)
 
 proto-check: $(VENV)/.dev
 	scripts/generate-proto --check $(GENERATED)
 
-lock: $(VENV)/.dev  ## write locks/ anew after a change of pyproject.toml; ARGS=--upgrade takes the newest of everything
+lock: $(VENV)/.dev  ## write locks/ again after a change of pyproject.toml; ARGS=--upgrade takes the newest of everything
 	$(BIN)/python scripts/locks.py write $(ARGS)
 
 lock-check: $(VENV)/.dev
 	$(BIN)/python scripts/locks.py check
 	$(BIN)/python -m pip check
 
-audit: $(VENV)/.dev  ## look for advisories that concern a locked version
+audit: $(VENV)/.dev  ## find advisories that concern a locked version; where no source answers, locks/advisories.toml alone
 	$(BIN)/python scripts/locks.py audit
 
 setup: $(VENV)/.dev
@@ -79,23 +82,22 @@ $(VENV)/bin/python:
 	scripts/make-venv $(PYTHON) $(VENV)
 
 $(VENV)/.tools: locks/tools.txt | $(VENV)/bin/python
-	$(LOCKED) locks/tools.txt
+	$(INSTALL) locks/tools.txt
 	touch $@
 
 $(VENV)/.serve: pyproject.toml locks/serve.txt | $(VENV)/.tools
-	$(LOCKED) locks/serve.txt
-	$(PIP) --no-deps --no-build-isolation --editable .
+	$(INSTALL) locks/serve.txt .
 	touch $@
 
 $(VENV)/.dev: pyproject.toml locks/dev.txt | $(VENV)/.tools
-	$(LOCKED) locks/dev.txt
-	$(PIP) --no-deps --no-build-isolation --editable .
+	$(INSTALL) locks/dev.txt .
 	touch $@ $(VENV)/.serve
 
-# Last, torch alone, by its range: see scripts/locks.py. All else that it and Polywand require is there by then.
+# Last, torch alone, by its range: see scripts/locks.py. All else that it and Polywand require is there by then. pip does
+# this, since uv is told in pyproject.toml what the build for CPUs requires, and a machine may choose another.
 $(VENV)/.zoo: pyproject.toml locks/zoo.txt | $(VENV)/.dev
-	$(LOCKED) locks/zoo.txt
-	$(PIP) --no-build-isolation --editable '.[zoo]'
+	$(INSTALL) locks/zoo.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-build-isolation --editable '.[zoo]'
 	touch $@
 
 clean:

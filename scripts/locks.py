@@ -2,12 +2,12 @@
 
     python scripts/locks.py write [OPTION ...]  resolve with uv; what is locked stays, unless --upgrade[-package NAME]
     python scripts/locks.py check               fail when pyproject.toml, the locks and this environment disagree
-    python scripts/locks.py audit               fail when an advisory concerns a locked version or a range's lower end
+    python scripts/locks.py audit               fail when an advisory affects a locked version or a range's lower end
 
 A lock holds every distribution that one target of the Makefile installs, with the hashes of its wheels for CPython 3.11
 and 3.12 on x86-64 Linux; versions are the same in all locks. Source distributions are left out: no code runs at
-installation. torch is left out too: which build of it is wanted, 200 MB for CPUs or several GB for CUDA, is a machine's
-choice, so pip takes it by its range in pyproject.toml; what the build for CPUs requires is locked.
+installation. torch is left out too: its build, 200 MB for CPUs or several GB for CUDA, depends on the machine, so pip
+takes it by its range in pyproject.toml; what the build for CPUs requires is locked.
 """
 
 import json
@@ -46,7 +46,7 @@ AUDIT_SECONDS = 300
 
 
 class LockError(Exception):
-    """What is wrong, one line for each."""
+    """Locks, pyproject.toml or advisories disagree: one line for each finding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +74,8 @@ class Advisory:
     fixed: str | None = None
     what: str = ""
 
-    def concerns(self, version: str) -> bool:
-        """Say whether the version has it."""
+    def affects(self, version: str) -> bool:
+        """Return whether the version has it."""
         return self.fixed is None or Version(version) < Version(self.fixed)
 
 
@@ -125,20 +125,20 @@ def _resolve(lock: str, output: Path, *options: str) -> None:
 
 
 def _wheel_hashes(pylock: Path) -> dict[tuple[str, str], tuple[str, ...]]:
-    """By name and version, the hashes of the wheels that CPython 3.11 or 3.12 on x86-64 Linux may install."""
+    """Return, by name and version, the hashes of the wheels for CPython 3.11 and 3.12 on x86-64 Linux."""
     return {
         (package["name"], package["version"]): tuple(
             sorted(
                 wheel["hashes"]["sha256"]
                 for wheel in package["wheels"]
-                if _is_for_us(wheel.get("name") or wheel["url"].rsplit("/", 1)[1])
+                if _is_supported(wheel.get("name") or wheel["url"].rsplit("/", 1)[1])
             )
         )
         for package in tomllib.loads(pylock.read_text())["packages"]
     }
 
 
-def _is_for_us(wheel: str) -> bool:
+def _is_supported(wheel: str) -> bool:
     return any(
         (tag.interpreter in INTERPRETERS or tag.abi == "abi3")
         and (tag.platform == "any" or ("linux" in tag.platform and tag.platform.endswith("x86_64")))
@@ -148,12 +148,12 @@ def _is_for_us(wheel: str) -> bool:
 
 
 def _short_marker(marker: str) -> str:
-    """The same for the Pythons that are locked for: "" where it holds on both of them."""
-    holds = [python for python in PYTHONS if _holds(marker, python)]
+    """Return an equal marker for the locked Pythons; "" where it applies to both."""
+    holds = [python for python in PYTHONS if _applies(marker, python)]
     return "" if len(holds) == len(PYTHONS) else " or ".join(f'python_version == "{python}"' for python in holds)
 
 
-def _holds(marker: str, python: str) -> bool:
+def _applies(marker: str, python: str) -> bool:
     environment = {
         "python_version": python,
         "python_full_version": f"{python}.0",
@@ -169,7 +169,7 @@ def _holds(marker: str, python: str) -> bool:
 
 
 def required_by(pyproject: dict[str, Any], lock: str) -> list[Requirement]:
-    """What pyproject.toml, read, wants in a lock by itself: without what that requires in turn."""
+    """Return what pyproject.toml, parsed, requires in a lock directly, without dependencies of dependencies."""
     texts = list(pyproject["dependency-groups"][GROUP])
     project = pyproject["project"]
     if EXTRAS[lock]:
@@ -185,7 +185,7 @@ def required_by(pyproject: dict[str, Any], lock: str) -> list[Requirement]:
 
 
 def disagreements(pyproject: dict[str, Any], locks: dict[str, list[Pin]]) -> Iterator[str]:
-    """Say where the locks are not what pyproject.toml requires, or not what each other hold."""
+    """Yield where the locks do not hold what pyproject.toml requires, or hold different versions."""
     widest = {(pin.name, pin.version) for pin in locks[WIDEST]}
     for lock, pins in locks.items():
         for requirement in required_by(pyproject, lock):
@@ -203,10 +203,10 @@ def disagreements(pyproject: dict[str, Any], locks: dict[str, list[Pin]]) -> Ite
                 yield f"locks/{lock}.txt has {pin.name} {pin.version}, and locks/{WIDEST}.txt has not"
 
 
-def strangers(pins: list[Pin]) -> Iterator[str]:
-    """Say what is installed here in another version than the locked one."""
+def unlocked_versions(pins: list[Pin]) -> Iterator[str]:
+    """Yield what is installed here in another version than the locked one."""
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    locked = {pin.name: pin.version for pin in pins if _holds(pin.marker, python)}
+    locked = {pin.name: pin.version for pin in pins if _applies(pin.marker, python)}
     for distribution in metadata.distributions():
         name = canonicalize_name(distribution.metadata["Name"])
         if name in locked and Version(distribution.version) != Version(locked[name]):
@@ -214,15 +214,15 @@ def strangers(pins: list[Pin]) -> Iterator[str]:
 
 
 def known_vulnerable(advisories: list[Advisory], pins: list[Pin]) -> Iterator[tuple[Advisory, str]]:
-    """Yield each advisory that concerns a locked version, and what it was found in."""
+    """Yield each advisory that affects a locked version, and the version."""
     for advisory in advisories:
         for pin in pins:
-            if pin.name == advisory.package and advisory.concerns(pin.version):
+            if pin.name == advisory.package and advisory.affects(pin.version):
                 yield advisory, f"{pin.name} {pin.version}, locked"
 
 
-def admitted(advisories: list[Advisory], required: list[Requirement]) -> Iterator[tuple[Advisory, str]]:
-    """Yield each advisory that concerns the lower end of a range, and the range."""
+def allowed_by_ranges(advisories: list[Advisory], required: list[Requirement]) -> Iterator[tuple[Advisory, str]]:
+    """Yield each advisory that affects the lower end of a range, and the range."""
     for requirement in required:
         ends = [
             clause.version
@@ -230,14 +230,14 @@ def admitted(advisories: list[Advisory], required: list[Requirement]) -> Iterato
             if clause.operator in (">=", "==") and "*" not in clause.version
         ]
         for advisory in advisories:
-            if canonicalize_name(requirement.name) == advisory.package and any(advisory.concerns(end) for end in ends):
+            if canonicalize_name(requirement.name) == advisory.package and any(advisory.affects(end) for end in ends):
                 yield advisory, f"{requirement} in pyproject.toml"
 
 
-def ask_pip_audit(lock: Path, count: int) -> tuple[list[tuple[Advisory, set[str]]], str]:
-    """Have pip-audit look the lock up where pip gets its packages from.
+def run_pip_audit(lock: Path, count: int) -> tuple[list[tuple[Advisory, set[str]]], str]:
+    """Check a lock with pip-audit, which asks where pip gets its packages from.
 
-    Returns the advisories with all their names, and a line that says how far the answer goes.
+    Returns the advisories with all their names, and a line that says how many distributions it had an answer for.
     """
     command = [sys.executable, "-m", "pip_audit", "--requirement", str(lock), "--require-hashes", "--disable-pip"]
     try:
@@ -265,21 +265,21 @@ def ask_pip_audit(lock: Path, count: int) -> tuple[list[tuple[Advisory, set[str]
 def check() -> str:
     """Raise LockError where pyproject.toml, the locks and this environment disagree."""
     locks = {lock: read_lock(LOCKS / f"{lock}.txt") for lock in EXTRAS}
-    if wrong := [*disagreements(read_pyproject(), locks), *strangers(locks[WIDEST])]:
+    if wrong := [*disagreements(read_pyproject(), locks), *unlocked_versions(locks[WIDEST])]:
         raise LockError("\n".join([*wrong, "Run `make lock`; where only this environment differs, `make clean`."]))
     return f"the locks hold what pyproject.toml requires: {len(locks[WIDEST])} distributions"
 
 
 def audit() -> str:
-    """Raise LockError where an advisory without an exception concerns a locked version or the lower end of a range."""
+    """Raise LockError where an advisory without an exception affects a locked version or the lower end of a range."""
     pins, required = read_lock(LOCKS / f"{WIDEST}.txt"), required_by(read_pyproject(), WIDEST)
     advisories, exceptions = read_advisories()
     found = [
         f"{where}: {advisory.id}, {advisory.what}; fixed in {advisory.fixed or 'no release'}"
-        for advisory, where in [*known_vulnerable(advisories, pins), *admitted(advisories, required)]
+        for advisory, where in [*known_vulnerable(advisories, pins), *allowed_by_ranges(advisories, required)]
         if (advisory.package, advisory.id) not in exceptions
     ]
-    answers, extent = ask_pip_audit(LOCKS / f"{WIDEST}.txt", len(pins))
+    answers, extent = run_pip_audit(LOCKS / f"{WIDEST}.txt", len(pins))
     found += [
         f"{advisory.package}: {advisory.id}, {advisory.what}"
         for advisory, names in answers

@@ -9,7 +9,7 @@ import pytest
 import skimage.data
 from numpy.typing import NDArray
 
-from polywand.v1 import annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2_grpc
 from tests.running import REPOSITORY, Service, running_service
 
 # A job in the background ignores Ctrl-C, and so would the programs that tests start and interrupt.

@@ -9,8 +9,8 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc
 
 POSITIVE, NEGATIVE, EXTREME = pb.POINT_LABEL_POSITIVE, pb.POINT_LABEL_NEGATIVE, pb.POINT_LABEL_EXTREME
 REPLY_SECONDS = 30.0
@@ -43,13 +43,18 @@ def departure(timing: pb.Timing) -> int:
 
 
 class InteractStream:
-    """Sends requests and receives replies; every wait ends. Use as a context manager: leaving cancels the stream."""
+    """Sends requests and receives replies; every wait ends. Use as a context manager: leaving cancels the stream.
 
-    def __init__(self, stub: annotation_pb2_grpc.AnnotationServiceStub) -> None:
+    metadata: of the call.
+    """
+
+    def __init__(
+        self, stub: annotation_pb2_grpc.AnnotationServiceStub, metadata: tuple[tuple[str, str], ...] = ()
+    ) -> None:
         self._requests: queue.Queue[pb.InteractRequest | None] = queue.Queue()
         self._replies: queue.Queue[pb.InteractResponse | grpc.RpcError | None] = queue.Queue()
         self._sequence = 0
-        self.call = stub.Interact(iter(self._requests.get, None))
+        self.call = stub.Interact(iter(self._requests.get, None), metadata=metadata)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 

@@ -6,7 +6,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from polywand import cli, console
+from polywand import cli
+from polywand_common import console
 from polywand_server.cli import main as server
 from polywand_zoo.cli import main as zoo
 

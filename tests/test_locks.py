@@ -16,7 +16,7 @@ PILLOW = Pin("pillow", "13.0.0", "", ("0" * 64,))
 @pytest.fixture
 def nothing_published(monkeypatch: pytest.MonkeyPatch) -> None:
     """No source of advisories answers."""
-    monkeypatch.setattr(locks, "ask_pip_audit", lambda lock, count: ([], "nothing answered"))
+    monkeypatch.setattr(locks, "run_pip_audit", lambda lock, count: ([], "nothing answered"))
 
 
 @pytest.fixture
@@ -126,10 +126,10 @@ def test_an_audit_without_a_source_passes_and_says_so(printed: str, pip_audit_pr
 def test_every_exception_is_for_an_advisory_that_applies() -> None:
     advisories, exceptions = locks.read_advisories()
     pins, required = locks.read_lock(locks.LOCKS / "zoo.txt"), locks.required_by(locks.read_pyproject(), "zoo")
-    applies = [*locks.known_vulnerable(advisories, pins), *locks.admitted(advisories, required)]
+    applies = [*locks.known_vulnerable(advisories, pins), *locks.allowed_by_ranges(advisories, required)]
     assert {(advisory.package, advisory.id) for advisory, where in applies} == exceptions
 
 
 def test_an_advisory_concerns_the_versions_before_its_repair() -> None:
     advisory = Advisory("pillow", "CVE-0", fixed="12.3.0")
-    assert [advisory.concerns(version) for version in ("12.2.0", "12.3.0", "13.0.0")] == [True, False, False]
+    assert [advisory.affects(version) for version in ("12.2.0", "12.3.0", "13.0.0")] == [True, False, False]

@@ -1,31 +1,34 @@
-"""The command `polywand-server`: options and environment variables to settings, and nothing else."""
+"""The command `polywand-server`: reads options and environment variables, and runs the service."""
 
 import asyncio
 import logging
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 import click
 
-from polywand.console import Command, Number
+from polywand_common.console import Command, Number
 from polywand_server import __version__
 from polywand_server.config import MEBIBYTE, Limits, Settings, TritonTls
-from polywand_server.ops.native import NativeOutput
-from polywand_server.ops.sparing import spare_libraries
+from polywand_server.ops import logs
+from polywand_server.ops.native_output import NativeOutput
+from polywand_server.ops.repeats import quiet_libraries
 from polywand_server.server import Server, StartError
 
+log = logging.getLogger(__name__)
+
 _DEFAULTS = Settings()
-MAX_SECONDS = 1e6  # of any wait: eleven days
+MAX_SECONDS = 1e6  # the longest of any time: eleven days
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:
-    """Return the names in a list with commas."""
+    """Split a comma-separated list of names."""
     names = tuple(name.strip() for name in value.split(",")) if value.strip() else ()
     if not all(names):
-        raise click.BadParameter("a name between two commas is empty")
+        raise click.BadParameter("a name in the list is empty")
     return tuple(dict.fromkeys(names))
 
 
@@ -50,37 +53,39 @@ def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
     default=_DEFAULTS.grpc_port,
     type=click.IntRange(0, 65535),
     show_envvar=True,
-    help="Port of the annotation service, gRPC health and reflection. 0 takes a free one and logs it.",
+    help="Port of the annotation service, gRPC health and reflection. 0: any free port; the log says which.",
 )
 @click.option(
     "--http-port",
     default=_DEFAULTS.http_port,
     type=click.IntRange(0, 65535),
     show_envvar=True,
-    help="Port of /metrics, /livez and /readyz. 0 takes a free one and logs it.",
+    help="Port of /metrics, /livez and /readyz. 0: any free port; the log says which.",
 )
 @click.option(
     "--model-repository",
     default=_DEFAULTS.model_repository,
     type=click.Path(path_type=Path),
     show_envvar=True,
-    help="Triton model repository that the embedded Triton serves. Not read with --triton-url.",
+    help="Model repository of the embedded Triton. Not used with --triton-url.",
 )
 @click.option(
     "--triton-url",
     show_envvar=True,
-    help="host:port of the gRPC service of a Triton elsewhere. Without it, the service starts and watches its own.",
+    help="host:port of an external Triton's gRPC service. Default: the service starts its own Triton and monitors it.",
 )
-@click.option("--triton-tls", is_flag=True, show_envvar=True, help="Speak TLS to --triton-url.")
-@click.option("--triton-tls-ca", type=_FILE, show_envvar=True, help="PEM roots to trust instead of the system's.")
+@click.option("--triton-tls", is_flag=True, show_envvar=True, help="Use TLS for --triton-url.")
+@click.option(
+    "--triton-tls-ca", type=_FILE, show_envvar=True, help="PEM root certificates to trust instead of the system's."
+)
 @click.option("--triton-tls-key", type=_FILE, show_envvar=True, help="PEM private key, for mutual TLS.")
 @click.option("--triton-tls-cert", type=_FILE, show_envvar=True, help="PEM certificate chain, for mutual TLS.")
 @click.option(
     "--load-models/--no-load-models",
     default=None,
     show_envvar=True,
-    help="Ask Triton to load what its repository holds (needs its explicit model control). "
-    "Default: yes for the embedded one, no with --triton-url.",
+    help="Load all models of Triton's repository (needs explicit model control in Triton). "
+    "Default: yes with the embedded Triton, no with --triton-url.",
 )
 @click.option(
     "--ready-models",
@@ -89,197 +94,205 @@ def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
     show_default=False,
     show_envvar=True,
     metavar="NAME,NAME...",
-    help="Tools, or models with all their tools, that have to be ready for the service to be. "
-    "Default: every model has to be tried once, and some tool be ready.",
+    help="Tools, or models with all their tools, that must be ready before the service is. "
+    "Default: every model was tried once, and at least one tool is ready.",
 )
 @click.option(
     "--poll-seconds",
     default=_DEFAULTS.poll_seconds,
     type=Number(0.1, MAX_SECONDS),
     show_envvar=True,
-    help="Between two looks at which models Triton has.",
+    help="Interval between polls of Triton's model index.",
 )
 @click.option(
     "--infer-timeout-seconds",
     default=_DEFAULTS.infer_timeout_seconds,
     type=Number(0.1, MAX_SECONDS),
     show_envvar=True,
-    help="Longest wait for one inference, its place in Triton's queue included.",
+    help="Longest wait for one inference, including Triton's queue.",
 )
 @click.option(
     "--drain-seconds",
     default=_DEFAULTS.drain_seconds,
     type=Number(0, MAX_SECONDS),
     show_envvar=True,
-    help="How long running requests may take to finish after SIGTERM.",
+    help="Time for running requests to finish after SIGTERM.",
 )
 @click.option(
     "--worker-threads",
     default=_DEFAULTS.worker_threads,
     type=click.IntRange(1),
     show_envvar=True,
-    help="Threads that cut crops and trace polygons for prompts; as many decode images and work on frames.",
+    help="Threads that cut crops and trace polygons for prompts. As many again decode images and work on frames.",
 )
 @click.option(
     "--shared-memory-mebibytes",
     default=_DEFAULTS.shared_memory_bytes // MEBIBYTE,
     type=click.IntRange(0),
     show_envvar=True,
-    help="Memory through which tensors reach a Triton on this host; what does not fit, and all with 0, goes by gRPC.",
+    help="Memory shared with a Triton on this host, for tensors. Tensors that do not fit go over gRPC; with 0, all do.",
 )
 @click.option(
     "--max-image-mebibytes",
     default=_DEFAULTS.limits.image_bytes // MEBIBYTE,
     type=click.IntRange(1, 1000),
     show_envvar=True,
-    help="Largest image, encoded or raw. A message a quarter larger than that ends its stream.",
+    help="Largest image, encoded or raw. A message more than a quarter larger ends its stream.",
 )
 @click.option(
     "--max-image-pixels",
     default=_DEFAULTS.limits.image_pixels,
     type=click.IntRange(1),
     show_envvar=True,
-    help="Largest image in pixels, read in its header before anything is decoded.",
+    help="Most pixels of an image, checked in its header before decoding.",
 )
 @click.option(
     "--max-objects",
     default=_DEFAULTS.limits.objects,
     type=click.IntRange(1),
     show_envvar=True,
-    help="Objects that one stream may work on, on one image.",
+    help="Most objects on one image of a stream.",
 )
 @click.option(
     "--images-mebibytes",
     default=_DEFAULTS.limits.images_bytes // MEBIBYTE,
     type=click.IntRange(1),
     show_envvar=True,
-    help="Decoded images of all streams and frames together (4 bytes a pixel). More are told to try again later.",
+    help="Memory for decoded images of all streams and frames (4 bytes a pixel). Beyond it, images are refused with "
+    "RESOURCE_EXHAUSTED.",
 )
 @click.option(
     "--stream-memory-mebibytes",
     default=_DEFAULTS.limits.stream_memory_bytes // MEBIBYTE,
     type=click.IntRange(0),
     show_envvar=True,
-    help="Probability maps that one stream remembers for undo and refinement.",
+    help="Memory for probability maps of one stream, kept for undo and refinement.",
 )
 @click.option(
     "--memory-mebibytes",
     default=_DEFAULTS.limits.memory_bytes // MEBIBYTE,
     type=click.IntRange(0),
     show_envvar=True,
-    help="Probability maps of all streams together; when there are many streams, each remembers its share.",
+    help="Memory for probability maps of all streams. With many streams, each gets an equal share.",
 )
 @click.option(
     "--stream-inflight",
     default=_DEFAULTS.limits.stream_inflight,
     type=click.IntRange(1),
     show_envvar=True,
-    help="Prompts of different objects of one stream that are in work together.",
+    help="Prompts of one stream, of different objects, in progress at the same time.",
 )
 @click.option(
     "--prompt-timeout-seconds",
     default=_DEFAULTS.limits.prompt_seconds,
     type=click.FloatRange(0.1),
     show_envvar=True,
-    help="Longest work on one prompt, all passes of all its clicks together.",
+    help="Longest time for one prompt: all passes of all its clicks.",
 )
 @click.option(
     "--frames-in-flight",
     default=_DEFAULTS.limits.frames_in_flight,
     type=click.IntRange(1),
     show_envvar=True,
-    help="Frames of one DetectStream that are taken from the wire and not answered yet.",
+    help="Frames of one DetectStream that were received and not answered yet.",
 )
 @click.option(
     "--frames-in-work",
     default=_DEFAULTS.limits.frames_in_work,
     type=click.IntRange(1),
     show_envvar=True,
-    help="Frames of all streams that are decoded or at Triton together. Few keep clicks quick; a GPU wants more.",
+    help="Frames of all streams in progress at the same time. Few frames keep clicks fast; a GPU needs more.",
 )
 @click.option(
     "--max-connections",
     default=_DEFAULTS.limits.connections,
     type=click.IntRange(1),
     show_envvar=True,
-    help="Connections to the gRPC port.",
+    help="Most connections to the gRPC port.",
 )
 @click.option(
     "--max-connection-streams",
     default=_DEFAULTS.limits.streams_of_connection,
     type=click.IntRange(1),
     show_envvar=True,
-    help="Calls of one connection at the same time, streams included; more wait for one to end.",
+    help="Concurrent calls of one connection, including streams. Further calls wait.",
 )
 @click.option(
     "--calls-at-once",
     default=_DEFAULTS.limits.calls_at_once,
     type=click.IntRange(1),
     show_envvar=True,
-    help="Detect calls whose image is read from the wire or in work.",
+    help="Detect calls being received or in progress at the same time.",
 )
 @click.option(
     "--calls-waiting",
     default=_DEFAULTS.limits.calls_waiting,
     type=click.IntRange(1),
     show_envvar=True,
-    help="Detect calls that wait for that; more are told to come back.",
+    help="Detect calls that wait in line. Beyond it, calls are refused with RESOURCE_EXHAUSTED.",
 )
 @click.option(
     "--bodies-mebibytes",
     default=_DEFAULTS.limits.bodies_bytes // MEBIBYTE,
     type=click.IntRange(1),
     show_envvar=True,
-    help="Images that were sent and wait to be decoded, of all clients together; one client may have half of it.",
+    help="Memory for received images that are not decoded yet, of all clients. One client may have half of it.",
 )
 @click.option(
     "--stream-replies-mebibytes",
     default=_DEFAULTS.limits.stream_reply_bytes // MEBIBYTE,
     type=click.IntRange(1),
     show_envvar=True,
-    help="Replies that wait for one stream's reader, before its next answer waits.",
+    help="Memory for replies that a stream's client has not read. Beyond it, the stream's next answer waits.",
 )
 @click.option(
     "--replies-mebibytes",
     default=_DEFAULTS.limits.reply_bytes // MEBIBYTE,
     type=click.IntRange(1),
     show_envvar=True,
-    help="Replies that wait for the readers of all streams; beyond it the stream that has most is ended.",
+    help="Memory for unread replies of all streams. Beyond it, the stream with the most is ended.",
 )
 @click.option(
     "--inferences-at-once",
     default=_DEFAULTS.limits.inferences_at_once,
     type=click.IntRange(1),
     show_envvar=True,
-    help="Inferences that one model in Triton is given together; clients take turns. A GPU wants two batches.",
+    help="Inferences sent to one model at the same time; clients take turns. A GPU needs two batches.",
 )
 @click.option(
     "--worker-processes",
     default=_DEFAULTS.limits.workers,
     type=click.IntRange(1),
     show_envvar=True,
-    help="Child processes that work together on images and outlines that take long.",
+    help="Most child processes at the same time, for large images and outlines.",
 )
 @click.option(
     "--work-cpu-seconds",
     default=_DEFAULTS.limits.work_cpu_seconds,
     type=click.IntRange(1),
     show_envvar=True,
-    help="Processor time that decoding one image, or drawing one outline, may take.",
+    help="CPU time for decoding one image or drawing one outline in a child process.",
 )
 @click.option(
     "--decoder-mebibytes",
     default=_DEFAULTS.limits.decoder_bytes // MEBIBYTE,
     type=click.IntRange(64),
     show_envvar=True,
-    help="Memory that the decoder of one image may take beside its pixels.",
+    help="Memory of one image's decoder, without the pixels.",
 )
 @click.option(
     "--log-level",
     default="info",
     type=click.Choice(["debug", "info", "warning", "error"]),
     show_envvar=True,
-    help="What to log to stderr.",
+    help="Lowest level that is logged. The log goes to stderr.",
+)
+@click.option(
+    "--log-format",
+    default="text",
+    type=click.Choice(get_args(logs.Format)),
+    show_envvar=True,
+    help="Format of the log: text, or one JSON object per line.",
 )
 def main(
     triton_tls: bool,
@@ -310,23 +323,22 @@ def main(
     decoder_mebibytes: int,
     shared_memory_mebibytes: int,
     log_level: str,
+    log_format: logs.Format,
     **settings: object,
 ) -> None:
     """Serve semi-automatic image annotation: clicks in, polygons out.
 
-    Every option is also an environment variable. SIGTERM drains: health turns NOT_SERVING, running requests finish,
-    streams are told to reconnect, the embedded Triton is stopped.
+    Every option can also be set by its environment variable. SIGTERM drains: health changes to NOT_SERVING, running
+    requests finish, streams are told to reconnect, and the embedded Triton stops.
     """
     if (triton_tls_key is None) != (triton_tls_cert is None):
-        raise click.UsageError("--triton-tls-key and --triton-tls-cert belong together")
-    logging.basicConfig(
-        level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr
-    )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    spare_libraries()
+        raise click.UsageError("--triton-tls-key and --triton-tls-cert belong together: give both or none")
     use_tls = triton_tls or triton_tls_ca is not None or triton_tls_key is not None
     if use_tls and settings["triton_url"] is None:
-        raise click.UsageError("TLS to Triton needs --triton-url: the embedded one listens on a private socket")
+        raise click.UsageError("TLS to Triton needs --triton-url: the embedded Triton listens on a private socket")
+    logs.configure(log_level.upper(), log_format)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    quiet_libraries()
     limits = Limits(
         image_bytes=max_image_mebibytes * MEBIBYTE,
         image_pixels=max_image_pixels,
@@ -355,20 +367,24 @@ def main(
         load_models=settings["triton_url"] is None if load_models is None else load_models,
         limits=limits,
         shared_memory_bytes=shared_memory_mebibytes * MEBIBYTE,
-        **settings,  # type: ignore[arg-type]  # each option is named and typed as its setting
+        **settings,  # type: ignore[arg-type]  # each option has the name and type of its setting
     )
     native_output = NativeOutput()
     native_output.start()
     try:
         asyncio.run(_run(complete, native_output))
     except StartError as error:
-        raise click.ClickException(str(error)) from error
+        log.critical("cannot start: %s", error)
+        sys.exit(1)
+    except Exception:
+        log.critical("stopped by an unexpected error", exc_info=True)
+        sys.exit(1)
     finally:
         native_output.stop()
 
 
 async def _run(settings: Settings, native_output: NativeOutput) -> NoReturn:
-    """Serve until told to stop; then end this process at once, whatever threads of it still compute."""
+    """Serve until stopped; then exit at once, without waiting for threads that still compute."""
     await Server(settings).run()
     native_output.stop()
     logging.shutdown()

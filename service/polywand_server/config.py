@@ -1,4 +1,4 @@
-"""All settings of the service: made once at the top, checked once, passed down."""
+"""All settings of the service: created once from the options, then passed as arguments."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,28 +8,27 @@ MEBIBYTE = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one client may ask for; beyond it a request gets an error that names the limit.
+    """Limits of requests and of memory. A request beyond one gets an error that names it.
 
-    image_bytes: of one encoded or raw image.
-    image_pixels: of one image; checked in its header, before memory is spent on it.
-    objects: of one image in one stream.
-    images_bytes: of all decoded images that are alive, of all streams and frames.
-    stream_memory_bytes: of remembered probability maps in one stream; the oldest go first.
-    memory_bytes: of those of all streams; divided evenly when there are many.
-    stream_inflight: prompts of different objects of one stream that are in work, until their replies wait to leave.
-    prompt_seconds: for one prompt, all passes of all its clicks together, from when it is taken into work.
-    frames_in_flight: frames of one DetectStream whose answers wait or are in work.
-    frames_in_work: frames of all streams that are decoded or at Triton together.
-    calls_at_once: unary calls with an image whose message is read or in work. calls_waiting: those that wait for that.
-    bodies_bytes: of messages with images that are not decoded yet, of all clients; one client may have half of it.
-    stream_reply_bytes: of one stream's replies that wait for its reader, before its next answer waits.
-    reply_bytes: of those of all streams; beyond it, the stream that has most is ended.
-    inferences_at_once: that one model in Triton is given together, of prompts and frames; where several clients are
-        active they share them.
-    connections: to the gRPC port. streams_of_connection: calls of one connection at the same time.
-    workers: child processes at work together, on what is not done in a moment.
-    work_cpu_seconds: of the processor, for what is not done in a moment: decoding one image, drawing one outline.
-    decoder_bytes: what the decoder of one image may take beside the pixels.
+    image_bytes: one image, encoded or raw.
+    image_pixels: one image; read from its header before memory is allocated.
+    objects: on one image of one stream.
+    images_bytes: all decoded images in memory, of all streams and frames.
+    stream_memory_bytes: remembered probability maps of one stream; the oldest are dropped first.
+    memory_bytes: remembered probability maps of all streams; with many streams, each gets an equal share.
+    stream_inflight: prompts of one stream, of different objects, in progress at the same time.
+    prompt_seconds: time for one prompt: all passes of all its clicks.
+    frames_in_flight: frames of one DetectStream that were received and not answered yet.
+    frames_in_work: frames of all streams being decoded or inferred at the same time.
+    calls_at_once: Detect calls being received or in progress. calls_waiting: further calls that wait in line.
+    bodies_bytes: received messages whose images are not decoded yet, of all clients; one client may have half of it.
+    stream_reply_bytes: replies that one stream's client has not read; beyond it, the stream's next answer waits.
+    reply_bytes: unread replies of all streams; beyond it, the stream with the most is ended.
+    inferences_at_once: inferences sent to one model in Triton at the same time; active clients share them.
+    connections: connections to the gRPC port. streams_of_connection: concurrent calls of one connection.
+    workers: child processes that work on images and outlines at the same time.
+    work_cpu_seconds: CPU time for decoding one image or drawing one outline in a child process.
+    decoder_bytes: memory of one image's decoder, without the pixels.
     """
 
     image_bytes: int = 128 * MEBIBYTE
@@ -56,13 +55,16 @@ class Limits:
 
     @property
     def message_bytes(self) -> int:
-        """Largest gRPC message: leaves an image slightly over its limit room to get a reply that says so."""
+        """The largest gRPC message; larger than an image, so that one slightly over its limit gets a proper error."""
         return self.image_bytes * 5 // 4
 
 
 @dataclass(frozen=True, slots=True)
 class TritonTls:
-    """PEM files for a Triton behind TLS. root_certificates None: the system's; key and chain: for mutual TLS."""
+    """PEM files for a Triton with TLS.
+
+    root_certificates: None for the system's. private_key, certificate_chain: for mutual TLS.
+    """
 
     root_certificates: Path | None = None
     private_key: Path | None = None
@@ -71,18 +73,17 @@ class TritonTls:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How this process runs.
+    """Settings of this process.
 
-    triton_url: host:port of a Triton elsewhere; None starts the embedded one on model_repository.
-    load_models: ask Triton to load every model of its repository that it has not been asked for yet, and from the
-        embedded one's repository again what has changed.
-    ready_models: tools, or models with all their tools, that have to be ready for the service to be. None: all models
-        have to be tried once.
-    poll_seconds: between two looks at Triton's repository index.
-    infer_timeout_seconds: for one inference, its wait in Triton's queue included.
-    drain_seconds: for running requests to finish after SIGTERM.
-    worker_threads: for prompts, and as many for images and frames.
-    shared_memory_bytes: between this process and a Triton on the same host; 0 sends all tensors.
+    triton_url: host:port of an external Triton; None starts the embedded one on model_repository.
+    load_models: load all models of Triton's repository; with the embedded Triton, also reload those that change.
+    ready_models: tools, or models with all their tools, that must be ready before the service is. Empty: every model
+        must have been tried once.
+    poll_seconds: interval between polls of Triton's model index.
+    infer_timeout_seconds: longest wait for one inference, including Triton's queue.
+    drain_seconds: time for running requests to finish after SIGTERM.
+    worker_threads: threads for prompts; there are as many for images and frames.
+    shared_memory_bytes: memory shared with a Triton on the same host, for tensors; 0 sends all tensors over gRPC.
     """
 
     host: str = "127.0.0.1"

@@ -1,4 +1,4 @@
-"""What can go wrong with a request, as the domain says it; `rpc.status` turns these into canonical gRPC codes."""
+"""Errors of requests; `rpc.status` maps them to canonical gRPC codes."""
 
 import logging
 from collections.abc import Awaitable
@@ -8,18 +8,18 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-# Of an InternalError.
+# The text of an InternalError.
 FAILED = "the service failed on this request; its log says why"
 
-# What is away is looked for this often here; asking more often than that finds out nothing new.
+# How often the service checks whether Triton is back; a client that retries more often learns nothing new.
 RETRY_SECONDS = 0.25
 
 
 class PolywandError(Exception):
-    """Base of everything that is answered to a client. The text is written for the person who reads it at night."""
+    """Base of all errors that clients receive. The text is a sentence for people."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by text and attributes: the arguments of `__init__` differ from kind to kind."""
+        """Pickle text and attributes, since the arguments of `__init__` differ between subclasses."""
         return _unpickle, (type(self), self.args), self.__dict__
 
 
@@ -28,7 +28,7 @@ def _unpickle(kind: type[PolywandError], arguments: tuple[Any, ...]) -> Polywand
 
 
 class InvalidInputError(PolywandError):
-    """The request is wrong and will stay wrong.
+    """The request is invalid, and will be when it is sent again.
 
     field: the path of the field in the request, as in the contract ("prompt.points[3].x").
     """
@@ -40,7 +40,7 @@ class InvalidInputError(PolywandError):
 
 
 class TooLargeError(InvalidInputError):
-    """The request is over a limit of this server, which the description names."""
+    """The request exceeds a limit of this server, which the description names."""
 
 
 class NotFoundError(InvalidInputError):
@@ -48,13 +48,13 @@ class NotFoundError(InvalidInputError):
 
 
 class WrongStateError(InvalidInputError):
-    """The request does not fit now: a prompt before an image, a detector asked to interact."""
+    """The request does not fit the state of its stream or its tool: a prompt before an image, or for a detector."""
 
 
 class QuotaError(PolywandError):
-    """This server, or this client's share of it, is full: the same request may succeed later.
+    """This server, or this client's share of it, is full; the same request may succeed later.
 
-    subject: what is full, in the plural ("images"). retry_seconds: when to try again.
+    subject: what is full, in the plural ("images"). retry_seconds: how long to wait before a retry.
     """
 
     def __init__(self, subject: str, text: str, retry_seconds: float) -> None:
@@ -64,11 +64,14 @@ class QuotaError(PolywandError):
 
 
 class ImageGivenUpError(WrongStateError):
-    """The stream's image made room for others while nothing was asked of it; sent again, it is there again."""
+    """The image of an idle stream was removed to make room for others; the client has to send it again."""
 
 
 class UnavailableError(PolywandError):
-    """Triton or the model is away; the same request may succeed later: retry_seconds says when to try again."""
+    """Triton or the model is unavailable; the same request may succeed later.
+
+    retry_seconds: how long to wait before a retry.
+    """
 
     def __init__(self, text: str, retry_seconds: float = RETRY_SECONDS) -> None:
         super().__init__(text)
@@ -76,26 +79,26 @@ class UnavailableError(PolywandError):
 
 
 class DeadlineError(PolywandError):
-    """Triton did not answer in time, or the request took longer than one may."""
+    """Triton did not answer in time, or the request took longer than the server allows."""
 
 
 class ModelFailedError(PolywandError):
-    """The model itself refused or failed."""
+    """The model rejected its input or failed."""
 
 
 class InternalError(PolywandError):
-    """A fault of ours; the details stand in the log."""
+    """Internal error; the log has the details."""
 
 
 async def or_error(work: Awaitable[T]) -> T | PolywandError:
-    """Await a request's work; what it raises is returned, so that it ends nothing but this request."""
+    """Await the work of a request, and return its error instead of raising it, so that only this request fails."""
     try:
         return await work
     except PolywandError as error:
         return error
     except MemoryError:
-        log.error("no memory was left for a request")
-        return QuotaError("memory", "this server has no memory left for this: try later, or another replica", 1.0)
+        log.error("out of memory while handling a request")
+        return QuotaError("memory", "this server is out of memory: try later, or another replica", 1.0)
     except Exception:
-        log.exception("a request failed for a reason that nobody thought of")
+        log.exception("unexpected error while handling a request")
         return InternalError(FAILED)

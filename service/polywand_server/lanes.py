@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextvars import copy_context
 from typing import TypeVar
 
 from polywand_server.admission.turns import Turns
@@ -12,9 +13,9 @@ from polywand_server.errors import DeadlineError, ModelFailedError, PolywandErro
 from polywand_server.ops import metrics
 from polywand_server.timing import Stopwatch
 from polywand_server.triton.client import TritonClient
-from polywand_server.triton.exchange import Exchange, Forms, exchange
+from polywand_server.triton.exchange import Exchange, exchange
 from polywand_server.triton.shared_memory import SharedMemory
-from polywand_server.triton.tensors import Array, TensorForm
+from polywand_server.triton.tensors import Array, TensorSpec, TensorSpecs
 
 T = TypeVar("T")
 
@@ -140,10 +141,10 @@ class Lane:
     async def compute(self, work: Callable[[], T]) -> T:
         """Run work of more than a millisecond in a thread."""
         async with self._thread_turns.turn():
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, work)
 
     def exchange(
-        self, model: str, version: int, inputs: Mapping[str, TensorForm], outputs: Forms
+        self, model: str, version: int, inputs: Mapping[str, TensorSpec], outputs: TensorSpecs
     ) -> AbstractAsyncContextManager[Exchange]:
         """Make room for one inference's tensors until the block ends; fill them, then `run`.
 

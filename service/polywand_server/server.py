@@ -18,7 +18,7 @@ import grpc.aio
 from polywand_server import __version__
 from polywand_server.config import Settings
 from polywand_server.ops import allocation, metrics
-from polywand_server.ops.descriptors import Share, raise_limit, share_out
+from polywand_server.ops.descriptors import ConnectionLimits, connection_limits, raise_limit
 from polywand_server.ops.health import Health
 from polywand_server.ops.http import HttpServer
 from polywand_server.rpc.interceptors import Calls
@@ -61,7 +61,7 @@ class Server:
         # OpenCV's own threads would compete with Triton's; parallelism comes from requests.
         cv2.setNumThreads(1)
         allocation.tune()
-        connections = share_out(raise_limit())
+        connections = connection_limits(raise_limit())
         async with AsyncExitStack() as stack:
             workers = Workers(self._settings.limits.workers)
             workers.start()
@@ -104,16 +104,18 @@ class Server:
             starting.result()
         except EmbeddedTritonError as error:
             raise StartError(str(error)) from error
-        return TritonProcess(triton.url, triton.region_prefix, triton.end_model_processes, triton.watch)
+        return TritonProcess(triton.url, triton.region_prefix, triton.end_model_processes, triton.supervised)
 
-    async def _serve(self, stack: AsyncExitStack, process: TritonProcess, workers: Workers, connections: Share) -> None:
+    async def _serve(
+        self, stack: AsyncExitStack, process: TritonProcess, workers: Workers, connections: ConnectionLimits
+    ) -> None:
         settings = self._settings
 
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
         parts = wire(stack, settings, process, workers, changed.set)
         registry, ingress = parts.registry, parts.ingress
         metrics.TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
-        health = Health(("", SERVICE_NAME), lambda: registry.ready, lambda: registry.why_not_ready)
+        health = Health(("", SERVICE_NAME), lambda: registry.ready, lambda: registry.not_ready_reason)
 
         listener = _listen(settings.host, settings.http_port)
         http = HttpServer(health, connections.http)
@@ -126,11 +128,11 @@ class Server:
             asyncio.create_task(registry.run(), name="follow Triton's repository"),
             asyncio.create_task(_publish_changes(health, changed), name="publish health"),
             asyncio.create_task(ingress.run(), name="bound what is on its way"),
-            asyncio.create_task(allocation.give_back_what_is_free(), name="give memory back"),
+            asyncio.create_task(allocation.trim_periodically(), name="return free memory"),
             asyncio.create_task(http.serve_on(listener), name="serve HTTP"),
         ]
-        if process.watch is not None:
-            tasks.insert(0, asyncio.create_task(process.watch(), name="keep Triton running"))
+        if process.supervised is not None:
+            tasks.insert(0, asyncio.create_task(process.supervised(), name="keep Triton running"))
         host, http_port = _in_url(settings.host), listener.getsockname()[1]
         log.info(
             "Polywand %s: gRPC on %s:%d, HTTP on %s:%d, Triton at %s",
@@ -187,7 +189,7 @@ async def _publish_changes(health: Health, changed: asyncio.Event) -> None:
         changed.clear()
         health.publish()
         if health.ready != was_ready:
-            log.info("ready" if health.ready else f"not ready: {health.reason}")
+            log.info("ready" if health.ready else f"waiting: {health.reason}")
         was_ready = health.ready
 
 

@@ -30,9 +30,9 @@ from polywand_server.session.counts import PromptCounts
 from polywand_server.session.outbox import Unread
 from polywand_server.session.services import Services
 from polywand_server.tools.folders import ModelFolders
-from polywand_server.tools.loader import EndProcesses, ModelLoader, leave_alone
+from polywand_server.tools.loader import EndProcesses, ModelLoader, no_op
 from polywand_server.tools.registry import Registry
-from polywand_server.triton.client import Death, TritonClient
+from polywand_server.triton.client import DeadProcess, TritonClient
 from polywand_server.triton.shared_memory import SharedMemory, is_on_this_host
 from polywand_server.workers.pool import Workers
 
@@ -45,13 +45,13 @@ class TritonProcess:
     """A running Triton.
 
     memory_prefix: of the names of the memory that is shared with it. end_model_processes: kills its Python models.
-    watch: what keeps our own one running, which ends only when it fails; None for a Triton elsewhere.
+    supervised: waits until the supervision of the embedded Triton fails; None for a Triton elsewhere.
     """
 
     url: str
     memory_prefix: str
-    end_model_processes: EndProcesses = leave_alone
-    watch: Callable[[], Coroutine[Any, Any, None]] | None = None
+    end_model_processes: EndProcesses = no_op
+    supervised: Callable[[], Coroutine[Any, Any, None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +70,10 @@ def wire(
     """Make all parts between gRPC and Triton. stack: closes them. on_change: called when tools or readiness change."""
     limits = settings.limits
 
-    def on_death(death: Death) -> None:
-        loader.revive(death)
+    def on_dead_process(report: DeadProcess) -> None:
+        loader.revive(report)
 
-    triton = TritonClient(process.url, settings.triton_tls, on_death=on_death)
+    triton = TritonClient(process.url, settings.triton_tls, on_dead_process=on_dead_process)
     stack.push_async_callback(triton.close)
     memory = None
     if settings.shared_memory_bytes and is_on_this_host(process.url):
@@ -95,12 +95,12 @@ def wire(
             gives_way_to=gives_way_to,
         )
 
-    news = asyncio.Event()
+    wake = asyncio.Event()
     loader = ModelLoader(
         triton,
         ModelFolders(None if settings.triton_url else settings.model_repository),
         allowed=settings.load_models,
-        on_change=news.set,
+        on_change=wake.set,
         end_processes=process.end_model_processes,
     )
     registry = Registry(
@@ -108,7 +108,7 @@ def wire(
         loader,
         ready_models=settings.ready_models,
         poll_seconds=settings.poll_seconds,
-        news=news,
+        wake=wake,
         on_change=on_change,
     )
     right_of_way, holders = RightOfWay(), Holders()

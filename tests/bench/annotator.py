@@ -6,8 +6,8 @@ from types import TracebackType
 
 import grpc.aio
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc
 from tests.bench.photos import Click, Photo
 from tests.bench.player import Answer, deadline
 from tests.streams import NEGATIVE, POSITIVE

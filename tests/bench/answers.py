@@ -16,8 +16,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc
 from tests.bench.photos import photo_of
 from tests.running import REPOSITORY, running_service
 from tests.streams import EXTREME, NEGATIVE, POSITIVE, InteractStream, prompt

@@ -10,8 +10,8 @@ from pathlib import Path
 import grpc
 import skimage.data
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc
 from tests.running import REPOSITORY, Service, running_service, wait_for
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 

@@ -10,8 +10,8 @@ from types import TracebackType
 import grpc.aio
 import numpy as np
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc
 from tests.bench.annotator import CHANNEL_OPTIONS, Annotator
 from tests.bench.photos import photos
 from tests.bench.player import deadline

@@ -17,14 +17,14 @@ from pathlib import Path
 import grpc
 import psutil
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc
 from tests.bench.photos import photos
 from tests.running import REPOSITORY, Service, running_service
 from tests.streams import POSITIVE, InteractStream, prompt
 
 MODELS = ("wand_click", "grabcut", "nanodet")
-READY_AGAIN = re.compile(r"^(\S+ \S+) WARNING .*tritonserver is ready again", re.MULTILINE)
+READY_AGAIN = re.compile(r"^(\S+ \S+) WARNING .*tritonserver runs again", re.MULTILINE)
 PAUSE_SECONDS = 0.02
 
 

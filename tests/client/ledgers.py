@@ -6,7 +6,7 @@ from typing import Any
 
 from polywand.answers import Update
 from polywand.ledger import Ledger
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 
 PATIENCE_S = 60.0
 

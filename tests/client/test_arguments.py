@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import polywand
-from polywand import channel, errors, proxies, wire
+from polywand import channel, errors, wire
 from polywand.errors import PolywandError
 from polywand.prompts import Prompts
+from polywand_common import proxies
 from polywand_server import errors as server_errors
 from polywand_server.triton.client import TritonClient
 from tests.client.scripted import Script, outline, ready, scripted_server

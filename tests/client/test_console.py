@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from polywand.cli import main
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from tests.client.scripted import Script, outline, ready, scripted_server, status
 
 POLYWAND = Path(sys.executable).parent / "polywand"
@@ -88,7 +88,9 @@ def test_a_signal_ends_a_command_as_the_signal_does(number: signal.Signals, phot
 
 def test_a_line_that_is_being_written_is_finished_first() -> None:
     size = 1 << 20  # more than a pipe holds
-    program = f"from polywand import console; console.run(lambda: [console.echo('x' * {size}) for _ in 'abc'], True)"
+    program = (
+        f"from polywand_common import console; console.run(lambda: [console.echo('x' * {size}) for _ in 'abc'], True)"
+    )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         assert running.stdout is not None
         begin = running.stdout.read(1)  # so it writes

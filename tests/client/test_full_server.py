@@ -12,7 +12,7 @@ from google.rpc import status_pb2
 
 import polywand
 from polywand.rests import FIRST_IMAGE_REST_S
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from tests.client.scripted import QUOTA, Script, full, full_status, outline, ready, scripted_server, status
 from tests.client.scripted import too_large_status as too_large
 

@@ -16,7 +16,7 @@ import polywand
 from polywand.answers import Update
 from polywand.ledger import Ledger
 from polywand.rests import FIRST_IMAGE_REST_S
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from tests.client.ledgers import ask, ask_image, sent, unstretched, updated
 from tests.client.scripted import Script, full, given_up, outline, ready, refusal, scripted_server
 

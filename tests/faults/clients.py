@@ -8,8 +8,8 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc
 from tests.running import Service
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from polywand.v1 import annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2_grpc
 from tests.faults.clients import own_connection
 from tests.faults.models import make_repository
 from tests.running import Service, running_service

@@ -132,8 +132,8 @@ def frame(kind: int, flags: int, stream: int, content: bytes = b"") -> bytes:
     return struct.pack(">I", len(content))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + content
 
 
-def headers(stream: int, method: str) -> bytes:
-    """The beginning of a call."""
+def headers(stream: int, method: str, request_id: bytes | None = None) -> bytes:
+    """The beginning of a call. request_id: the value of its x-request-id, of less than 127 bytes."""
     fields = {
         ":method": "POST",
         ":scheme": "http",
@@ -144,6 +144,8 @@ def headers(stream: int, method: str) -> bytes:
     }
     # Each is a literal without indexing, whose name is new (RFC 7541, 6.2.2); all are shorter than 127 bytes.
     block = b"".join(b"\0" + _literal(name) + _literal(value) for name, value in fields.items())
+    if request_id is not None:
+        block += b"\0" + _literal("x-request-id") + bytes([len(request_id)]) + request_id
     return frame(1, 4, stream, block)
 
 

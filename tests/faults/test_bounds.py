@@ -18,8 +18,8 @@ from google.rpc import error_details_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1.annotation_pb2_grpc import AnnotationServiceStub
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1.annotation_pb2_grpc import AnnotationServiceStub
 from polywand_server.rpc import wire
 from tests.faults.clients import BRIGHT, own_connection
 from tests.faults.footprint import children, unique_bytes

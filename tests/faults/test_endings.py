@@ -10,8 +10,8 @@ from contextlib import ExitStack
 import grpc
 import pytest
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1.annotation_pb2_grpc import AnnotationServiceStub
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1.annotation_pb2_grpc import AnnotationServiceStub
 from tests.faults.clients import BRIGHT, Talk, comb, own_connection, unfinished
 from tests.faults.conftest import DRAIN_SECONDS
 from tests.faults.footprint import INTERACT_STREAMS, Traces

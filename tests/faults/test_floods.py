@@ -9,7 +9,7 @@ from collections import Counter
 import grpc
 import pytest
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from tests.faults.clients import BRIGHT, END_SECONDS, Talk, status
 from tests.faults.models import count, journal_of
 from tests.running import wait_for

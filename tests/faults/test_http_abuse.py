@@ -209,7 +209,7 @@ async def test_a_connection_is_closed_at_once_where_all_others_are_being_answere
 
 @pytest.mark.parametrize(("limit", "grpc", "http_connections"), [(65_536, 65_408, 64), (256, 128, 64), (64, 16, 16)])
 def test_connections_share_what_descriptors_there_are(limit, grpc, http_connections):
-    assert descriptors.share_out(limit) == descriptors.Share(grpc, http_connections)
+    assert descriptors.connection_limits(limit) == descriptors.ConnectionLimits(grpc, http_connections)
 
 
 @pytest.mark.parametrize(("soft", "hard", "raised"), [(100, 300, 300), (300, 300, 300), (2000, 2000, 2000)])
@@ -217,8 +217,8 @@ def test_the_soft_limit_of_descriptors_becomes_the_hard_one_and_a_low_one_is_tol
     code = (
         f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
         "import logging; logging.basicConfig(level='INFO')\n"
-        "from polywand_server.ops.descriptors import raise_limit, share_out\n"
-        "limit = raise_limit()\nshare_out(limit)\n"
+        "from polywand_server.ops.descriptors import connection_limits, raise_limit\n"
+        "limit = raise_limit()\nconnection_limits(limit)\n"
         "print(limit, resource.getrlimit(resource.RLIMIT_NOFILE))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

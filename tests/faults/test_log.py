@@ -14,18 +14,18 @@ from pathlib import Path
 import grpc
 import pytest
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc
-from polywand_server.ops import native
-from polywand_server.ops.sparing import Sparing, spare_libraries
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc
+from polywand_server.ops import native_output
+from polywand_server.ops.repeats import Repeats, quiet_libraries
 from tests.running import Service, running_service, wait_for
 from tests.streams import InteractStream
 
 LINES = 100_000
-FEW_LINES = native.MAX_LINES + 2
+FEW_LINES = native_output.MAX_LINES + 2
 START = """
 import ctypes, logging, os, subprocess, sys, time
-from polywand_server.ops.native import NativeOutput
+from polywand_server.ops.native_output import NativeOutput
 logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
 log = logging.getLogger("own")
 """
@@ -78,7 +78,7 @@ with NativeOutput():
 """)
     assert said.count("\n") == 3
     assert r"WARNING polywand.native: \x1b[2J\rERROR own: false \xff" in said
-    assert "a" * native.MAX_LINE_BYTES + "\n" in said
+    assert "a" * native_output.MAX_LINE_BYTES + "\n" in said
     assert said.endswith("WARNING polywand.native: no end\n")
 
 
@@ -127,7 +127,7 @@ def test_a_process_without_standard_streams_starts_and_stops(tmp_path):
     done = tmp_path / "done"
     code = (
         "import os, pathlib, sys\n"
-        "from polywand_server.ops.native import NativeOutput\n"
+        "from polywand_server.ops.native_output import NativeOutput\n"
         f"with NativeOutput():\n    os.write(2, b'x\\n')\npathlib.Path({str(done)!r}).touch()\n"
     )
     subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, code], check=True, timeout=60)
@@ -136,10 +136,10 @@ def test_a_process_without_standard_streams_starts_and_stops(tmp_path):
 
 def test_the_same_message_passes_once_in_a_while_and_tells_how_often_it_came():
     stream = io.StringIO()
-    logger = logging.getLogger("tests.spared")
-    handler, sparing = logging.StreamHandler(stream), Sparing(interval_seconds=0.5)
+    logger = logging.getLogger("tests.repeats")
+    handler, repeats = logging.StreamHandler(stream), Repeats(interval_seconds=0.5)
     logger.addHandler(handler)
-    logger.addFilter(sparing)
+    logger.addFilter(repeats)
     try:
         for number in range(100):
             logger.warning("number %d", number)
@@ -148,7 +148,7 @@ def test_the_same_message_passes_once_in_a_while_and_tells_how_often_it_came():
         logger.warning("number %d", 100)
     finally:
         logger.removeHandler(handler)
-        logger.removeFilter(sparing)
+        logger.removeFilter(repeats)
     assert stream.getvalue().splitlines() == [
         "number 0",
         "another",
@@ -188,7 +188,7 @@ def test_no_upload_writes_more_than_a_few_lines(service):
 def test_pillow_warns_of_nothing_that_an_image_says():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        spare_libraries()
+        quiet_libraries()
         warnings.warn_explicit("Corrupt EXIF data", UserWarning, "TiffImagePlugin.py", 1, module="PIL.TiffImagePlugin")
         warnings.warn_explicit("of ours", UserWarning, "images.py", 1, module="polywand_server.images")
     assert [str(warning.message) for warning in caught] == ["of ours"]

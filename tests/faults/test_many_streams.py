@@ -5,8 +5,8 @@ from contextlib import ExitStack
 import cv2
 import psutil
 
-from polywand.v1.annotation_pb2 import Image
-from polywand.v1.annotation_pb2_grpc import AnnotationServiceStub
+from polywand_contract.v1.annotation_pb2 import Image
+from polywand_contract.v1.annotation_pb2_grpc import AnnotationServiceStub
 from tests.faults.clients import own_connection
 from tests.faults.conftest import PATIENCE_SECONDS
 from tests.faults.footprint import IMAGE_MEMORY, INTERACT_STREAMS, MASK_MEMORY, TASKS, descriptors

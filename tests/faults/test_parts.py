@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from polywand.v1.annotation_pb2_grpc import AnnotationServiceStub
+from polywand_contract.v1.annotation_pb2_grpc import AnnotationServiceStub
 from tests.faults.clients import Annotator, own_connection, status
 from tests.running import Service, running_service, wait_for
 from tests.triton.models import add_model

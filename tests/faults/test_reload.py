@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import InferenceServerClient
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1.annotation_pb2_grpc import AnnotationServiceStub
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1.annotation_pb2_grpc import AnnotationServiceStub
 from tests.faults.clients import Annotator, own_connection
 from tests.running import REPOSITORY, WAND_VERSION, WAND_VERSIONS, Service, running_service, wait_for
 from tests.streams import raw_image

@@ -10,8 +10,8 @@ import numpy as np
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1.annotation_pb2_grpc import AnnotationServiceStub
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1.annotation_pb2_grpc import AnnotationServiceStub
 from tests.faults.clients import BRIGHT, Talk, comb, own_connection, status, unfinished
 from tests.faults.footprint import INTERACT_STREAMS, MASK_MEMORY
 from tests.faults.models import count, journal_of

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from tests.faults.clients import Talk, comb, unfinished
 from tests.faults.conftest import STREAM_MEMORY_MEBIBYTES
 from tests.faults.footprint import IMAGE_MEMORY, INTERACT_STREAMS, MASK_MEMORY, unique_bytes

@@ -10,7 +10,7 @@ import grpc
 import psutil
 import pytest
 
-from polywand.v1.annotation_pb2_grpc import AnnotationServiceStub
+from polywand_contract.v1.annotation_pb2_grpc import AnnotationServiceStub
 from tests.faults.clients import Annotator, own_connection, status
 from tests.faults.conftest import MODELS
 from tests.faults.footprint import model_processes, shared_memory, tritonserver

@@ -10,8 +10,8 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1.annotation_pb2_grpc import AnnotationServiceStub
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1.annotation_pb2_grpc import AnnotationServiceStub
 from tests.faults.clients import BRIGHT, comb, own_connection, requests
 from tests.faults.footprint import DETECT_STREAMS, IMAGE_MEMORY, INTERACT_STREAMS, MASK_MEMORY
 from tests.faults.models import count, journal_of

@@ -10,7 +10,7 @@ import threading
 import grpc
 import numpy as np
 
-from polywand.v1 import annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2_grpc
 from tests.faults.clients import BRIGHT
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 

@@ -9,10 +9,10 @@ import shapely
 import shapely.affinity
 from numpy.typing import NDArray
 
-from polywand.raster import encode_rle, rasterise
+from polywand import encode_rle, rasterise
 from polywand.results import Polygon
 from polywand_server.errors import TooLargeError
-from polywand_server.geometry import fewer, lines, outlines, simplify
+from polywand_server.geometry import fewer, lines, outlines, seeds, simplify
 from polywand_server.geometry.outlines import count_crossings
 from polywand_server.geometry.overlap import intersection_over_union
 from polywand_server.geometry.rings import count_vertices, rings
@@ -20,7 +20,6 @@ from polywand_server.geometry.seeds import PolygonSeed, RleSeed, seed_cost, seed
 from polywand_server.geometry.shapes import OutputOptions, Shape, make_shape
 from polywand_server.geometry.specks import without_specks
 from polywand_server.images.regions import ProbabilityMap, Region
-from polywand_server.interactors import seeds
 
 NOWHERE = np.zeros((0, 2))
 SIDE = 340  # a tenth of the largest map's pixels

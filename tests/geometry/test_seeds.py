@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from polywand.raster import decode_rle, encode_rle, rasterise
+from polywand import decode_rle, encode_rle, rasterise
 from polywand.results import Polygon
 from polywand_server.errors import TooLargeError
 from polywand_server.geometry import pixels

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from tests.streams import EXTREME, NEGATIVE, POSITIVE, InteractStream, prompt, raw_image
 
 TOOLS = ("wand_click", "wand_extreme", "wand_box", "wand_brs", "grabcut")

@@ -10,7 +10,7 @@ import pytest
 from google.rpc import code_pb2, error_details_pb2
 from grpc_status import rpc_status
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from tests.running import WAND_VERSIONS, wait_for
 from tests.streams import EXTREME, NEGATIVE, POSITIVE, InteractStream, prompt, raw_image
 
@@ -315,7 +315,7 @@ def test_bytes_that_are_no_message_are_refused(channel, method):
     status = rpc_status.from_call(caught.value)
     assert status.code == code_pb2.INVALID_ARGUMENT
     assert violation(status).field == "message"
-    assert "no message of the contract" in status.message
+    assert "not a message of the contract" in status.message
 
 
 def test_bytes_that_are_no_message_are_counted(server, channel):

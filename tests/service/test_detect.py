@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import skimage.data
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from tests.streams import departure, raw_image
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 import grpc
 import pytest
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_server.config import Limits
 from polywand_server.lanes import PATIENCE_SECONDS
 from tests.streams import POSITIVE, InteractStream, departure, prompt, raw_image

@@ -8,7 +8,7 @@ import pytest
 from google.rpc import error_details_pb2
 from PIL import Image
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from tests.pictures.writers import png, tiff
 from tests.streams import InteractStream
 

@@ -12,8 +12,8 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from tritonclient.grpc import InferenceServerClient, model_config_pb2
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc
 from tests.running import REPOSITORY, running_service
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 
@@ -112,7 +112,8 @@ def copy_model(source: str, repository: Path, name: str, *, change: tuple[str, s
 
 def retry_seconds(status) -> float:
     """When the server says to try again."""
-    (delay,) = (error_details_pb2.RetryInfo.FromString(detail.value) for detail in status.details)
+    delay = error_details_pb2.RetryInfo()
+    assert status.details[0].Unpack(delay)
     return delay.retry_delay.ToTimedelta().total_seconds()
 
 

@@ -7,8 +7,8 @@ import grpc
 import numpy as np
 import pytest
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc
 from tests.interactors import DAZZLED, LOOKS, PREV_MASK, SLOW, add_interactor
 from tests.running import running_service, wait_for
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image

@@ -9,8 +9,8 @@ import pytest
 from pycocotools import mask as coco
 
 import polywand
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc
 from tests.interactors import make_interactors
 from tests.running import Service, running_service
 from tests.streams import NEGATIVE, POSITIVE, InteractStream, prompt, raw_image

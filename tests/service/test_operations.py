@@ -18,8 +18,8 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc
 from polywand_server.triton.embedded.wheel import assemble, environment, find_wheel
 from tests.faults.relay import Relay
 from tests.interactors import SLOW, add_interactor
@@ -211,7 +211,8 @@ def test_a_killed_triton_is_unavailable_for_a_while_and_the_stream_lives_on(own_
                 reply = stream.ask(prompt("wand_click", (150, 400, POSITIVE)))
                 assert reply.error.code == grpc.StatusCode.UNAVAILABLE.value[0], reply
                 assert "riton" in reply.error.message
-                (retry,) = (error_details_pb2.RetryInfo.FromString(detail.value) for detail in reply.error.details)
+                retry = error_details_pb2.RetryInfo()
+                assert reply.error.details[0].Unpack(retry)
                 assert 0 < retry.retry_delay.ToTimedelta().total_seconds() < 1
                 with pytest.raises(grpc.RpcError) as caught:
                     stub.Detect(pb.DetectRequest(model="nanodet", image=raw_image(astronaut)))

@@ -12,8 +12,8 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from pycocotools import mask as coco
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc
 from polywand_server.lanes import PATIENCE_SECONDS
 from tests.interactors import PREAMBLE, SLOW, add_interactor
 from tests.running import REPOSITORY, WAND_VERSION, Service, running_service, wait_for
@@ -259,7 +259,7 @@ def test_the_servers_choice_is_wand_box_where_it_is_ready_and_else_wand_click(ow
         assert choice() == "wand_box"
     finally:
         shutil.rmtree(box_tool)
-    wait_for(lambda: "model wand_box was unloaded" in own.log.read_text(), 30, own)
+    wait_for(lambda: "tool wand_box is gone" in own.log.read_text(), 30, own)
     assert choice() == "wand_click"
 
 
@@ -272,7 +272,7 @@ def test_the_servers_choice_is_wand_box_where_it_is_ready_and_else_wand_click(ow
         ({"model": "box_and_point"}, "INVALID_ARGUMENT", "polygons.model", "more than a box: one more positive point"),
         ({"model": "x" * 300}, "INVALID_ARGUMENT", "polygons.model", "256 bytes"),
         ({"model": "nothing", "version": 9}, "NOT_FOUND", "polygons.version", "has no version 9"),
-        ({"version": 1}, "INVALID_ARGUMENT", "polygons.version", "of which model"),
+        ({"version": 1}, "INVALID_ARGUMENT", "polygons.version", "name of a model"),
         ({"model": "nothing", "version": -1}, "INVALID_ARGUMENT", "polygons.version", "-1"),
         ({"output": pb.OutputOptions(tolerance=-1)}, "INVALID_ARGUMENT", "polygons.output.tolerance", "1000 pixels"),
         ({"output": pb.OutputOptions(max_points=2)}, "INVALID_ARGUMENT", "polygons.output.max_points", "from 3"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from tests.interactors import DAZZLED, PREAMBLE, add_interactor
 from tests.running import DETECTION, Service, running_service, wait_for
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image, stream_to

@@ -11,8 +11,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc
 from tests.bench.at_once import detect_and_click
 from tests.running import Service, copy_newest, running_service, wait_for
 from tests.streams import raw_image
@@ -104,7 +104,7 @@ def test_readiness_of_named_models_waits_for_them_and_for_nothing_else(tmp_path)
     with running_service(tmp_path / "log", *options) as service, grpc.insecure_channel(service.target) as channel:
         says = "not ready: waiting for 'late', but there is no such tool or model; there are: one\n"
         wait_for(lambda: service.get("/readyz") == (503, says), 60, service)
-        assert "--ready-models names what is not there: late; there are: one" in service.log.read_text()
+        assert "--ready-models names no tool or model: late; there are: one" in service.log.read_text()
         assert service.get("/livez") == (200, "alive\n")
         health = health_pb2_grpc.HealthStub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest())
@@ -123,4 +123,4 @@ def test_an_empty_name_among_those_of_ready_models_is_one_sentence():
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "'--ready-models'" in done.stderr
-    assert "a name between two commas is empty" in done.stderr
+    assert "a name in the list is empty" in done.stderr

@@ -7,10 +7,10 @@ from contextlib import AsyncExitStack
 import pytest
 
 from polywand_server.admission.turns import MOST_IN_A_ROW, REST_SECONDS, TURNS_AFTER_REST, Turns
+from polywand_server.caller import begin
 from polywand_server.detectors.permits import FramePermits
 from polywand_server.errors import QuotaError
 from polywand_server.lanes import PATIENCE_SECONDS, RightOfWay
-from polywand_server.requester import begin
 from polywand_server.timing import Stopwatch
 from tests.running import until
 

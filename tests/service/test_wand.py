@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from tests.running import WAND_VERSION, WAND_VERSIONS
 from tests.service.test_bad_input import violation
 from tests.service.test_interact import decoded

@@ -14,8 +14,8 @@ import skimage.data
 
 import polywand
 from polywand.aio import Client, Session
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1.annotation_pb2_grpc import AnnotationServiceStub
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1.annotation_pb2_grpc import AnnotationServiceStub
 from tests.streams import POSITIVE, prompt, raw_image
 
 INTERACTORS = ("wand_click", "wand_click", "wand_click", "grabcut")

@@ -3,7 +3,7 @@
 import asyncio
 
 from polywand_server.errors import UnavailableError
-from polywand_server.triton.client import IndexEntry, ModelConfig, TensorSpec
+from polywand_server.triton.client import IndexEntry, ModelConfig, TensorConfig
 
 CARD = '{"kind": "interactor", "display_name": "M", "crop": {"policy": "whole"}}'
 
@@ -33,8 +33,8 @@ class ScriptedTriton:
         return [IndexEntry(name, 1 if state else None, state, "") for name, state in self._states.items()]
 
     async def model_config(self, name: str, version: int = 0) -> ModelConfig:
-        inputs = {"IMAGE": TensorSpec("UINT8", (16, 16, 3)), "POINTS": TensorSpec("FP32", (16, 3))}
-        outputs = {"LOGITS": TensorSpec("FP32", (1, 16, 16))}
+        inputs = {"IMAGE": TensorConfig("UINT8", (16, 16, 3)), "POINTS": TensorConfig("FP32", (16, 3))}
+        outputs = {"LOGITS": TensorConfig("FP32", (1, 16, 16))}
         return ModelConfig(name, "python", 2, inputs, outputs, {"polywand": CARD})
 
     async def model_ready(self, name: str, version: int) -> bool:

@@ -10,9 +10,9 @@ import numpy as np
 
 from polywand_server.errors import UnavailableError
 from polywand_server.tools.folders import ModelFolders
-from polywand_server.tools.loader import EndProcesses, ModelLoader, leave_alone
+from polywand_server.tools.loader import EndProcesses, ModelLoader, no_op
 from polywand_server.tools.registry import Registry
-from polywand_server.triton.client import Death, TritonClient
+from polywand_server.triton.client import DeadProcess, TritonClient
 from tests.interactors import CONFIG, WHOLE
 
 # Every version writes down each of its starts in a file beside the repository, and fails while a file named `broken` is
@@ -110,24 +110,24 @@ async def tended(
     *,
     allowed: bool = True,
     ready_models: Sequence[str] = (),
-    end_processes: EndProcesses = leave_alone,
+    end_processes: EndProcesses = no_op,
 ) -> AsyncIterator[Tended]:
     """Look after the models of a Triton until the block ends."""
-    news, published = asyncio.Event(), list[bool]()
+    wake, published = asyncio.Event(), list[bool]()
 
-    def on_death(death: Death) -> None:
-        loader.revive(death)
+    def on_dead_process(report: DeadProcess) -> None:
+        loader.revive(report)
 
-    client = TritonClient(url, on_death=on_death)
+    client = TritonClient(url, on_dead_process=on_dead_process)
     loader = ModelLoader(
-        client, ModelFolders(repository), allowed=allowed, on_change=news.set, end_processes=end_processes
+        client, ModelFolders(repository), allowed=allowed, on_change=wake.set, end_processes=end_processes
     )
     registry = Registry(
         client,
         loader,
         ready_models=ready_models,
         poll_seconds=0.2,
-        news=news,
+        wake=wake,
         on_change=lambda: published.append(registry.ready),
     )
     running = asyncio.create_task(registry.run())

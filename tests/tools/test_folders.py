@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from polywand_server.tools import folders
-from polywand_server.tools.folders import ModelFolder, ModelFolders, read_folders
+from polywand_server.tools.folders import ModelFolder, ModelFolders, scan_repository
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def write(path: Path) -> None:
 
 
 async def seen(looked: ModelFolders, *names: str) -> list[ModelFolder | None]:
-    await looked.look()
+    await looked.scan()
     return [looked.get(name) for name in names]
 
 
@@ -48,8 +48,8 @@ def test_models_are_folders_with_a_configuration_or_a_version(repository: Path) 
     for name in ("notes/drafts", "__pycache__/1", ".git/1", "two~/1", "lost+found", "one/2~", "one/03", "one/notes"):
         (repository / name).mkdir(parents=True)
     (repository / "README").touch()
-    sight = read_folders(repository)
-    assert {name: sorted(model.versions) for name, model in sight.models.items()} == {
+    scan = scan_repository(repository)
+    assert {name: sorted(model.versions) for name, model in scan.models.items()} == {
         "one": [1, 2],
         "two": [1],
         "unfinished": [],
@@ -118,9 +118,9 @@ async def test_what_cannot_be_read_is_neither_gone_nor_changed(repository: Path,
     before = await seen(looked, "one")
     harm(repository)
     assert (await seen(looked, "one"))[0] in (before[0], None)
-    assert not looked.is_gone("one")
-    assert not looked.has_none("one")
-    await looked.look()
+    assert not looked.is_deleted("one")
+    assert not looked.is_missing("one")
+    await looked.scan()
     assert len(caplog.records) == 1  # however often it looks
 
 
@@ -138,28 +138,28 @@ async def test_a_disk_with_errors_is_neither_gone_nor_changed(repository: Path, 
     with monkeypatch.context() as patched:
         patched.setattr(os, "scandir", fail)
         one, two = await seen(looked, "one", "two")
-        assert not looked.is_gone("one")
+        assert not looked.is_deleted("one")
         assert (one, two) == (tuple(before) if place else (None, None))
         fresh = ModelFolders(repository)
-        await fresh.look()
-        assert not fresh.has_none("one")  # so that it is loaded all the same
+        await fresh.scan()
+        assert not fresh.is_missing("one")  # so that it is loaded all the same
     assert await seen(looked, "one", "two") == before
 
 
 async def test_a_folder_that_was_deleted_is_gone_and_so_is_the_last_one(repository: Path) -> None:
     looked = ModelFolders(repository)
-    await looked.look()
+    await looked.scan()
     for name in ("one", "two"):
         shutil.rmtree(repository / name)
-        await looked.look()
-        assert looked.is_gone(name)
+        await looked.scan()
+        assert looked.is_deleted(name)
 
 
 async def test_a_repository_that_was_exchanged_for_another_one_is_believed(repository: Path) -> None:
     looked = ModelFolders(repository)
-    await looked.look()
+    await looked.scan()
     unmount_all(repository)
     add(repository / "three", 1)
-    await looked.look()
-    assert looked.is_gone("one")
+    await looked.scan()
+    assert looked.is_deleted("one")
     assert looked.get("three")

@@ -15,8 +15,8 @@ import pytest
 import pytest_asyncio
 
 from polywand_server.errors import ModelFailedError
-from polywand_server.tools import folders, loader
-from polywand_server.triton.client import Death, TritonClient
+from polywand_server.tools import folders, history
+from polywand_server.triton.client import DeadProcess, TritonClient
 from polywand_server.triton.embedded.server import EmbeddedTriton
 from polywand_server.triton.embedded.wheel import assemble, command, environment, find_wheel, socket_url
 from polywand_server.triton.failures import ControlRefusedError, ModelDiedError
@@ -47,7 +47,7 @@ async def triton(repository: Path) -> AsyncIterator[EmbeddedTriton]:
 @pytest.fixture(autouse=True)
 def soon(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let what failed be tried again soon, and leave no model to the next test."""
-    monkeypatch.setattr(loader, "FIRST_RETRY_SECONDS", 0.3)
+    monkeypatch.setattr(history, "FIRST_RETRY_SECONDS", 0.3)
     monkeypatch.setattr(folders, "SETTLING_SECONDS", 0.1)
     yield
     for folder in repository.iterdir():
@@ -126,7 +126,7 @@ async def test_what_is_healthy_is_not_unloaded_though_a_request_says_that_it_die
         await models.comes_back("healthy")
         begun = starts(repository, "healthy", 1)
         for _ in range(3):
-            models.loader.revive(Death("healthy", None, time.monotonic() - 5))
+            models.loader.revive(DeadProcess("healthy", None, time.monotonic() - 5))
             await until(lambda: not models.loader.is_busy("healthy"))
         await models.order("healthy", 0)
         assert starts(repository, "healthy", 1) == begun
@@ -138,11 +138,11 @@ async def test_two_services_at_one_triton_load_a_dead_model_again_once(triton, r
         await one.comes_back("shared")
         await until(lambda: other.versions("shared") == {1: ""})
         begun = starts(repository, "shared", 1)
-        asked_at = time.monotonic()
+        sent_at = time.monotonic()
         with pytest.raises(ModelDiedError):
             await one.order("shared", DIES)
         await one.comes_back("shared")
-        other.loader.revive(Death("shared", None, asked_at))
+        other.loader.revive(DeadProcess("shared", None, sent_at))
         await until(lambda: not other.loader.is_busy("shared"))
         assert starts(repository, "shared", 1) == begun + 1
 
@@ -156,7 +156,7 @@ async def test_models_that_are_not_ours_to_load_are_left_alone(triton, repositor
         for _ in range(3):
             with pytest.raises(ModelDiedError):
                 await models.order("foreign", DIES)
-        assert caplog.text.count("models are not ours to load") == 1
+        assert caplog.text.count("may not load models") == 1
         assert starts(repository, "foreign", 1) == begun
         await models.client.unload("foreign")
 
@@ -174,12 +174,12 @@ async def test_where_triton_refuses_to_load_that_is_tried_once_and_told_once(tri
     async with tended(triton.url, repository) as models:
         await until(lambda: not models.loader.is_active)
         await models.registry.refresh()
-        models.loader.revive(Death("refused", None, time.monotonic()))
+        models.loader.revive(DeadProcess("refused", None, time.monotonic()))
         before = list(asked)
         for _ in range(3):
             await models.registry.refresh()
         assert asked == before
-        assert caplog.text.count("Triton does not let us load") == 1
+        assert caplog.text.count("Triton refuses to load") == 1
 
 
 async def test_a_dead_model_of_a_triton_without_explicit_control_is_left_alone(tmp_path, caplog):
@@ -192,7 +192,7 @@ async def test_a_dead_model_of_a_triton_without_explicit_control_is_left_alone(t
                     await models.order("strict", DIES)
             await until(lambda: not models.loader.is_busy("strict"))
             assert not models.loader.is_active
-    assert caplog.text.count("Triton does not let us load") == 1
+    assert caplog.text.count("Triton refuses to load") == 1
     assert starts(tmp_path / "models", "strict", 1) == 1
 
 

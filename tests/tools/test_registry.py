@@ -8,10 +8,11 @@ import pytest
 
 from polywand_server.errors import NotFoundError, UnavailableError
 from polywand_server.rpc.status import to_status
-from polywand_server.tools.catalogue import listed
+from polywand_server.tools.catalogue import join_names
 from polywand_server.tools.folders import ModelFolders
 from polywand_server.tools.loader import ModelLoader
 from polywand_server.tools.registry import Registry
+from polywand_server.tools.retry import use_tool
 from tests.running import until
 from tests.tools.scripted import ScriptedTriton
 
@@ -21,14 +22,14 @@ HEADERS_BYTES = 8 * 1024
 @asynccontextmanager
 async def following(triton: ScriptedTriton, *, allowed: bool = False) -> AsyncIterator[tuple[Registry, list[bool]]]:
     """A registry that looks when it is told to, and whether it was ready at each change that it told."""
-    news, published = asyncio.Event(), list[bool]()
-    loader = ModelLoader(triton, ModelFolders(None), allowed=allowed, on_change=news.set)
+    wake, published = asyncio.Event(), list[bool]()
+    loader = ModelLoader(triton, ModelFolders(None), allowed=allowed, on_change=wake.set)
     registry = Registry(
         triton,
         loader,
         ready_models=(),
         poll_seconds=60.0,
-        news=news,
+        wake=wake,
         on_change=lambda: published.append(registry.ready),
     )
     running = asyncio.create_task(registry.run())
@@ -66,7 +67,7 @@ async def test_after_a_restart_that_nobody_noticed_all_models_are_waited_for_aga
         triton.restart()
         await registry.refresh()
         await until(lambda: [tool.ready for tool in registry.tools] == [True, False])
-        assert registry.why_not_ready == "waiting until every model was tried once: 1 of 2 are left, n"
+        assert registry.not_ready_reason == "still loading 1 of 2 models: n"
         triton.held.clear()
         await until(lambda: registry.ready)
         assert [tool.ready for tool in registry.tools] == [True, True]
@@ -97,7 +98,7 @@ async def test_a_tool_is_chosen_again_when_the_first_choice_has_just_gone() -> N
 
     async with following(triton) as (registry, _):
         choices = iter((1, 2))
-        assert await registry.with_tool(lambda: next(choices), use) == 2
+        assert await use_tool(registry, lambda: next(choices), use) == 2
     assert used == [1, 2]
 
 
@@ -116,6 +117,6 @@ async def test_an_error_that_lists_names_fits_into_a_clients_headers() -> None:
 
 
 def test_few_names_are_all_listed_and_of_many_it_is_told_how_many_there_are_beside() -> None:
-    assert listed([]) == "none"
-    assert listed(["a", "b"]) == "a, b"
-    assert listed(f"{number:04}" for number in range(150)).endswith(" and 50 more")
+    assert join_names([]) == "none"
+    assert join_names(["a", "b"]) == "a, b"
+    assert join_names(f"{number:04}" for number in range(150)).endswith(" and 50 more")

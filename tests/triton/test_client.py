@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from polywand_server.errors import DeadlineError, ModelFailedError, UnavailableError
-from polywand_server.triton.client import Death, TensorSpec, TritonClient
+from polywand_server.triton.client import DeadProcess, TensorConfig, TritonClient
 from polywand_server.triton.embedded.server import EmbeddedTriton
 from polywand_server.triton.failures import ModelDiedError
 from tests.triton.models import ANSWERS_NOTHING, DIES, RAISES
@@ -45,8 +45,8 @@ async def test_a_loaded_model_is_ready_and_tells_its_configuration(puppet: Trito
     entry = next(entry for entry in await puppet.repository_index() if entry.name == "puppet")
     assert (entry.version, entry.state) == (1, "READY")
     config = await puppet.model_config("puppet", 1)
-    assert config.inputs == {"X": TensorSpec("FP32", (-1, 3))}
-    assert config.outputs == {"Y": TensorSpec("FP32", (-1, 3))}
+    assert config.inputs == {"X": TensorConfig("FP32", (-1, 3))}
+    assert config.outputs == {"Y": TensorConfig("FP32", (-1, 3))}
     assert config.max_batch_size == 4
     assert config.parameters == {"polywand": '{"kind": "puppet"}'}
 
@@ -154,8 +154,8 @@ async def test_an_urgent_request_overtakes_those_that_wait(client: TritonClient)
 
 
 async def test_a_request_that_finds_the_process_of_a_model_dead_says_so(triton: EmbeddedTriton) -> None:
-    told: list[Death] = []
-    client = TritonClient(triton.url, on_death=told.append)
+    told: list[DeadProcess] = []
+    client = TritonClient(triton.url, on_dead_process=told.append)
     await client.load("puppet")
     with pytest.raises(ModelDiedError):
         await order(client, DIES)

@@ -335,13 +335,15 @@ async def test_a_start_whose_probe_fails_is_no_start(repository: Path, monkeypat
     assert leftovers(triton.url) == []
 
 
-async def test_an_unexpected_end_of_the_watch_is_told(own: EmbeddedTriton, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unexpected_end_of_the_supervision_is_told(
+    own: EmbeddedTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else Triton would never be started again, and nobody would know."""
 
     async def fail(self: TritonProcess) -> None:
         raise PermissionError("not yours")
 
-    watching = asyncio.create_task(own.watch())
+    watching = asyncio.create_task(own.supervised())
     with monkeypatch.context() as patched:
         patched.setattr(TritonProcess, "kill", fail)
         os.kill(processes(own.url)["server"], signal.SIGKILL)
@@ -375,7 +377,7 @@ def test_a_launch_is_not_taken_for_a_dead_one_while_it_takes_its_lock(
         lock(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", sweep_and_lock)
-    descriptor = launch.hold(token)
+    descriptor = launch.lock(token)
     try:
         launch.sweep(tmp_path)
         assert scratch.exists()

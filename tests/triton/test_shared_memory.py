@@ -18,15 +18,15 @@ from polywand_server.triton.client import TritonClient
 from polywand_server.triton.embedded.server import EmbeddedTriton
 from polywand_server.triton.exchange import exchange
 from polywand_server.triton.shared_memory import FOLDER, SharedMemory, is_on_this_host
-from polywand_server.triton.tensors import TensorForm
+from polywand_server.triton.tensors import TensorSpec
 from tests.triton.models import RAISES, WEIGHTS
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 MIB = 1024 * 1024
-IMAGE = {"IMAGE": TensorForm("UINT8", (1, 8, 8, 3))}
-LOGITS = {"LOGITS": TensorForm("FP32", (1, 1, 8, 8))}
-X, Y = {"X": TensorForm("FP32", (1, 2, 3))}, {"Y": TensorForm("FP32", (1, 2, 3))}
+IMAGE = {"IMAGE": TensorSpec("UINT8", (1, 8, 8, 3))}
+LOGITS = {"LOGITS": TensorSpec("FP32", (1, 1, 8, 8))}
+X, Y = {"X": TensorSpec("FP32", (1, 2, 3))}, {"Y": TensorSpec("FP32", (1, 2, 3))}
 PREFIX = "polywand-test-"
 
 
@@ -108,7 +108,7 @@ async def test_inferences_at_the_same_time_keep_their_tensors_apart(models: Trit
 
 
 async def test_an_output_whose_size_only_the_model_knows_is_sent(models: TritonClient, memory: SharedMemory) -> None:
-    async with exchange(models, memory, "pick", 0, {"INDEX": TensorForm("INT64", (1, 2))}, {"Y": None}) as tensors:
+    async with exchange(models, memory, "pick", 0, {"INDEX": TensorSpec("INT64", (1, 2))}, {"Y": None}) as tensors:
         tensors.inputs["INDEX"][:] = [2, 0]
         picked = await tensors.run(timeout_s=10)
     np.testing.assert_array_equal(picked["Y"], [[-1.0, 0.5]])
@@ -250,7 +250,7 @@ async def test_memory_whose_first_user_has_left_serves_the_next(slow: SlowToShar
     await asyncio.wait((leaving,))
     await until(lambda: _is(slow, 1))
     await asyncio.sleep(0.1)
-    assert await memory.take(IMAGE.values()) is not None
+    assert await memory.acquire(IMAGE.values()) is not None
     assert slow.mapped == 1
     await memory.close()
 
@@ -259,18 +259,18 @@ async def test_another_size_finds_room_that_the_last_one_no_longer_needs(
     models: TritonClient, memory: SharedMemory
 ) -> None:
     image = np.ones((8, 8, 3), np.uint8)
-    slots = [await memory.take([TensorForm("UINT8", (MIB,))]) for _ in range(4)]
+    slots = [await memory.acquire([TensorSpec("UINT8", (MIB,))]) for _ in range(4)]
     assert None not in slots
-    assert await memory.take(IMAGE.values()) is None
+    assert await memory.acquire(IMAGE.values()) is None
     for slot in slots:
         assert slot is not None
-        memory.put_back(slot)
+        memory.release(slot)
 
     async def fits() -> bool:
         await mix(models, memory, image)
-        slot = await memory.take(IMAGE.values())
+        slot = await memory.acquire(IMAGE.values())
         if slot is not None:
-            memory.put_back(slot)
+            memory.release(slot)
         return slot is not None
 
     await until(fits)

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polywand.raster import decode_rle
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.raster import decode_rle
+from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_zoo.onnx_export import trace
 from polywand_zoo.points import Label
 from polywand_zoo.published.catalogue import CATALOGUE

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 import polywand
-from polywand.raster import decode_rle
+from polywand_contract.raster import decode_rle
 from polywand_server.geometry.outlines import outline
 from polywand_server.geometry.raster import to_rle
 from polywand_server.images.regions import ProbabilityMap, Region

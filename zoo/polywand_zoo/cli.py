@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
-from polywand.console import Group, Number
 from polywand.outputs import refuse_inputs
+from polywand_common.console import Group, Number
 from polywand_zoo.evaluation.command import evaluate
 from polywand_zoo.evaluation.detections_command import evaluate_detections
 from polywand_zoo.published.catalogue import CATALOGUE

@@ -5,7 +5,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from pycocotools import mask as coco
 
-from polywand import raster
+from polywand_contract import raster
 
 # Of a photo whose mask is decoded; the reader of photos has the same limit.
 MAX_PIXELS = 2**28

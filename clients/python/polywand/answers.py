@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from polywand import errors, wire
 from polywand.errors import PolywandError
 from polywand.results import Segmentation
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 
 
 @dataclass(frozen=True, slots=True)

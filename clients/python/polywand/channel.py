@@ -7,7 +7,7 @@ import grpc
 
 from polywand import checks
 from polywand.errors import InvalidRequest, Violation
-from polywand.proxies import authority, direct, scheme
+from polywand_common.proxies import authority, direct, scheme
 
 DEFAULT_TARGET = "localhost:50051"
 TARGET_VARIABLE = "POLYWAND_TARGET"

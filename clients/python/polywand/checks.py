@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 
 from polywand.errors import InvalidRequest, Violation
-from polywand.texts import printable
+from polywand_common.texts import printable
 
 MAX_VERSION = 2**63 - 1
 MAX_DETECTIONS = 1000

@@ -14,13 +14,13 @@ import polywand
 from polywand import channel, checks, files, outputs, report
 from polywand import overlay as drawing
 from polywand.batch import detect_each
-from polywand.console import Command, Group, Number, complain, echo
-from polywand.errors import IncompletePrompt, InvalidRequest, PolywandError
+from polywand.errors import IncompletePrompt, InvalidRequest, PolywandError, ServerError
 from polywand.files import STANDARD_INPUT, Source
 from polywand.maskfiles import read_mask
 from polywand.params import InClickOrder, LabelPair, Numbers, Text, ValueRange, clicks_as_typed
 from polywand.results import Box, Detections
-from polywand.texts import printable, shown
+from polywand_common.console import Command, Group, Number, complain, echo
+from polywand_common.texts import printable, shown
 
 # An option's variable is made of the parameter's name, so each parameter is named as its option, also `json`.
 AS_JSON = click.option("--json", is_flag=True, help="Print JSON, one object a line; of what failed, the error.")
@@ -339,8 +339,10 @@ def _told(image: str | None, json: bool) -> Iterator[None]:
 
 
 def _sentence(error: PolywandError, image: str | None = None) -> str:
-    """What went wrong, on one line, with the name of the image that it is about."""
+    """What went wrong, on one line: the image that it is about, and of the server's own faults the request id."""
     text = shown(str(error))
+    if isinstance(error, ServerError) and error.request_id:
+        text = f"{text} [request_id={shown(error.request_id)}]"
     if image is None or text.startswith((shown(image), STANDARD_INPUT)):
         return text
     return f"{shown(image)}: {text}"

@@ -17,9 +17,9 @@ from polywand.rests import FIRST_IMAGE_REST_S, FIRST_REST_S, Rests, before_again
 from polywand.results import Detections, Model
 from polywand.session import Session
 from polywand.streaming import DetectStream
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc as pb_grpc
 from polywand.wire import DetectOptions
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc as pb_grpc
 
 _Request = TypeVar("_Request")
 _Reply = TypeVar("_Reply")

@@ -8,8 +8,8 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from polywand.proxies import proxy_of
-from polywand.v1 import annotation_pb2 as pb
+from polywand_common.proxies import proxy_of
+from polywand_contract.v1 import annotation_pb2 as pb
 
 
 class Violation(NamedTuple):
@@ -30,7 +30,10 @@ class PolywandError(Exception):
     """Base of everything that this package raises.
 
     code: the canonical gRPC status. violations: which fields of the request were at fault.
+    request_id: with which the server's log tells of the call; empty where the server did not say.
     """
+
+    request_id: str = ""
 
     def __init__(self, message: str, code: grpc.StatusCode, violations: Iterable[Violation] = ()) -> None:
         super().__init__(message)
@@ -200,14 +203,16 @@ def image_not_restored(refusal: PolywandError) -> PolywandError:
     message = f"The server gave up the image of this stream and did not take it again: {refusal}"
     retry_after_s = refusal.retry_after_s if isinstance(refusal, Unavailable) else None
     quotas = refusal.quotas if isinstance(refusal, QuotaExceeded) else ()
-    return _error(refusal.code, message, refusal.violations, retry_after_s, quotas)
+    error = _error(refusal.code, message, refusal.violations, retry_after_s, quotas)
+    error.request_id = refusal.request_id
+    return error
 
 
 def from_status(status: status_pb2.Status) -> PolywandError:
     """The error that a `google.rpc.Status` tells of, with what its details say."""
     violations: list[Violation] = []
     quotas: list[QuotaViolation] = []
-    retry_after_s = None
+    retry_after_s, request_id, is_given_up = None, "", False
     for detail in status.details:
         if detail.Unpack(bad_request := error_details_pb2.BadRequest()):
             violations += (Violation(v.field, v.description) for v in bad_request.field_violations)
@@ -216,9 +221,15 @@ def from_status(status: status_pb2.Status) -> PolywandError:
         elif detail.Unpack(retry_info := error_details_pb2.RetryInfo()):
             retry_after_s = retry_info.retry_delay.seconds + retry_info.retry_delay.nanos / 1e9
         elif detail.Unpack(info := error_details_pb2.ErrorInfo()) and (info.domain, info.reason) == _IMAGE_GIVEN_UP:
-            return ImageGivenUp(status.message, grpc.StatusCode.FAILED_PRECONDITION)
+            is_given_up = True
+        elif detail.Unpack(request_info := error_details_pb2.RequestInfo()):
+            request_id = request_info.request_id
     code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
-    return _error(code, status.message, violations, retry_after_s, quotas)
+    error = _error(code, status.message, violations, retry_after_s, quotas)
+    if is_given_up:
+        error = ImageGivenUp(status.message, grpc.StatusCode.FAILED_PRECONDITION)
+    error.request_id = request_id
+    return error
 
 
 def from_incomplete(incomplete: pb.Incomplete) -> IncompletePrompt:

@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 
 from polywand.errors import InvalidRequest, PolywandError
-from polywand.texts import shown
+from polywand_common.texts import shown
 
 MAX_READ_BYTES = 255 << 20  # what fits into one message, and more than any image that a server takes
 STANDARD_INPUT = "Standard input"  # as sentences call it

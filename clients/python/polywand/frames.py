@@ -7,7 +7,7 @@ from typing import TypeAlias
 from polywand import errors, wire
 from polywand.errors import PolywandError
 from polywand.results import Detections
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 
 FRAMES_AHEAD = 16
 """So many frames are taken from the caller before the answer to the first of them has been taken by the caller."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from polywand import checks, files
 from polywand.errors import InvalidRequest
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | files.Source | NDArray[np.uint8]
 """A file's path, a file's bytes, or pixels: uint8 [H, W, 3] in RGB order, or uint8 [H, W] grey."""

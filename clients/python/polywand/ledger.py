@@ -10,7 +10,7 @@ from polywand.answers import Update, Waiter, error_of, result_of, wake
 from polywand.errors import ImageGivenUp, IncompletePrompt, PolywandError, Unavailable
 from polywand.rests import FIRST_IMAGE_REST_S, FIRST_REST_S, Rests, Uniform, system_uniform
 from polywand.results import Segmentation
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 
 
 @dataclass(slots=True)

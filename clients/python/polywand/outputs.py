@@ -8,7 +8,7 @@ import click
 
 from polywand import files, overlay
 from polywand.files import Source
-from polywand.texts import shown
+from polywand_common.texts import shown
 
 STANDARD_STREAMS = (0, 1)  # an input or an output that the shell opened is one as well
 _FOLDER_ENDINGS = tuple(filter(None, (os.sep, os.altsep)))

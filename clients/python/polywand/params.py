@@ -8,10 +8,10 @@ import click
 
 from polywand import checks
 from polywand.checks import MAX_COORDINATE
-from polywand.console import Command
 from polywand.errors import InvalidRequest
 from polywand.prompts import Point, PointLabel
-from polywand.texts import shown
+from polywand_common.console import Command
+from polywand_common.texts import shown
 
 POINT_OPTIONS: dict[str, PointLabel] = {"--positive": "positive", "--negative": "negative", "--extreme": "extreme"}
 ORDER = "polywand.point_order"  # a key of click's Context.meta

@@ -5,8 +5,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 
 from polywand import checks, seeds
 from polywand.seeds import SeedLike
-from polywand.v1 import annotation_pb2 as pb
 from polywand.wire import output_options
+from polywand_contract.v1 import annotation_pb2 as pb
 
 PointLabel: TypeAlias = Literal["positive", "negative", "extreme"]
 """On the object; not on it; on its outline where it reaches furthest left, up, right or down."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from polywand.errors import PolywandError
 from polywand.results import Detections, InteractorSpec, Model, Outline, Segmentation, Timing
-from polywand.texts import printable
+from polywand_common.texts import printable
 
 
 def line(answer: dict[str, Any]) -> str:
@@ -68,13 +68,14 @@ def models_json(models: Iterable[Model]) -> dict[str, Any]:
 
 
 def failure_json(image: str | None, error: PolywandError) -> dict[str, Any]:
-    """What went wrong, in a sentence and by gRPC's code, and with which fields; `image` where it was about one."""
+    """An error as JSON: a sentence, gRPC's code, the fields at fault, the request id; `image` where it is about one."""
     violations = [violation._asdict() for violation in error.violations]
     return {
         **({} if image is None else {"image": image}),
         "error": printable(str(error)),
         "code": error.code.name,
         **({"violations": violations} if violations else {}),
+        **({"request_id": error.request_id} if error.request_id else {}),
         **{name: value for name, value in vars(error).items() if name.startswith("missing_") and value},
     }
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from polywand.errors import InvalidRequest
-from polywand.raster import encode_rle
 from polywand.results import Outline, Polygon
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.raster import encode_rle
+from polywand_contract.v1 import annotation_pb2 as pb
 
 SeedLike: TypeAlias = NDArray[np.bool_ | np.uint8] | Outline | Sequence[Polygon | ArrayLike]
 """A mask [H, W] of the image's size (nonzero is inside); an outline that an earlier prompt returned, or that of a

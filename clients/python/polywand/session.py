@@ -14,8 +14,8 @@ from polywand.keywords import keywords_of
 from polywand.ledger import Ledger
 from polywand.prompts import PromptOptions, Prompts
 from polywand.results import Segmentation
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc as pb_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc as pb_grpc
 
 CLOSE_GRACE_S = 1.0  # for the server to end the stream in order; then it is cut
 

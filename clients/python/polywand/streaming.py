@@ -11,8 +11,8 @@ from polywand.errors import PolywandError
 from polywand.frames import FRAMES_AHEAD, LARGE_FRAME_BYTES, FrameAnswer, FrameLog
 from polywand.images import ImageLike
 from polywand.results import Detections
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc as pb_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc as pb_grpc
 
 
 class DetectStream:

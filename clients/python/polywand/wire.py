@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from polywand import checks, errors, images
 from polywand.errors import InvalidRequest
 from polywand.images import ImageLike, ValueRangeLike
-from polywand.raster import decode_rle
 from polywand.results import (
     Box,
     BoxUse,
@@ -25,7 +24,8 @@ from polywand.results import (
     Segmentation,
     Timing,
 )
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.raster import decode_rle
+from polywand_contract.v1 import annotation_pb2 as pb
 
 
 class DetectOptions(TypedDict, total=False):

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from polywand_server.admission.turns import Turns
+from polywand_server.caller import current
 from polywand_server.config import MEBIBYTE, Limits
 from polywand_server.errors import QuotaError
 from polywand_server.ops import metrics
-from polywand_server.requester import current
 
 # Messages up to this size are not counted: they are prompts, and each stream holds one at most.
 SMALL_BODY_BYTES = 64 * 1024

@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
 
+from polywand_server.caller import Caller, current
 from polywand_server.errors import QuotaError
-from polywand_server.requester import Requester, current
 
 # A client that had a turn so short a time ago counts as active: the others leave it its share.
 ACTIVE_SECONDS = 1.0
@@ -55,24 +55,24 @@ class Line:
         """How many of a client's wait."""
         return sum(map(len, self._clients.get(client, {}).values()))
 
-    def push(self, requester: Requester, waiter: "asyncio.Future[None]") -> None:
+    def push(self, caller: Caller, waiter: "asyncio.Future[None]") -> None:
         """Stand in line."""
-        streams = self._clients.setdefault(requester.client, OrderedDict())
-        streams.setdefault(requester.stream, deque()).append(waiter)
+        streams = self._clients.setdefault(caller.client, OrderedDict())
+        streams.setdefault(caller.stream, deque()).append(waiter)
         self._length += 1
 
-    def remove(self, requester: Requester, waiter: "asyncio.Future[None]") -> None:
+    def remove(self, caller: Caller, waiter: "asyncio.Future[None]") -> None:
         """Leave the line, if it still stands in it."""
-        streams = self._clients.get(requester.client, OrderedDict())
-        waiters = streams.get(requester.stream, deque())
+        streams = self._clients.get(caller.client, OrderedDict())
+        waiters = streams.get(caller.stream, deque())
         if waiter not in waiters:
             return
         waiters.remove(waiter)
         self._length -= 1
         if not waiters:
-            del streams[requester.stream]
+            del streams[caller.stream]
         if not streams:
-            del self._clients[requester.client]
+            del self._clients[caller.client]
 
     def pop(self, client: str) -> "asyncio.Future[None]":
         """Take the next one of a client's."""
@@ -146,16 +146,16 @@ class Turns:
         Raises:
             QuotaError: the line is full, or this client has its share of it.
         """
-        requester = current()
-        is_hand = await self._acquire(requester)
+        caller = current()
+        is_hand = await self._acquire(caller)
         try:
             yield
         finally:
-            self._release(requester.client, is_hand=is_hand)
+            self._release(caller.client, is_hand=is_hand)
 
-    async def _acquire(self, requester: Requester) -> bool:
+    async def _acquire(self, caller: Caller) -> bool:
         """Wait for a turn; returns whether it is a hand's."""
-        client, name = self._client(requester.client), requester.client
+        client, name = self._client(caller.client), caller.client
         is_hand = client.since_rest < TURNS_AFTER_REST and client.wanted == 0
         # Many new ones at once are no hands that have just arrived.
         is_hand &= client.has_rested or len(self._hands) < self._capacity
@@ -167,14 +167,14 @@ class Turns:
         self._check_line(name)
         client.wanted += 1
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        line.push(requester, waiter)
+        line.push(caller, waiter)
         try:
             await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
                 self._release(name, is_hand=is_hand)
             else:
-                line.remove(requester, waiter)
+                line.remove(caller, waiter)
                 self._want_less(name)
                 self._hand_on()
             raise

@@ -14,9 +14,9 @@ from polywand_server.images import Picture
 from polywand_server.images.regions import Region, crop_into, snap
 from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
-from polywand_server.tools.registry import Detector
-from polywand_server.triton.client import TensorSpec
-from polywand_server.triton.tensors import TensorForm
+from polywand_server.tools.kinds import Detector
+from polywand_server.triton.client import TensorConfig
+from polywand_server.triton.tensors import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ async def detect(
     height, width = tool.config.inputs["IMAGE"].dims[:2]
     region = letterbox(picture.width, picture.height, (height, width))
     threshold = tool.spec.threshold if options.threshold is None else options.threshold
-    inputs = {"IMAGE": TensorForm("UINT8", (1, height, width, 3))}
-    outputs = {name: _form(tool.config.outputs[name]) for name in ("BOXES", "SCORES")}
+    inputs = {"IMAGE": TensorSpec("UINT8", (1, height, width, 3))}
+    outputs = {name: _spec_of(tool.config.outputs[name]) for name in ("BOXES", "SCORES")}
     async with lane.exchange(tool.model, tool.version, inputs, outputs) as exchange:
         await lane.turn(timer)
         with timer.stage("prepare"):
@@ -57,9 +57,9 @@ async def detect(
             return _name(found, region, picture, tool.spec.labels, options)
 
 
-def _form(spec: TensorSpec) -> TensorForm | None:
-    """What an output will be; None when only the model knows."""
-    return None if min(spec.dims) < 0 else TensorForm(spec.dtype, (1, *spec.dims))
+def _spec_of(config: TensorConfig) -> TensorSpec | None:
+    """Return the spec of an output; None if its size is not known before."""
+    return None if min(config.dims) < 0 else TensorSpec(config.dtype, (1, *config.dims))
 
 
 def check_labels(labels: Mapping[str, str], tool: Detector) -> None:

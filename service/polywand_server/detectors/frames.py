@@ -12,7 +12,9 @@ from polywand_server.images import Decoder, ImageSource, Picture
 from polywand_server.lanes import Lane
 from polywand_server.ops import metrics
 from polywand_server.timing import Stopwatch
-from polywand_server.tools.registry import Detector, Registry
+from polywand_server.tools.kinds import Detector
+from polywand_server.tools.registry import Registry
+from polywand_server.tools.retry import use_tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ class Frames:
                 timer.waited()
                 await self._lane.turn(timer)
                 picture = await self._decoder.decode(source, timer)
-                result = await self._registry.with_tool(
+                result = await use_tool(
+                    self._registry,
                     lambda: self._choose(options),
                     lambda tools: self._detect_with(tools, picture, options, timer, permit),
                 )

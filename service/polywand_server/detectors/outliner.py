@@ -7,7 +7,8 @@ from polywand_server.errors import InvalidInputError, NotFoundError, PolywandErr
 from polywand_server.geometry.boxes import Box
 from polywand_server.geometry.shapes import OutputOptions
 from polywand_server.interactors.prompt import Prompt, incomplete
-from polywand_server.tools.registry import Interactor, Registry
+from polywand_server.tools.kinds import Interactor
+from polywand_server.tools.registry import Registry
 
 # The models that make outlines when the request names none: the first that is ready and starts from a box.
 DEFAULT_MODELS = ("wand_box", "wand_click")

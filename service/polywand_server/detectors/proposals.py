@@ -12,7 +12,8 @@ from polywand_server.interactors.prompt import Supersession
 from polywand_server.interactors.proposals import Proposed
 from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
-from polywand_server.tools.registry import Detector, Registry
+from polywand_server.tools.kinds import Detector
+from polywand_server.tools.registry import Registry
 from polywand_server.tools.specs import ProposalSpec
 
 # How long a click waits for them: without proposals its answer is not as good, and it is an answer.

@@ -4,7 +4,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from polywand.raster import crossings
+from polywand_contract.raster import crossings
 from polywand_server.geometry.rings import count_vertices, rings, vertices
 
 # Longest side of the grid on which areas are counted: the areas are right to about a thousandth.

@@ -7,7 +7,7 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry.polygon import orient
 
-from polywand.raster import edge_crossings
+from polywand_contract.raster import edge_crossings
 from polywand_server.geometry.pixels import Runs, united
 from polywand_server.geometry.rings import rings, vertices
 

@@ -4,7 +4,7 @@ import numpy as np
 import shapely
 from pycocotools import mask as coco
 
-from polywand.raster import crossings
+from polywand_contract.raster import crossings
 from polywand_server.geometry.rings import rings, vertices
 
 

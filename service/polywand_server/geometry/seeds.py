@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from polywand.raster import column_runs, crossings, drawn_runs, edges, filled, run_lengths
+from polywand_contract.raster import column_runs, crossings, draw_runs, edges, fill_rings, run_lengths
 from polywand_server.errors import InvalidInputError
 from polywand_server.geometry.parts import Part, largest_first, own_outline, part_runs
 from polywand_server.geometry.pixels import Runs, pixel_outline, united
@@ -173,7 +173,7 @@ def _map_of_rle(seed: RleSeed, width: int, height: int) -> ProbabilityMap:
     columns, tops, bottoms = runs.columns, runs.tops, runs.bottoms
     left, top, right, bottom = int(columns[0]), int(tops.min()), int(columns[-1]) + 1, int(bottoms.max())
     region = _around(left, top, right, bottom)
-    framed = drawn_runs(columns - (left - 1), tops - (top - 1), bottoms - (top - 1), region.width, region.height)
+    framed = draw_runs(columns - (left - 1), tops - (top - 1), bottoms - (top - 1), region.width, region.height)
     framed *= 255
     coverage = cv2.resize(framed, region.size[::-1], interpolation=cv2.INTER_AREA)
     return ProbabilityMap(region, _with_thin_parts(coverage.astype(np.float32) / 255))
@@ -227,7 +227,7 @@ def _coverage(rings: Rings, region: Region) -> NDArray[np.float32]:
     height, width = region.size[0] * finer, region.size[1] * finer
     scale = np.array(region.scale) * finer
     moved = [(ring.astype(np.float64) - (region.left, region.top)) * scale for ring in rings]
-    fine = filled(moved, width, height)
+    fine = fill_rings(moved, width, height)
     fine *= 255
     coverage = _reduced(fine, region)
     if finer == OVERSAMPLING:  # what is thinner than these places are apart shows by its edges, which are wider than it

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Protocol
 
-from polywand_server.requester import current
+from polywand_server.caller import current
 
 # A stream of which nothing was asked for so long is idle: its picture goes before anybody else is refused.
 IDLE_SECONDS = 10.0

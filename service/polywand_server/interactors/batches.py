@@ -12,12 +12,11 @@ from polywand_server.images.crop_cache import CropCache
 from polywand_server.images.regions import Region
 from polywand_server.interactors.crops import Frame, crop_policy
 from polywand_server.interactors.estimate import Estimate
-from polywand_server.interactors.passes import fixed_size
 from polywand_server.interactors.prompt import Prompt
-from polywand_server.interactors.tensors import forms, read, write_prompt
+from polywand_server.interactors.tensors import read, tensor_specs, write_prompt
 from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
-from polywand_server.tools.registry import Interactor
+from polywand_server.tools.kinds import Interactor
 from polywand_server.tools.specs import FLIPPED
 
 T = TypeVar("T")
@@ -79,7 +78,7 @@ async def _segment_batch(
     copies = _copies(tool)
     total = copies * len(batch)
     places = [slice(start, start + copies) for start in range(0, total, copies)]
-    inputs, outputs = forms(tool.config, batch[0].region, total)
+    inputs, outputs = tensor_specs(tool.config, batch[0].region, total)
     async with lane.exchange(tool.model, tool.version, inputs, outputs) as exchange:
 
         def fill_all() -> None:
@@ -107,7 +106,7 @@ async def _segment_batch(
 
 def _look(tool: Interactor, picture: Picture, boxes: Sequence[Box]) -> list[_Item]:
     policy = crop_policy(tool.spec.crop)
-    frame = Frame(picture.width, picture.height, fixed_size(tool.config), tool.spec.threshold)
+    frame = Frame(picture.width, picture.height, tool.fixed_size, tool.spec.threshold)
     prompts = [Prompt(tool.name, tool.version, "", box=box) for box in boxes]
     return [_Item(number, prompt, policy.candidates(frame, prompt, None)[0]) for number, prompt in enumerate(prompts)]
 

@@ -2,9 +2,8 @@
 
 from polywand_server.errors import InvalidInputError
 from polywand_server.images import Picture
-from polywand_server.interactors.passes import max_points, reads_seed
 from polywand_server.interactors.prompt import Label, Prompt
-from polywand_server.tools.registry import Interactor
+from polywand_server.tools.kinds import Interactor
 
 
 def check_inside(prompt: Prompt, picture: Picture) -> None:
@@ -25,12 +24,11 @@ def check_fits(prompt: Prompt, tool: Interactor) -> None:
     needs = tool.spec.prompt
     if prompt.box is not None and needs.box == "none":
         raise InvalidInputError("prompt.box", f"model '{tool.name}' reads no box")
-    if prompt.seed is not None and not reads_seed(tool.config):
+    if prompt.seed is not None and not tool.reads_seed:
         raise InvalidInputError("prompt.seed", f"model '{tool.name}' reads no seed mask")
     if needs.extreme_points == 0 and prompt.count(Label.EXTREME):
         raise InvalidInputError("prompt.points", f"model '{tool.name}' reads no extreme points")
-    most = max_points(needs, tool.config)
-    if len(prompt.points) > most:
+    if len(prompt.points) > tool.max_points:
         raise InvalidInputError(
-            "prompt.points", f"{len(prompt.points)} points; model '{tool.name}' takes at most {most}"
+            "prompt.points", f"{len(prompt.points)} points; model '{tool.name}' takes at most {tool.max_points}"
         )

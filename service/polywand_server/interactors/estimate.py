@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from polywand_server.geometry.drawn import Drawn
 from polywand_server.images.regions import ProbabilityMap
-from polywand_server.tools.registry import Interactor
+from polywand_server.tools.kinds import Interactor
 
 
 @dataclass(frozen=True, slots=True)

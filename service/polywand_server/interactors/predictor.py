@@ -11,12 +11,13 @@ from polywand_server.interactors.checks import check_fits, check_inside
 from polywand_server.interactors.drawer import Drawer
 from polywand_server.interactors.estimate import Estimate, Found, Segmentation
 from polywand_server.interactors.memory import EstimateMemory, Key, keys_of, seed_key
-from polywand_server.interactors.passes import goes_on
 from polywand_server.interactors.prompt import Incomplete, Prompt, Supersession, first_step, incomplete
 from polywand_server.interactors.steps import Call, Steps
 from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
-from polywand_server.tools.registry import Interactor, Registry
+from polywand_server.tools.kinds import Interactor
+from polywand_server.tools.registry import Registry
+from polywand_server.tools.retry import use_tool
 
 # A prompt with more points is checked in a thread; the shipped models take fewer.
 FEW_POINTS = 256
@@ -66,7 +67,8 @@ class Predictor:
             NotFoundError, WrongStateError, InvalidInputError (the tool does not read this prompt),
             TooLargeError (the seed), UnavailableError, DeadlineError, ModelFailedError
         """
-        return await self._registry.with_tool(
+        return await use_tool(
+            self._registry,
             lambda: self._registry.interactor(prompt.model, prompt.version),
             lambda tool: self._find(Call(tool, timer, newer), prompt),
         )
@@ -99,7 +101,7 @@ class Predictor:
     async def _estimate(self, call: Call, prompt: Prompt) -> Estimate:
         """Go on from the longest beginning of the prompt that is remembered, click by click."""
         tool, last, keys = call.tool, len(prompt.points), keys_of(prompt, call.tool.version)
-        first = first_step(prompt, tool.spec.prompt) if goes_on(tool) else last
+        first = first_step(prompt, tool.spec.prompt) if self._steps.depend_on_earlier_ones(tool) else last
         done, estimate = self._longest_beginning(tool, keys, first)
         if estimate is not None and done == last:
             return estimate

@@ -6,12 +6,12 @@ from polywand_server.geometry.boxes import Box
 from polywand_server.images import Picture
 from polywand_server.interactors.crops import Frame, crop_policy
 from polywand_server.interactors.estimate import Estimate
-from polywand_server.interactors.passes import Passes, fixed_size
+from polywand_server.interactors.passes import Passes
 from polywand_server.interactors.prompt import Prompt, Supersession
 from polywand_server.interactors.proposals import Proposals
 from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
-from polywand_server.tools.registry import Interactor
+from polywand_server.tools.kinds import Interactor
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,10 @@ class Steps:
     def close(self) -> None:
         """Cancel a detector's work on this picture."""
         self._proposals.close()
+
+    def depend_on_earlier_ones(self, tool: Interactor) -> bool:
+        """Whether the answer to an earlier click changes a later one: by feedback, or by a crop around the mask."""
+        return tool.has_feedback or crop_policy(tool.spec.crop).follows_mask
 
     def is_current(self, tool: Interactor, estimate: Estimate) -> bool:
         """Whether a remembered estimate is what would be found now, with the proposals that there are."""
@@ -58,7 +62,7 @@ class Steps:
         tool, newer = call.tool, call.newer
         threshold = tool.spec.threshold
         policy = crop_policy(tool.spec.crop)
-        frame = Frame(self._picture.width, self._picture.height, fixed_size(tool.config), threshold)
+        frame = Frame(self._picture.width, self._picture.height, tool.fixed_size, threshold)
         candidates = policy.candidates(frame, prompt, previous)
         found = await self._passes.run(call.tool, prompt, candidates[0], previous, call.timer)
         proposal_crops, boxes = policy.proposal_crops(frame, prompt, previous), list[Box]()

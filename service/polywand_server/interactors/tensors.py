@@ -12,23 +12,25 @@ from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Label, Prompt
 from polywand_server.tools.specs import FLIPPED
 from polywand_server.triton.client import ModelConfig
-from polywand_server.triton.exchange import Forms
-from polywand_server.triton.tensors import Array, TensorForm
+from polywand_server.triton.tensors import Array, TensorSpec, TensorSpecs
 
 
-def forms(config: ModelConfig, region: Region, batch: int) -> tuple[dict[str, TensorForm], Forms]:
-    """What the tensors of one pass will be; region: one of its prompts'. batch: rows of all of them together."""
+def tensor_specs(config: ModelConfig, region: Region, batch: int) -> tuple[dict[str, TensorSpec], TensorSpecs]:
+    """Return the specs of the inputs and outputs of one pass.
+
+    region: of one of its prompts. batch: rows of all prompts together.
+    """
     height, width = region.size
     inputs = {
-        "IMAGE": TensorForm("UINT8", (batch, height, width, 3)),
-        "POINTS": TensorForm("FP32", (batch, config.inputs["POINTS"].dims[0], 3)),
+        "IMAGE": TensorSpec("UINT8", (batch, height, width, 3)),
+        "POINTS": TensorSpec("FP32", (batch, config.inputs["POINTS"].dims[0], 3)),
     }
-    outputs = {"LOGITS": TensorForm("FP32", (batch, 1, height, width))}
+    outputs = {"LOGITS": TensorSpec("FP32", (batch, 1, height, width))}
     if "PREV_MASK" in config.inputs:
-        inputs["PREV_MASK"] = TensorForm("FP32", (batch, 1, height, width))
+        inputs["PREV_MASK"] = TensorSpec("FP32", (batch, 1, height, width))
     if "STATE" in config.inputs:
-        inputs["STATE"] = TensorForm("FP32", (batch, *config.inputs["STATE"].dims))
-        outputs["STATE_OUT"] = TensorForm("FP32", (batch, *config.outputs["STATE_OUT"].dims))
+        inputs["STATE"] = TensorSpec("FP32", (batch, *config.inputs["STATE"].dims))
+        outputs["STATE_OUT"] = TensorSpec("FP32", (batch, *config.outputs["STATE_OUT"].dims))
     return inputs, outputs
 
 

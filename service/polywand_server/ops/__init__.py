@@ -1,1 +1,1 @@
-"""What the people who run the service see of it: metrics, health, the HTTP port, the log."""
+"""Operations: metrics, health, the HTTP port, the log, and the limits of the process."""

@@ -1,4 +1,4 @@
-"""The C library's memory allocator, set for what this process does: arrays of one click come and go by the hundred."""
+"""Settings of the C library's memory allocator, tuned for many short-lived arrays."""
 
 import asyncio
 import ctypes
@@ -7,23 +7,23 @@ from pathlib import Path
 
 from polywand_server.config import MEBIBYTE
 
-# Arrays of a click are below, images above: these are mapped by themselves, and go back to the system when they go.
+# Larger allocations (images, not the arrays of a click) get a mapping each, which is unmapped when they are freed.
 MAPPED_FROM_BYTES = 4 * MEBIBYTE
-# What is free at the end of the heap stays up to this, for the next click; fetching it anew costs as long as a contour.
+# Free memory that stays at the end of the heap for the next click; to get it again takes as long as tracing a contour.
 KEPT_BYTES = 16 * MEBIBYTE
 
-# When so much more is resident than after the last look, what is free is given back to the system.
+# When resident memory has grown by this much since the last check, free memory is returned to the system.
 GROWTH_BYTES = 64 * MEBIBYTE
 CHECK_SECONDS = 5.0
-# Of mallopt(3).
+# Parameters of mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def tune() -> None:
-    """Set glibc's allocator; where the C library is another one, nothing happens.
+    """Set the thresholds of glibc's allocator; do nothing with another C library.
 
-    Without, its thresholds follow what was freed last: a large image once, and megabytes are kept; small arrays only,
-    and every click gives its memory back to the system and asks for it again.
+    By default they follow the size of what was freed last. After one large image, megabytes are kept; after small
+    arrays only, every click returns its memory to the system and requests it again.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -31,10 +31,10 @@ def tune() -> None:
         mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
-async def give_back_what_is_free() -> None:
-    """Give memory back to the system after large messages have gone, until cancelled.
+async def trim_periodically() -> None:
+    """Return free memory to the system whenever the process has grown, until cancelled.
 
-    Those come in many small pieces, which the allocator keeps for each thread that took them.
+    gRPC reads large messages in many small pieces, and the allocator keeps those per thread.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     resident = _resident_bytes()

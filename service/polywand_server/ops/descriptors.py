@@ -1,4 +1,4 @@
-"""File descriptors: as many as this process may have, and how connections share them."""
+"""File descriptors: the limit of this process, and how many connections it allows."""
 
 import logging
 import resource
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 MAX_DESCRIPTORS = 65_536
 LOW_DESCRIPTORS = 1024
-# For the service itself: libraries and models that are read, Triton, event loop, workers, log.
+# Reserved for the service itself: files that are read, Triton, the event loop, workers, the log.
 OWN_DESCRIPTORS = 64
 MAX_HTTP_CONNECTIONS = 64
 
@@ -14,17 +14,17 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """How many connections may be open at a time, by port."""
+class ConnectionLimits:
+    """The most connections that may be open at the same time, by port."""
 
     grpc: int
     http: int
 
 
 def raise_limit() -> int:
-    """Raise the process's limit of open descriptors as far as it may, and return it.
+    """Raise the process's limit of open descriptors as far as the system allows, and return it.
 
-    At most MAX_DESCRIPTORS: some programs that we start close every number up to the limit. A limit above that stays.
+    To MAX_DESCRIPTORS at most, since some child processes close every number up to the limit. A higher limit is kept.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
@@ -34,17 +34,19 @@ def raise_limit() -> int:
     return MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
 
 
-def share_out(limit: int) -> Share:
-    """Share a limit out, so that connections to one port leave room for the other and for the service itself.
+def connection_limits(limit: int) -> ConnectionLimits:
+    """Divide a limit of descriptors, so that connections to one port leave room for the other port and the service.
 
-    Where there is not enough for all, each port keeps a quarter.
+    Where there are not enough for all, each port gets a quarter.
     """
     http = max(1, min(MAX_HTTP_CONNECTIONS, limit // 4))
-    share = Share(grpc=max(1, limit - http - OWN_DESCRIPTORS, limit // 4), http=http)
+    limits = ConnectionLimits(grpc=max(1, limit - http - OWN_DESCRIPTORS, limit // 4), http=http)
     if limit < LOW_DESCRIPTORS:
         log.warning(
-            "this process may have %d descriptors open: it takes at most %d gRPC and %d HTTP connections at a time; "
-            "raise the limit (ulimit -n, LimitNOFILE) for more",
-            *(limit, share.grpc, share.http),
+            "the limit of open files is %d: at most %d gRPC and %d HTTP connections are accepted at the same time; "
+            "raise it (ulimit -n, LimitNOFILE) for more",
+            limit,
+            limits.grpc,
+            limits.http,
         )
-    return share
+    return limits

@@ -1,4 +1,4 @@
-"""Health: one answer to "may requests come?", told over gRPC and to the HTTP port."""
+"""Readiness, published over gRPC and HTTP."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,51 +14,53 @@ _Response: TypeAlias = health_pb2.HealthCheckResponse
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no types
-    """Ready while `is_ready` says so and no drain has begun; it is also what gRPC's health service answers.
+    """The service's readiness, and gRPC's health service. Ready: `is_ready` returns True, and no drain has begun.
 
-    grpcio-health-checking has a servicer too, whose watchers share one condition: the first that leaves takes it along,
-    and one that does not read holds it. Here each watcher has an event of its own.
+    services: the names that clients may ask for. not_ready_reason: returns, in words, why `is_ready` returns False.
 
-    services: that are asked for by name. why_not: says why `is_ready` is false, for people.
+    The servicer of grpcio-health-checking is not used: its watchers share one condition, so a watcher that does not
+    read, or that leaves, stops the others. Here each watcher has its own event.
     """
 
-    def __init__(self, services: tuple[str, ...], is_ready: Callable[[], bool], why_not: Callable[[], str]) -> None:
+    def __init__(
+        self, services: tuple[str, ...], is_ready: Callable[[], bool], not_ready_reason: Callable[[], str]
+    ) -> None:
         self._services = services
         self._is_ready = is_ready
-        self._why_not = why_not
+        self._not_ready_reason = not_ready_reason
         self._draining = False
         self._watchers: set[asyncio.Event] = set()
 
     @property
     def ready(self) -> bool:
-        """Whether requests may come."""
+        """Whether requests would be served."""
         return not self._draining and self._is_ready()
 
     @property
     def reason(self) -> str:
-        """Why requests may not come; empty when they may."""
+        """Why the service is not ready; empty when it is."""
         if self._draining:
             return "draining"
-        return "" if self._is_ready() else self._why_not()
+        return "" if self._is_ready() else self._not_ready_reason()
 
     def publish(self) -> None:
-        """Tell those who watch over gRPC."""
+        """Notify all watchers that readiness may have changed."""
         for changed in self._watchers:
             changed.set()
 
     def drain(self) -> None:
-        """Be not ready from now on."""
+        """Report not ready from now on."""
         self._draining = True
         self.publish()
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: _Context) -> _Response:  # noqa: N802 - gRPC's
-        """Answer once."""
+        """Return the status of a service."""
         if request.service not in self._services:
             await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
         return _Response(status=self._status(request.service))
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: _Context) -> None:  # noqa: N802 - gRPC's
-        """Answer now and after every change, until the client goes; one that reads late gets the newest alone."""
+        """Write the status now and after every change, until the client leaves; a slow reader gets the newest only."""
         changed, last = asyncio.Event(), None
         self._watchers.add(changed)
         try:
@@ -72,7 +74,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
         finally:
             self._watchers.discard(changed)
 
-    def _status(self, service: str) -> Any:  # a value of the enumeration, which has no types
+    def _status(self, service: str) -> Any:  # a member of an enum without types
         if service not in self._services:
             return _Response.SERVICE_UNKNOWN
         return _Response.SERVING if self.ready else _Response.NOT_SERVING

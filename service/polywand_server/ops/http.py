@@ -1,4 +1,4 @@
-"""The HTTP port: /metrics for Prometheus, /livez and /readyz for what schedules the process."""
+"""The HTTP port: /metrics for Prometheus, /livez and /readyz for orchestrators."""
 
 import asyncio
 import logging
@@ -21,15 +21,15 @@ from polywand_server.ops.health import Health
 
 MAX_CONNECTIONS = 64
 MAX_HEADER_BYTES = 16 * 1024
-# From the connection's beginning, and from the end of each response.
+# Time to receive a whole header: from when the connection is accepted, or the response before it has ended.
 HEADER_SECONDS = 10.0
-# From the header's end until the client has taken the response.
+# Time from the end of the header until the client has received the response.
 RESPONSE_SECONDS = 30.0
-# Connections that the kernel keeps for us until we take them.
+# Connections that wait in the kernel until they are accepted.
 BACKLOG = 64
-# Before the next try when no connection can be taken.
+# Pause after an accept that failed.
 ACCEPT_PAUSE_SECONDS = 0.1
-# Of the event loop's time that may be spent on encoding metrics.
+# The most of the event loop's time that encoding metrics may take.
 METRICS_SHARE = 0.1
 STOP_SECONDS = 2
 
@@ -57,9 +57,9 @@ def make_app(health: Health) -> Starlette:
 
 
 class MetricsPages:
-    """The metrics as text. No page is older than its request, however many requests come.
+    """The metrics as text, encoded after each request has arrived.
 
-    Requests share the next encoding, and the pause before it is such that encoding takes METRICS_SHARE of the time.
+    Requests that wait share one encoding. Between encodings is a pause, so that they take METRICS_SHARE of the time.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class MetricsPages:
         clock = asyncio.get_running_loop().time
         async with self._turn:
             await asyncio.sleep(self._not_before - clock())
-            del self._next[content_type]  # a request that comes from now on may see what this page does not hold
+            del self._next[content_type]  # later requests need a newer page
             began = clock()
             page = encode(REGISTRY)
             self._not_before = clock() + (clock() - began) * (1 / METRICS_SHARE - 1)
@@ -90,9 +90,9 @@ class MetricsPages:
 
 
 class Connection(H11Protocol):
-    """A connection that is closed when a request's header, or the taking of its response, lasts too long.
+    """A connection with deadlines for receiving a request's header and for sending its response.
 
-    waiting: the connections that wait for a header; the one that has waited longest comes first.
+    waiting: all connections that wait for a header, longest wait first.
     """
 
     def __init__(
@@ -107,24 +107,24 @@ class Connection(H11Protocol):
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Begin to wait for a header."""
+        """Start the deadline of the first header."""
         super().connection_made(transport)
         self._set_deadline()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; only a whole header moves the deadline."""
+        """Parse bytes; a complete header starts the deadline of the response."""
         was_answering = self._is_answering
         super().data_received(data)
         if self._is_answering and not was_answering:
             self._set_deadline()
 
     def on_response_complete(self) -> None:
-        """Wait for the next header."""
+        """Start the deadline of the next header."""
         super().on_response_complete()
         self._set_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Cancel the deadline."""
         super().connection_lost(exc)
         self._waiting.pop(self, None)
         if self._deadline is not None:
@@ -141,15 +141,15 @@ class Connection(H11Protocol):
         if not self._is_answering:
             self._waiting[self] = None
         seconds = RESPONSE_SECONDS if self._is_answering else HEADER_SECONDS
-        # Not close(): that would wait for the client to take what is written.
+        # Not close(), which would wait until the client has received everything.
         self._deadline = self.loop.call_later(seconds, self.transport.abort)
 
 
 class HttpServer(uvicorn.Server):
-    """Uvicorn inside our event loop; signals belong to the service, which stops it.
+    """Uvicorn in the service's event loop; the service handles signals, and stops it.
 
-    max_connections: with so many, a new one takes the place of the one that has waited longest for a header. So
-    probes are answered however many silent connections there are. Where all are being answered, it is closed.
+    max_connections: at this limit, a new connection replaces the one that has waited longest for a header, so that
+    silent connections cannot block probes. When all are being answered, the new one is closed.
     """
 
     def __init__(self, health: Health, max_connections: int = MAX_CONNECTIONS) -> None:
@@ -173,7 +173,7 @@ class HttpServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals alone."""
+        """Do nothing: uvicorn must not install signal handlers."""
         yield
 
     async def serve_on(self, listener: socket.socket) -> None:
@@ -181,7 +181,7 @@ class HttpServer(uvicorn.Server):
         await self.serve(sockets=[listener])
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to take connections, instead of uvicorn, which takes any number of them."""
+        """Start accepting connections; uvicorn itself would accept any number."""
         assert sockets is not None
         await self.lifespan.startup()
         self.servers = []
@@ -189,13 +189,13 @@ class HttpServer(uvicorn.Server):
         self.started = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Tell whether to stop; raises what ended the taking of connections."""
+        """Return whether to stop. Raises the error that ended accepting, if any."""
         if self._accepting is not None and self._accepting.done():
             self._accepting.result()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more connections, and end those there are."""
+        """Stop accepting, and close all connections."""
         if self._accepting is not None:
             self._accepting.cancel()
             await asyncio.wait([self._accepting])
@@ -208,26 +208,26 @@ class HttpServer(uvicorn.Server):
         while True:
             try:
                 accepted, _ = await loop.sock_accept(listener)
-            except ConnectionError:  # it has gone again
+            except ConnectionError:  # the client has left already
                 await asyncio.sleep(0)
                 continue
-            except OSError as error:  # mostly: no descriptor is free
-                log.warning("an HTTP connection could not be taken at once: %s", error.strerror)
-                await asyncio.sleep(0 if self._close_one_that_waits() else ACCEPT_PAUSE_SECONDS)
+            except OSError as error:  # usually: no free descriptor
+                log.warning("cannot accept an HTTP connection: %s", error.strerror)
+                await asyncio.sleep(0 if self._close_longest_waiting() else ACCEPT_PAUSE_SECONDS)
                 continue
             is_full = len(self.server_state.connections) >= self._max_connections
-            if is_full and not self._close_one_that_waits():
+            if is_full and not self._close_longest_waiting():
                 accepted.close()
                 await asyncio.sleep(0)
                 continue
-            await asyncio.sleep(0)  # what was closed is gone
+            await asyncio.sleep(0)  # the connection that was closed is now removed
             await loop.connect_accepted_socket(self._connection, accepted)
 
     def _connection(self) -> Connection:
         return Connection(self.config, self.server_state, self.lifespan.state, self._waiting)
 
-    def _close_one_that_waits(self) -> bool:
-        """Close the connection that has waited longest for a header; tell whether there was one."""
+    def _close_longest_waiting(self) -> bool:
+        """Close the connection that has waited longest for a header; return whether there was one."""
         longest = next(iter(self._waiting), None)
         if longest is None:
             return False

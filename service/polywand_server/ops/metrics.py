@@ -1,4 +1,4 @@
-"""Prometheus metrics. Labels only take values that the service knows beforehand or that Triton's operator chose."""
+"""Prometheus metrics. No label value comes from a client: all are constants, or names that the operator chose."""
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -9,7 +9,7 @@ _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.
 _BYTES = tuple(2.0**power for power in range(12, 29, 2))
 _PIXELS = (1e4, 1e5, 5e5, 1e6, 2e6, 5e6, 1.2e7, 2.4e7, 5e7, 1e8)
 
-BUILD = Gauge("polywand_build_info", "Always 1; the labels say what runs.", ["version"])
+BUILD = Gauge("polywand_build_info", "Always 1; the version of the service is a label.", ["version"])
 BUILD.labels(__version__).set(1)
 
 REQUESTS = Counter("polywand_grpc_requests_total", "Finished calls, streams included.", ["method", "code"])
@@ -21,7 +21,7 @@ ACTIVE_STREAMS = Gauge("polywand_grpc_active_streams", "Streams open now.", ["me
 PROMPTS = Counter("polywand_prompts_total", "Answered prompts by outcome.", ["model", "outcome"])
 PROMPTS_SKIPPED = Counter(
     "polywand_prompts_skipped_total",
-    "Prompts that a newer one, another image or their stream's end made superfluous.",
+    "Prompts not answered, because of a newer one, another image or their stream's end.",
     ["model"],
 )
 PROMPT_SECONDS = Histogram(
@@ -34,28 +34,32 @@ STAGE_SECONDS = Histogram(
     "polywand_stage_duration_seconds", "Time in one stage of an answer.", ["stage", "model"], buckets=_SECONDS
 )
 
-IMAGES = Counter("polywand_images_total", "Images received, and given up by idle streams, by outcome.", ["outcome"])
+IMAGES = Counter(
+    "polywand_images_total", "Images by outcome: decoded, refused, or given up by an idle stream.", ["outcome"]
+)
 IMAGE_BYTES = Histogram("polywand_image_bytes", "Bytes of a received image, encoded or raw.", buckets=_BYTES)
 IMAGE_PIXELS = Histogram("polywand_image_pixels", "Pixels of a decoded image.", buckets=_PIXELS)
-IMAGE_MEMORY = Gauge("polywand_image_memory_bytes", "Memory of decoded images that are alive now.")
-MASK_MEMORY = Gauge("polywand_mask_memory_bytes", "Memory of probability maps and states that streams remember now.")
-REPLY_MEMORY = Gauge("polywand_reply_memory_bytes", "Replies that wait for their streams' readers now.")
-BODY_MEMORY = Gauge("polywand_body_memory_bytes", "Messages with images that wait to be decoded now.")
+IMAGE_MEMORY = Gauge("polywand_image_memory_bytes", "Memory of decoded images now.")
+MASK_MEMORY = Gauge(
+    "polywand_mask_memory_bytes", "Memory of probability maps and model states that streams remember now."
+)
+REPLY_MEMORY = Gauge("polywand_reply_memory_bytes", "Bytes of replies that clients have not read yet.")
+BODY_MEMORY = Gauge("polywand_body_memory_bytes", "Bytes of messages whose images are not decoded yet.")
 SHARED_MEMORY = Gauge("polywand_shared_memory_bytes", "Memory shared with Triton for tensors.")
-TASKS = Gauge("polywand_asyncio_tasks", "Tasks of the event loop now.")
+TASKS = Gauge("polywand_asyncio_tasks", "Tasks of the event loop.")
 
 INFERENCES = Counter("polywand_inferences_total", "Inferences by outcome.", ["model", "version", "outcome"])
-TRITON_UP = Gauge("polywand_triton_up", "Whether Triton answers.")
-TRITON_RESTARTS = Counter("polywand_triton_restarts_total", "Times the embedded Triton was started again.")
-MODELS_READY = Gauge("polywand_models_ready", "Tools that would serve a request now.", ["kind"])
+TRITON_UP = Gauge("polywand_triton_up", "1 while Triton answers, else 0.")
+TRITON_RESTARTS = Counter("polywand_triton_restarts_total", "Restarts of the embedded Triton.")
+MODELS_READY = Gauge("polywand_models_ready", "Tools that are ready, by kind.", ["kind"])
 
-# The label value for requests whose model the registry does not know: a client must not make labels.
+# The label of requests for a model that does not exist: its name comes from a client.
 UNKNOWN_MODEL = "unknown"
-# That of a stream's image, which is of all models.
+# The label of a stream's image, which belongs to no model.
 NO_MODEL = ""
 
 
-def observe_stages(watch: Stopwatch, model: str) -> None:
-    """Record every stage that the stopwatch saw."""
-    for stage, seconds in watch.seconds.items():
+def observe_stages(timer: Stopwatch, model: str) -> None:
+    """Record the seconds of every stage that a timer has measured."""
+    for stage, seconds in timer.seconds.items():
         STAGE_SECONDS.labels(stage, model).observe(seconds)

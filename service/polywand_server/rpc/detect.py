@@ -3,7 +3,7 @@
 import asyncio
 from contextlib import AsyncExitStack, aclosing
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_server.detectors.frames import Frames
 from polywand_server.errors import PolywandError, or_error
 from polywand_server.lanes import Lane

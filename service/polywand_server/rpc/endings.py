@@ -1,4 +1,4 @@
-"""Endings: a call that is ended from outside of its own task, with an error that its client is told."""
+"""End a call from outside of its own task, with an error for its client."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,16 +10,16 @@ import grpc.aio
 from polywand_server.errors import PolywandError
 from polywand_server.rpc.status import abort
 
-# How long a client may take to read that its call has ended.
+# Time for the client to read the error.
 TELL_SECONDS = 2.0
 
 
 class Ending:
-    """Ends the call of the task in which it was made; only the first error counts."""
+    """Ends the call of the task that created this object; errors after the first are ignored."""
 
     def __init__(self) -> None:
         task = asyncio.current_task()
-        assert task is not None  # gRPC makes one for each call
+        assert task is not None  # gRPC runs each call in a task
         self._task = task
         self._error: PolywandError | None = None
 
@@ -31,7 +31,7 @@ class Ending:
 
     @asynccontextmanager
     async def of(self, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[None]:
-        """Tell the client the error when the block is ended; gRPC alone would leave it waiting."""
+        """Send the error to the client when the block is cancelled; gRPC alone would leave the client waiting."""
         try:
             yield
         except asyncio.CancelledError:
@@ -41,5 +41,5 @@ class Ending:
             try:
                 async with asyncio.timeout(TELL_SECONDS):
                     await abort(context, self._error)
-            except TimeoutError:  # what it has not read stands in front of this
+            except TimeoutError:  # the client does not read what was sent before
                 raise asyncio.CancelledError from None

@@ -1,11 +1,11 @@
-"""Intake: from the bytes of a message to a message and its image, off the event loop where that takes long."""
+"""Intake: parses the bytes of a message; large ones in a thread."""
 
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_server.errors import PolywandError, TooLargeError
 from polywand_server.lanes import Lane
 from polywand_server.rpc import wire
@@ -15,7 +15,10 @@ Kind = TypeVar("Kind", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class Received(Generic[Kind]):
-    """message: without the bytes of its image. image: these, where they were set apart."""
+    """A parsed message.
+
+    message: without the bytes of its image, where these are in `image`. image: None where they are in the message.
+    """
 
     message: Kind
     image: memoryview | None
@@ -23,7 +26,7 @@ class Received(Generic[Kind]):
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A message that is over a limit. number: its field 1, a sequence or a frame's; 0 where it was not found."""
+    """A message that exceeds a limit. number: its field 1, the sequence or frame id; 0 where it was not found."""
 
     error: PolywandError
     number: int
@@ -50,10 +53,10 @@ async def receive_frame(data: bytes, lane: Lane) -> Received[pb.DetectStreamRequ
 
 
 async def _receive(data: bytes, kind: type[Kind], path: wire.Path, lane: Lane) -> Received[Kind] | Refused:
-    """Read a message. path: to its image's bytes. lane: for messages that take long to read.
+    """Parse a message of a kind. path: the fields that lead to its image. lane: for large messages.
 
     Raises:
-        DecodeError: these bytes are not a message.
+        DecodeError: the bytes are not a valid message.
     """
     if is_small(len(data)):
         message = kind.FromString(data)

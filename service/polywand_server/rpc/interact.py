@@ -5,10 +5,10 @@ from collections.abc import Callable
 from contextlib import aclosing
 from functools import partial
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_server.caller import current
 from polywand_server.errors import InvalidInputError, PolywandError, QuotaError
 from polywand_server.lanes import Lane
-from polywand_server.requester import current
 from polywand_server.rpc.intake import Refused, is_small, receive_interact
 from polywand_server.rpc.messages import Context, Messages, cancel
 from polywand_server.rpc.replies import write_reply

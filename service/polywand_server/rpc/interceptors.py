@@ -1,6 +1,9 @@
-"""Interceptors: what every call gets without asking for it: counts by method and code, and a place in the drain."""
+"""The interceptor of all calls: request ids, counts by method and code, and which calls a drain waits for."""
 
 import asyncio
+import logging
+import re
+import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, TypeAlias
@@ -9,12 +12,18 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
+from polywand_server.caller import begin
 from polywand_server.errors import InvalidInputError
 from polywand_server.ops import metrics
-from polywand_server.requester import begin
 from polywand_server.rpc.endings import Ending
 from polywand_server.rpc.ingress import Ingress
-from polywand_server.rpc.status import UNDECODABLE, abort
+from polywand_server.rpc.status import REQUEST_ID_KEY, UNDECODABLE, abort
+
+# A client's own request id, where it has one that logs can carry.
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_REQUEST_ID_BYTES = 8  # of a generated one, in hexadecimal digits
+
+_log = logging.getLogger(__name__)
 
 # Generic for the type checker only.
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -22,9 +31,9 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Counts calls by method and code, and knows when none of a service is left.
+    """Gives every call its request id, counts calls by method and code, and knows when none of a service is active.
 
-    Methods that this server does not have never become labels.
+    A method that this server does not have never becomes a label.
     """
 
     def __init__(self, service: str, ingress: Ingress) -> None:
@@ -35,7 +44,7 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self._idle.set()
 
     async def idle(self) -> None:
-        """Return when no call of the service is active."""
+        """Wait until no call of the service is active."""
         await self._idle.wait()
 
     async def intercept_service(
@@ -53,9 +62,9 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return self._wrap(handler, method) if method.startswith(self._prefix) else self._count(handler, method)
 
     def _enter(self) -> None:
-        """Count this call as active until its task ends: from before its message has come until its answer has left."""
+        """Count this call as active until its task ends: from before its message arrives until its reply is sent."""
         task = asyncio.current_task()
-        assert task is not None  # gRPC makes one for each call
+        assert task is not None  # gRPC runs each call in a task
         self._active += 1
         self._idle.clear()
         task.add_done_callback(self._leave)
@@ -66,16 +75,15 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             self._idle.set()
 
     def _wrap(self, handler: Any, method: str) -> _Handler:
-        """Serve a method of the contract: messages come and go as bytes, and are read when there is room for them."""
+        """Serve a method of the contract: messages are bytes, and are read when there is room for them."""
         if not handler.response_streaming:
             return grpc.stream_unary_rpc_method_handler(self._unary(handler.unary_unary, method))
         return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream, method))
 
     def _unary(self, inner: Any, method: str) -> Any:
         async def call(_: object, context: _Context) -> Any:
-            begin(context.peer())
             end = Ending()
-            with metrics.REQUEST_SECONDS.labels(method).time(), _counted(method, context), self._ingress.call(end):
+            with metrics.REQUEST_SECONDS.labels(method).time(), _call(method, context), self._ingress.call(end):
                 async with end.of(context):
                     return await inner(context)
 
@@ -83,21 +91,20 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def _stream(self, inner: Any, method: str) -> Any:
         async def call(_: object, context: _Context) -> None:
-            begin(context.peer())
             end, active = Ending(), metrics.ACTIVE_STREAMS.labels(method)
-            with active.track_inprogress(), _counted(method, context), self._ingress.call(end):
+            with active.track_inprogress(), _call(method, context), self._ingress.call(end):
                 async with end.of(context):
                     await inner(context, end)
 
         return call
 
     def _count(self, handler: Any, method: str) -> _Handler:
-        """Count a method of another service, such as health, that reads its messages itself."""
+        """Count a method of another service, such as health; its messages are read at once."""
         if handler.response_streaming:
             return self._count_stream(handler, method)
 
         async def call(message: bytes, context: _Context) -> Any:
-            with metrics.REQUEST_SECONDS.labels(method).time(), _counted(method, context):
+            with metrics.REQUEST_SECONDS.labels(method).time(), _call(method, context):
                 try:
                     request = handler.request_deserializer(message)
                 except DecodeError:
@@ -113,14 +120,14 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             inner, make = handler.unary_stream, grpc.unary_stream_rpc_method_handler
 
         async def by_generator(request: Any, context: _Context) -> None:
-            # Written here, because gRPC leaves a generator whose client has gone to the collector.
-            with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), _counted(method, context):
+            # Closed here: gRPC leaves the generator of a client that has gone to the garbage collector.
+            with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), _call(method, context):
                 async with aclosing(inner(request, context)) as responses:
                     async for response in responses:
                         await context.write(response)
 
         async def by_writing(request: Any, context: _Context) -> None:
-            with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), _counted(method, context):
+            with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), _call(method, context):
                 await inner(request, context)
 
         call = by_writing if asyncio.iscoroutinefunction(inner) else by_generator
@@ -128,7 +135,10 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
 
 @contextmanager
-def _counted(method: str, context: _Context) -> Iterator[None]:
+def _call(method: str, context: _Context) -> Iterator[None]:
+    """Begin a call, which gets a request id; count it when the block ends."""
+    caller = begin(context.peer(), _request_id(context))
+    context.set_trailing_metadata(((REQUEST_ID_KEY, caller.request_id),))
     code = grpc.StatusCode.UNKNOWN
     try:
         yield
@@ -141,10 +151,19 @@ def _counted(method: str, context: _Context) -> Iterator[None]:
         raise
     finally:
         metrics.REQUESTS.labels(method, code.name).inc()
+        _log.debug("%s: %s", method, code.name)
+
+
+def _request_id(context: _Context) -> str:
+    """Return the id that the client sent, or a new one where it sent none, or one that is too long or strange."""
+    sent = next((value for key, value in context.invocation_metadata() or () if key == REQUEST_ID_KEY), "")
+    if isinstance(sent, str) and _REQUEST_ID.fullmatch(sent):
+        return sent
+    return secrets.token_hex(_REQUEST_ID_BYTES)
 
 
 def _named(code: Any) -> grpc.StatusCode:
-    """The context gives the code as it was set: a member, or its number."""
+    """Return a status code as a member; the context returns it as it was set: a member, or its number."""
     if isinstance(code, grpc.StatusCode):
         return code
     return next((member for member in grpc.StatusCode if member.value[0] == code), grpc.StatusCode.UNKNOWN)

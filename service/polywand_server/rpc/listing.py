@@ -1,15 +1,14 @@
 """ListModels: tools as protobuf messages."""
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand_server.interactors.passes import max_points, reads_seed
+from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_server.tools.catalogue import Tool
-from polywand_server.tools.specs import DetectorSpec, InteractorSpec
+from polywand_server.tools.kinds import Detector, Interactor
 
 _BOX_USES = {"none": pb.BOX_USE_NONE, "optional": pb.BOX_USE_OPTIONAL, "required": pb.BOX_USE_REQUIRED}
 
 
 def write_model(tool: Tool) -> pb.Model:
-    """Write one tool of ListModels."""
+    """Convert one tool of ListModels."""
     model = pb.Model(name=tool.name, ready=tool.ready, not_ready_reason=tool.reason)
     for version in tool.versions:
         model.versions.add(version=version.version, ready=version.ready, not_ready_reason=version.reason)
@@ -22,8 +21,9 @@ def write_model(tool: Tool) -> pb.Model:
     model.license = spec.license
     model.weights_source = spec.weights_source
     model.default_threshold = spec.threshold
-    match spec:
-        case InteractorSpec(prompt=prompt):
+    match tool.of_version(0):
+        case Interactor() as interactor:
+            prompt = interactor.spec.prompt
             model.kind = pb.MODEL_KIND_INTERACTOR
             model.interactor.CopyFrom(
                 pb.InteractorSpec(
@@ -31,11 +31,11 @@ def write_model(tool: Tool) -> pb.Model:
                     min_negative_points=prompt.min_negative_points,
                     extreme_points=prompt.extreme_points,
                     box=_BOX_USES[prompt.box],
-                    max_points=max_points(prompt, tool.config) if tool.config else 0,
-                    reads_seed=tool.config is not None and reads_seed(tool.config),
+                    max_points=interactor.max_points,
+                    reads_seed=interactor.reads_seed,
                 )
             )
-        case DetectorSpec(labels=labels):
+        case Detector() as detector:
             model.kind = pb.MODEL_KIND_DETECTOR
-            model.detector.labels.extend(labels)
+            model.detector.labels.extend(detector.spec.labels)
     return model

@@ -1,11 +1,11 @@
-"""Replies: from the domain's results to protobuf messages."""
+"""Convert results of the domain to protobuf messages."""
 
 from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_server.detectors.frames import FrameResult
 from polywand_server.errors import PolywandError
 from polywand_server.geometry.drawn import Drawn
@@ -20,7 +20,7 @@ DRAINING_TEXT = "the server is draining: reconnect, any replica will do"
 
 
 def write_reply(reply: Reply) -> bytes:
-    """Write one answer of an Interact stream; the message `InteractResponse`, serialised."""
+    """Return one answer of an Interact stream: the message `InteractResponse`, serialised."""
     response = pb.InteractResponse(sequence=reply.sequence, object_id=reply.object_id, skipped=reply.skipped)
     outline = b""
     match reply.result:
@@ -51,7 +51,7 @@ def write_reply(reply: Reply) -> bytes:
 
 
 def write_detections(result: FrameResult, timer: Stopwatch) -> bytes:
-    """Write the answer to one frame; the message `DetectResponse`, serialised."""
+    """Return the answer to one frame: the message `DetectResponse`, serialised."""
     width, height, outlines = result.width, result.height, result.outlines
     response = pb.DetectResponse(
         image=pb.ImageInfo(width=width, height=height), model=result.tool.name, version=result.tool.version
@@ -73,7 +73,7 @@ def write_detections(result: FrameResult, timer: Stopwatch) -> bytes:
 
 
 def write_frame(frame_id: int, response: bytes | PolywandError) -> bytes:
-    """Write one answer of a DetectStream; the message `DetectStreamResponse`, serialised."""
+    """Return one answer of a DetectStream: the message `DetectStreamResponse`, serialised."""
     if isinstance(response, PolywandError):
         return pb.DetectStreamResponse(frame_id=frame_id, error=to_status(response)).SerializeToString()
     head = pb.DetectStreamResponse(frame_id=frame_id).SerializeToString()
@@ -81,7 +81,7 @@ def write_frame(frame_id: int, response: bytes | PolywandError) -> bytes:
 
 
 def write_timing(timer: Stopwatch) -> pb.Timing:
-    """Write where the time went."""
+    """Convert the times of one answer's stages."""
 
     def microseconds(seconds: float) -> int:
         return round(seconds * 1e6)
@@ -96,15 +96,14 @@ def write_timing(timer: Stopwatch) -> pb.Timing:
 
 
 def _inside(outer: int, inner: int, content: bytes) -> bytes:
-    """Wrap a message twice. Behind another message that has the same fields, protobuf merges the two."""
+    """Wrap a message in two fields. Parsers merge it with the same fields of the message before it."""
     return delimited(outer, delimited(inner, content))
 
 
 def _shape(shape: Drawn, width: int, height: int) -> bytes:
-    """Write an outline: the message `Shape`, serialised. width, height: of the image.
+    """Return an outline: the message `Shape`, serialised. width, height: of the image, in pixels.
 
-    Field by field on the wire, as coordinates are floats there as they are here; through Python's numbers it would take
-    ten times as long.
+    Coordinates are copied as arrays; as Python numbers they would take ten times as long.
     """
     message = pb.Shape(area=shape.area, tolerance=shape.tolerance, iou=shape.iou)
     if shape.rle is not None:

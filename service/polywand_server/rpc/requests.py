@@ -1,11 +1,11 @@
-"""Requests: from protobuf messages to the domain's, checked field by field."""
+"""Convert requests from protobuf messages to the domain's types, and check every field."""
 
 import math
 from itertools import chain
 
 import numpy as np
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_pictures import ValueRange
 from polywand_server.detectors.options import DEFAULT_MAX_DETECTIONS, DetectOptions, PolygonOptions
 from polywand_server.errors import InvalidInputError
@@ -16,18 +16,18 @@ from polywand_server.images import EncodedImage, ImageSource, RawImage
 from polywand_server.interactors.prompt import Label, Point, Prompt
 
 MAX_OBJECT_ID_BYTES = 128
-# Errors repeat names, and travel in gRPC's trailers, of which clients take 8 to 16 kB.
+# Errors repeat names, and gRPC sends errors in trailers, which clients limit to 8 to 16 kB.
 MAX_NAME_BYTES = 256
 MAX_TOLERANCE = 1000
 MAX_MAX_POINTS = 100_000
 MAX_MAX_DETECTIONS = 1000
-# Before the model's own limit is known, this keeps one message from costing more than it can be worth.
+# Bounds the cost of a message before the model's own limit is known.
 MAX_POINTS = 10_000
 MAX_SEED_VERTICES = 20_000
 MAX_SEED_RINGS = 5_000
 MAX_LABELS = 2_000
 MAX_SEED_RLE_BYTES = 1024 * 1024
-# Beyond this nothing of a polygon is meant, and fixed-point coordinates would not hold it.
+# Fixed-point coordinates of the rasteriser hold no more.
 MAX_SEED_COORDINATE = 1e6
 
 _LABELS = {
@@ -38,27 +38,27 @@ _LABELS = {
 
 
 def read_image(image: pb.Image, data: memoryview | None, field: str) -> ImageSource:
-    """Read an image's source; its pixels are checked when they are decoded.
+    """Convert an image's source; its pixels are checked when they are decoded.
 
-    data: the image's bytes where they were set apart; else they are in the message.
+    data: the image's bytes; None where they are in the message.
     """
     source = image.WhichOneof("source")
     range_field = f"{field}.value_range"
     if source == "encoded":
-        said = ValueRange(image.value_range.low, image.value_range.high) if image.HasField("value_range") else None
-        return EncodedImage(image.encoded if data is None else data, f"{field}.encoded", said, range_field)
+        given = ValueRange(image.value_range.low, image.value_range.high) if image.HasField("value_range") else None
+        return EncodedImage(image.encoded if data is None else data, f"{field}.encoded", given, range_field)
     if source == "raw":
         if image.HasField("value_range"):
-            raise InvalidInputError(range_field, "these pixels have 8 bits; a range is for files with more")
+            raise InvalidInputError(range_field, "raw pixels have 8 bits; a range is for files with more")
         raw = image.raw
         if raw.format not in (pb.PIXEL_FORMAT_UNSPECIFIED, pb.PIXEL_FORMAT_RGB8):
-            raise InvalidInputError(f"{field}.raw.format", f"{raw.format} is not a known pixel format; RGB8 is")
+            raise InvalidInputError(f"{field}.raw.format", f"{raw.format} is not a known pixel format; use RGB8")
         return RawImage(raw.data if data is None else data, raw.width, raw.height, f"{field}.raw")
     raise InvalidInputError(field, "an image is needed, either encoded or raw")
 
 
 def read_prompt(prompt: pb.Prompt) -> Prompt:
-    """Read a prompt; whether its points lie inside the image is checked where the image is known."""
+    """Convert a prompt; the session checks that its points are inside the image."""
     if len(prompt.object_id.encode()) > MAX_OBJECT_ID_BYTES:
         raise InvalidInputError("prompt.object_id", f"it must have at most {MAX_OBJECT_ID_BYTES} bytes")
     if len(prompt.points) > MAX_POINTS:
@@ -75,13 +75,13 @@ def read_prompt(prompt: pb.Prompt) -> Prompt:
 
 
 def short_names(prompt: pb.Prompt) -> tuple[str, str]:
-    """The object's and the model's names of a prompt that is refused; empty where they are too long to be repeated."""
+    """Return object id and model name of a refused prompt, for its reply; empty where they are too long."""
     object_id = prompt.object_id if len(prompt.object_id.encode()) <= MAX_NAME_BYTES else ""
     return object_id, prompt.model if len(prompt.model.encode()) <= MAX_NAME_BYTES else ""
 
 
 def read_detect(request: pb.DetectRequest) -> DetectOptions:
-    """Read all of a detection's options but its image."""
+    """Convert all options of a detection, without its image."""
     threshold = request.threshold if request.HasField("threshold") else None
     if threshold is not None and not 0 <= threshold <= 1:
         raise InvalidInputError("threshold", f"{threshold:g} is not a score; it must be from 0 to 1")
@@ -105,7 +105,7 @@ def read_detect(request: pb.DetectRequest) -> DetectOptions:
 def _polygons(polygons: pb.PolygonOptions) -> PolygonOptions:
     version = _version(polygons.version, "polygons.version")
     if version and not polygons.model:
-        raise InvalidInputError("polygons.version", f"{version} of which model? Only a named one can have a version")
+        raise InvalidInputError("polygons.version", f"version {version} needs the name of a model")
     return PolygonOptions(
         model=_model(polygons.model, "polygons.model") if polygons.model else None,
         version=version,
@@ -115,7 +115,7 @@ def _polygons(polygons: pb.PolygonOptions) -> PolygonOptions:
 
 def _model(name: str, field: str) -> str:
     if not name:
-        raise InvalidInputError(field, "the name of a model is needed; ListModels tells them")
+        raise InvalidInputError(field, "the name of a model is needed; ListModels lists them")
     if len(name.encode()) > MAX_NAME_BYTES:
         raise InvalidInputError(field, f"a name has at most {MAX_NAME_BYTES} bytes")
     return name
@@ -123,13 +123,13 @@ def _model(name: str, field: str) -> str:
 
 def _version(version: int, field: str) -> int:
     if version < 0:
-        raise InvalidInputError(field, f"{version} is no version; it must be 0 (the newest) or more")
+        raise InvalidInputError(field, f"{version} is not a version; it must be 0 (the newest) or more")
     return version
 
 
 def _point(point: pb.Point, field: str) -> Point:
     if not (math.isfinite(point.x) and math.isfinite(point.y)):
-        raise InvalidInputError(field, f"({point.x}, {point.y}) is not a place; coordinates must be finite")
+        raise InvalidInputError(field, f"({point.x}, {point.y}) is not a position; coordinates must be finite")
     label = _LABELS.get(point.label)
     if label is None:
         raise InvalidInputError(f"{field}.label", "a label is needed: POSITIVE, NEGATIVE or EXTREME")
@@ -175,7 +175,7 @@ def _polygon_seed(polygons: pb.PolygonSet) -> PolygonSeed:
     if any(len(ring.coordinates) < 6 or len(ring.coordinates) % 2 for ring in rings):
         raise InvalidInputError(field, "every ring needs at least three vertices, x and y of each")
     arrays = tuple(np.array(ring.coordinates, np.float32).reshape(-1, 2) for ring in rings)
-    # A comparison with NaN is false, so this asks for finite numbers too.
+    # Comparisons with NaN are false, so this rejects NaN too.
     if not all((np.abs(array) <= MAX_SEED_COORDINATE).all() for array in arrays):
         raise InvalidInputError(field, f"coordinates must be finite and within {MAX_SEED_COORDINATE:g} pixels")
     return PolygonSeed(arrays, tuple(1 + len(polygon.holes) for polygon in polygons.polygons))

@@ -4,7 +4,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from polywand.v1 import annotation_pb2, annotation_pb2_grpc
+from polywand_contract.v1 import annotation_pb2, annotation_pb2_grpc
 from polywand_server.config import Limits
 from polywand_server.ops.health import Health
 from polywand_server.rpc.interceptors import Calls

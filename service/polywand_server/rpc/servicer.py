@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 
 from google.protobuf.message import DecodeError
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc as pb_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc as pb_grpc
 from polywand_server.errors import InvalidInputError, PolywandError
 from polywand_server.rpc.detect import DetectCalls
 from polywand_server.rpc.interact import InteractCalls

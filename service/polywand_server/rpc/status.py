@@ -1,13 +1,16 @@
-"""Errors as canonical gRPC statuses: one table, used for unary calls and inside streams alike."""
+"""Errors as canonical gRPC statuses: one table, for unary calls and inside streams."""
 
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from polywand_server import errors
+from polywand_server.caller import current
 
 _CODES: tuple[tuple[type[errors.PolywandError], grpc.StatusCode], ...] = (
     (errors.QuotaError, grpc.StatusCode.RESOURCE_EXHAUSTED),
@@ -19,58 +22,66 @@ _CODES: tuple[tuple[type[errors.PolywandError], grpc.StatusCode], ...] = (
     (errors.DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
 )
 
-
-# Reasons that programs read (google.rpc.ErrorInfo), and whose they are.
+# The metadata key of a call's request id, of requests and of trailers.
+REQUEST_ID_KEY = "x-request-id"
+# Domain and reason of a google.rpc.ErrorInfo, which programs read.
 ERROR_DOMAIN = "polywand"
 IMAGE_GIVEN_UP = "IMAGE_GIVEN_UP"
-# Of an error's text, which stands in a call's headers up to three times; clients take 8 kB of them.
+# Of an error's text. A call's trailers hold it up to three times, and clients accept 8 kB of trailers.
 MAX_TEXT_BYTES = 1200
-# Of bytes that cannot be parsed.
-UNDECODABLE = "these bytes are no message of the contract"
+# The text for bytes that cannot be parsed.
+UNDECODABLE = "these bytes are not a message of the contract"
 
 
 async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: errors.PolywandError) -> NoReturn:
     """End a call with an error. grpc.aio has no abort_with_status; this is what it would do."""
-    details = (("grpc-status-details-bin", to_status(error).SerializeToString()),)
-    await context.abort(code_of(error), _short(str(error)), details)
+    trailers = (
+        (REQUEST_ID_KEY, current().request_id),
+        ("grpc-status-details-bin", to_status(error).SerializeToString()),
+    )
+    await context.abort(code_of(error), _short(str(error)), trailers)
 
 
 def code_of(error: errors.PolywandError) -> grpc.StatusCode:
-    """Choose the canonical code; what has no other is INTERNAL."""
+    """Return the canonical code of an error; INTERNAL where the table has none."""
     return next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
 
 
 def to_status(error: errors.PolywandError) -> status_pb2.Status:
-    """Make a google.rpc.Status.
+    """Convert an error to a google.rpc.Status.
 
-    For a fault of the input its details name the field (google.rpc.BadRequest); for what may succeed later they say
-    when (google.rpc.RetryInfo), and what is full (google.rpc.QuotaFailure) if that is why. An image that a stream has
-    to send again has the reason IMAGE_GIVEN_UP (google.rpc.ErrorInfo).
+    Its details, in this order: the field of invalid input (google.rpc.BadRequest); IMAGE_GIVEN_UP for an image that the
+    stream has to send again (google.rpc.ErrorInfo); what is full (google.rpc.QuotaFailure); when to retry
+    (google.rpc.RetryInfo); in a call, its request id (google.rpc.RequestInfo).
     """
     status = status_pb2.Status(code=code_of(error).value[0], message=_short(str(error)))
+    status.details.extend(map(_packed, _details(error)))
+    return status
+
+
+def _details(error: errors.PolywandError) -> Iterator[Message]:
     if isinstance(error, errors.InvalidInputError):
         violation = error_details_pb2.BadRequest.FieldViolation(
             field=error.field, description=_short(error.description)
         )
-        detail = any_pb2.Any()
-        detail.Pack(error_details_pb2.BadRequest(field_violations=[violation]))
-        status.details.append(detail)
+        yield error_details_pb2.BadRequest(field_violations=[violation])
     if isinstance(error, errors.ImageGivenUpError):
-        detail = any_pb2.Any()
-        detail.Pack(error_details_pb2.ErrorInfo(reason=IMAGE_GIVEN_UP, domain=ERROR_DOMAIN))
-        status.details.append(detail)
+        yield error_details_pb2.ErrorInfo(reason=IMAGE_GIVEN_UP, domain=ERROR_DOMAIN)
     if isinstance(error, errors.QuotaError):
         quota = error_details_pb2.QuotaFailure.Violation(subject=error.subject, description=_short(str(error)))
-        detail = any_pb2.Any()
-        detail.Pack(error_details_pb2.QuotaFailure(violations=[quota]))
-        status.details.append(detail)
+        yield error_details_pb2.QuotaFailure(violations=[quota])
     if isinstance(error, errors.UnavailableError | errors.QuotaError):
-        detail = any_pb2.Any()
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(round(error.retry_seconds * 1000))
-        detail.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-        status.details.append(detail)
-    return status
+        yield error_details_pb2.RetryInfo(retry_delay=delay)
+    if current().request_id:
+        yield error_details_pb2.RequestInfo(request_id=current().request_id)
+
+
+def _packed(detail: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    return packed
 
 
 def _short(text: str) -> str:

@@ -1,7 +1,7 @@
-"""Messages as they come from the wire: bounded, and their image set apart, before protobuf reads what is left.
+"""The wire format: separate the image from a message and check limits, before protobuf parses the rest.
 
-An empty sub-message has two bytes on the wire and some hundred in memory; so what is not an image is bounded in bytes
-and in fields, which are counted on the wire. An image's bytes are never copied.
+An empty sub-message takes two bytes on the wire and some hundred in memory. So everything but the image is limited in
+bytes and in fields, which are counted in the wire format. The bytes of an image are never copied.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,20 +10,20 @@ from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_server.config import MEBIBYTE
 from polywand_server.errors import TooLargeError
 
-# Of a message beside its image; a bit more than two of the largest thing that it may hold, which has its own limit.
+# A message without its image: a bit more than two of its largest parts, which have limits of their own.
 MAX_REST_BYTES = 2 * MEBIBYTE + 65_536
-# Values and sub-messages of a message; packed numbers are one value.
+# Values and sub-messages of a message; packed numbers count as one value.
 MAX_FIELDS = 100_000
-# Smaller than this a message may hold what it likes.
+# Messages up to this size are not checked.
 SMALL_BYTES = 4096
-# So many fields are looked at on the event loop.
+# Messages with more fields are split in a thread.
 FEW_FIELDS = 64
 
-# Which fields lead to the bytes of an image; None is where they are.
+# The field numbers that lead to the bytes of an image; None marks the bytes themselves.
 Path = Mapping[int, "Path | None"]
 IMAGE: Final[Path] = {
     pb.Image.ENCODED_FIELD_NUMBER: None,
@@ -34,16 +34,19 @@ INTERACT: Final[Path] = {pb.InteractRequest.IMAGE_FIELD_NUMBER: IMAGE}
 DETECT_STREAM: Final[Path] = {pb.DetectStreamRequest.REQUEST_FIELD_NUMBER: DETECT}
 
 _VARINT, _FIXED64, _BYTES, _GROUP, _END_GROUP, _FIXED32 = range(6)
-_NUMBERS = 1  # the field of a stream's messages that tells them apart
+_NUMBERS = 1  # the field with the sequence or frame id of a stream's message
 
 
 class TooManyFieldsError(Exception):
-    """There are more fields than were to be looked at."""
+    """The message has more fields than the given limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """rest: the message with empty bytes where the image's were. image: these. number: the message's field 1."""
+    """A message in two parts.
+
+    rest: the message, with an empty field instead of the image's bytes. image: these bytes. number: field 1, or 0.
+    """
 
     rest: bytes
     image: memoryview | None
@@ -51,26 +54,26 @@ class Split:
 
 
 def split(data: bytes, path: Path, most_fields: int) -> Split:
-    """Set the bytes of the image apart.
+    """Separate the bytes of the image from a message.
 
     Raises:
-        TooManyFieldsError: more fields than most_fields on the way to them.
-        DecodeError: this is no message.
+        TooManyFieldsError: there are more than most_fields on the levels of the path.
+        DecodeError: the bytes are not a valid message.
     """
     images: list[memoryview] = []
     numbers: list[int] = []
     budget = _Budget(most_fields)
     rest = _without_images(memoryview(data), path, budget, images, numbers)
-    # Of a field that comes twice, the last one counts.
+    # As in protobuf, the last of several equal fields counts.
     return Split(rest, images[-1] if images else None, numbers[-1] if numbers else 0)
 
 
 def check_fields(data: bytes, message: Any) -> None:
-    """Count all fields of a message, nested ones included. message: its descriptor.
+    """Check the number of all fields of a message, including nested ones. message: its descriptor.
 
     Raises:
         TooLargeError: there are more than MAX_FIELDS.
-        DecodeError
+        DecodeError: the bytes are not a valid message.
     """
     try:
         _count(memoryview(data), message, _Budget(MAX_FIELDS))
@@ -81,14 +84,14 @@ def check_fields(data: bytes, message: Any) -> None:
 
 
 def check_rest(split_message: Split) -> None:
-    """Refuse a message that is too large beside its image. Raises TooLargeError."""
+    """Check the size of a message without its image. Raises TooLargeError."""
     nbytes = len(split_message.rest)
     if nbytes > MAX_REST_BYTES:
         raise TooLargeError("message", f"it has {nbytes} bytes beside its image; at most {MAX_REST_BYTES} are read")
 
 
 def delimited(number: int, *parts: bytes) -> bytes:
-    """Write a field of bytes or of a message that is written already."""
+    """Return a length-delimited field: bytes, or a serialised message."""
     return b"".join((_varint(number << 3 | _BYTES), _varint(sum(map(len, parts))), *parts))
 
 
@@ -132,7 +135,7 @@ def _count(data: memoryview, message: Any, budget: _Budget) -> None:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yield number, wire type, start, and begin and end of the content of each field; the tags of groups too."""
+    """Yield number, wire type, start of the tag, start and end of the content of each field; also tags of groups."""
     at = 0
     while at < len(data):
         start = at
@@ -147,9 +150,9 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int, int, int, int]]:
         elif kind in (_FIXED32, _FIXED64):
             at += 4 if kind == _FIXED32 else 8
         elif kind not in (_GROUP, _END_GROUP):
-            raise DecodeError("a field of no known kind")
+            raise DecodeError("a field of an unknown wire type")
         if at > len(data):
-            raise DecodeError("a field ends behind its message")
+            raise DecodeError("a field ends after its message")
         yield tag >> 3, kind, start, begin, at
 
 
@@ -157,7 +160,7 @@ def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
     value = shift = 0
     while shift < 70:
         if at >= len(data):
-            raise DecodeError("a number ends behind its message")
+            raise DecodeError("a number ends after its message")
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift

@@ -1,1 +1,1 @@
-"""Which tools there are: what the repository holds, what Triton has loaded of it, and what of that would serve now."""
+"""Tools: which exist, which are ready, and what Triton has loaded of the repository."""

@@ -1,4 +1,4 @@
-"""The model repository as its folder shows it: which versions every model has, and whether its files have changed."""
+"""The model repository's folders: which versions every model has, and whether its files have changed."""
 
 import asyncio
 import errno
@@ -13,8 +13,9 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.pbtxt"
-# A file system that is slower than that is not waited for: the next look sees what this one found.
-PATIENCE_SECONDS = 1.0
+# A scan that takes longer goes on in its thread, and the next call takes its result.
+SCAN_TIMEOUT_SECONDS = 1.0
+# How long files must not have changed before they count as completely written.
 SETTLING_SECONDS = 0.5
 
 
@@ -22,27 +23,29 @@ SETTLING_SECONDS = 0.5
 class ModelFolder:
     """A model's folder at one moment; two are equal when nothing has changed between them.
 
-    versions: those that Triton takes for such. files: path, size and time of change of all that makes the model.
+    versions: the subfolders that Triton takes for versions. files: path, size and modification time (ns) of the
+    configuration and of all files of the versions.
     """
 
     versions: frozenset[int]
     files: frozenset[tuple[str, int, int]]
 
-    def without(self, name: str) -> set[int]:
+    def versions_without(self, file: str) -> set[int]:
         """Return the versions that have no file of this name."""
         return {
             version
             for version in self.versions
-            if not any(path.endswith(f"/{version}/{name}") for path, *_ in self.files)
+            if not any(path.endswith(f"/{version}/{file}") for path, *_ in self.files)
         }
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """What one look at a repository has found.
+class Scan:
+    """What was found in a repository.
 
-    identity: device and inode of its folder. models: by name. partial: names of those that could not be read, or not
-    wholly, or that have no version; what a model was before, it still is then. unreadable: of those that could not.
+    identity: device and inode of the repository's folder. models: by name.
+    partial: names of models that could not be read, or not completely, or that have no version; such a model counts as
+    unchanged. unreadable: those of them that could not be read at all.
     """
 
     identity: tuple[int, int]
@@ -52,37 +55,37 @@ class Sight:
 
 
 class ModelFolders:
-    """Looks at a repository's folder, without ever holding up the event loop; without a repository it knows nothing.
+    """Scans a repository's folder in a thread. Without a repository nothing is known of any model.
 
-    A repository that cannot be read for a moment, or one that has become another folder without any model (a network
-    folder that is not mounted), tells nothing, and no model is gone.
+    A repository that cannot be read for a moment, or whose path now leads to another folder without any model (a
+    network folder that is not mounted), tells nothing: then no model counts as deleted.
     """
 
     def __init__(self, repository: Path | None) -> None:
         self._repository = repository
-        self._looking: asyncio.Task[Sight] | None = None
-        self._present: Mapping[str, ModelFolder] | None = None
-        self._last: Mapping[str, ModelFolder] | None = None  # of those that succeeded, where the newest has not
-        self._identity: tuple[int, int] | None = None  # of the folder that `_last` was found in
+        self._scan: asyncio.Task[Scan] | None = None
+        self._current: Mapping[str, ModelFolder] | None = None  # None while nothing is known
+        self._last: Mapping[str, ModelFolder] | None = None  # of the last scan that succeeded
+        self._identity: tuple[int, int] | None = None  # of the folder of that scan
         self._unreadable: frozenset[str] = frozenset()
-        self._since: dict[str, float] = {}  # when a model, also one that is gone, became as it is
-        self._complaint = ""
+        self._changed_at: dict[str, float] = {}  # when each model last changed or was deleted
+        self._problem = ""
 
-    def has_none(self, name: str) -> bool:
-        """Whether the last look has found out that there is no model of this name."""
-        return self._present is not None and name not in self._present and name not in self._unreadable
+    def is_missing(self, name: str) -> bool:
+        """Whether the last scan has found that there is no model of this name."""
+        return self._current is not None and name not in self._current and name not in self._unreadable
 
     def get(self, name: str) -> ModelFolder | None:
-        """Return a model as the last look has seen it; None if it is not there, or nobody can tell."""
-        return self._present.get(name) if self._present else None
+        """Return a model as the last scan found it; None if it is not there, or nothing is known."""
+        return self._current.get(name) if self._current else None
 
     def is_settled(self, name: str) -> bool:
-        """Whether a model has been as it is for a while, so that nobody is copying it just now."""
-        return time.monotonic() - self._since.get(name, 0.0) >= SETTLING_SECONDS
+        """Whether a model has not changed for a while, so that its files are completely written."""
+        return time.monotonic() - self._changed_at.get(name, 0.0) >= SETTLING_SECONDS
 
-    def is_gone(self, name: str) -> bool:
+    def is_deleted(self, name: str) -> bool:
         """Whether a model is certainly not there, and has not been for a while."""
-        return self.has_none(name) and self.is_settled(name)
+        return self.is_missing(name) and self.is_settled(name)
 
     async def config(self, name: str) -> str:
         """Return the text of a model's config.pbtxt.
@@ -94,73 +97,73 @@ class ModelFolders:
             raise FileNotFoundError("the repository is elsewhere")
         return await asyncio.to_thread((self._repository / name / CONFIG_FILE).read_text)
 
-    async def look(self) -> None:
-        """Find out how the models are now, or were a moment ago."""
+    async def scan(self) -> None:
+        """Scan the repository; where that takes long, return before it ends, and take the result next time."""
         if self._repository is None:
             return
-        if self._looking is None:
-            self._looking = asyncio.create_task(
-                asyncio.to_thread(read_folders, self._repository), name="look at the model repository"
-            )
-        await asyncio.wait((self._looking,), timeout=PATIENCE_SECONDS)
-        if self._looking is not None and self._looking.done():
-            looked, self._looking = self._looking, None
-            self._take(looked)
+        if self._scan is None:
+            work = asyncio.to_thread(scan_repository, self._repository)
+            self._scan = asyncio.create_task(work, name="scan the model repository")
+        await asyncio.wait((self._scan,), timeout=SCAN_TIMEOUT_SECONDS)
+        if self._scan is not None and self._scan.done():
+            done, self._scan = self._scan, None
+            self._update(done)
 
     async def close(self) -> None:
-        """Wait no longer."""
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
+        """Cancel the running scan."""
+        if self._scan is not None:
+            self._scan.cancel()
+            await asyncio.gather(self._scan, return_exceptions=True)
 
-    def _take(self, looked: asyncio.Task[Sight]) -> None:
+    def _update(self, done: asyncio.Task[Scan]) -> None:
         try:
-            sight = looked.result()
+            scan = done.result()
         except OSError as error:
-            self._complain(f"the model repository cannot be read, so changes in it go unnoticed: {error}")
-            self._present = None
+            self._log_problem(f"the model repository cannot be read, so changes in it go unnoticed: {error}")
+            self._current = None
             return
-        if self._last and not sight.models and sight.identity != self._identity:
-            self._complain("the model repository is another folder now, without any model (is it not mounted?)")
-            self._present = None
+        if self._last and not scan.models and scan.identity != self._identity:
+            self._log_problem("the model repository is another folder now, without any model (is it not mounted?)")
+            self._current = None
             return
-        before = self._last
-        kept = _still_there(sight, before or {})
-        found = {**sight.models, **kept}
-        self._complain(_complaint_about(kept.keys() | sight.unreadable))
-        self._last, self._identity, self._unreadable = found, sight.identity, sight.unreadable
-        # What is there at the first look is taken to have been there for long.
-        if before is not None:
-            for name in found.keys() | before.keys():
-                if found.get(name) != before.get(name):
-                    self._since[name] = time.monotonic()
-        self._present = found
+        previous = self._last
+        kept = _unchanged(scan, previous or {})
+        found = {**scan.models, **kept}
+        self._log_problem(_problem_with(kept.keys() | scan.unreadable))
+        self._last, self._identity, self._unreadable = found, scan.identity, scan.unreadable
+        # Models of the first scan count as settled.
+        if previous is not None:
+            for name in found.keys() | previous.keys():
+                if found.get(name) != previous.get(name):
+                    self._changed_at[name] = time.monotonic()
+        self._current = found
 
-    def _complain(self, complaint: str) -> None:
-        if complaint and complaint != self._complaint:
-            log.error(complaint)
-        self._complaint = complaint
+    def _log_problem(self, problem: str) -> None:
+        """Log a problem unless it is the same as after the last scan; empty: there is none."""
+        if problem and problem != self._problem:
+            log.error(problem)
+        self._problem = problem
 
 
-def _still_there(sight: Sight, before: Mapping[str, ModelFolder]) -> dict[str, ModelFolder]:
-    """Return the models as they were before whose folders cannot be read now, or have no version any more."""
+def _unchanged(scan: Scan, previous: Mapping[str, ModelFolder]) -> dict[str, ModelFolder]:
+    """Return, as they were before, the models whose folders cannot be read now or have no version any more."""
     return {
-        name: before[name]
-        for name in sight.partial
-        if name in before and (before[name].versions or name not in sight.models)
+        name: previous[name]
+        for name in scan.partial
+        if name in previous and (previous[name].versions or name not in scan.models)
     }
 
 
-def _complaint_about(names: Collection[str]) -> str:
+def _problem_with(names: Collection[str]) -> str:
     if not names:
         return ""
     return f"models are empty or cannot be read, so changes in them go unnoticed: {', '.join(sorted(names))}"
 
 
-def read_folders(repository: Path) -> Sight:
-    """Read the folders of all models, by name.
+def scan_repository(repository: Path) -> Scan:
+    """Read the folders of all models.
 
-    A folder is a model's that has a configuration or a version; any other beside them is somebody's own.
+    A folder with a configuration or a version is a model's; others are ignored.
 
     Raises:
         OSError: the repository itself cannot be read.
@@ -171,22 +174,22 @@ def read_folders(repository: Path) -> Sight:
     models, partial, unreadable = {}, set(), set()
     for entry in candidates:
         try:
-            model, is_whole = _model(entry)
-        except FileNotFoundError:  # it went while we looked
+            model, is_complete = _read_folder(entry)
+        except FileNotFoundError:  # deleted during the scan
             continue
         except OSError:
             partial.add(entry.name)
             unreadable.add(entry.name)
             continue
-        if not is_whole or (model and not model.versions):
+        if not is_complete or (model and not model.versions):
             partial.add(entry.name)
         if model and (model.versions or model.files):
             models[entry.name] = model
-    return Sight((status.st_dev, status.st_ino), models, frozenset(partial), frozenset(unreadable))
+    return Scan((status.st_dev, status.st_ino), models, frozenset(partial), frozenset(unreadable))
 
 
 def is_model_name(name: str) -> bool:
-    """Whether a folder of this name may be a model's: not what is hidden, a cache of Python's or an editor's copy."""
+    """Whether a folder of this name may be a model's: not a hidden one, a Python cache or an editor's backup."""
     return not name.startswith(".") and name not in ("__pycache__", "lost+found") and not name.endswith("~")
 
 
@@ -195,47 +198,46 @@ def is_version(name: str) -> bool:
     return name.isascii() and name.isdecimal() and not name.startswith("0")
 
 
-def _model(entry: os.DirEntry[str]) -> tuple[ModelFolder | None, bool]:
-    """Read one model's folder; tell also whether that was all of it: links may lead to what is not mounted now.
-
-    Without configuration and versions it has no files either. None: it is no folder.
+def _read_folder(entry: os.DirEntry[str]) -> tuple[ModelFolder | None, bool]:
+    """Read a model's folder (None: it is no folder), and whether that is all of it: links may lead to a folder that is
+    not mounted now. Without a configuration and versions it has no files either.
     """
     if not entry.is_dir():
-        return None, not _leads_nowhere(entry)
-    inside = _visible(entry.path)
+        return None, not _is_broken_link(entry)
+    inside = _list_visible(entry.path)
     config = [file for file in inside if file.name == CONFIG_FILE]
     numbers = [folder for folder in inside if is_version(folder.name)]
     versions = [folder for folder in numbers if folder.is_dir()]
-    files = [*config, *(file for version in versions for file in _below(version.path))]
-    found = ModelFolder(frozenset(int(version.name) for version in versions), frozenset(_states(files)))
-    return found, not any(map(_leads_nowhere, numbers))
+    files = [*config, *(file for version in versions for file in _files_below(version.path))]
+    found = ModelFolder(frozenset(int(version.name) for version in versions), frozenset(_file_states(files)))
+    return found, not any(map(_is_broken_link, numbers))
 
 
-def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
+def _is_broken_link(entry: os.DirEntry[str]) -> bool:
     return entry.is_symlink() and not os.path.exists(entry.path)
 
 
-def _below(folder: str) -> Iterator[os.DirEntry[str]]:
-    with suppress(FileNotFoundError):  # it went while we looked
-        for entry in _visible(folder):
+def _files_below(folder: str) -> Iterator[os.DirEntry[str]]:
+    with suppress(FileNotFoundError):  # deleted during the scan
+        for entry in _list_visible(folder):
             if entry.is_dir(follow_symlinks=False):
-                yield from _below(entry.path)
+                yield from _files_below(entry.path)
             else:
                 yield entry
 
 
-def _states(files: list[os.DirEntry[str]]) -> Iterator[tuple[str, int, int]]:
+def _file_states(files: list[os.DirEntry[str]]) -> Iterator[tuple[str, int, int]]:
     for entry in files:
         try:
             status = entry.stat()
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ELOOP):  # it went while we looked, or is a link to nothing
+            if error.errno not in (errno.ENOENT, errno.ELOOP):  # deleted during the scan, or a broken link
                 raise
         else:
             yield entry.path, status.st_size, status.st_mtime_ns
 
 
-def _visible(folder: str) -> list[os.DirEntry[str]]:
-    """List a folder, without what is hidden, and without the caches that Python keeps beside a model's code."""
+def _list_visible(folder: str) -> list[os.DirEntry[str]]:
+    """List a folder without hidden files and without Python's caches."""
     with os.scandir(folder) as entries:
         return [entry for entry in entries if not entry.name.startswith(".") and entry.name != "__pycache__"]

@@ -1,4 +1,4 @@
-"""What Triton has: its repository index, corrected where that tells of folders instead of what is loaded."""
+"""Triton's repository index, corrected: it tells which folders Triton finds, and not what it has loaded."""
 
 import asyncio
 import logging
@@ -6,35 +6,35 @@ from dataclasses import dataclass, replace
 
 from polywand_server.errors import ModelFailedError
 from polywand_server.tools.folders import is_model_name
-from polywand_server.tools.loader import READY, UNAVAILABLE, ModelLoader
-from polywand_server.triton.client import IndexEntry, TritonClient
+from polywand_server.tools.loader import ModelLoader
+from polywand_server.triton.client import IndexEntry, ModelState, TritonClient
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """The versions that Triton has, loaded or not.
+    """The model versions in Triton, loaded or not.
 
-    why_not: why it does not tell of others; empty when it does. is_new: whether it has been replaced since it was asked
-    last, which may be too quick to be noticed otherwise.
+    error: why the list may be incomplete; empty when it is complete. is_new: whether Triton was restarted since the
+    last reading, which may be too quick to be noticed otherwise.
     """
 
     entries: tuple[IndexEntry, ...]
-    why_not: str = ""
+    error: str = ""
     is_new: bool = False
 
     @property
     def ready(self) -> frozenset[tuple[str, int | None]]:
         """Names and versions of what is in service."""
-        return frozenset((entry.name, entry.version) for entry in self.entries if entry.state == READY)
+        return frozenset((entry.name, entry.version) for entry in self.entries if entry.is_ready)
 
 
 class IndexReader:
-    """Reads the index, again and again.
+    """Reads the index, and keeps what Triton still serves although it does not list it.
 
-    Triton lists the folders that it finds. One that it does not find, or a repository that it cannot read for a moment,
-    takes nothing out of service: what it had loaded, it still has, and says so when it is asked for that alone.
+    Triton lists the folders that it finds. When a folder, or the whole repository, cannot be read for a moment, Triton
+    still serves what it has loaded from there, and says so when it is asked for that version.
     """
 
     def __init__(self, triton: TritonClient, loader: ModelLoader) -> None:
@@ -43,33 +43,34 @@ class IndexReader:
         self._last = Index(())
 
     async def read(self) -> Index:
-        """Read it.
+        """Read the index.
 
         Raises:
             UnavailableError, DeadlineError: Triton is away
         """
         try:
-            listed, why_not = await self._triton.repository_index(), ""
+            listed, problem = await self._triton.repository_index(), ""
         except ModelFailedError as error:
-            listed, why_not = [], str(error)
-        if why_not and why_not != self._last.why_not:
-            log.error("Triton does not list its models, so what comes and goes there is not seen: %s", why_not)
-        entries = [entry for entry in listed if is_model_name(entry.name) and not self._loader.is_no_model(entry)]
+            listed, problem = [], str(error)
+        if problem and problem != self._last.error:
+            log.error("Triton does not list its models, so changes of them go unnoticed: %s", problem)
+        entries = [entry for entry in listed if is_model_name(entry.name) and not self._loader.is_not_a_model(entry)]
         names = {entry.name for entry in entries}
         missing = [entry for entry in self._last.entries if entry.name not in names]
-        there = await asyncio.gather(*(self._is_loaded(entry) for entry in missing))
-        for entry, is_loaded in zip(missing, there, strict=True):
+        loaded = await asyncio.gather(*(self._is_loaded(entry) for entry in missing))
+        for entry, is_loaded in zip(missing, loaded, strict=True):
             if is_loaded:
                 entries.append(entry)
-            elif why_not:
-                entries.append(replace(entry, state=UNAVAILABLE, reason="Triton does not find it now"))
-        # Triton keeps a state for whatever it was told to load, as long as it lives.
+            elif problem:
+                reason = "Triton does not find it now"
+                entries.append(replace(entry, state=ModelState.UNAVAILABLE, reason=reason))
+        # Triton keeps a state for every model that it was told to load, until it ends.
         had_state = {entry.name for entry in self._last.entries if entry.state}
         has_state = {entry.name for entry in entries if entry.state}
-        self._last = Index(tuple(entries), why_not, is_new=bool((had_state & names) - has_state))
+        self._last = Index(tuple(entries), problem, is_new=bool((had_state & names) - has_state))
         return self._last
 
     async def _is_loaded(self, entry: IndexEntry) -> bool:
-        if entry.state != READY or entry.version is None:
+        if not entry.is_ready or entry.version is None:
             return False
         return await self._triton.model_ready(entry.name, entry.version)

@@ -1,27 +1,31 @@
-"""What the models of Triton are, read from their configurations."""
+"""Reads what the models in Triton are from their configurations."""
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from polywand_server.errors import RETRY_SECONDS, PolywandError
-from polywand_server.tools.catalogue import BROKEN_RETRY_SECONDS, Model, ToolVersion, parts_of, with_parts
+from polywand_server.tools.catalogue import BROKEN_RETRY_SECONDS, Model, ModelVersion, apply_parts, parts_of
 from polywand_server.tools.index import Index
-from polywand_server.tools.loader import LOADING, READY, UNAVAILABLE, UNLOADING, ModelLoader
+from polywand_server.tools.loader import ModelLoader
 from polywand_server.tools.specs import PARAMETER_KEY, check_config, parse_specs
-from polywand_server.triton.client import IndexEntry, TritonClient
+from polywand_server.triton.client import IndexEntry, ModelState, TritonClient
 
-# Of what a configuration has that is wrong: it goes to clients, and into one line of the log.
+# Of the text about a wrong configuration: clients get it, and it is one line of the log.
 MAX_REASON_CHARACTERS = 600
 
-_IN_WORDS = {"": "it is not loaded yet", LOADING: "it is being loaded", UNLOADING: "it is being unloaded"}
+_STATE_TEXTS = {
+    "": "it is not loaded yet",
+    ModelState.LOADING: "it is being loaded",
+    ModelState.UNLOADING: "it is being unloaded",
+}
 
 
 class ModelReader:
-    """Reads models, asking only for configurations that are new or whose turn it is.
+    """Reads models, and of their configurations only those that may have changed.
 
-    A reload by others under the same version leaves no trace in the index, so each reading asks for one known
-    configuration again.
+    The index does not show that a model was reloaded by others under the same version. So each reading also reads one
+    known configuration again, a different one each time.
     """
 
     def __init__(self, triton: TritonClient, loader: ModelLoader) -> None:
@@ -30,16 +34,16 @@ class ModelReader:
         self._models: dict[str, Model] = {}
         self._unread: set[str] = set()
         self._readings = 0
-        self._loads: dict[str, int] = {}  # of each model, when it was read
+        self._load_counts: dict[str, int] = {}  # of each model, when its configuration was read
 
     @property
     def unread(self) -> Collection[str]:
-        """Models in service whose configuration could not be read yet, so that nobody knows what they are."""
+        """Models in service whose configuration could not be read yet."""
         return self._unread
 
     @property
     def parts(self) -> Mapping[str, list[str]]:
-        """Which models are called by which; a version calls the same version of them."""
+        """The models that each model calls, by its name; version N calls version N of them."""
         parts = {name: parts_of(model) for name, model in self._models.items()}
         return {name: names for name, names in parts.items() if names}
 
@@ -47,84 +51,81 @@ class ModelReader:
         """Read the models of an index."""
         entries: defaultdict[str, list[IndexEntry]] = defaultdict(list)
         for entry in index.entries:
-            if self._is_there(entry):
+            if self._is_present(entry):
                 entries[entry.name].append(entry)
         self._readings += 1
-        turn = sorted(entries)[self._readings % len(entries)] if entries else None
+        checked = sorted(entries)[self._readings % len(entries)] if entries else None
         models, self._unread = {}, set()
         for name, versions in entries.items():
             try:
-                model = await self._read_model(name, versions, again=name == turn)
-            except PolywandError as error:  # it went between index and config; Triton itself is there
+                model = await self._read_model(name, versions, read_again=name == checked)
+            except PolywandError as error:  # unloaded after the index was read; Triton itself answers
                 self._unread.add(name)
-                model = replace(self._known(name), versions=(), reason=str(error))
+                model = replace(self._last_known(name), versions=(), reason=str(error))
             if model is not None:
                 models[name] = model
-        self._models = with_parts(models, index.ready)
+        self._models = apply_parts(models, index.ready)
         return self._models
 
-    def call_off(self, reason: str) -> dict[str, Model]:
-        """Return the models that are known, none of them ready."""
-        self._models = {name: model.called_off(reason) for name, model in self._models.items()}
+    def mark_unavailable(self, reason: str) -> dict[str, Model]:
+        """Return the known models, none of them ready."""
+        self._models = {name: model.unavailable(reason) for name, model in self._models.items()}
         return self._models
 
-    def _is_there(self, entry: IndexEntry) -> bool:
-        """With a loader, what was never loaded is about to be; without, it is not there for us."""
-        was_unloaded = entry.state == UNAVAILABLE and entry.reason == "unloaded"
-        if was_unloaded and not self._loader.is_coming_back(entry.name):
+    def _is_present(self, entry: IndexEntry) -> bool:
+        """Whether an entry counts. One that was never loaded does if the loader is about to load it."""
+        if entry.was_unloaded and not self._loader.is_reloading(entry.name):
             return False
         if self._loader.is_active and self._loader.is_deleted(entry):
             return False
         return bool(entry.state) or self._loader.is_active
 
-    def _known(self, name: str) -> Model:
-        """What was known of a model at the last reading."""
+    def _last_known(self, name: str) -> Model:
         return self._models.get(name) or Model(name, {}, None, (), "it is not known yet")
 
-    async def _read_model(self, name: str, entries: list[IndexEntry], *, again: bool) -> Model | None:
+    async def _read_model(self, name: str, entries: list[IndexEntry], *, read_again: bool) -> Model | None:
+        """Read one model; None if it has no tools: it is a part of another model, or not meant for Polywand."""
         found = {entry.version: self._version(entry.version, entry) for entry in entries if entry.version is not None}
         incomplete = {
-            number: ToolVersion(number, False, why, BROKEN_RETRY_SECONDS)
-            for number, why in self._loader.incomplete(name).items()
+            number: ModelVersion(number, False, reason, BROKEN_RETRY_SECONDS)
+            for number, reason in self._loader.incomplete_versions(name).items()
         }
         versions = tuple(version for _, version in sorted((incomplete | found).items()))
         ready = [version.version for version in versions if version.ready]
-        known = self._known(name)
+        known = self._last_known(name)
         if not ready:
-            reason = "; ".join(dict.fromkeys(self._why_not(entry) for entry in entries))
-            retry_seconds = BROKEN_RETRY_SECONDS if self._loader.why_failed(name) else RETRY_SECONDS
+            reason = "; ".join(dict.fromkeys(self._reason(entry) for entry in entries))
+            retry_seconds = BROKEN_RETRY_SECONDS if self._loader.failure_reason(name) else RETRY_SECONDS
             return replace(known, versions=versions, reason=reason, retry_seconds=retry_seconds)
-        loads = self._loader.loads(name)
-        again |= loads != self._loads.get(name)
-        if known.specs and not known.reason and not again and known.versions == versions:
+        load_count = self._loader.load_count(name)
+        read_again |= load_count != self._load_counts.get(name)
+        if known.specs and not known.reason and not read_again and known.versions == versions:
             return known
         config = await self._triton.model_config(name, max(ready))
-        self._loads[name] = loads
+        self._load_counts[name] = load_count
         text = config.parameters.get(PARAMETER_KEY)
         if text is None:
-            return None  # a part of another model, or somebody else's
+            return None
         try:
             specs = parse_specs(text, name)
             for spec in specs.values():
                 check_config(spec, config)
             return Model(name, specs, config, versions, "")
         except ValueError as error:
-            # Its tools, if they are known, stay in the list and say so.
+            # Tools that are known stay in the list, with this reason.
             wrong = replace(known, config=known.config if known.specs else config, versions=versions)
-            why = " ".join(str(error).split())[:MAX_REASON_CHARACTERS]
-            return wrong.called_off(f"its configuration is wrong: {why}", BROKEN_RETRY_SECONDS)
+            what = " ".join(str(error).split())[:MAX_REASON_CHARACTERS]
+            return wrong.unavailable(f"its configuration is wrong: {what}", BROKEN_RETRY_SECONDS)
 
-    def _version(self, number: int, entry: IndexEntry) -> ToolVersion:
-        if entry.state == READY:
-            return ToolVersion(number, True, "")
-        has_failed = entry.state == UNAVAILABLE and entry.reason != "unloaded"
-        return ToolVersion(number, False, self._why_not(entry), BROKEN_RETRY_SECONDS if has_failed else RETRY_SECONDS)
+    def _version(self, number: int, entry: IndexEntry) -> ModelVersion:
+        if entry.is_ready:
+            return ModelVersion(number, True, "")
+        retry_seconds = BROKEN_RETRY_SECONDS if entry.has_failed else RETRY_SECONDS
+        return ModelVersion(number, False, self._reason(entry), retry_seconds)
 
-    def _why_not(self, entry: IndexEntry) -> str:
-        if self._loader.is_coming_back(entry.name):
-            return self._loader.why_failed(entry.name) or "it is being loaded again"
-        return (
-            entry.reason
-            or self._loader.why_failed(entry.name)
-            or _IN_WORDS.get(entry.state, f"Triton says {entry.state}")
-        )
+    def _reason(self, entry: IndexEntry) -> str:
+        """Return why an entry is not ready."""
+        failure = self._loader.failure_reason(entry.name)
+        if self._loader.is_reloading(entry.name):
+            return failure or "it is being loaded again"
+        return entry.reason or failure or _STATE_TEXTS.get(entry.state, f"Triton says {entry.state}")

@@ -1,4 +1,4 @@
-"""What the service must know of a model's tools: the JSON under `polywand` in its config's parameters, checked."""
+"""Tool specs: the JSON under `polywand` in the parameters of a model's config, parsed and checked."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
@@ -21,10 +21,10 @@ from polywand_server.images.resampling import Resampling
 from polywand_server.triton.client import ModelConfig
 
 PARAMETER_KEY = "polywand"
-# A box takes two rows of POINTS.
-SMALLEST_POINTS = 3
-BOX_EDGES = 4
-# Requests of a batch for flip averaging: the crop, and its mirror image.
+# Of POINTS: two for a box and one for a click.
+MIN_POINT_ROWS = 3
+BOX_COLUMNS = 4
+# Rows of a batch for flip averaging: the crop, and its mirror image.
 FLIPPED = 2
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -74,12 +74,12 @@ class WholeCrop(_Spec):
     longest_side: PositiveInt = 800
 
 
-# As Triton's models are named: the name is typed on command lines and becomes part of file names.
+# The name is typed on command lines and becomes part of file names.
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)]
 
 
 class ProposalSpec(_Spec):
-    """A detector whose boxes tell what a first click may mean.
+    """A detector whose boxes are candidates for the object of a first click.
 
     model: its name; while it is not ready, there are no proposals. score: of a box that counts, instead of the
     detector's own threshold. at_most: so many are looked at, by score. agree_from: where the box of the mask that was
@@ -173,7 +173,7 @@ class Suppression(_Spec):
 
 
 class _ToolSpec(_Spec):
-    """What every tool says of itself; the fields mean what the contract's `Model` says."""
+    """Fields of every tool; they mean what the contract's `Model` says."""
 
     display_name: str = Field(min_length=1)
     help_message: str = ""
@@ -219,22 +219,22 @@ _AnyKind = Annotated[ToolSpec, Field(discriminator="kind")]
 _ONE_TOOL: TypeAdapter[ToolSpec] = TypeAdapter(_AnyKind)
 
 
-class Tools(_Spec):
-    """Several tools that one model is, by name: the same weights, each with prompts and a crop of its own."""
+class _SeveralTools(_Spec):
+    """Several tools of one model, by name: the same weights, each with its own prompts and crop."""
 
     tools: dict[ToolName, _AnyKind] = Field(min_length=1)
 
 
 def parse_specs(text: str, model: str) -> Mapping[str, ToolSpec]:
-    """Parse the parameter's JSON: the tools by name; a spec that stands alone is that of a tool named like the model.
+    """Parse the parameter's JSON; return the specs by tool name. A single spec is of a tool named like the model.
 
     Raises:
         ValueError: it is not JSON, or a field is wrong; the message names the field and what is expected.
     """
-    said = from_json(text)
-    if isinstance(said, dict) and "tools" in said:
-        return Tools.model_validate(said).tools
-    return {model: _ONE_TOOL.validate_python(said)}
+    parsed = from_json(text)
+    if isinstance(parsed, dict) and "tools" in parsed:
+        return _SeveralTools.model_validate(parsed).tools
+    return {model: _ONE_TOOL.validate_python(parsed)}
 
 
 def check_config(spec: ToolSpec, config: ModelConfig) -> None:
@@ -258,12 +258,12 @@ def check_config(spec: ToolSpec, config: ModelConfig) -> None:
                 raise ValueError(f"{name} has to be {dtype} with {rank} dims")
     if interactor:
         _check_state(config)
-    if interactor and config.inputs["POINTS"].dims[0] < SMALLEST_POINTS:
-        raise ValueError(f"POINTS has to have a fixed number of rows, at least {SMALLEST_POINTS}")
+    if interactor and config.inputs["POINTS"].dims[0] < MIN_POINT_ROWS:
+        raise ValueError(f"POINTS has to have a fixed number of rows, at least {MIN_POINT_ROWS}")
     if isinstance(spec, DetectorSpec):
         if min(config.inputs["IMAGE"].dims) < 1:
             raise ValueError("IMAGE of a detector has to have a fixed size")
-        if config.outputs["BOXES"].dims[1] != BOX_EDGES:
+        if config.outputs["BOXES"].dims[1] != BOX_COLUMNS:
             raise ValueError(f"BOXES has {config.outputs['BOXES'].dims[1]} columns and not x0, y0, x1, y1")
         if config.outputs["SCORES"].dims[1] != len(spec.labels):
             raise ValueError(f"SCORES has {config.outputs['SCORES'].dims[1]} classes for {len(spec.labels)} labels")

@@ -1,8 +1,8 @@
 """Shared memory between this process and a Triton on the same host: slots, each for one inference at a time.
 
-The life of a slot: made and registered with Triton, then unlinked, so that whatever happens to either process nothing
-stays behind; taken and put back, again and again; retired when an inference did not end well. Then Triton may still
-read or write it, so it serves nobody else, and is given up when Triton says that no request uses it.
+The life of a slot: created and registered with Triton, then unlinked, so that no file is left however either process
+ends; acquired and released, again and again; discarded when an inference failed. Triton may still read or write a
+discarded slot, so it is not used again, and Triton is asked to unregister it until no request uses it.
 """
 
 import asyncio
@@ -25,60 +25,60 @@ from polywand_server.errors import ModelFailedError, PolywandError
 from polywand_server.ops import metrics
 from polywand_server.triton.client import TritonClient
 from polywand_server.triton.failures import RegionError
-from polywand_server.triton.tensors import Array, Placed, TensorForm
+from polywand_server.triton.tensors import Array, SharedTensors, TensorSpec
 
 FOLDER = Path("/dev/shm")
-# Sizes are powers of two from here, so that models of variable input sizes find used slots again.
+# Sizes are powers of two from here, so that slots are used again by models of variable input sizes.
 SMALLEST_SLOT_BYTES = 256 * 1024
 ALIGNMENT_BYTES = 64
-# How long after one another Triton is asked whether it still uses retired slots: mostly it lets go at once.
+# Between two attempts to unregister discarded slots; mostly the first one succeeds.
 FIRST_POLL_S, LONGEST_POLL_S = 0.01, 0.25
-# And how long a Triton that does not answer is left alone.
+# The same while Triton does not answer.
 AWAY_POLL_S = 1.0
-# What is still in use then, by a model that hangs, is not counted any more.
-RETIRED_S = 60.0
-# How long the end waits for Triton to let go of what was retired.
+# After this time a discarded slot is no longer counted, even if a model that hangs still uses it.
+DISCARDED_S = 60.0
+# How long `close` waits for Triton to unregister the slots.
 CLOSE_S = 1.0
-# After a failure nothing new is shared for so long, twice as long after the next one, until one succeeds.
+# After a failure no slot is created for this long; the pause doubles with each further failure.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
-# How long an inference waits for a new slot: sending a crop takes a few milliseconds.
-PATIENCE_S = 0.25
+# How long an inference waits for a new slot; sending a crop by gRPC instead takes a few milliseconds.
+CREATE_TIMEOUT_S = 0.25
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slot:
-    """A shared memory object of its own, mapped here. memory: uint8 [nbytes]."""
+    """One shared memory object, mapped into this process. memory: uint8 [nbytes]."""
 
     name: str
     memory: NDArray[np.uint8] = field(repr=False)
 
     @property
     def nbytes(self) -> int:
-        """Its size."""
+        """Its size in bytes."""
         return self.memory.nbytes
 
-    def place(self, inputs: Mapping[str, TensorForm], outputs: Mapping[str, TensorForm]) -> Placed:
+    def lay_out(self, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]) -> SharedTensors:
         """Lay out tensors, one after another."""
-        forms = {**inputs, **outputs}
-        ends = accumulate((_aligned(form.nbytes) for form in forms.values()), initial=0)
-        offsets = dict(zip(forms, ends, strict=False))  # the last end begins nothing
+        specs = {**inputs, **outputs}
+        starts = accumulate((_aligned(spec.nbytes) for spec in specs.values()), initial=0)
+        offsets = dict(zip(specs, starts, strict=False))  # the last one is the end
 
-        def views(of: Mapping[str, TensorForm]) -> dict[str, Array]:
-            return {name: self._view(offsets[name], form) for name, form in of.items()}
+        def views(of: Mapping[str, TensorSpec]) -> dict[str, Array]:
+            return {name: self._view(offsets[name], spec) for name, spec in of.items()}
 
-        return Placed(self.name, views(inputs), views(outputs), offsets)
+        return SharedTensors(self.name, views(inputs), views(outputs), offsets)
 
-    def _view(self, offset: int, form: TensorForm) -> NDArray[Any]:
-        part: NDArray[Any] = self.memory[offset : offset + form.nbytes].view(form.numpy_dtype)
-        return part.reshape(form.shape)
+    def _view(self, offset: int, spec: TensorSpec) -> NDArray[Any]:
+        part: NDArray[Any] = self.memory[offset : offset + spec.nbytes].view(spec.numpy_dtype)
+        return part.reshape(spec.shape)
 
 
 class SharedMemory:
-    """The slots shared with one Triton. Where sharing fails, tensors are sent, and it is tried again later.
+    """The slots shared with one Triton. While sharing fails, tensors are sent by gRPC, and it is tried again later.
 
-    prefix: of the objects' names. max_bytes: of all slots together, retired ones included.
+    prefix: of the objects' names. max_bytes: of all slots together, discarded ones included.
     """
 
     def __init__(self, client: TritonClient, prefix: str, max_bytes: int) -> None:
@@ -89,85 +89,85 @@ class SharedMemory:
         self._failures = 0
         self._paused_until = 0.0
         self._free: defaultdict[int, list[Slot]] = defaultdict(list)
-        self._making: set[asyncio.Task[Slot | None]] = set()
-        # With the time, by time.monotonic(), from which it is no longer counted.
-        self._retired: dict[Slot, float] = {}
-        self._giving_up: asyncio.Task[None] | None = None
+        self._creating: set[asyncio.Task[Slot | None]] = set()
+        # Each with the time, by time.monotonic(), from which it is no longer counted.
+        self._discarded: dict[Slot, float] = {}
+        self._unregistering: asyncio.Task[None] | None = None
         self._poll_s = FIRST_POLL_S
 
-    async def take(self, tensors: Iterable[TensorForm]) -> Slot | None:
-        """Find a slot that holds these tensors; None when there is no room, or it cannot be shared now.
+    async def acquire(self, tensors: Iterable[TensorSpec]) -> Slot | None:
+        """Return a slot for these tensors; None if max_bytes is reached, or memory cannot be shared now.
 
-        Whoever takes it puts it back, or retires it.
+        The caller has to `release` or to `discard` it.
         """
-        needed = sum(_aligned(form.nbytes) for form in tensors)
+        needed = sum(_aligned(spec.nbytes) for spec in tensors)
         nbytes = max(SMALLEST_SLOT_BYTES, 1 << (needed - 1).bit_length())
         if self._free[nbytes]:
             return self._free[nbytes].pop()
         if nbytes > self._max_bytes or time.monotonic() < self._paused_until:
             return None
         if self._bytes + nbytes > self._max_bytes:
-            self._retire_a_free_one()
+            self._discard_a_free_slot()
             return None
-        # A task of its own: whoever asked may leave, and Triton would map what nobody knows of.
-        making = asyncio.create_task(self._make(nbytes), name="share memory with Triton")
-        self._making.add(making)
-        making.add_done_callback(self._making.discard)
+        # In a task of its own: if the caller were cancelled, Triton would keep a region that is in no list here.
+        creating = asyncio.create_task(self._create(nbytes), name="share memory with Triton")
+        self._creating.add(creating)
+        creating.add_done_callback(self._creating.discard)
         try:
-            done, _ = await asyncio.wait((making,), timeout=PATIENCE_S)
+            done, _ = await asyncio.wait((creating,), timeout=CREATE_TIMEOUT_S)
         except asyncio.CancelledError:
-            making.add_done_callback(self._keep)
+            creating.add_done_callback(self._keep)
             raise
         if not done:
-            making.add_done_callback(self._keep)
+            creating.add_done_callback(self._keep)
             return None
-        return making.result()
+        return creating.result()
 
-    def put_back(self, slot: Slot) -> None:
-        """Let a slot be used again: its inference is answered."""
+    def release(self, slot: Slot) -> None:
+        """Let a slot be used again: its inference was answered."""
         self._free[slot.nbytes].append(slot)
 
-    def retire(self, slot: Slot) -> None:
-        """Never use a slot again: its inference failed or was abandoned, and Triton may still be at it."""
-        self._retired[slot] = time.monotonic() + RETIRED_S
+    def discard(self, slot: Slot) -> None:
+        """Never use a slot again: its inference failed or was cancelled, and Triton may still use it."""
+        self._discarded[slot] = time.monotonic() + DISCARDED_S
         self._poll_s = FIRST_POLL_S
-        if self._giving_up is None or self._giving_up.done():
-            self._giving_up = asyncio.create_task(self._give_up_retired(), name="give up shared memory")
+        if self._unregistering is None or self._unregistering.done():
+            self._unregistering = asyncio.create_task(self._unregister_discarded(), name="unregister shared memory")
 
     async def close(self) -> None:
-        """Give up all slots; Triton is about to end, or forgets them now."""
-        if self._making:
-            await asyncio.wait(self._making, timeout=CLOSE_S)
+        """Unregister all slots, as far as Triton still answers."""
+        if self._creating:
+            await asyncio.wait(self._creating, timeout=CLOSE_S)
         for slots in self._free.values():
             while slots:
-                self.retire(slots.pop())
-        if self._giving_up is not None:
-            await asyncio.wait((self._giving_up,), timeout=CLOSE_S)
-        left = [task for task in (*self._making, self._giving_up) if task is not None]
+                self.discard(slots.pop())
+        if self._unregistering is not None:
+            await asyncio.wait((self._unregistering,), timeout=CLOSE_S)
+        left = [task for task in (*self._creating, self._unregistering) if task is not None]
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
-        for slot in [*self._retired]:
+        for slot in [*self._discarded]:
             self._forget(slot)
 
-    async def _make(self, nbytes: int) -> Slot | None:
-        """Never raises: memory that is not shared is only slower."""
+    async def _create(self, nbytes: int) -> Slot | None:
+        """Create and register a slot; None if that fails, since sending tensors by gRPC is only slower."""
         name = f"{self._prefix}{secrets.token_hex(8)}"
         self._grow(nbytes)
         try:
-            slot = Slot(name, await asyncio.to_thread(_create, name, nbytes))
+            slot = Slot(name, await asyncio.to_thread(_map_new, name, nbytes))
         except OSError as error:  # mostly: the container's /dev/shm is small
             self._grow(-nbytes)
-            self._pause(f"{self._bytes >> 20} MiB of shared memory are all there is ({error.strerror})")
+            self._pause(f"/dev/shm has room for no more than {self._bytes >> 20} MiB ({error.strerror})")
             return None
         try:
             await self._client.register_region(name, nbytes)
         except (RegionError, ModelFailedError) as error:
             self._grow(-nbytes)
-            self._pause(f"Triton does not map this host's memory ({error})")
+            self._pause(f"Triton cannot map this host's shared memory ({error})")
             return None
         except PolywandError as error:
-            self.retire(slot)  # it may have mapped it
+            self.discard(slot)  # Triton may have mapped it
             self._pause(str(error))
             return None
         finally:
@@ -175,36 +175,36 @@ class SharedMemory:
         self._failures = 0
         return slot
 
-    def _keep(self, making: "asyncio.Task[Slot | None]") -> None:
-        """Let others use a slot whose first user did not wait for it."""
-        slot = None if making.cancelled() else making.result()
+    def _keep(self, creating: "asyncio.Task[Slot | None]") -> None:
+        """Release a slot that was created too late for the caller of `acquire`."""
+        slot = None if creating.cancelled() else creating.result()
         if slot is not None:
-            self.put_back(slot)
+            self.release(slot)
 
-    def _pause(self, why: str) -> None:
+    def _pause(self, reason: str) -> None:
         seconds = min(FIRST_PAUSE_S * 2.0**self._failures, LONGEST_PAUSE_S)
         self._paused_until = time.monotonic() + seconds
-        if not self._failures:  # where it never works, saying so once is enough
-            _log.warning("tensors go to Triton by gRPC, as long as memory cannot be shared: %s", why)
+        if not self._failures:  # only the first of several failures in a row is logged
+            _log.warning("tensors are sent to Triton by gRPC while memory cannot be shared: %s", reason)
         self._failures += 1
 
-    def _retire_a_free_one(self) -> None:
-        """Make room for another size, so that one size which is no longer asked for does not keep it all."""
+    def _discard_a_free_slot(self) -> None:
+        """Make room for another size, so that sizes which are no longer used do not keep all memory."""
         largest = max((size for size, slots in self._free.items() if slots), default=None)
         if largest is not None:
-            self.retire(self._free[largest].pop())
+            self.discard(self._free[largest].pop())
 
-    async def _give_up_retired(self) -> None:
-        """Have Triton forget retired slots, one after another, until none is left."""
-        while self._retired:
-            answers = await self._ask_for_retired()
-            if self._retired:
+    async def _unregister_discarded(self) -> None:
+        """Unregister discarded slots, one after another, until none is left."""
+        while self._discarded:
+            answers = await self._try_to_unregister()
+            if self._discarded:
                 await asyncio.sleep(self._poll_s if answers else AWAY_POLL_S)
                 self._poll_s = min(2 * self._poll_s, LONGEST_POLL_S)
 
-    async def _ask_for_retired(self) -> bool:
-        """Ask for each once; False when Triton does not answer. A new one has forgotten them, and says so."""
-        for slot, until in [*self._retired.items()]:
+    async def _try_to_unregister(self) -> bool:
+        """Try each slot once; False when Triton does not answer. A restarted Triton knows none of them."""
+        for slot, until in [*self._discarded.items()]:
             try:
                 await self._client.unregister_region(slot.name)
             except ModelFailedError:  # in use
@@ -217,7 +217,7 @@ class SharedMemory:
         return True
 
     def _forget(self, slot: Slot) -> None:
-        del self._retired[slot]
+        del self._discarded[slot]
         self._grow(-slot.nbytes)
 
     def _grow(self, nbytes: int) -> None:
@@ -226,15 +226,15 @@ class SharedMemory:
 
 
 def is_on_this_host(url: str) -> bool:
-    """Whether a Triton at this URL may be able to map this host's shared memory; asking it tells (see `take`)."""
+    """Whether a Triton at this URL may be able to map this host's shared memory; `acquire` finds out."""
     host = url.rpartition(":")[0].strip("[]")
     return url.startswith("unix:") or host in ("localhost", "::1") or host.startswith("127.")
 
 
-def _create(name: str, nbytes: int) -> NDArray[np.uint8]:
+def _map_new(name: str, nbytes: int) -> NDArray[np.uint8]:
     descriptor = os.open(FOLDER / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
-        # Takes the memory now, or says that there is none: touching a mapping of what is not there would be a SIGBUS.
+        # Reserves the memory now, or fails: without it, writing to the mapping could end this process with SIGBUS.
         os.posix_fallocate(descriptor, 0, nbytes)
         return np.frombuffer(mmap.mmap(descriptor, nbytes), np.uint8)
     except OSError:

@@ -1,4 +1,4 @@
-"""NumPy arrays as they travel in Triton's inference messages or beside them in shared memory, and back."""
+"""NumPy arrays to and from Triton's inference messages, or shared memory that the messages refer to."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ _TRITON_BY_NUMPY = {dtype: name for name, dtype in _NUMPY_BY_TRITON.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class TensorForm:
-    """What a tensor will be, before there is one. dtype: Triton's name ("UINT8"). shape: with the batch axis."""
+class TensorSpec:
+    """Type and shape of one request's tensor. dtype: Triton's name ("UINT8"). shape: with the batch axis."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -45,15 +45,19 @@ class TensorForm:
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it takes."""
+        """Its size in bytes."""
         return prod(self.shape) * self.numpy_dtype.itemsize
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """A region of shared memory that Triton has registered, and the arrays in it, by tensor.
+# By name; None for an output whose size is not known before: it is sent by gRPC.
+TensorSpecs = Mapping[str, TensorSpec | None]
 
-    inputs, outputs: views of the region. offsets: of every one of them, in bytes from the region's start.
+
+@dataclass(frozen=True, slots=True)
+class SharedTensors:
+    """A region of shared memory that Triton has registered, and the tensors in it, by name.
+
+    inputs, outputs: views of the region. offsets: of all of them, in bytes from the region's start.
     """
 
     region: str
@@ -62,7 +66,7 @@ class Placed:
     offsets: Mapping[str, int]
 
 
-NOWHERE = Placed("", {}, {}, {})
+NOT_SHARED = SharedTensors("", {}, {}, {})
 
 
 def encode_request(
@@ -71,69 +75,74 @@ def encode_request(
     inputs: Mapping[str, Array],
     outputs: Sequence[str],
     *,
-    placed: Placed = NOWHERE,
+    shared: SharedTensors = NOT_SHARED,
     request_id: str = "",
     priority: int = 0,
 ) -> pb.ModelInferRequest:
-    """Build one inference request; tensors go as raw bytes, each copied once, but for those in shared memory.
+    """Build one inference request. Tensors are sent as raw bytes, each copied once, except those in shared memory.
 
-    version: 0 lets Triton choose. inputs: to be sent. outputs: all that are wanted.
-    placed: inputs that lie in shared memory already, and where Triton is to write outputs; the other outputs are sent.
+    version: 0 lets Triton choose. inputs: to be sent. outputs: the names wanted.
+    shared: inputs that are in shared memory already, and memory for outputs there; the other outputs are sent.
     priority: 1 is the most urgent, 0 the model's default.
-    TypeError: an input's dtype is one that the protocol, or this module, does not carry.
+
+    Raises:
+        TypeError: an input's dtype is not supported by the protocol, or by this module.
     """
     request = pb.ModelInferRequest(model_name=model, model_version=str(version) if version else "", id=request_id)
-    for name, array in placed.inputs.items():
-        _place(request.inputs.add(name=name, datatype=_triton_name(array.dtype), shape=array.shape), placed, array)
+    for name, array in shared.inputs.items():
+        _refer_to_shared(
+            request.inputs.add(name=name, datatype=_triton_name(array.dtype), shape=array.shape), shared, array
+        )
     for name, array in inputs.items():
         request.inputs.add(name=name, datatype=_triton_name(array.dtype), shape=array.shape)
     request.raw_input_contents.extend(array.tobytes() for array in inputs.values())
     for name in outputs:
         output = request.outputs.add(name=name)
-        if name in placed.outputs:
-            _place(output, placed, placed.outputs[name])
+        if name in shared.outputs:
+            _refer_to_shared(output, shared, shared.outputs[name])
     if priority:
         request.parameters["priority"].uint64_param = priority
     return request
 
 
 def decode_response(
-    response: pb.ModelInferResponse, outputs: Sequence[str], placed: Placed = NOWHERE
+    response: pb.ModelInferResponse, outputs: Sequence[str], shared: SharedTensors = NOT_SHARED
 ) -> dict[str, Array]:
-    """Return the outputs asked for, by name: read-only views of the message, or views of shared memory.
+    """Return the requested outputs by name: read-only views of the message, or of shared memory.
 
-    ModelFailedError: an output is missing, of a type that NumPy lacks, or its bytes do not fill its shape.
+    Raises:
+        ModelFailedError: an output is missing, has a type that NumPy lacks, or its bytes do not fill its shape.
     """
-    tensors = dict(zip((tensor.name for tensor in response.outputs), _arrays(response, placed), strict=False))
+    tensors = dict(zip((tensor.name for tensor in response.outputs), _arrays(response, shared), strict=False))
     missing = [name for name in outputs if name not in tensors]
     if missing:
         raise ModelFailedError(f"model '{response.model_name}' answered without output {', '.join(missing)}")
     return {name: tensors[name] for name in outputs}
 
 
-def _place(tensor: Any, placed: Placed, array: Array) -> None:
-    """Say where a tensor lies (Triton's extension `system_shared_memory` of the inference protocol)."""
-    tensor.parameters["shared_memory_region"].string_param = placed.region
-    tensor.parameters["shared_memory_offset"].int64_param = placed.offsets[tensor.name]
+def _refer_to_shared(tensor: Any, shared: SharedTensors, array: Array) -> None:
+    """Refer to a tensor in shared memory (Triton's extension `system_shared_memory` of the inference protocol)."""
+    tensor.parameters["shared_memory_region"].string_param = shared.region
+    tensor.parameters["shared_memory_offset"].int64_param = shared.offsets[tensor.name]
     tensor.parameters["shared_memory_byte_size"].int64_param = array.nbytes
 
 
-def _arrays(response: pb.ModelInferResponse, placed: Placed) -> list[Array]:
-    # What Triton wrote to shared memory has an empty place here.
+def _arrays(response: pb.ModelInferResponse, shared: SharedTensors) -> list[Array]:
+    # An output in shared memory has an empty entry here.
     if len(response.raw_output_contents) != len(response.outputs):
         raise ModelFailedError(f"model '{response.model_name}' answered without raw tensor contents")
     return [
-        _array(response.model_name, tensor, _contents(tensor, raw, placed))
+        _array(response.model_name, tensor, _contents(tensor, raw, shared))
         for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True)
     ]
 
 
-def _contents(tensor: pb.ModelInferResponse.InferOutputTensor, raw: bytes, placed: Placed) -> bytes | memoryview:
-    room = placed.outputs.get(tensor.name)
-    if room is None:
+def _contents(tensor: pb.ModelInferResponse.InferOutputTensor, raw: bytes, shared: SharedTensors) -> bytes | memoryview:
+    memory = shared.outputs.get(tensor.name)
+    if memory is None:
         return raw
     dtype = _NUMPY_BY_TRITON.get(tensor.datatype)
-    return room.reshape(-1).data.cast("B").toreadonly()[: prod(tensor.shape) * (dtype.itemsize if dtype else 0)]
+    return memory.reshape(-1).data.cast("B").toreadonly()[: prod(tensor.shape) * (dtype.itemsize if dtype else 0)]
 
 
 def _array(model: str, tensor: pb.ModelInferResponse.InferOutputTensor, raw: bytes | memoryview) -> Array:

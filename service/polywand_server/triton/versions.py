@@ -1,8 +1,8 @@
-"""A model's configuration, narrowed to some of its versions.
+"""A model's configuration, limited to some of its versions.
 
-Triton loads all versions of a model that the version policy names, and puts none in service when one of them fails at
-the model's first load. Told to load the others alone, by a configuration of its own, it serves them. A later load with
-more versions leaves alone those that are in service and whose files are the same.
+Triton loads all versions of a model that the version policy names. If one of them fails at the model's first load, it
+serves none. Given a configuration with a policy of the others only, it serves those. A later load with more versions
+does not reload versions that are in service and whose files are the same.
 """
 
 from collections.abc import Collection
@@ -12,7 +12,7 @@ from tritonclient.grpc import model_config_pb2
 
 
 def serving(config: str, versions: Collection[int]) -> list[int]:
-    """Return those of the versions that Triton would load.
+    """Return the versions that Triton would load.
 
     config: a config.pbtxt.
 
@@ -29,9 +29,9 @@ def serving(config: str, versions: Collection[int]) -> list[int]:
 
 
 def required_file(config: str) -> str:
-    """Return the name of a file without which a version must not be loaded; empty where Triton itself says so.
+    """Return the name of a file without which a version must not be loaded; empty if Triton itself reports that.
 
-    Triton 2.51 waits for ever for a Python model that has no file.
+    Triton 2.51 waits for ever when it loads a Python model without this file.
 
     Raises:
         ValueError: it cannot be read.

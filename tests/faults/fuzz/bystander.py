@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import grpc
 import numpy as np
 
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1.annotation_pb2_grpc import AnnotationServiceStub
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1.annotation_pb2_grpc import AnnotationServiceStub
 from tests.streams import POSITIVE, InteractStream, prompt
 
 PATIENCE_SECONDS = 30.0

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from tests.faults.fuzz.bystander import Bystander
 from tests.faults.fuzz.case import DETECT_STREAM, INTERACT, Case
 from tests.faults.fuzz.generate import make_case

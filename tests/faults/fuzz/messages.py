@@ -7,7 +7,7 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from tests.faults.fuzz import values
 from tests.faults.fuzz.case import DETECT, DETECT_STREAM, INTERACT, Await, Case, Send
 from tests.faults.fuzz.seeds import make_seed

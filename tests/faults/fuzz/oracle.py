@@ -7,7 +7,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from tests.faults.fuzz.case import DETECT, DETECT_STREAM, INTERACT, LIST_MODELS, Case, Reading
 from tests.faults.fuzz.play import Record, accounted
 from tests.faults.fuzz.shapes import shape_breaches

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from tests.faults.fuzz.case import DETECT, INTERACT, Await, Case, Send
 from tests.faults.fuzz.chunks import damage_bmp, damage_png, damage_webp
 from tests.faults.fuzz.jpegs import damage_jpeg

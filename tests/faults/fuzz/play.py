@@ -8,7 +8,7 @@ import grpc
 import grpc.aio
 from google.rpc import status_pb2
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from tests.faults.fuzz.case import INTERACT, SERVICE, UNARY, Await, Cancel, Case, Pause, Reading, Send
 from tests.running import until
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from polywand.raster import encode_rle
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.raster import encode_rle
+from polywand_contract.v1 import annotation_pb2 as pb
 from tests.faults.fuzz import values
 from tests.faults.fuzz.sizes import Sizes, up_to
 

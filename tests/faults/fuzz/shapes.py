@@ -7,9 +7,9 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from polywand.raster import decode_rle, rasterise
+from polywand import decode_rle, rasterise
 from polywand.results import Polygon
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 
 # Beyond these a check would take longer than the answer.
 MOST_CHECKED_VERTICES = 3_000

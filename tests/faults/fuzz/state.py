@@ -23,7 +23,7 @@ ALLOWANCES = {
 RESTARTS = "polywand_triton_restarts_total"
 # Lines of the service's own. Libraries complain of damaged files in words of theirs.
 UNFORESEEN = re.compile(
-    r"a request failed for a reason that nobody thought of|Traceback|^\S+ \S+ (ERROR|CRITICAL) +polywand", re.M
+    r"unexpected error while handling a request|Traceback|^\S+ \S+ (ERROR|CRITICAL) +polywand", re.M
 )
 MOST_LOG_BYTES = 1_000_000
 EXCERPT_CHARACTERS = 1_500

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from tests.faults.fuzz.case import (
     DETECT,
     DETECT_STREAM,

@@ -8,7 +8,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from polywand.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2 as pb
 from tests.faults.fuzz.case import DETECT, DETECT_STREAM, INTERACT, LIST_MODELS, Case, Send
 from tests.faults.fuzz.messages import make_detect, make_frame, make_image, make_prompt
 from tests.faults.fuzz.sizes import Sizes, copies, up_to

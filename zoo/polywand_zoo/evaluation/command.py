@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from polywand.console import Number
 from polywand.files import identities
 from polywand.outputs import refuse_inputs
+from polywand_common.console import Number
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)

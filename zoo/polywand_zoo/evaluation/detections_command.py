@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from polywand import files
-from polywand.console import Number
 from polywand.outputs import refuse_inputs
+from polywand_common.console import Number
 
 if TYPE_CHECKING:  # each command loads only what it needs
     from polywand_zoo.evaluation.detections import Found

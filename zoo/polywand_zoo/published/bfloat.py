@@ -40,7 +40,7 @@ class Verdict:
 
 
 def judge(wanted: Bfloat, data: bytes, published: Published, wrapped: Interactor) -> Verdict:
-    """Compare the masks of a graph (an ONNX file) in bfloat16 and in single precision, if the user leaves it to us."""
+    """Compare the masks of a graph (an ONNX file) in bfloat16 and in single precision, if the option is "auto"."""
     if wanted is not Bfloat.AUTO:
         return Verdict(wanted is Bfloat.ON, "as you said")
     if not has_bfloat16():

@@ -17,9 +17,9 @@ from polywand.images import ImageLike, ValueRangeLike
 from polywand.keywords import keywords_of
 from polywand.rests import FIRST_IMAGE_REST_S, FIRST_REST_S, Rests, before_again_s, system_uniform
 from polywand.results import Detections, Model
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc as pb_grpc
 from polywand.wire import DetectOptions
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc as pb_grpc
 
 _Request = TypeVar("_Request")
 _Reply = TypeVar("_Reply")

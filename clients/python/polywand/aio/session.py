@@ -17,8 +17,8 @@ from polywand.ledger import Ledger
 from polywand.prompts import PromptOptions, Prompts
 from polywand.results import Segmentation
 from polywand.session import CLOSE_GRACE_S
-from polywand.v1 import annotation_pb2 as pb
-from polywand.v1 import annotation_pb2_grpc as pb_grpc
+from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_contract.v1 import annotation_pb2_grpc as pb_grpc
 
 
 class Session:

@@ -1,1 +1,1 @@
-"""Generated from proto/polywand/v1 by `make proto`; do not edit."""
+"""The generated code of the contract under the name that a client expects; it lives in polywand_contract.v1."""

@@ -1,18 +1,17 @@
-"""The process between the service and tritonserver. When the service dies, however it dies, nothing stays behind.
+"""The process between the service and tritonserver: it cleans up, however the service ends.
 
     python -I -S launch.py TOKEN SCRATCH tritonserver ...
 
-Standard input is the lifeline: the service holds its other end and writes nothing. When it closes (the service wants an
-end at once, or was killed), tritonserver and the processes of its models are killed. SIGTERM is passed on to
-tritonserver, which then finishes its requests. At the end, whatever it was, this process removes the shared memory of
-TOKEN and the directory SCRATCH, and exits as tritonserver did, or with 128 plus the signal that ended it.
+Standard input is the lifeline: the service holds its other end and writes nothing. When it is closed (by the service,
+or because the service was killed), tritonserver and the processes of its models are killed. SIGTERM is passed on to
+tritonserver, which then finishes its requests. After any end this process removes the shared memory of TOKEN and the
+directory SCRATCH, and exits with tritonserver's status, or with 128 plus the signal that ended it.
 
-A process of its own, because the kernel's parent-death signal alone is not enough: it comes when the *thread* that
-started the child ends, it reaches the child but not the child's children, and nobody is left to clean up. Should this
-process be killed, that signal ends tritonserver, the processes of its models see that and end, and the next launch on
-this machine cleans up.
+The kernel's parent-death signal alone is not enough: it is sent when the *thread* that started the child ends, it
+reaches the child but not the child's children, and it cleans nothing up. If this process itself is killed, that signal
+ends tritonserver, the processes of its models notice and end, and the next launch on this machine cleans up.
 
-It imports nothing but the standard library (-I -S), so it starts in milliseconds and has little to fail on.
+It imports only the standard library (-I -S), so it starts in milliseconds.
 """
 
 import contextlib
@@ -38,11 +37,11 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _SECCOMP_SET_MODE_FILTER = 1
-# Without it, kernels before 5.16 take a mitigation on that slows all of the process down.
+# Without it, kernels before 5.16 switch a mitigation on that slows down the whole process.
 _SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4
 # By machine: its name for filters, and the numbers of the system calls fchmod and seccomp.
 _SYSTEM_CALLS = {"x86_64": (0xC000003E, 91, 317), "aarch64": (0xC00000B7, 52, 277)}
-_POOL_MODE = 0o644  # that Triton gives its pools
+_POOL_MODE = 0o644  # of Triton's memory pools
 
 
 def scratch_name(token: str) -> str:
@@ -51,14 +50,14 @@ def scratch_name(token: str) -> str:
 
 
 def region_prefix(token: str) -> str:
-    """Return what the names of a token's shared memory regions begin with."""
+    """Return the prefix of the names of a token's shared memory regions."""
     return f"polywand-{token}-"
 
 
-def hold(token: str) -> int:
-    """Lock the token, which tells other launches that it is in use, and return the lock's descriptor.
+def lock(token: str) -> int:
+    """Lock the token, so that other launches see that it is in use; return the lock's descriptor.
 
-    A lock, not a process id: ids are reused, and mean nothing in another container that shares this memory.
+    A process id would not do: ids are reused, and mean nothing in another container that shares this memory.
     """
     path = SHARED_MEMORY / f"polywand-{token}.lock"
     while True:
@@ -75,8 +74,9 @@ def hold(token: str) -> int:
 
 
 def _make_locked(path: Path) -> int:
-    """Make a lock file that is locked before it has its name: else a sweep could take it for a dead launch's, and
-    remove what that token's launch has made by now.
+    """Create a lock file that is locked before it has its name.
+
+    Otherwise a sweep could take it for a dead launch's, and remove the files of the token.
     """
     unnamed = path.with_suffix(f".{os.getpid()}")
     descriptor = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -90,11 +90,11 @@ def _make_locked(path: Path) -> int:
 
 
 def sweep(scratch_root: Path) -> None:
-    """Remove what dead launches of this user left: those whose lock exists and is not held."""
+    """Remove what dead launches of this user left: launches whose lock file exists and is not locked."""
     for path in SHARED_MEMORY.glob("polywand-*.lock"):
         match = _LOCK_NAME.fullmatch(path.name)
         if match:
-            with contextlib.suppress(OSError):  # held, another user's, or just gone
+            with contextlib.suppress(OSError):  # locked, another user's, or just removed
                 _sweep_one(path, match[1], scratch_root)
 
 
@@ -109,7 +109,7 @@ def _sweep_one(path: Path, token: str, scratch_root: Path) -> None:
 
 
 def remove(token: str, scratch: Path) -> None:
-    """Remove a token's shared memory, scratch directory and lock file. The caller holds the lock, or knows it dead."""
+    """Remove a token's shared memory, scratch directory and lock file. The caller holds its lock, or it is dead."""
     for region in SHARED_MEMORY.glob(f"{region_prefix(token)}*"):
         region.unlink(missing_ok=True)
     shutil.rmtree(scratch, ignore_errors=True)
@@ -117,28 +117,28 @@ def remove(token: str, scratch: Path) -> None:
 
 
 def remove_environments(processes: Path = Path("/proc"), environments: Path = Path("/tmp")) -> None:
-    """Remove the empty directories that servers of this user left which were killed: Triton's Python backend makes one
-    each. None goes while a server lives to which it may belong.
+    """Remove the empty directories that Triton's Python backend made for servers of this user that were killed; none
+    while a server runs to which it may belong.
     """
     for process in processes.glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it ended while we looked
+        with contextlib.suppress(OSError):  # it ended meanwhile
             if process.stat().st_uid == os.geteuid() and (process / "comm").read_text() == "tritonserver\n":
                 return
     for directory in environments.glob("python_env_*"):
-        with contextlib.suppress(OSError):  # somebody else's, or in use
+        with contextlib.suppress(OSError):  # another user's, or in use
             if directory.stat().st_uid == os.geteuid():
                 directory.rmdir()
 
 
 def keep_regions_private(libc: ctypes.CDLL) -> bool:
-    """Let no pool of Triton's be readable for other users, from its first moment on; tell whether that could be done.
+    """Keep Triton's memory pools unreadable for other users from the start; return whether that is possible here.
 
-    boost, which makes them, sets their mode after their making, past the umask. So here, and in what is started from
-    here, fchmod(..., 0644) does nothing, and the umask is what counts. A later chmod is not enough: a process that
-    has opened a pool by then can go on reading. A mount namespace with a /dev/shm of its own takes privileges on many
-    systems.
+    The library boost creates a pool and then sets its mode with fchmod, whatever the umask is. So in this process and
+    its children fchmod(..., 0644) is made to do nothing, and the umask counts. A later chmod is not enough: a process
+    that has opened a pool by then can go on reading it. A mount namespace with its own /dev/shm needs privileges on
+    many systems.
 
-    Not where CUDA would be the first to ask for its device, which it does by a program with more privileges.
+    Not possible where CUDA has to create its device first, which it does with a setuid program.
     """
     os.umask(0o077)
     if platform.machine() not in _SYSTEM_CALLS:
@@ -150,7 +150,7 @@ def keep_regions_private(libc: ctypes.CDLL) -> bool:
         struct.pack("HBBI", *instruction)
         for instruction in (
             (0x20, 0, 0, 4),  # load the machine
-            (0x15, 0, 5, machine),  # go on if equal, else to the end
+            (0x15, 0, 5, machine),  # continue if equal, else jump to the end
             (0x20, 0, 0, 0),  # load the system call
             (0x15, 0, 3, fchmod),
             (0x20, 0, 0, 24),  # load its second argument
@@ -167,8 +167,8 @@ def keep_regions_private(libc: ctypes.CDLL) -> bool:
     return bool(libc.syscall(ctypes.c_long(seccomp), _SECCOMP_SET_MODE_FILTER, flags, filter_) == 0)
 
 
-def attend(child: subprocess.Popen[bytes], lifeline: int, wakeups: int) -> None:
-    """Return when the child has exited or the lifeline is cut; pass SIGTERM on until then.
+def wait_for_end(child: subprocess.Popen[bytes], lifeline: int, wakeups: int) -> None:
+    """Return when the child has exited or the lifeline is closed; pass SIGTERM on until then.
 
     wakeups: where the interpreter writes the numbers of signals (`signal.set_wakeup_fd`).
     """
@@ -180,20 +180,20 @@ def attend(child: subprocess.Popen[bytes], lifeline: int, wakeups: int) -> None:
             ready = {key.fd for key, _ in selector.select(timeout=1)}
             if wakeups in ready and signal.SIGTERM in os.read(wakeups, 64):
                 child.terminate()
-            # The parent's id too: a child that the service forked may hold the lifeline's other end open.
+            # Check the parent's id too: a child that the service forked may keep the lifeline's other end open.
             if (lifeline in ready and not os.read(lifeline, 64)) or os.getppid() != service:
                 return
 
 
-def end(child: subprocess.Popen[bytes]) -> int:
-    """Kill what is left of the child's process group, reap it, and return the child's exit status as a shell does."""
+def kill_group(child: subprocess.Popen[bytes]) -> int:
+    """Kill the rest of the child's process group, reap it, and return the child's exit status as a shell does."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(REAP_TIMEOUT_S)
     deadline = time.monotonic() + REAP_TIMEOUT_S
     with contextlib.suppress(ChildProcessError):
-        # The models' processes are ours now (we are the subreaper); they hold shared memory until they are gone.
+        # The models' processes are children of this one now (the subreaper), and hold shared memory until they end.
         while time.monotonic() < deadline:
             if os.waitpid(-1, os.WNOHANG) == (0, 0):
                 time.sleep(0.01)
@@ -206,7 +206,7 @@ def launch(token: str, scratch: Path, command: list[str]) -> int:
     """Run the command to its end and clean up; return its exit status."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    hold(token)  # until this process ends
+    lock(token)  # until this process ends
     sweep(scratch.parent)
     keep_regions_private(libc)
     wakeups, notify = os.pipe()
@@ -228,9 +228,9 @@ def launch(token: str, scratch: Path, command: list[str]) -> int:
         preexec_fn=die_with_launcher,  # safe: this process has one thread  # noqa: PLW1509
     )
     try:
-        attend(child, sys.stdin.fileno(), wakeups)
+        wait_for_end(child, sys.stdin.fileno(), wakeups)
     finally:
-        status = end(child)
+        status = kill_group(child)
         remove(token, scratch)
         remove_environments()
     return status

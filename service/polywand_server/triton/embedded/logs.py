@@ -1,4 +1,4 @@
-"""Triton's output as records of our own logging, and its last lines for error reports."""
+"""Triton's output as records of Python's logging, and its last lines for error messages."""
 
 import asyncio
 import logging
@@ -11,53 +11,56 @@ MAX_LINE_BYTES = 16_384
 _LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL}
 # I1123 09:05:58.335644 4800 model_lifecycle.cc:839] "successfully loaded 'trick'"
 _GLOG = re.compile(r"(?P<level>[IWEF])\d{4} [\d:.]+ \d+ (?P<source>[^\]]+)\] ?(?P<message>.*)")
-# Said at every start on a machine without an NVIDIA driver, one of them as an error; nothing is wrong then.
+# Logged at every start on a machine without an NVIDIA driver, partly as errors or warnings, although nothing is wrong.
 _NO_GPU = (
+    "CUDA memory pool disabled",
     "CudaDriverHelper has not been initialized",
     "pinned memory pool will not be available",
     "DCGM unable to start",
 )
+# One line for each instance of each version; "loading" and "successfully loaded" say enough.
+_DETAILS = ("TRITONBACKEND_ModelInstanceInitialize",)
 _TABLE = ("+--", "| ")
 
 _log = logging.getLogger("polywand.triton")
 
 
 def parse(line: str) -> tuple[int, str]:
-    """Split a line of Triton's log into level and text ("" for headings); what models print themselves is INFO."""
+    """Return level and text of a line of Triton's output ("" for headings). Lines that models print are INFO."""
     match = _GLOG.fullmatch(line)
     if match is None:
         return (logging.DEBUG if line.startswith(_TABLE) else logging.INFO), line
     message = match["message"].strip()
     if message.startswith('"') and message.endswith('"'):
         message = message[1:-1].replace("\\n", "\n").replace('\\"', '"')
-    level = logging.DEBUG if any(text in message for text in _NO_GPU) else _LEVELS[match["level"]]
+    level = logging.DEBUG if any(text in message for text in (*_NO_GPU, *_DETAILS)) else _LEVELS[match["level"]]
     return level, f"{message.rstrip()} ({match['source']})" if message else ""
 
 
 class LogPump:
-    """Carries a process's output to the logger "polywand.triton" and keeps the last lines."""
+    """Passes a process's output to the logger "polywand.triton" and keeps the last lines."""
 
     def __init__(self) -> None:
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
 
     @property
     def tail(self) -> str:
-        """The last lines, tables left out."""
+        """The last lines, without tables."""
         return "\n".join(self._tail)
 
     async def run(self, stream: asyncio.StreamReader) -> None:
-        """Read to the end, always, so that the pipe never fills and Triton never waits for it."""
+        """Read until the end of the stream, so that the pipe never fills up and blocks Triton."""
         rest = b""
         while chunk := await stream.read(65_536):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
-                self._take(line)
+                self._log_line(line)
             if len(rest) > MAX_LINE_BYTES:
-                self._take(rest)
+                self._log_line(rest)
                 rest = b""
-        self._take(rest)
+        self._log_line(rest)
 
-    def _take(self, raw: bytes) -> None:
+    def _log_line(self, raw: bytes) -> None:
         line = raw[:MAX_LINE_BYTES].decode(errors="replace").rstrip()
         level, text = parse(line)
         if not text:

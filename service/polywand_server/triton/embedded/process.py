@@ -1,4 +1,4 @@
-"""One running tritonserver, from its start to its last line of output. `embedded` starts the next one."""
+"""One tritonserver process, from its start to its last line of output. `server` restarts it."""
 
 import asyncio
 import fcntl
@@ -11,7 +11,7 @@ from typing import ParamSpec, Self, TypeVar
 
 from polywand_server.triton.embedded import launch
 from polywand_server.triton.embedded.logs import LogPump
-from polywand_server.triton.embedded.wheel import Wheel, assemble, command, environment, socket_path, without_blanks
+from polywand_server.triton.embedded.wheel import Wheel, assemble, command, environment, socket_path, without_spaces
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -20,7 +20,7 @@ KILL_TIMEOUT_S = 2 * launch.REAP_TIMEOUT_S + 2.0
 
 
 class TritonProcess:
-    """tritonserver with its launcher between it and us (see `launch`); make it with `spawn`."""
+    """A tritonserver and its launcher (see `launch`); create it with `spawn`."""
 
     def __init__(
         self, process: asyncio.subprocess.Process, token: str, scratch: Path, files: Iterable[Path], lock: int
@@ -40,28 +40,33 @@ class TritonProcess:
     ) -> Self:
         """Start tritonserver on the repository; it is not ready yet.
 
-        token: names its shared memory and, within `scratch`'s parent, `scratch`. Nobody else may run with it.
+        token: part of the names of its shared memory and of `scratch`. No other server may use it.
         """
-        await asyncio.to_thread(launch.remove, token, scratch)  # what a launcher that was killed left behind
+        await asyncio.to_thread(launch.remove, token, scratch)  # what a killed launcher left behind
         lock = None
         try:
-            files = await _to_its_end(assemble, wheel, scratch)
-            lock = _keep_from_cleaners(scratch)
-            repository = without_blanks(repository, scratch)
+            files = await _run_to_completion(assemble, wheel, scratch)
+            lock = _lock_against_cleaners(scratch)
+            repository = without_spaces(repository, scratch)
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", launch.__file__, token, str(scratch)),
+                sys.executable,
+                "-I",
+                "-S",
+                launch.__file__,
+                token,
+                str(scratch),
                 *command(wheel, repository, scratch, token, metrics_port),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 env=environment(wheel, scratch),
-                # Ctrl-C in a terminal goes to the whole foreground group; Triton has to outlast the service's draining.
+                # Ctrl-C in a terminal reaches the whole foreground group; Triton has to run until the service ends.
                 start_new_session=True,
             )
         except BaseException:
             if lock is not None:
                 os.close(lock)
-            await _to_its_end(launch.remove, token, scratch)
+            await _run_to_completion(launch.remove, token, scratch)
             raise
         return cls(process, token, scratch, files, lock)
 
@@ -71,19 +76,18 @@ class TritonProcess:
         return self._log.tail
 
     def has_its_files(self) -> bool:
-        """Whether it can be reached and start processes of models: cleaners of /tmp may have taken what that needs.
-
-        Ask when it is ready.
+        """Whether its socket and the files that it needs to start processes of models are there; cleaners of /tmp may
+        have removed them. Call it only when the server is ready.
         """
         return all(path.exists() for path in (*self._files, socket_path(self._scratch)))
 
     async def wait(self) -> str:
-        """Wait for its end; return how it ended, in words."""
+        """Wait for its end; return a text that says how it ended."""
         status = await self._process.wait()
-        return _in_words(status)
+        return _describe_exit(status)
 
     async def stop(self, grace_s: float) -> None:
-        """Let it finish the requests it has, for so many seconds; then kill it. Returns when nothing of it is left."""
+        """Let it finish its requests for at most grace_s, then kill it. Returns when all its processes are gone."""
         self._signal(signal.SIGTERM)
         try:
             await asyncio.wait_for(self._process.wait(), grace_s)
@@ -93,7 +97,7 @@ class TritonProcess:
             await self.kill()
 
     async def kill(self) -> None:
-        """Kill it, and its models' processes, at once; returns when nothing of it is left. May be repeated."""
+        """Kill it and its models' processes at once; returns when all of them are gone. May be called again."""
         assert self._process.stdin is not None
         self._process.stdin.close()  # the lifeline
         try:
@@ -112,8 +116,8 @@ class TritonProcess:
             self._process.send_signal(number)
 
 
-async def _to_its_end(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """Run work in a thread; when cancelled, wait for its end all the same, so that nothing is made after that."""
+async def _run_to_completion(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    """Run work in a thread; when cancelled, still wait for its end, so that it creates no file afterwards."""
     task = asyncio.create_task(asyncio.to_thread(work, *arguments, **options))
     try:
         return await asyncio.shield(task)
@@ -122,14 +126,14 @@ async def _to_its_end(work: Callable[P, T], *arguments: P.args, **options: P.kwa
         raise
 
 
-def _keep_from_cleaners(folder: Path) -> int:
-    """Lock a folder, and return the lock's descriptor: systemd-tmpfiles leaves a locked one alone, however old."""
+def _lock_against_cleaners(folder: Path) -> int:
+    """Lock a folder and return the lock's descriptor: systemd-tmpfiles does not clean locked folders."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     return descriptor
 
 
-def _in_words(status: int) -> str:
+def _describe_exit(status: int) -> str:
     number = status - 128 if status > 128 else -status
     if number <= 0:
         return f"exited with status {status}"

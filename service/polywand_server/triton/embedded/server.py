@@ -1,4 +1,4 @@
-"""NVIDIA's own tritonserver as a child of the service: started, watched, restarted, and never left behind."""
+"""NVIDIA's tritonserver as a child process of the service: started, supervised, restarted and ended with it."""
 
 import asyncio
 import logging
@@ -23,16 +23,16 @@ PROBE_INTERVAL_S = 2.0
 PROBE_TIMEOUT_S = 5.0
 FIRST_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 10.0
-STABLE_S = 60.0  # a server that lived so long was sound: its successor starts without delay
-FIRST_CHECK_S, CHECK_S = 0.25, 1.0  # between two checks of its pools and files: while models load, and later
+STABLE_S = 60.0  # after a server that ran this long, the next one starts without a long delay
+FIRST_CHECK_S, CHECK_S = 0.25, 1.0  # between two checks of its memory and files: while models load, and later
 LOADING_S = 60.0
-MAX_SOCKET_PATH_BYTES = 107  # of the kernel
+MAX_SOCKET_PATH_BYTES = 107  # the kernel's limit
 
 _log = logging.getLogger(__name__)
 
 
 class State(StrEnum):
-    """Where in its life the server is."""
+    """What the server is doing."""
 
     STOPPED = "stopped"
     STARTING = "starting"
@@ -44,13 +44,13 @@ class State(StrEnum):
 class EmbeddedTriton:
     """A tritonserver on a model repository, kept running between `start` and `stop`.
 
-    No model is loaded at first, and none after a restart: loading is for who knows the models (`TritonClient.load`).
+    It has no model loaded at first, and none after a restart: the caller loads them (`TritonClient.load`).
 
-    start_timeout_s: how long tritonserver may take to get ready.
-    hang_timeout_s: how long it may leave probes unanswered before it is killed and restarted.
+    start_timeout_s: how long tritonserver may take to become ready.
+    hang_timeout_s: how long it may answer no probe before it is killed and restarted.
     metrics_port: serve Triton's own Prometheus metrics on this loopback port.
-    on_restart: called whenever it has been replaced.
-    probe: tells within the given seconds whether the server answers; by default a gRPC call to it.
+    on_restart: called after every restart.
+    probe: returns, within the given seconds, whether the server answers; by default a gRPC call.
     """
 
     def __init__(
@@ -74,32 +74,33 @@ class EmbeddedTriton:
         self._state = State.STOPPED
         self._restarts = 0
         self._process: TritonProcess | None = None
-        self._watcher: asyncio.Task[None] | None = None
+        self._supervisor: asyncio.Task[None] | None = None
 
     @property
     def url(self) -> str:
-        """Where it listens, for `TritonClient`; the same after every restart."""
+        """Its address, for `TritonClient`; the same after every restart."""
         return socket_url(self._scratch)
 
     @property
     def region_prefix(self) -> str:
-        """What names of shared memory begin with that is removed with it, should both it and this process be killed."""
+        """Prefix for names of shared memory that is removed at its end, even if it and this process are killed."""
         return region_prefix(self._token)
 
     @property
     def state(self) -> State:
-        """Where in its life the server is."""
+        """What the server is doing."""
         return self._state
 
     @property
     def restarts(self) -> int:
-        """How often it had to be replaced since `start`."""
+        """How often it was restarted since `start`."""
         return self._restarts
 
     async def start(self) -> None:
-        """Start it; returns when it takes requests.
+        """Start it; returns when it accepts requests.
 
-        EmbeddedTritonError: it cannot be started, with its last lines of output.
+        Raises:
+            EmbeddedTritonError: it cannot be started; the text holds its last lines of output.
         """
         if self._state is not State.STOPPED:
             raise RuntimeError(f"the embedded Triton is {self._state}")
@@ -110,24 +111,24 @@ class EmbeddedTriton:
             self._state = State.STOPPED
             raise
         self._state = State.READY
-        self._watcher = asyncio.create_task(self._watch(self._process), name="triton watcher")
-        _log.info("tritonserver is ready on %s with the models of %s", self.url, self._repository)
+        self._supervisor = asyncio.create_task(self._supervise(self._process), name="supervise Triton")
+        _log.info("tritonserver runs on %s with the model repository %s", self.url, self._repository)
 
-    async def watch(self) -> None:
-        """Wait until it is not watched over any more; raises what ended that, unless it was `stop`."""
-        if self._watcher is not None:
-            await asyncio.wait([self._watcher])
-            if not self._watcher.cancelled():
-                self._watcher.result()
+    async def supervised(self) -> None:
+        """Wait until its supervision ends; raise the error that ended it, unless it was ended by `stop`."""
+        if self._supervisor is not None:
+            await asyncio.wait([self._supervisor])
+            if not self._supervisor.cancelled():
+                self._supervisor.result()
 
     async def stop(self, grace_s: float = 5.0) -> None:
-        """End it: requests that run may finish within grace_s. Returns when nothing of it is left."""
-        if self._watcher is None:
+        """End it; running requests may finish within grace_s. Returns when all its processes and files are gone."""
+        if self._supervisor is None:
             return
         self._state = State.STOPPING
-        self._watcher.cancel()
-        await asyncio.wait([self._watcher])
-        self._watcher = None
+        self._supervisor.cancel()
+        await asyncio.wait([self._supervisor])
+        self._supervisor = None
         if self._process is not None:
             await self._process.stop(grace_s)
             self._process = None
@@ -135,19 +136,21 @@ class EmbeddedTriton:
         _log.info("tritonserver has stopped")
 
     def end_model_processes(self, model: str, process: str | None) -> None:
-        """Kill those of a Python model's processes that live; process: the name of one, where it is known."""
+        """Kill the processes of a Python model that still run; process: the name of one, if known."""
         killed = kill_stubs(model, process, self.region_prefix)
         if killed:
-            _log.warning("Triton calls a process of model '%s' dead: killed what lived of all, %d", model, killed)
+            _log.warning(
+                "Triton calls a process of model '%s' dead: killed its processes, %d that still ran", model, killed
+            )
 
     def protect_memory(self) -> None:
-        """Take other users' rights from the memory that it shares with the processes of its models.
+        """Let no other user read the memory that it shares with the processes of its models.
 
-        It is done about once a second anyway; call it when a model has been loaded.
+        This is done once a second anyway; a call does it at once.
         """
         found = make_private(self.region_prefix)
         if found:
-            _log.debug("%d pools were readable for other users", found)
+            _log.debug("%d memory pools were readable for other users", found)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -182,12 +185,12 @@ class EmbeddedTriton:
             if ready.done():
                 ready.result()
                 return
-            what = exited.result() if exited.done() else f"was not ready within {self._start_timeout_s:g} s"
+            problem = exited.result() if exited.done() else f"was not ready within {self._start_timeout_s:g} s"
         finally:
             exited.cancel()
             ready.cancel()
         await process.kill()
-        raise EmbeddedTritonError(f"tritonserver {what}; its last lines:\n{process.last_lines}")
+        raise EmbeddedTritonError(f"tritonserver {problem}; its last lines:\n{process.last_lines}")
 
     async def _ready(self) -> None:
         client = TritonClient(self.url)
@@ -199,28 +202,28 @@ class EmbeddedTriton:
         finally:
             await client.close()
 
-    async def _watch(self, process: TritonProcess) -> None:
-        """Replace every server that ends or hangs, sooner at first and then less often."""
+    async def _supervise(self, process: TritonProcess) -> None:
+        """Restart every server that ends or hangs, after pauses that grow."""
         clock = asyncio.get_running_loop().time
         backoff_s = FIRST_BACKOFF_S
         while True:
-            born = clock()
-            reason = await self._downfall(process)
+            started = clock()
+            reason = await self._wait_for_failure(process)
             self._state = State.RESTARTING
             await process.kill()
             self._process = None
             _log.error("tritonserver %s; restarting it. Its last lines:\n%s", reason, process.last_lines)
-            if clock() - born > STABLE_S:
+            if clock() - started > STABLE_S:
                 backoff_s = FIRST_BACKOFF_S
-            process, backoff_s = await self._replace(backoff_s)
+            process, backoff_s = await self._restart(backoff_s)
             self._process = process
             self._restarts += 1
             self._on_restart()
             self._state = State.READY
-            _log.warning("tritonserver is ready again (restart %d)", self._restarts)
+            _log.warning("tritonserver runs again (restart %d)", self._restarts)
 
-    async def _replace(self, backoff_s: float) -> tuple[TritonProcess, float]:
-        """Start servers until one is ready; return it and the pause before the next one."""
+    async def _restart(self, backoff_s: float) -> tuple[TritonProcess, float]:
+        """Start servers until one is ready; return it, and the pause before the next restart."""
         while True:
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
@@ -229,33 +232,34 @@ class EmbeddedTriton:
             except (EmbeddedTritonError, OSError) as error:
                 _log.error("could not restart tritonserver, next try in %.1f s: %s", backoff_s, error)
 
-    async def _downfall(self, process: TritonProcess) -> str:
-        """Wait until the server has ended, hangs or has lost its files; return which, in words."""
-        ends = [asyncio.create_task(end) for end in (process.wait(), self._hang(), self._loss(process))]
+    async def _wait_for_failure(self, process: TritonProcess) -> str:
+        """Wait until the server has ended, hangs or has lost its files; return a text that says which."""
+        failures = (process.wait(), self._wait_for_hang(), self._wait_for_lost_files(process))
+        tasks = [asyncio.create_task(failure) for failure in failures]
         try:
-            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             return next(iter(done)).result()
         finally:
-            for end in ends:
-                end.cancel()
+            for task in tasks:
+                task.cancel()
 
-    async def _loss(self, process: TritonProcess) -> str:
-        """Return when its files have gone; protect its memory meanwhile."""
+    async def _wait_for_lost_files(self, process: TritonProcess) -> str:
+        """Return when some of its files are gone; protect its memory meanwhile."""
         clock = asyncio.get_running_loop().time
         loading_until = clock() + LOADING_S
         while await asyncio.to_thread(process.has_its_files):
             await asyncio.to_thread(self.protect_memory)
             await asyncio.sleep(FIRST_CHECK_S if clock() < loading_until else CHECK_S)
-        return f"has lost files that were in {self._scratch} (is /tmp cleaned?) and was killed"
+        return f"has lost files in {self._scratch} (is /tmp cleaned?) and was killed"
 
-    async def _hang(self) -> str:
-        """Return when probes have gone unanswered for too long."""
+    async def _wait_for_hang(self) -> str:
+        """Return when it has answered no probe for too long."""
         client = TritonClient(self.url)
         probe = self._probe or client.server_live
         clock = asyncio.get_running_loop().time
         answered, failures = clock(), 0
         try:
-            # Two failures at least: one alone may mean that this process, and not Triton, stood still.
+            # At least two failures: a single one may mean that this process, and not Triton, was suspended.
             while clock() - answered < self._hang_timeout_s or failures < 2:
                 await asyncio.sleep(min(PROBE_INTERVAL_S, self._hang_timeout_s / 4))
                 if await probe(min(PROBE_TIMEOUT_S, self._hang_timeout_s / 2)):
@@ -268,7 +272,7 @@ class EmbeddedTriton:
 
 
 def _scratch(token: str) -> Path:
-    """Return a path for the server's private directory, short enough for a socket in it."""
+    """Return a path for the server's private directory, short enough for the socket in it."""
     path = Path(tempfile.gettempdir()) / scratch_name(token)
     if len(socket_url(path).encode()) > MAX_SOCKET_PATH_BYTES:
         return Path("/tmp") / scratch_name(token)

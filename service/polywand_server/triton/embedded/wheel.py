@@ -1,4 +1,4 @@
-"""NVIDIA's tritonserver as the nvidia-pytriton wheel carries it: where it is, and what it wants around it."""
+"""NVIDIA's tritonserver in the nvidia-pytriton wheel: its files, its command line and its environment."""
 
 import ctypes.util
 import importlib.util
@@ -11,22 +11,22 @@ from pathlib import Path
 
 from polywand_server.triton.embedded.launch import region_prefix
 
-STUB_TIMEOUT_S = 120  # how long a Python model may take to start; reading and compiling a large network is part of it
+STUB_TIMEOUT_S = 120  # how long a Python model may take to start; that includes reading and compiling a large network
 
 _OWN_BACKENDS = Path(__file__).parent / "backends"
 _SOCKET = "grpc"
 
 
 class EmbeddedTritonError(Exception):
-    """The embedded Triton cannot be started. The text says why and what to do."""
+    """The embedded Triton cannot be started; the text says why, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
     """Paths inside the installed wheel.
 
-    libraries: what tritonserver is linked with. stub: the executable in which a Python model of this interpreter's
-    version runs. libpython: what the stub is linked with; None when the dynamic loader finds it by itself.
+    libraries: the folder of libraries that tritonserver is linked with. stub: the executable that runs Python models
+    with this interpreter's version. libpython: that the stub is linked with; None if the dynamic loader finds it.
     """
 
     server: Path
@@ -37,9 +37,10 @@ class Wheel:
 
 
 def find_wheel() -> Wheel:
-    """Find the wheel without importing it (it brings along much that is not needed here).
+    """Find the wheel without importing it (its import is slow).
 
-    EmbeddedTritonError: it is not installed, has no stub for this Python, or libpython is missing.
+    Raises:
+        EmbeddedTritonError: it is not installed, has no stub for this Python, or libpython is missing.
     """
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
@@ -51,7 +52,7 @@ def find_wheel() -> Wheel:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
-        raise EmbeddedTritonError(f"the nvidia-pytriton in {package} does not run Python {version} models")
+        raise EmbeddedTritonError(f"the nvidia-pytriton in {package} cannot run models with Python {version}")
     return Wheel(
         server=root / "bin" / "tritonserver",
         libraries=package.parent / "nvidia_pytriton.libs",
@@ -62,11 +63,11 @@ def find_wheel() -> Wheel:
 
 
 def assemble(wheel: Wheel, scratch: Path) -> list[Path]:
-    """Lay out the backends (the wheel's Python backend, then ours on top of it) and libpython in a private directory.
+    """Copy the wheel's Python backend, our own backends and a link to libpython into a private directory.
 
     Returns the files that Triton reads when it starts the process of a model.
 
-    Triton wants the stub beside the backend's library, and a wheel must not be written to. Copies, because Triton
+    Triton needs the stub beside the backend's library, and the wheel must not be changed. Links would not do: Triton
     refuses a library whose real path is outside of the backend's folder.
     """
     scratch.mkdir(mode=0o700)
@@ -78,7 +79,7 @@ def assemble(wheel: Wheel, scratch: Path) -> list[Path]:
         backend = scratch / "backends" / model.parent.name
         backend.mkdir()
         files.append(Path(shutil.copy(model, backend)))
-    # A directory of its own: the interpreter's lib directory may hold other libraries that tritonserver must not get.
+    # In its own directory: the interpreter's lib directory may hold libraries that tritonserver must not load.
     (scratch / "lib").mkdir()
     if wheel.libpython:
         library = scratch / "lib" / wheel.libpython.name
@@ -87,10 +88,10 @@ def assemble(wheel: Wheel, scratch: Path) -> list[Path]:
     return files
 
 
-def without_blanks(repository: Path, scratch: Path) -> Path:
-    """Return a path of the repository that has no blank in it: Triton splits its stubs' command lines there.
+def without_spaces(repository: Path, scratch: Path) -> Path:
+    """Return a path of the repository without spaces: Triton splits the command lines of its stubs at spaces.
 
-    Its own where that will do, since Triton's messages name it; else a link in the scratch directory.
+    The path itself if possible, since Triton's messages contain it; else a link in the scratch directory.
     """
     if not any(character.isspace() for character in str(repository)):
         return repository
@@ -100,16 +101,16 @@ def without_blanks(repository: Path, scratch: Path) -> Path:
 
 
 def socket_url(scratch: Path) -> str:
-    """Return where tritonserver listens, for gRPC clients.
+    """Return tritonserver's address for gRPC clients.
 
-    A Unix socket in the private directory: nobody else on the machine can reach it (whoever reaches Triton can make it
-    load code), no port can be taken, and tensors arrive a third faster than over loopback TCP.
+    A Unix socket in the private directory: no other user can connect (a client of Triton can make it run code), there
+    is no port to conflict with another, and tensors arrive a third faster than over loopback TCP.
     """
     return f"unix:{socket_path(scratch)}"
 
 
 def socket_path(scratch: Path) -> Path:
-    """Return the socket's path; Triton appends its port, 0, to what it is told."""
+    """Return the socket's path; Triton appends its port, 0, to the address."""
     return scratch / f"{_SOCKET}:0"
 
 
@@ -126,37 +127,37 @@ def command(wheel: Wheel, repository: Path, scratch: Path, token: str, metrics_p
         f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT_S}",
         "--model-control-mode=explicit",
         "--disable-auto-complete-config",
-        "--strict-readiness=false",  # one broken model must not make the server look away
+        "--strict-readiness=false",  # with strict readiness, one broken model makes the server unready
         f"--grpc-address=unix:{scratch / _SOCKET}",
-        "--grpc-port=0",  # Triton appends it to the address, and gRPC takes all of it as the socket's path
+        "--grpc-port=0",  # part of the socket's path: Triton appends it to the address
         "--allow-http=false",
         *metrics,
     ]
 
 
 def environment(wheel: Wheel, scratch: Path) -> dict[str, str]:
-    """Return the environment of tritonserver and of the interpreters in its stubs.
+    """Return the environment variables of tritonserver and of the interpreters in its stubs.
 
-    The stub's interpreter is isolated: PYTHONPATH and PYTHONHOME mean nothing to it. It takes the environment of the
-    first `python3` on PATH, so that has to be this one's.
+    A stub's interpreter ignores PYTHONPATH and PYTHONHOME. It uses the packages of the first `python3` on PATH, so that
+    has to be this interpreter.
     """
     libraries = [str(wheel.libraries), str(scratch / "lib"), os.environ.get("LD_LIBRARY_PATH", "")]
     path = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
     return os.environ | {
         "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
         "PATH": ":".join(path),
-        # With epoll, gRPC's poller is often not woken at the end, and tritonserver exits 10 s after it has finished.
+        # With epoll, gRPC's poller is often not woken at the end, and tritonserver exits 10 s late.
         "GRPC_POLL_STRATEGY": "poll",
     }
 
 
 def _find_libpython(version: str) -> Path | None:
     name = f"libpython{version}.so.1.0"
-    # The last: where scripts/make-venv puts Debian's, whose python3 comes without.
+    # The last one is where scripts/make-venv puts Debian's libpython, which its python3 package lacks.
     folders = [sysconfig.get_config_var("LIBDIR"), f"{sys.base_prefix}/lib", f"{sys.prefix}/lib"]
     for folder in filter(None, folders):
         if (Path(folder) / name).is_file():
             return Path(folder) / name
     if ctypes.util.find_library(f"python{version}"):
         return None
-    raise EmbeddedTritonError(f"{name} is missing, which Triton runs Python models with (Debian: libpython{version})")
+    raise EmbeddedTritonError(f"{name} is missing; Triton needs it for Python models (Debian: libpython{version})")

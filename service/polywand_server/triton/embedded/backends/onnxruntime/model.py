@@ -1,20 +1,20 @@
 """A Python-based Triton backend for ONNX models on CPUs: ONNX Runtime, or OpenVINO where the configuration says so.
 
-It stands in for NVIDIA's `onnxruntime` backend, which the nvidia-pytriton wheel lacks, so that one model repository
-runs in the embedded server and in the stock container. It reads the same lines of `config.pbtxt`:
+It replaces NVIDIA's `onnxruntime` backend, which the nvidia-pytriton wheel lacks, so that one model repository runs in
+the embedded server and in the stock container. It reads the same lines of `config.pbtxt`:
 
     optimization { execution_accelerators { cpu_execution_accelerator: [ { name: "openvino" ... } ] } }
-        Use OpenVINO. Its parameter `precision`: "f32" (the default), "bf16", "auto" (bf16 where the processor has it,
-        unless the metadata of a version's model.onnx say `bfloat16: off`, as those of an import whose masks suffer do).
+        Use OpenVINO. Its parameter `precision`: "f32" (the default), "bf16", "auto" (bf16 if the processor supports it,
+        except where the metadata of a version's model.onnx say `bfloat16: off`, because its masks get worse).
     parameters { key: "intra_op_thread_count" value: { string_value: "4" } }
         Threads of one inference. By default, or with "0": as many as there are cores for this process.
     parameters { key: "inter_op_thread_count" value: { string_value: "1" } }
         ONNX Runtime only.
 
-One line is this backend's own, and the native one does not read it:
+One parameter exists only in this backend:
 
     parameters { key: "nice" value: { string_value: "10" } }
-        How far the model's process steps back when others want the same cores (see nice(1)). By default, not at all.
+        The niceness of the model's process (see nice(1)). Default: 0.
 
 This runs in Triton's stub process: nothing of polywand can be imported here. Each model has a process of its own, and
 imports only the runtime that it uses (hence the imports inside of functions).
@@ -39,7 +39,7 @@ Feeds = Mapping[str, np.ndarray]
 class Runtime(Protocol):
     """A loaded network.
 
-    batches: whether one run over several requests' tensors is worth the waiting of the first of them.
+    batches: whether requests are run together in one batch; the first of them then waits for the last.
     """
 
     batches: bool
@@ -59,7 +59,7 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = inter_op_threads
-        # Waiting threads sleep. Spinning ones answer 1 ms sooner, and take both cores from the other models meanwhile.
+        # Idle threads sleep. If they spin, answers come 1 ms sooner, but the cores are taken from other models.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._outputs = [output.name for output in self._session.get_outputs()]
@@ -72,8 +72,8 @@ class OnnxRuntime:
 class OpenVino:
     """OpenVINO on the CPU, compiled for one image at a time.
 
-    A fixed batch of one: a click network of 384 x 384 on two cores in bf16 takes 13.5 ms so, and in batches of four
-    24 ms an image when the batch axis is left open, 12 ms when it is fixed at four, while the first waits for the last.
+    A click network of 384 x 384 on two cores in bf16 takes 13.5 ms with a fixed batch of one. In batches of four it
+    takes 24 ms an image if the batch axis is open, and 12 ms if it is fixed, but then the first image waits for all.
     """
 
     batches = False
@@ -92,7 +92,7 @@ class OpenVino:
             "INFERENCE_PRECISION_HINT": self.precision,
         }
         compiled = core.compile_model(network, "CPU", options)
-        # An output is known by the names of all that is the same value, inner ones included.
+        # A port has the names of all tensors with the same value, also of inner ones.
         self._outputs = [next((n for n in outputs if n in port.names), port.any_name) for port in compiled.outputs]
         self._request = compiled.create_infer_request()
         self._has_batch_axis = has_batch_axis
@@ -112,7 +112,7 @@ class OpenVino:
 
 @dataclass(frozen=True)
 class Work:
-    """A request with its inputs, [rows, ...] each."""
+    """A request with its inputs; each is [rows, ...]."""
 
     request: Any
     feeds: dict[str, np.ndarray]
@@ -120,22 +120,22 @@ class Work:
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes without the batch axis: what has to be equal within one batch."""
+        """Shapes without the batch axis; they have to be equal within one batch."""
         return tuple(tensor.shape[1:] for tensor in self.feeds.values())
 
 
 class TritonPythonModel:
-    """What Triton calls."""
+    """The model, as Triton's Python backend calls it."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the network and run it once, so that the first click is as quick as all others."""
+        """Load the network and run it once, so that the first request is as quick as later ones."""
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"]) / args["model_version"] / MODEL_FILE
         if not path.is_file():
             raise pb_utils.TritonModelException(f"{path} does not exist")
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._max_batch_size = int(config["max_batch_size"])
-        # Before the runtime starts its threads: each takes after the one that starts it.
+        # Before the runtime starts its threads, which inherit it.
         os.nice(int(config["parameters"].get("nice", {}).get("string_value", 0)))
         self._runtime = load(path, config)
         zeros = warm_up_feeds(config)
@@ -143,10 +143,10 @@ class TritonPythonModel:
             self._runtime.run(zeros)
 
     def execute(self, requests: Sequence[Any]) -> None:
-        """Answer every request as soon as it is computed; a failure is the failing request's alone."""
+        """Answer every request as soon as it is computed; an error fails only its own request."""
         limit = self._max_batch_size if self._runtime.batches else 1
         for batch in batches([self._work(request) for request in requests], limit):
-            # Asked as late as possible: newer clicks cancel older ones while those wait for their turn here.
+            # As late as possible: newer clicks cancel older ones while those wait here.
             self._compute([work for work in batch if not cancelled(work.request)])
 
     def _work(self, request: Any) -> Work:
@@ -159,7 +159,7 @@ class TritonPythonModel:
             return
         try:
             answers = self._run(batch)
-        except Exception as error:  # whatever a runtime raises about a network or a tensor belongs to the request
+        except Exception as error:  # a runtime may raise anything about a network or a tensor
             if len(batch) > 1:
                 for work in batch:
                     self._compute([work])
@@ -182,7 +182,7 @@ class TritonPythonModel:
 
 
 def load(path: Path, config: dict[str, Any]) -> Runtime:
-    """Load the network with the runtime, the threads and the precision that its configuration asks for."""
+    """Load the network with the runtime, the threads and the precision of its configuration."""
     parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
     threads = int(parameters.get("intra_op_thread_count", 0)) or available_cores()
     accelerators = config.get("optimization", {}).get("execution_accelerators", {}).get("cpu_execution_accelerator", [])
@@ -207,14 +207,14 @@ def openvino_precision(asked: str, core: Any, network: Any) -> str:
         raise pb_utils.TritonModelException(f"precision of openvino is {asked!r}; it may be f32, bf16 or auto")
     if asked != "auto":
         return asked
-    refused = ["framework", "bfloat16"]  # where OpenVINO puts an ONNX file's metadata
+    refused = ["framework", "bfloat16"]  # OpenVINO's path to an ONNX file's metadata
     if network.has_rt_info(refused) and network.get_rt_info(refused).astype(str) == "off":
         return "f32"
     return "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use: its affinity, and the CPU limit of its container."""
+    """Return how many cores this process may use, by its affinity and the CPU limit of its container."""
     cores = len(os.sched_getaffinity(0))
     try:
         quota, period = CGROUP_QUOTA.read_text().split()
@@ -249,7 +249,7 @@ def batches(waiting: Sequence[Work], limit: int) -> Iterator[list[Work]]:
 
 
 def cancelled(request: Any) -> bool:
-    """Tell whether nobody waits for the answer any more, and close the request if so."""
+    """Return whether the client has cancelled a request; if so, close the request."""
     if not request.is_cancelled():
         return False
     respond(request, error=pb_utils.TritonError("cancelled", pb_utils.TritonError.CANCELLED))

@@ -10,7 +10,7 @@ def printable(text: str) -> str:
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """A file's name for people, on one line: printable, and control characters escaped."""
+    """Return a file's name for display, on one line: printable, and control characters escaped."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in printable(os.fspath(path))

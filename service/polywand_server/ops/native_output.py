@@ -1,7 +1,7 @@
-"""What libraries in C print to descriptor 2, as a few records of our own log.
+"""Native output: what C libraries print to file descriptor 2, as a few records of our own log.
 
-libjpeg, libpng, libtiff and gRPC's core print there, past Python: an image of 600 kB makes libtiff print a million
-lines. While a `NativeOutput` runs, descriptor 2 is a pipe, and the log has a duplicate of what was there.
+libjpeg, libpng, libtiff and gRPC's core print to it directly: an image of 600 kB makes libtiff print a million lines.
+While a `NativeOutput` is active, descriptor 2 is a pipe, and the log goes to a duplicate of the original one.
 """
 
 import faulthandler
@@ -14,13 +14,15 @@ import threading
 import time
 from typing import Any, Self, TextIO
 
+from polywand_server.ops.logs import printable
+
 STDERR = 2
 WINDOW_SECONDS = 10.0
-# Of a window; the others are counted.
+# Lines that are logged in a window; further lines are counted.
 MAX_LINES = 5
 MAX_LINE_BYTES = 300
-CHUNK_BYTES = 65_536  # as much as the pipe holds
-# Between two readings: what a flood writes meanwhile beyond the pipe's size is dropped by the kernel.
+CHUNK_BYTES = 65_536  # the capacity of the pipe
+# Pause between reads: the kernel drops what is written meanwhile beyond the capacity of the pipe.
 PAUSE_SECONDS = 0.05
 STOP_SECONDS = 2.0
 
@@ -28,12 +30,11 @@ _log = logging.getLogger("polywand.native")
 
 
 class NativeOutput:
-    """Takes descriptor 2 over between `start` and `stop`; once only.
+    """Redirects descriptor 2 between `start` and `stop`; can be used once.
 
-    A write to it never waits: what does not fit into the pipe is dropped. It must not, since a library may hold the
-    interpreter's lock while it prints, and the thread that reads needs it. Processes that are started meanwhile, and
-    are given no other, print there too.
-    Tracebacks, and those of fatal signals, go to the duplicate. Where nothing was open at 2, that is /dev/null.
+    A write to it never blocks: what does not fit into the pipe is dropped. A library may hold the interpreter's lock
+    while it prints, and the thread that reads the pipe needs that lock. Child processes inherit the pipe.
+    Python's tracebacks and those of fatal signals go to the duplicate. If descriptor 2 was closed, that is /dev/null.
     """
 
     def __init__(self, window_seconds: float = WINDOW_SECONDS) -> None:
@@ -41,7 +42,7 @@ class NativeOutput:
         self._thread = threading.Thread(target=self._run, name="native output", daemon=True)
 
     def start(self) -> None:
-        """Take descriptor 2 over; `sys.stderr` and the log's handlers go on where they were."""
+        """Redirect descriptor 2; `sys.stderr` and the log's handlers keep writing to the original."""
         self._real = _duplicate(STDERR)
         self._pipe, write_end = map(_above_stderr, os.pipe())
         self._wake, self._waker = map(_above_stderr, os.pipe())
@@ -57,7 +58,7 @@ class NativeOutput:
         self._thread.start()
 
     def stop(self) -> None:
-        """Give descriptor 2 back, and log what was printed until now."""
+        """Restore descriptor 2, and log what was printed until now."""
         self._stderr.flush()
         os.dup2(self._real, STDERR)
         _replace_stderr(self._stderr, self._before)
@@ -92,7 +93,7 @@ class NativeOutput:
 
 
 class _Lines:
-    """Logs the first lines of each window, and how many more there were."""
+    """Logs the first lines of each time window, and the number of further ones."""
 
     def __init__(self, window_seconds: float) -> None:
         self._window_seconds = window_seconds
@@ -103,13 +104,13 @@ class _Lines:
 
     @property
     def milliseconds_left(self) -> float | None:
-        """Until the window is over; None when there is none."""
+        """Time until the window ends; None while no window is open."""
         if self._window_end is None:
             return None
         return max(0.0, self._window_end - time.monotonic()) * 1000
 
     def take(self, chunk: bytes) -> None:
-        """Take what was printed."""
+        """Log printed bytes line by line, up to the limit."""
         self._window_end = self._window_end or time.monotonic() + self._window_seconds
         *lines, rest = (self._rest + chunk).split(b"\n", MAX_LINES - self._logged)
         for line in lines:
@@ -120,13 +121,13 @@ class _Lines:
         self._rest = rest[:MAX_LINE_BYTES]
 
     def close_window_if_over(self) -> None:
-        """Say how many lines were left out, if this is the time for it."""
+        """At the end of the window, log how many lines were left out."""
         if self._window_end is None or time.monotonic() < self._window_end:
             return
         self._close_window()
 
     def end(self) -> None:
-        """Log what is left."""
+        """Log the rest."""
         if self._rest and self._logged < MAX_LINES:
             self._log(self._rest)
         self._close_window()
@@ -140,7 +141,7 @@ class _Lines:
         text = line[:MAX_LINE_BYTES].decode(errors="backslashreplace").rstrip()
         if text:
             self._logged += 1
-            _log.warning("%s", "".join(map(_escaped, text)))
+            _log.warning("%s", printable(text))
 
 
 def _read(descriptor: int) -> bytes:
@@ -150,19 +151,15 @@ def _read(descriptor: int) -> bytes:
         return b""
 
 
-def _escaped(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode()
-
-
 def _duplicate(descriptor: int) -> int:
     try:
         return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, STDERR + 1)
-    except OSError:  # it is closed
+    except OSError:  # descriptor 2 is closed
         return _above_stderr(os.open(os.devnull, os.O_WRONLY))
 
 
 def _above_stderr(descriptor: int) -> int:
-    """Return a descriptor, or a duplicate instead, that is not one of the first three."""
+    """Return the descriptor, or a duplicate of it if it is one of the standard three."""
     if descriptor > STDERR:
         return descriptor
     above = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, STDERR + 1)
@@ -171,7 +168,7 @@ def _above_stderr(descriptor: int) -> int:
 
 
 def _replace_stderr(old: TextIO | None, new: Any) -> None:
-    """Let `sys.stderr`, and the handlers of the log that write to the old one, use another stream."""
+    """Replace `sys.stderr`, and the stream of all log handlers that write to the old one."""
     sys.stderr = new
     for handler in logging.root.handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream is old:

@@ -13,30 +13,34 @@ and holes alike; a centre exactly on an edge belongs to what is below that edge,
 right). With `tolerance` 0 and no `max_points`, rasterising the polygons of a reply gives its mask back, pixel for
 pixel.
 
-ERRORS. A unary call fails with a canonical gRPC status. In a stream, what concerns one message is answered in the
-stream as `google.rpc.Status` and the stream lives on; the stream itself ends with a status only when it cannot go
-on. Details hold a `google.rpc.BadRequest` that names the field and its limit when the input is at fault. Codes:
-  INVALID_ARGUMENT    the message is wrong and will stay wrong
+ERRORS. A unary call fails with a canonical gRPC status. In a stream, an error of one message is answered in the
+stream as `google.rpc.Status`, and the stream goes on. The stream itself ends with an error status only if it cannot
+go on. For invalid input, details contain a `google.rpc.BadRequest` that names the field and its limit. Codes:
+  INVALID_ARGUMENT    the message is invalid; do not send it again
   NOT_FOUND           no such model or version
   FAILED_PRECONDITION a prompt came before an image, or the model is of the other kind; or the stream was idle, and
-                      its image made room for others: send the image again. Then details hold a
+                      its image was removed to make room for others: send the image again. Then details contain a
                       `google.rpc.ErrorInfo` with domain "polywand" and reason IMAGE_GIVEN_UP
-  RESOURCE_EXHAUSTED  over a limit of this server, which the text names. With `google.rpc.BadRequest` in its details
-                      the message itself is over the limit, and stays so; with `google.rpc.QuotaFailure` the server
-                      is full now, and the message may come again
-  UNAVAILABLE         Triton or the model is away: send it again
-  DEADLINE_EXCEEDED   Triton did not answer in time, or a prompt took longer than this server gives one (a setting)
-  INTERNAL            the model itself failed, or this server did; its log says why
-  UNIMPLEMENTED       the message was compressed: images are compressed by themselves, and all else is small
-Where the same message may succeed later, details also hold a `google.rpc.RetryInfo` that says when to send it again.
+  RESOURCE_EXHAUSTED  a limit of this server, which the text names. With `google.rpc.BadRequest` in the details, the
+                      message itself exceeds the limit: do not send it again. With `google.rpc.QuotaFailure`, the
+                      server is full now: send it again later
+  UNAVAILABLE         Triton or the model is unavailable: send it again later
+  DEADLINE_EXCEEDED   Triton did not answer in time, or a prompt took longer than this server allows (a setting)
+  INTERNAL            the model failed, or this server did; the server's log says why
+  UNIMPLEMENTED       the message was compressed: send it uncompressed
+Where the same message may succeed later, details also contain a `google.rpc.RetryInfo` that says when to retry.
 
-COMPATIBILITY. Fields are only ever added. Receivers ignore fields, and treat enum values, that they do not know as
-UNSPECIFIED.
+METADATA. Every call has a request id, with which the server's log and Triton's log mark what belongs to the call. A
+client may choose it: the key `x-request-id`, of 1 to 128 letters, digits and `. _ : / + = -`. Otherwise, the server
+makes one. Either comes back in the call's trailing metadata, under the same key, and as `google.rpc.RequestInfo` in
+the details of every error. A stream is one call. No other key is read.
+
+COMPATIBILITY. Fields are only added. Receivers ignore unknown fields, and treat unknown enum values as UNSPECIFIED.
 """
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from polywand.v1 import annotation_pb2 as _annotation_pb2
+from polywand_contract.v1 import annotation_pb2 as _annotation_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -65,17 +69,18 @@ class AnnotationServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AnnotationServiceAsyncStub: ...
     ListModels: _grpc.UnaryUnaryMultiCallable[_annotation_pb2.ListModelsRequest, _annotation_pb2.ListModelsResponse]
-    """Which tools exist now. Follows loads and unloads in Triton within seconds."""
+    """Lists the tools. Models that Triton loads or unloads appear and disappear within seconds."""
     Interact: _grpc.StreamStreamMultiCallable[_annotation_pb2.InteractRequest, _annotation_pb2.InteractResponse]
-    """One annotator's working stream: an image once, then prompts, each answered with the object's polygons.
-    Nothing outlives the stream. Several objects may be worked on at the same time; they do not wait for each other.
+    """One annotator's stream: an image once, then prompts, each answered with the object's polygons.
+    The server keeps nothing after the stream's end. Several objects may be in progress at the same time; they do not
+    wait for each other.
     """
     Detect: _grpc.UnaryUnaryMultiCallable[_annotation_pb2.DetectRequest, _annotation_pb2.DetectResponse]
-    """Labelled boxes on one image, and their outlines if asked for."""
+    """Labelled boxes on one image, and their outlines if the request has `polygons`."""
     DetectStream: _grpc.StreamStreamMultiCallable[_annotation_pb2.DetectStreamRequest, _annotation_pb2.DetectStreamResponse]
-    """The same on many images. Replies come in the order of the frames; a bad frame gets an error of its own.
-    At most a few frames are in work at a time (a server setting); beyond that the stream is read no faster than
-    frames are answered, so a sender feels ordinary gRPC flow control.
+    """The same for many images. Replies come in the order of the frames; an invalid frame gets its own error.
+    A few frames are in progress at the same time (a server setting). Beyond that, the server reads no faster than it
+    answers, and gRPC's flow control slows the sender down.
     """
 
 @_typing.type_check_only
@@ -84,17 +89,18 @@ class AnnotationServiceAsyncStub(AnnotationServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_annotation_pb2.ListModelsRequest, _annotation_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Which tools exist now. Follows loads and unloads in Triton within seconds."""
+    """Lists the tools. Models that Triton loads or unloads appear and disappear within seconds."""
     Interact: _aio.StreamStreamMultiCallable[_annotation_pb2.InteractRequest, _annotation_pb2.InteractResponse]  # type: ignore[assignment]
-    """One annotator's working stream: an image once, then prompts, each answered with the object's polygons.
-    Nothing outlives the stream. Several objects may be worked on at the same time; they do not wait for each other.
+    """One annotator's stream: an image once, then prompts, each answered with the object's polygons.
+    The server keeps nothing after the stream's end. Several objects may be in progress at the same time; they do not
+    wait for each other.
     """
     Detect: _aio.UnaryUnaryMultiCallable[_annotation_pb2.DetectRequest, _annotation_pb2.DetectResponse]  # type: ignore[assignment]
-    """Labelled boxes on one image, and their outlines if asked for."""
+    """Labelled boxes on one image, and their outlines if the request has `polygons`."""
     DetectStream: _aio.StreamStreamMultiCallable[_annotation_pb2.DetectStreamRequest, _annotation_pb2.DetectStreamResponse]  # type: ignore[assignment]
-    """The same on many images. Replies come in the order of the frames; a bad frame gets an error of its own.
-    At most a few frames are in work at a time (a server setting); beyond that the stream is read no faster than
-    frames are answered, so a sender feels ordinary gRPC flow control.
+    """The same for many images. Replies come in the order of the frames; an invalid frame gets its own error.
+    A few frames are in progress at the same time (a server setting). Beyond that, the server reads no faster than it
+    answers, and gRPC's flow control slows the sender down.
     """
 
 class AnnotationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -106,7 +112,7 @@ class AnnotationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _annotation_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_annotation_pb2.ListModelsResponse, _abc.Awaitable[_annotation_pb2.ListModelsResponse]]:
-        """Which tools exist now. Follows loads and unloads in Triton within seconds."""
+        """Lists the tools. Models that Triton loads or unloads appear and disappear within seconds."""
 
     @_abc_1.abstractmethod
     def Interact(
@@ -114,8 +120,9 @@ class AnnotationServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_annotation_pb2.InteractRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_annotation_pb2.InteractResponse], _abc.AsyncIterator[_annotation_pb2.InteractResponse]]:
-        """One annotator's working stream: an image once, then prompts, each answered with the object's polygons.
-        Nothing outlives the stream. Several objects may be worked on at the same time; they do not wait for each other.
+        """One annotator's stream: an image once, then prompts, each answered with the object's polygons.
+        The server keeps nothing after the stream's end. Several objects may be in progress at the same time; they do not
+        wait for each other.
         """
 
     @_abc_1.abstractmethod
@@ -124,7 +131,7 @@ class AnnotationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _annotation_pb2.DetectRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_annotation_pb2.DetectResponse, _abc.Awaitable[_annotation_pb2.DetectResponse]]:
-        """Labelled boxes on one image, and their outlines if asked for."""
+        """Labelled boxes on one image, and their outlines if the request has `polygons`."""
 
     @_abc_1.abstractmethod
     def DetectStream(
@@ -132,9 +139,9 @@ class AnnotationServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_annotation_pb2.DetectStreamRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_annotation_pb2.DetectStreamResponse], _abc.AsyncIterator[_annotation_pb2.DetectStreamResponse]]:
-        """The same on many images. Replies come in the order of the frames; a bad frame gets an error of its own.
-        At most a few frames are in work at a time (a server setting); beyond that the stream is read no faster than
-        frames are answered, so a sender feels ordinary gRPC flow control.
+        """The same for many images. Replies come in the order of the frames; an invalid frame gets its own error.
+        A few frames are in progress at the same time (a server setting). Beyond that, the server reads no faster than it
+        answers, and gRPC's flow control slows the sender down.
         """
 
 def add_AnnotationServiceServicer_to_server(servicer: AnnotationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -13,25 +13,29 @@ and holes alike; a centre exactly on an edge belongs to what is below that edge,
 right). With `tolerance` 0 and no `max_points`, rasterising the polygons of a reply gives its mask back, pixel for
 pixel.
 
-ERRORS. A unary call fails with a canonical gRPC status. In a stream, what concerns one message is answered in the
-stream as `google.rpc.Status` and the stream lives on; the stream itself ends with a status only when it cannot go
-on. Details hold a `google.rpc.BadRequest` that names the field and its limit when the input is at fault. Codes:
-  INVALID_ARGUMENT    the message is wrong and will stay wrong
+ERRORS. A unary call fails with a canonical gRPC status. In a stream, an error of one message is answered in the
+stream as `google.rpc.Status`, and the stream goes on. The stream itself ends with an error status only if it cannot
+go on. For invalid input, details contain a `google.rpc.BadRequest` that names the field and its limit. Codes:
+  INVALID_ARGUMENT    the message is invalid; do not send it again
   NOT_FOUND           no such model or version
   FAILED_PRECONDITION a prompt came before an image, or the model is of the other kind; or the stream was idle, and
-                      its image made room for others: send the image again. Then details hold a
+                      its image was removed to make room for others: send the image again. Then details contain a
                       `google.rpc.ErrorInfo` with domain "polywand" and reason IMAGE_GIVEN_UP
-  RESOURCE_EXHAUSTED  over a limit of this server, which the text names. With `google.rpc.BadRequest` in its details
-                      the message itself is over the limit, and stays so; with `google.rpc.QuotaFailure` the server
-                      is full now, and the message may come again
-  UNAVAILABLE         Triton or the model is away: send it again
-  DEADLINE_EXCEEDED   Triton did not answer in time, or a prompt took longer than this server gives one (a setting)
-  INTERNAL            the model itself failed, or this server did; its log says why
-  UNIMPLEMENTED       the message was compressed: images are compressed by themselves, and all else is small
-Where the same message may succeed later, details also hold a `google.rpc.RetryInfo` that says when to send it again.
+  RESOURCE_EXHAUSTED  a limit of this server, which the text names. With `google.rpc.BadRequest` in the details, the
+                      message itself exceeds the limit: do not send it again. With `google.rpc.QuotaFailure`, the
+                      server is full now: send it again later
+  UNAVAILABLE         Triton or the model is unavailable: send it again later
+  DEADLINE_EXCEEDED   Triton did not answer in time, or a prompt took longer than this server allows (a setting)
+  INTERNAL            the model failed, or this server did; the server's log says why
+  UNIMPLEMENTED       the message was compressed: send it uncompressed
+Where the same message may succeed later, details also contain a `google.rpc.RetryInfo` that says when to retry.
 
-COMPATIBILITY. Fields are only ever added. Receivers ignore fields, and treat enum values, that they do not know as
-UNSPECIFIED.
+METADATA. Every call has a request id, with which the server's log and Triton's log mark what belongs to the call. A
+client may choose it: the key `x-request-id`, of 1 to 128 letters, digits and `. _ : / + = -`. Otherwise, the server
+makes one. Either comes back in the call's trailing metadata, under the same key, and as `google.rpc.RequestInfo` in
+the details of every error. A stream is one call. No other key is read.
+
+COMPATIBILITY. Fields are only added. Receivers ignore unknown fields, and treat unknown enum values as UNSPECIFIED.
 """
 
 from collections import abc as _abc
@@ -63,7 +67,7 @@ class _PixelFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PixelForm
     """Three bytes a pixel: red, green, blue."""
 
 class PixelFormat(_PixelFormat, metaclass=_PixelFormatEnumTypeWrapper):
-    """How a raw image's bytes are to be read."""
+    """The layout of a raw image's bytes."""
 
 PIXEL_FORMAT_UNSPECIFIED: PixelFormat.ValueType  # 0
 """Read as RGB8."""
@@ -78,21 +82,21 @@ class _ModelKind:
 class _ModelKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     MODEL_KIND_UNSPECIFIED: _ModelKind.ValueType  # 0
-    """The model has never been loaded, so what it is is not known."""
+    """Not known, since the model has never been loaded."""
     MODEL_KIND_INTERACTOR: _ModelKind.ValueType  # 1
-    """Prompts to one object's outline: use it with Interact."""
+    """From prompts to the outline of one object: for Interact."""
     MODEL_KIND_DETECTOR: _ModelKind.ValueType  # 2
-    """An image to labelled boxes: use it with Detect and DetectStream."""
+    """From an image to labelled boxes: for Detect and DetectStream."""
 
 class ModelKind(_ModelKind, metaclass=_ModelKindEnumTypeWrapper):
-    """What a tool does."""
+    """The kind of a tool."""
 
 MODEL_KIND_UNSPECIFIED: ModelKind.ValueType  # 0
-"""The model has never been loaded, so what it is is not known."""
+"""Not known, since the model has never been loaded."""
 MODEL_KIND_INTERACTOR: ModelKind.ValueType  # 1
-"""Prompts to one object's outline: use it with Interact."""
+"""From prompts to the outline of one object: for Interact."""
 MODEL_KIND_DETECTOR: ModelKind.ValueType  # 2
-"""An image to labelled boxes: use it with Detect and DetectStream."""
+"""From an image to labelled boxes: for Detect and DetectStream."""
 Global___ModelKind: _TypeAlias = ModelKind  # noqa: Y015
 
 class _BoxUse:
@@ -106,9 +110,9 @@ class _BoxUseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BoxUse.ValueTy
     BOX_USE_NONE: _BoxUse.ValueType  # 1
     """A box is refused."""
     BOX_USE_OPTIONAL: _BoxUse.ValueType  # 2
-    """A box may be given, and then counts as enough of a prompt by itself."""
+    """A box is allowed, and is enough of a prompt by itself."""
     BOX_USE_REQUIRED: _BoxUse.ValueType  # 3
-    """Nothing happens before there is a box."""
+    """A prompt without a box is incomplete."""
 
 class BoxUse(_BoxUse, metaclass=_BoxUseEnumTypeWrapper):
     """Whether a tool reads the prompt's box."""
@@ -118,9 +122,9 @@ BOX_USE_UNSPECIFIED: BoxUse.ValueType  # 0
 BOX_USE_NONE: BoxUse.ValueType  # 1
 """A box is refused."""
 BOX_USE_OPTIONAL: BoxUse.ValueType  # 2
-"""A box may be given, and then counts as enough of a prompt by itself."""
+"""A box is allowed, and is enough of a prompt by itself."""
 BOX_USE_REQUIRED: BoxUse.ValueType  # 3
-"""Nothing happens before there is a box."""
+"""A prompt without a box is incomplete."""
 Global___BoxUse: _TypeAlias = BoxUse  # noqa: Y015
 
 class _PointLabel:
@@ -130,25 +134,25 @@ class _PointLabel:
 class _PointLabelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PointLabel.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     POINT_LABEL_UNSPECIFIED: _PointLabel.ValueType  # 0
-    """Refused: a point has to say something."""
+    """Invalid."""
     POINT_LABEL_POSITIVE: _PointLabel.ValueType  # 1
     """On the object."""
     POINT_LABEL_NEGATIVE: _PointLabel.ValueType  # 2
     """Not on the object."""
     POINT_LABEL_EXTREME: _PointLabel.ValueType  # 3
-    """On the object's outline, where it reaches furthest left, up, right or down."""
+    """On the outline, at the object's left-, top-, right- or bottom-most point."""
 
 class PointLabel(_PointLabel, metaclass=_PointLabelEnumTypeWrapper):
     """What a point says about the object."""
 
 POINT_LABEL_UNSPECIFIED: PointLabel.ValueType  # 0
-"""Refused: a point has to say something."""
+"""Invalid."""
 POINT_LABEL_POSITIVE: PointLabel.ValueType  # 1
 """On the object."""
 POINT_LABEL_NEGATIVE: PointLabel.ValueType  # 2
 """Not on the object."""
 POINT_LABEL_EXTREME: PointLabel.ValueType  # 3
-"""On the object's outline, where it reaches furthest left, up, right or down."""
+"""On the outline, at the object's left-, top-, right- or bottom-most point."""
 Global___PointLabel: _TypeAlias = PointLabel  # noqa: Y015
 
 @_typing.final
@@ -165,18 +169,18 @@ class Image(_message.Message):
     RAW_FIELD_NUMBER: _builtins.int
     VALUE_RANGE_FIELD_NUMBER: _builtins.int
     encoded: _builtins.bytes
-    """A file: JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or, where the server has a decoder of it, HEIC; of several pictures
-    the first, or the primary one. Grey, palette, CMYK, transparency (laid on white) and more than 8 bits (see
-    `value_range`) are converted to RGB; EXIF orientation is applied. All rules: docs/images.md.
+    """A file: JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, or HEIC if the server has a decoder for it. If it contains several
+    pictures, the first or the primary one is read. Grey, palette, CMYK, transparency (on white) and more than 8 bits
+    (see `value_range`) are converted to RGB; EXIF orientation is applied. All rules: docs/images.md.
     """
     @_builtins.property
     def raw(self) -> Global___RawImage:
-        """Pixels as they are."""
+        """Uncompressed pixels."""
 
     @_builtins.property
     def value_range(self) -> Global___ValueRange:
-        """Which values of a PNG or TIFF file with more than 8 bits are black and white. An error with any other image.
-        Absent: a rule by the values; all frames of a sequence look alike only with a range.
+        """The values that are black and white, in a PNG or TIFF file with more than 8 bits. An error with any other image.
+        Absent: chosen from the image's values, so that frames of a sequence may be converted differently.
         """
 
     def __init__(
@@ -198,7 +202,7 @@ Global___Image: _TypeAlias = Image  # noqa: Y015
 
 @_typing.final
 class ValueRange(_message.Message):
-    """Values of an image file, such as 0 to 1023 of a camera of 10 bits. Those outside are as the nearer end."""
+    """A range of pixel values, such as 0 to 1023 for a camera of 10 bits. Values outside are clipped."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -258,7 +262,7 @@ Global___RawImage: _TypeAlias = RawImage  # noqa: Y015
 
 @_typing.final
 class ImageInfo(_message.Message):
-    """What the server made of an image."""
+    """A decoded image."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -356,7 +360,7 @@ class Polygon(_message.Message):
 
     @_builtins.property
     def holes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ring]:
-        """What is cut out of it; often empty."""
+        """Holes in it; often empty."""
 
     def __init__(
         self,
@@ -404,7 +408,7 @@ Global___RleMask: _TypeAlias = RleMask  # noqa: Y015
 
 @_typing.final
 class SeedMask(_message.Message):
-    """What is known of an object before the first click: an annotation that is to be refined."""
+    """What is known of an object before the first click: an existing annotation to refine."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -416,8 +420,8 @@ class SeedMask(_message.Message):
 
     @_builtins.property
     def polygons(self) -> Global___PolygonSet:
-        """Each is filled by the rule of RASTERISING over its own rings, whichever way they run, and all are united, as COCO
-        has it where parts overlap. They may cross themselves, and lie partly outside the image.
+        """Each polygon is filled by the rule of RASTERISING over its own rings, in either direction. The mask is the union
+        of all, as in COCO where parts overlap. They may cross themselves, and be partly outside the image.
         """
 
     def __init__(
@@ -445,7 +449,7 @@ class PolygonSet(_message.Message):
     POLYGONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def polygons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Polygon]:
-        """At least one; of 5000 rings and 20000 vertices at most all together."""
+        """At least one polygon; at most 5000 rings and 20000 vertices in total."""
 
     def __init__(
         self,
@@ -473,24 +477,22 @@ class Shape(_message.Message):
     TOLERANCE_FIELD_NUMBER: _builtins.int
     IOU_FIELD_NUMBER: _builtins.int
     area: _builtins.float
-    """Square pixels enclosed by the polygons (holes taken off), before simplification."""
+    """Area of the polygons without holes, in square pixels, before simplification."""
     tolerance: _builtins.float
-    """The simplification that was applied, in image pixels: the one asked for, or more where `max_points` needed more."""
+    """The tolerance that was applied, in image pixels: as requested, or more where `max_points` needs it."""
     iou: _builtins.float
-    """How much of the mask the simplification kept: intersection over union of `polygons` and the outline before
-    simplification, by area. 1 when there is nothing.
-    """
+    """Intersection over union of `polygons` and the outline before simplification, by area. 1 without polygons."""
     @_builtins.property
     def polygons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Polygon]:
         """The object's parts, largest first. Empty when the model found nothing above the threshold."""
 
     @_builtins.property
     def box(self) -> Global___Box:
-        """The tight box around all polygons; absent when there are none."""
+        """The bounding box of all polygons; absent when there are none."""
 
     @_builtins.property
     def mask(self) -> Global___RleMask:
-        """The mask before simplification; present when `OutputOptions.include_mask` asked for it."""
+        """The mask before simplification; present if the request has `OutputOptions.include_mask`."""
 
     def __init__(
         self,
@@ -512,7 +514,7 @@ Global___Shape: _TypeAlias = Shape  # noqa: Y015
 
 @_typing.final
 class OutputOptions(_message.Message):
-    """How an answer is to be made. Changing only these never runs the network again."""
+    """Options of an answer. A change of these alone never runs the network again."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -521,15 +523,15 @@ class OutputOptions(_message.Message):
     MAX_POINTS_FIELD_NUMBER: _builtins.int
     INCLUDE_MASK_FIELD_NUMBER: _builtins.int
     threshold: _builtins.float
-    """Probability from which a pixel belongs to the object, above 0 and below 1. Absent: the model's own."""
+    """Lowest probability of a pixel of the object, above 0 and below 1. Absent: the model's own."""
     tolerance: _builtins.float
-    """How far a simplified outline may run from the exact one, in image pixels, 0 to 1000. 0 keeps every vertex.
-    Absent: half a pixel of the model's input, which is as fine as the outline is known, and at least 0.5; of polygons
-    that are a seed alone, 0.
+    """Largest distance of the simplified outline from the exact one, in image pixels, 0 to 1000. 0 keeps every vertex.
+    Absent: half a pixel of the model's input (the outline is not known more precisely), at least 0.5; for a seed of
+    polygons without clicks, 0.
     """
     max_points: _builtins.int
-    """At most this many vertices over all rings, 3 to 100000. Tolerance grows, and then the smallest rings go, until
-    that holds. Absent: no limit.
+    """Most vertices of all rings together, 3 to 100000. To keep this limit, the server raises the tolerance, then removes
+    the smallest rings. Absent: no limit.
     """
     include_mask: _builtins.bool
     """Send `Shape.mask` too. Absent: no."""
@@ -562,7 +564,7 @@ Global___OutputOptions: _TypeAlias = OutputOptions  # noqa: Y015
 
 @_typing.final
 class Timing(_message.Message):
-    """Where the time of one answer went, in microseconds. Stages that did not happen are 0."""
+    """How long each stage of one answer took, in microseconds. 0 for stages that did not happen."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -575,23 +577,23 @@ class Timing(_message.Message):
     TOTAL_US_FIELD_NUMBER: _builtins.int
     INFERENCES_FIELD_NUMBER: _builtins.int
     received_unix_us: _builtins.int
-    """When the message was taken from the wire: Unix time, microseconds, the server's clock."""
+    """When the message was received: Unix time in microseconds, by the server's clock."""
     wait_us: _builtins.int
-    """Waiting for an earlier answer of the same object, for the turn of a frame, for a turn at the model, or for what a
-    detector was asked for another object.
+    """Waiting: for an earlier answer of the same object, for a frame's turn, for a turn at the model, or for a detector
+    that already runs for another object.
     """
     decode_us: _builtins.int
     """From image bytes to pixels."""
     prepare_us: _builtins.int
     """From pixels and prompt to tensors."""
     triton_us: _builtins.int
-    """From sending tensors to Triton to having its answer, all passes together: its queue, the model, the transport."""
+    """From sending tensors to Triton to receiving its answer: transport, queue and model, summed over all passes."""
     geometry_us: _builtins.int
     """From logits to polygons, or from raw to suppressed boxes."""
     total_us: _builtins.int
-    """From receipt to the reply's departure; more than the sum above by scheduling alone."""
+    """From receipt until the reply is sent. The difference to the sum of the stages is scheduling."""
     inferences: _builtins.int
-    """How many times a network ran for this answer. 0: it came from the last probability map."""
+    """Number of inferences for this answer. 0: it was made from a remembered probability map."""
     def __init__(
         self,
         *,
@@ -617,7 +619,7 @@ class ListModelsRequest(_message.Message):
     """---------------------------------------------------------------------------------------------------------------------
     ListModels
 
-    Asks for all tools.
+    Requests all tools.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -635,14 +637,14 @@ Global___ListModelsRequest: _TypeAlias = ListModelsRequest  # noqa: Y015
 
 @_typing.final
 class ListModelsResponse(_message.Message):
-    """All tools, by name."""
+    """All tools."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
-        """Sorted by name. Tools that failed to load, or whose Triton is away, are listed with `ready` false."""
+        """Sorted by name. Tools that failed to load are listed with `ready` false, and so are all while Triton is away."""
 
     def __init__(
         self,
@@ -659,9 +661,7 @@ Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
-    """One tool: a model in Triton, or one of several that a model there is. These come and go together, with the same
-    versions.
-    """
+    """One tool: a model in Triton, or one of several tools of the same model, which have the same versions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -681,26 +681,26 @@ class Model(_message.Message):
     name: _builtins.str
     """The name to use in requests."""
     kind: Global___ModelKind.ValueType
-    """What it does."""
+    """Its kind."""
     display_name: _builtins.str
-    """The name to show to people."""
+    """The name to show to annotators."""
     ready: _builtins.bool
     """Whether a request would be served now."""
     not_ready_reason: _builtins.str
-    """Why not, when `ready` is false."""
+    """Why `ready` is false; empty if it is true."""
     help_message: _builtins.str
-    """One or two sentences for the annotator: how to use it."""
+    """How to use it, in one or two sentences for the annotator."""
     animated_gif: _builtins.str
     """URL of an animation that shows how to use it; often empty."""
     license: _builtins.str
     """SPDX identifier of the weights' (or the algorithm's) licence."""
     weights_source: _builtins.str
-    """Who made the weights, and where they are published."""
+    """The authors of the weights, and where they are published."""
     default_threshold: _builtins.float
-    """Probability or score used when a request gives no threshold."""
+    """The threshold of requests that give none: a probability, or a score."""
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelVersion]:
-        """Every loaded version, ascending; requests without a version get the highest ready one."""
+        """All loaded versions, ascending; a request without a version uses the highest ready one."""
 
     @_builtins.property
     def interactor(self) -> Global___InteractorSpec:
@@ -751,7 +751,7 @@ class ModelVersion(_message.Message):
     ready: _builtins.bool
     """Whether Triton serves it."""
     not_ready_reason: _builtins.str
-    """Why not, when `ready` is false."""
+    """Why `ready` is false; empty if it is true."""
     def __init__(
         self,
         *,
@@ -769,7 +769,7 @@ Global___ModelVersion: _TypeAlias = ModelVersion  # noqa: Y015
 
 @_typing.final
 class InteractorSpec(_message.Message):
-    """What an interactor needs before it answers. A prompt with less is answered with `Incomplete`."""
+    """What an interactor needs. A prompt with less is answered with `Incomplete`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -780,17 +780,17 @@ class InteractorSpec(_message.Message):
     MAX_POINTS_FIELD_NUMBER: _builtins.int
     READS_SEED_FIELD_NUMBER: _builtins.int
     min_positive_points: _builtins.int
-    """Positive points at least (a given optional box stands in for them)."""
+    """Least number of positive points; with an optional box, none is needed."""
     min_negative_points: _builtins.int
-    """Negative points at least."""
+    """Least number of negative points."""
     extreme_points: _builtins.int
-    """Extreme points (left-, top-, right- and bottom-most) that start the object; 0: none are read."""
+    """Number of extreme points (left-, top-, right- and bottom-most) that start an object; 0: the tool reads none."""
     box: Global___BoxUse.ValueType
-    """Whether the box is read."""
+    """Whether the tool reads a box."""
     max_points: _builtins.int
-    """Points of all labels at most; more are an error."""
+    """Most points of all labels together; more are an error."""
     reads_seed: _builtins.bool
-    """Whether a prompt's seed is read; where it is not, a seed is refused."""
+    """Whether the tool reads a seed; if not, a prompt with one is refused."""
     def __init__(
         self,
         *,
@@ -811,7 +811,7 @@ Global___InteractorSpec: _TypeAlias = InteractorSpec  # noqa: Y015
 
 @_typing.final
 class DetectorSpec(_message.Message):
-    """What a detector finds."""
+    """What a detector can find."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -838,7 +838,7 @@ class InteractRequest(_message.Message):
     """---------------------------------------------------------------------------------------------------------------------
     Interact
 
-    One message of the annotator.
+    One request of a stream.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -847,11 +847,11 @@ class InteractRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """Chosen by the client, never decreasing within a stream; every reply says which one it reflects."""
+    """Chosen by the client; must not decrease within a stream. A reply has the sequence of its request."""
     @_builtins.property
     def image(self) -> Global___Image:
-        """Sets the current image and forgets all objects of the last one. Answered with `ImageInfo`, or with an error,
-        which leaves the last image and its objects as they were.
+        """Sets the current image, and drops all objects of the last one. Answered with `ImageInfo`; or with an error, and
+        then the last image and its objects stay.
         """
 
     @_builtins.property
@@ -877,8 +877,8 @@ Global___InteractRequest: _TypeAlias = InteractRequest  # noqa: Y015
 
 @_typing.final
 class Prompt(_message.Message):
-    """A snapshot: everything that is to be known of one object now. Adding, moving, removing and undoing points are all
-    "send the new prompt"; a repeated one does no harm.
+    """A snapshot: the complete current prompt of one object. To add, move, remove or undo a point, send the new prompt;
+    to send the same prompt twice does no harm.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -895,19 +895,18 @@ class Prompt(_message.Message):
     version: _builtins.int
     """0: the highest ready version."""
     object_id: _builtins.str
-    """The client's name for the object, at most 128 bytes; the empty name is a name too."""
+    """The client's id for the object, at most 128 bytes; empty is a valid id."""
     @_builtins.property
     def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___Point]:
-        """In the order in which they were clicked: the model refines with each what it had before. Whether they come one by
-        one or all at once, the answer is the same: what this server does not remember of a prompt's beginning, it works
-        through, from the first points that are enough for the tool, with one round of work for each. A box counts as drawn
-        before all points, and where a box is enough, it has a round of its own. Points that came before are best sent in the
-        same order, with the same box and seed: then only what is new costs anything.
+        """In the order of the clicks: with each, the model refines its last result. The answer is the same whether points are
+        sent one by one or all at once: those that this server does not remember are computed in order, one step for each,
+        from the first ones that are enough for the tool. A box comes before all points, and has its own step if it is
+        enough. Keep earlier points in the same order, with the same box and seed: then only new points cost time.
         """
 
     @_builtins.property
     def box(self) -> Global___Box:
-        """Around the object. Absent: no box."""
+        """A box around the object. Absent: no box."""
 
     @_builtins.property
     def output(self) -> Global___OutputOptions:
@@ -915,10 +914,10 @@ class Prompt(_message.Message):
 
     @_builtins.property
     def seed(self) -> Global___SeedMask:
-        """What the object starts from, instead of from nothing. It stands in for positive points; without any point or box
-        the answer is the seed's own outline, pixel for pixel and with its smallest parts and holes, so that undoing the
-        last click leads back to it, and an annotation that is only opened does not change. It belongs to the snapshot: send
-        it with every prompt of its object. Absent: the object starts from nothing.
+        """An existing annotation from which the object starts; with it, no positive points are needed. Without points and box
+        the answer is the seed's own outline, pixel for pixel, including its smallest parts and holes: undoing the last
+        click leads back to it, and an annotation that is only opened does not change. Send it with every prompt of the
+        object. Absent: the object starts without one.
         """
 
     def __init__(
@@ -972,7 +971,7 @@ Global___Point: _TypeAlias = Point  # noqa: Y015
 
 @_typing.final
 class InteractResponse(_message.Message):
-    """One answer."""
+    """One reply of a stream."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -986,16 +985,16 @@ class InteractResponse(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """Of the request that this answers."""
+    """The sequence of the request."""
     object_id: _builtins.str
-    """Of the prompt that this answers; empty for images, and where it was refused for its own length."""
+    """The object's id in the prompt; empty for images, and for an id that was refused as too long."""
     skipped: _builtins.int
-    """Prompts of this object (for an image: of all objects) that a newer message made superfluous since the last reply;
+    """Number of prompts of this object (for an image: of all objects) since the last reply that a newer message replaced;
     they get no reply of their own.
     """
     @_builtins.property
     def timing(self) -> Global___Timing:
-        """Where the time went."""
+        """How long the stages took."""
 
     @_builtins.property
     def image(self) -> Global___ImageInfo:
@@ -1007,15 +1006,15 @@ class InteractResponse(_message.Message):
 
     @_builtins.property
     def incomplete(self) -> Global___Incomplete:
-        """Not an error: the tool needs more before it can answer."""
+        """Not an error: the tool needs more points or a box."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """The message of this sequence failed; the stream lives on."""
+        """The request failed; the stream goes on."""
 
     @_builtins.property
     def draining(self) -> Global___Draining:
-        """The last message of a stream that the server ends in order: open a new one, any replica will do."""
+        """The last message of a stream before the server stops: open a new stream. Any replica can serve it."""
 
     def __init__(
         self,
@@ -1052,16 +1051,15 @@ class Segmentation(_message.Message):
     THRESHOLD_FIELD_NUMBER: _builtins.int
     PROVISIONAL_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """The tool that made it."""
+    """The tool that was used."""
     version: _builtins.int
     """Its version."""
     threshold: _builtins.float
-    """The threshold that was applied."""
+    """The threshold that was used."""
     provisional: _builtins.bool
-    """Whether the same prompt may be answered otherwise when it comes again: this one was cut short, because a newer one
-    waited that does not build on it; or the detector that tells such a tool what an object's first click may mean did
-    not answer, then or when a click that this prompt goes on from was answered. Else the answer depends on the prompt,
-    the image and the models alone.
+    """Whether the same prompt, sent again, may get another answer. Either passes were left out, because a newer prompt
+    that does not extend this one was waiting; or a detector whose proposals the tool uses for the first click did not
+    answer, for this prompt or an earlier click of it. If false, the answer depends on prompt, image and models alone.
     """
     @_builtins.property
     def shape(self) -> Global___Shape:
@@ -1086,7 +1084,7 @@ Global___Segmentation: _TypeAlias = Segmentation  # noqa: Y015
 
 @_typing.final
 class Incomplete(_message.Message):
-    """What a prompt still lacks."""
+    """What is missing in a prompt."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1096,13 +1094,13 @@ class Incomplete(_message.Message):
     MISSING_EXTREME_POINTS_FIELD_NUMBER: _builtins.int
     MISSING_BOX_FIELD_NUMBER: _builtins.int
     message: _builtins.str
-    """For people: "one more positive point"."""
+    """In words: "one more positive point"."""
     missing_positive_points: _builtins.int
-    """Positive points still missing."""
+    """Number of missing positive points."""
     missing_negative_points: _builtins.int
-    """Negative points still missing."""
+    """Number of missing negative points."""
     missing_extreme_points: _builtins.int
-    """Extreme points still missing."""
+    """Number of missing extreme points."""
     missing_box: _builtins.bool
     """Whether a box is missing."""
     def __init__(
@@ -1124,13 +1122,13 @@ Global___Incomplete: _TypeAlias = Incomplete  # noqa: Y015
 
 @_typing.final
 class Draining(_message.Message):
-    """The server is going away in order."""
+    """The server is about to stop."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MESSAGE_FIELD_NUMBER: _builtins.int
     message: _builtins.str
-    """For people: "the server is draining: reconnect"."""
+    """In words: "the server is draining: reconnect"."""
     def __init__(
         self,
         *,
@@ -1149,7 +1147,7 @@ class DetectRequest(_message.Message):
     """---------------------------------------------------------------------------------------------------------------------
     Detect, DetectStream
 
-    One image to find objects on.
+    An image on which to detect objects.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1186,22 +1184,22 @@ class DetectRequest(_message.Message):
     version: _builtins.int
     """0: the highest ready version."""
     threshold: _builtins.float
-    """Score from which a detection counts, 0 to 1. Absent: the model's own."""
+    """Lowest score of a detection, 0 to 1. Absent: the model's own."""
     max_detections: _builtins.int
-    """At most this many detections, best first, 1 to 1000. Absent: 100."""
+    """Most detections, best first, 1 to 1000. Absent: 100."""
     @_builtins.property
     def image(self) -> Global___Image:
         """Required."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """From the model's labels to the task's; detections of labels not in it are dropped. Several may map to one. A key
-        that is no label of the model is an error. At most 2000. Empty: all labels under their own names.
+        """Maps the model's labels to the client's; detections with other labels are dropped. Several labels may map to one. A
+        key that is not a label of the model is an error. At most 2000 entries. Empty: all labels, with the model's names.
         """
 
     @_builtins.property
     def polygons(self) -> Global___PolygonOptions:
-        """Outline every detection too: its box is the prompt of an interactor. Absent: boxes only."""
+        """Outline every detection: its box is the prompt of an interactor. Absent: boxes only."""
 
     def __init__(
         self,
@@ -1231,7 +1229,7 @@ Global___DetectRequest: _TypeAlias = DetectRequest  # noqa: Y015
 
 @_typing.final
 class PolygonOptions(_message.Message):
-    """How detections are to be outlined."""
+    """Options for the outlines of detections."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1246,7 +1244,7 @@ class PolygonOptions(_message.Message):
     """0: the highest ready version. Only with a model."""
     @_builtins.property
     def output(self) -> Global___OutputOptions:
-        """Applies to every outline by itself. Absent: all defaults."""
+        """Applies to each outline. Absent: all defaults."""
 
     def __init__(
         self,
@@ -1265,7 +1263,7 @@ Global___PolygonOptions: _TypeAlias = PolygonOptions  # noqa: Y015
 
 @_typing.final
 class DetectResponse(_message.Message):
-    """What was found."""
+    """The detections on an image."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1276,7 +1274,7 @@ class DetectResponse(_message.Message):
     TIMING_FIELD_NUMBER: _builtins.int
     POLYGONS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """The tool that found them."""
+    """The tool that was used."""
     version: _builtins.int
     """Its version."""
     @_builtins.property
@@ -1285,15 +1283,15 @@ class DetectResponse(_message.Message):
 
     @_builtins.property
     def image(self) -> Global___ImageInfo:
-        """The image they are on."""
+        """The decoded image."""
 
     @_builtins.property
     def timing(self) -> Global___Timing:
-        """Where the time went; of all networks together."""
+        """How long the stages took, summed over detector and interactor."""
 
     @_builtins.property
     def polygons(self) -> Global___PolygonSource:
-        """What made the outlines; absent when none were asked for."""
+        """The interactor of the outlines; absent if the request has no `polygons`."""
 
     def __init__(
         self,
@@ -1315,7 +1313,7 @@ Global___DetectResponse: _TypeAlias = DetectResponse  # noqa: Y015
 
 @_typing.final
 class PolygonSource(_message.Message):
-    """What made the outlines of an image's detections."""
+    """The interactor that outlined the detections."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1323,11 +1321,11 @@ class PolygonSource(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     THRESHOLD_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """The interactor."""
+    """Its name."""
     version: _builtins.int
     """Its version."""
     threshold: _builtins.float
-    """The threshold that was applied."""
+    """The threshold that was used."""
     def __init__(
         self,
         *,
@@ -1345,7 +1343,7 @@ Global___PolygonSource: _TypeAlias = PolygonSource  # noqa: Y015
 
 @_typing.final
 class Detection(_message.Message):
-    """One found object."""
+    """One detected object."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1355,19 +1353,19 @@ class Detection(_message.Message):
     BOX_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
     label: _builtins.str
-    """The task's label: the model's after mapping."""
+    """The label after mapping by `DetectRequest.labels`."""
     model_label: _builtins.str
     """The model's own label."""
     score: _builtins.float
     """0 to 1."""
     @_builtins.property
     def box(self) -> Global___Box:
-        """Where it is, inside the image. This is the detector's box, with or without an outline."""
+        """The detector's box, inside the image; the same with and without an outline."""
 
     @_builtins.property
     def shape(self) -> Global___Shape:
-        """Its outline; present when the request asked for polygons. It may reach beyond the box, and has no polygons when the
-        interactor found nothing above its threshold.
+        """Its outline; present if the request has `polygons`. It may extend beyond the box. It has no polygons if the
+        interactor found nothing above the threshold.
         """
 
     def __init__(
@@ -1396,10 +1394,10 @@ class DetectStreamRequest(_message.Message):
     FRAME_ID_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
     frame_id: _builtins.int
-    """Chosen by the client; comes back with the answer."""
+    """Chosen by the client; the answer has the same."""
     @_builtins.property
     def request(self) -> Global___DetectRequest:
-        """What to do with it; every frame says it anew, so frames of one stream may differ."""
+        """The image and its options; frames of one stream may differ in these."""
 
     def __init__(
         self,
@@ -1426,18 +1424,18 @@ class DetectStreamResponse(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     frame_id: _builtins.int
-    """Of the frame that this answers."""
+    """The id of the frame."""
     @_builtins.property
     def response(self) -> Global___DetectResponse:
-        """What was found."""
+        """The detections."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """This frame failed; the stream lives on."""
+        """The frame failed; the stream goes on."""
 
     @_builtins.property
     def draining(self) -> Global___Draining:
-        """The last message of a stream that the server ends in order; frames without an answer are to be sent again."""
+        """The last message of a stream before the server stops: send frames without an answer again, on a new stream."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Log records that come again and again: one passes, then one in a while that tells how many were left out."""
+"""Repeated log records: one in an interval passes, and says how many were left out."""
 
 import logging
 import threading
@@ -7,9 +7,9 @@ import warnings
 from dataclasses import dataclass
 
 INTERVAL_SECONDS = 10.0
-# Different messages that are told apart; the one that came first is forgotten first.
+# Different messages that are remembered; the oldest is forgotten first.
 MAX_MESSAGES = 64
-# They log, or may log, whatever a client does to them.
+# Clients can make these log as often as they like.
 LOGGERS = ("asyncio", "uvicorn.error", "polywand_server.ops.http")
 
 
@@ -19,10 +19,10 @@ class _Message:
     left_out: int = 0
 
 
-class Sparing(logging.Filter):
-    """Let the same message of the same logger pass once in `interval_seconds`.
+class Repeats(logging.Filter):
+    """Lets the same message of the same logger pass once in `interval_seconds`.
 
-    The same: what is logged, before its arguments are put in; of several lines, the first.
+    Messages are the same when the first line of their format string is, whatever the arguments.
     """
 
     def __init__(self, interval_seconds: float = INTERVAL_SECONDS) -> None:
@@ -32,7 +32,7 @@ class Sparing(logging.Filter):
         self._lock = threading.Lock()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether a record passes; one that does may get a number at its end."""
+        """Return whether a record passes; the number of those left out since the last one is added to it."""
         key, now = (record.name, str(record.msg).partition("\n")[0]), time.monotonic()
         with self._lock:
             message = self._messages.get(key)
@@ -49,13 +49,13 @@ class Sparing(logging.Filter):
         return True
 
 
-def spare_libraries() -> None:
-    """Bound what libraries log, and what Pillow says of an image: clients decide how much that is.
+def quiet_libraries() -> None:
+    """Bound what libraries log, and ignore Pillow's warnings about images: clients decide how much that is.
 
-    Pillow's warnings are ignored, not only unseen: Python would remember every text that it has shown.
+    Warnings are ignored, not only hidden: Python remembers the text of every warning that it has shown.
     """
-    sparing = Sparing()
+    repeats = Repeats()
     for name in LOGGERS:
-        logging.getLogger(name).addFilter(sparing)
+        logging.getLogger(name).addFilter(repeats)
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"PIL(\.|$)")

@@ -1,7 +1,7 @@
 """How commands end: with complete lines, a sentence, and the exit code that shells know.
 
-0: all went well. 1: something failed. 2: the command is wrong. 141: nobody reads the output any more. An interruption
-(Ctrl-C) and SIGTERM end the process by the signal itself, which shells tell as 130 and 143.
+0: success. 1: something failed. 2: the command is wrong. 141: the reader of the output has gone. An interruption
+(Ctrl-C) and SIGTERM end the process by the signal itself, which shells report as 130 and 143.
 """
 
 import errno
@@ -20,14 +20,14 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
-from polywand.texts import printable, shown
+from polywand_common.texts import printable, shown
 
 _ENDINGS = {"SIGINT": "Interrupted.", "SIGTERM": "Terminated.", "SIGHUP": "Terminated: the terminal is gone."}
 _BROKEN_PIPE_CODE = 128 + 13  # as if SIGPIPE had ended the process
 
 
 class OutputError(Exception):
-    """Standard output takes no more; the cause is the system's error, if there is one."""
+    """Standard output cannot be written; the cause is the system's error, if there is one."""
 
 
 class Stopped(BaseException):
@@ -42,7 +42,7 @@ class Number(click.FloatRange):
     """A finite number in a range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read one value; NaN is in no range, though no limit excludes it."""
+        """Read one value. NaN is refused: click's comparisons with the limits let it pass."""
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{number} is not a number in the range {self._describe_range()}.", param, ctx)
@@ -50,9 +50,9 @@ class Number(click.FloatRange):
 
 
 class Command(click.Command):
-    """A command of click's that ends as this module says.
+    """A click command that ends as this module says.
 
-    catches_signals: whether signals that ask to end raise Stopped; not where the work has handlers of its own.
+    catches_signals: whether SIGINT, SIGTERM and SIGHUP raise Stopped; False where the work has handlers of its own.
     """
 
     catches_signals = False
@@ -70,7 +70,7 @@ class Command(click.Command):
         return run(work, self.catches_signals) if standalone_mode else work()
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run what was parsed. Of a reader that went click makes exit code 1, as if something had failed."""
+        """Run what was parsed. click would turn a closed pipe into exit code 1, as if something had failed."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:
@@ -82,7 +82,7 @@ class Group(Command, click.Group):
 
 
 def run(work: Callable[[], Any], catches_signals: bool = False) -> NoReturn:
-    """Do the work of a command, say what went wrong, and exit. Tracebacks are for faults of ours alone."""
+    """Do the work of a command, print what went wrong, and exit. Only a bug gives a traceback."""
     if sys.stdout is None:
         sys.stdout = _Closed()
     for stream in (sys.stdout, sys.stderr):
@@ -109,7 +109,7 @@ def run(work: Callable[[], Any], catches_signals: bool = False) -> NoReturn:
 
 
 def echo(text: str) -> None:
-    """Print a line, whole even where a signal comes meanwhile. Raises OutputError."""
+    """Print a line, complete even if a signal arrives meanwhile. Raises OutputError."""
     try:
         with _SIGNALS.held():
             _write(f"{printable(text)}\n", sys.stdout)
@@ -118,11 +118,11 @@ def echo(text: str) -> None:
 
 
 def _write(text: str, stream: TextIO) -> None:
-    """Write all of a text. Python's own streams lose the rest of what a signal, or a full pipe, cuts short."""
+    """Write all of a text. Python's own streams lose the rest when a signal or a full pipe interrupts a write."""
     stream.flush()
     try:
         descriptor = stream.fileno()
-    except (io.UnsupportedOperation, ValueError):  # of a test, or a notebook
+    except (io.UnsupportedOperation, ValueError):  # a stream of a test or a notebook
         stream.write(text)
         stream.flush()
         return
@@ -135,7 +135,7 @@ def _write(text: str, stream: TextIO) -> None:
 
 
 def complain(text: str, prefix: str = "Error: ") -> None:
-    """Print a sentence on standard error, if that can be."""
+    """Print a sentence on standard error, if it can be written."""
     with suppress(OSError, ValueError):
         if sys.stderr is not None:
             sys.stderr.write(f"{prefix}{printable(text)}\n")
@@ -150,7 +150,7 @@ class _Closed(io.TextIOBase):
 
 
 class _Signals:
-    """Raises Stopped on the signals that ask to end, so that files are cleaned up; ignored ones stay ignored."""
+    """Raises Stopped on SIGINT, SIGTERM and SIGHUP, so that files are cleaned up; ignored ones stay ignored."""
 
     def __init__(self) -> None:
         self._holds = False
@@ -158,7 +158,7 @@ class _Signals:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Catch signals meanwhile."""
+        """Catch signals until the block ends."""
         before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for name in _ENDINGS:
@@ -173,7 +173,7 @@ class _Signals:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let a signal wait meanwhile; a second one does not wait."""
+        """Hold a signal back until the block ends; a second one is raised at once."""
         self._holds = True
         try:
             yield
@@ -216,7 +216,7 @@ def _end_of_output(error: Exception) -> NoReturn:
 
 
 def _flush() -> None:
-    """Write what is left now: later, the interpreter would complain in words of its own."""
+    """Write what is buffered now: at exit, the interpreter would report a failure in words of its own."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -226,11 +226,11 @@ def _flush() -> None:
 
 
 def _drop_stdout() -> None:
-    """Let what is still in the buffer go nowhere, so that the interpreter's end does not complain of it."""
+    """Discard what is buffered, so that the interpreter does not report it at exit."""
     stdout: TextIO | None = sys.stdout
     if stdout is None:
         return
     with suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stdout.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stdout.fileno())
+        os.close(null)

@@ -1,4 +1,4 @@
-"""HTTP proxies that the environment puts between here and a target, as gRPC reads it."""
+"""HTTP proxies that the environment sets between this machine and a gRPC target, as gRPC reads it."""
 
 import ipaddress
 import os
@@ -14,9 +14,9 @@ _NO_PROXY_VARIABLES = ("no_grpc_proxy", "no_proxy")
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """An HTTP proxy that the environment sets between here and a target.
+    """An HTTP proxy that the environment sets.
 
-    url: without the user's name and password. variable: which names it.
+    url: without the user's name and password. variable: the one that names it.
     """
 
     url: str
@@ -24,13 +24,13 @@ class Proxy:
 
 
 def direct(target: str) -> list[tuple[str, Any]]:
-    """Return the options of a channel with which what is on this machine is not asked for through a proxy."""
-    return [("grpc.enable_http_proxy", 0)] if is_here(target) else []
+    """Return channel options that bypass proxies if the target is on this machine."""
+    return [("grpc.enable_http_proxy", 0)] if is_local(target) else []
 
 
 def proxy_of(target: str) -> Proxy | None:
-    """The proxy through which gRPC reaches a target, or None."""
-    if is_here(target) or scheme(target) in _UNPROXIED_SCHEMES:
+    """Return the proxy through which gRPC reaches a target, or None."""
+    if is_local(target) or scheme(target) in _UNPROXIED_SCHEMES:
         return None
     host = _host(target)
     for variable in _NO_PROXY_VARIABLES:
@@ -52,13 +52,13 @@ def _covers(entry: str, host: str) -> bool:
 
 
 def scheme(target: str) -> str:
-    """The scheme of a target, such as "dns"; empty for plain host:port."""
+    """Return the scheme of a target, such as "dns"; "" for plain host:port."""
     first, colon, _ = target.partition(":")
     return first.lower() if colon and first.lower() in _SCHEMES else ""
 
 
 def authority(target: str) -> str:
-    """The host:port of a target, without its scheme."""
+    """Return the host:port of a target, without its scheme."""
     return target.partition(":")[2].rpartition("/")[2] if scheme(target) else target
 
 
@@ -67,8 +67,8 @@ def _host(target: str) -> str:
     return address[1:].partition("]")[0] if address.startswith("[") else address.rpartition(":")[0] or address
 
 
-def is_here(target: str) -> bool:
-    """Whether a target is on this machine, by its name."""
+def is_local(target: str) -> bool:
+    """Return whether a target is on this machine, by its name."""
     if scheme(target) in _UNPROXIED_SCHEMES[:3]:
         return True
     host = _host(target).lower().rstrip(".")
