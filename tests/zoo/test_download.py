@@ -168,7 +168,7 @@ def test_a_missing_file_is_told(server: FileServer, tmp_path: Path) -> None:
 
 def test_a_server_that_refuses_is_told(server: FileServer, tmp_path: Path) -> None:
     server.status = 403
-    assert fails(server, tmp_path) == f"{server.url}/{FILE} cannot be had: the server answers 403 Forbidden"
+    assert fails(server, tmp_path) == f"{server.url}/{FILE} cannot be downloaded: the server answers 403 Forbidden"
 
 
 def test_a_server_in_trouble_is_asked_again(server: FileServer, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_a_checkpoint_is_downloaded_checked_and_imported(server: FileServer, tmp
     result = pull(server, tmp_path, "--sha256", sha256(server.content).upper())
     assert result.exit_code == 0, result.output
     said = result.output.splitlines()
-    assert f"downloaded: {cached(tmp_path)}, SHA-256 {sha256(server.content)} as it should be" in said
+    assert f"downloaded: {cached(tmp_path)}, SHA-256 {sha256(server.content)}, as expected" in said
     assert said[-1] == f"{tmp_path}/models/hrnet18s/1: version 1, a new model"
     assert cached(tmp_path).read_bytes() == server.content
     again = pull(server, tmp_path)

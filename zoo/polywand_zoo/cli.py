@@ -1,4 +1,4 @@
-"""The command line of the zoo: bring models into the model repository, train our own, and measure them."""
+"""The command line of the zoo: imports, converts, trains, exports and evaluates models."""
 
 import os
 import re
@@ -246,7 +246,7 @@ def import_published(
 @click.argument("name", type=click.Choice(list(CATALOGUE)), metavar="NAME")
 @click.option("--file", help="Which of the authors' checkpoints, by file name; with --url, what to call it.")
 @click.option("--url", help="Where to download from, instead of the authors' release.")
-@click.option("--sha256", metavar="HEX", callback=_checked_sha256, help="The sum that the file has to have.")
+@click.option("--sha256", metavar="HEX", callback=_checked_sha256, help="The SHA-256 that the file has to have.")
 @click.option(
     "--cache",
     type=click.Path(file_okay=False, path_type=Path),
@@ -273,7 +273,7 @@ def pull(
 ) -> None:
     """Download a checkpoint of a published interactor and import it, as `polywand-zoo import` does.
 
-    A download that was cut goes on where it ended; a file that is there already is not downloaded again.
+    An interrupted download is resumed; a file that exists already is not downloaded again.
     """
     from polywand_zoo.download import DownloadError, download, file_name  # noqa: PLC0415
     from polywand_zoo.published.catalogue import SourceError  # noqa: PLC0415
@@ -292,7 +292,7 @@ def pull(
     except DownloadError as error:
         hint = "" if url else f"; its authors' page is {published.page}"
         raise click.ClickException(f"{error}{hint}") from error
-    click.echo(f"downloaded: {target}, SHA-256 {sum_found}{' as it should be' if sha256 else ''}")
+    click.echo(f"downloaded: {target}, SHA-256 {sum_found}{', as expected' if sha256 else ''}")
     _import(name, target, repository, version, precision, bfloat16)
 
 
@@ -302,7 +302,7 @@ def pull(
 def rollback(name: str, repository: Path) -> None:
     """Take the highest version of a model out of service; a running service goes to the one before within seconds.
 
-    Its folder gets a zero before its name, which Triton overlooks. `polywand-zoo restore NAME` brings it back.
+    A zero is put before its folder's name, so that Triton ignores it. `polywand-zoo restore NAME` brings it back.
     """
     from polywand_zoo.versions import VersionError, roll_back  # noqa: PLC0415
 
@@ -335,7 +335,7 @@ def restore(name: str, repository: Path, version: int | None) -> None:
 
 
 @main.command("versions")
-@_repository("The model repository to look into.")
+@_repository("The model repository.")
 def list_versions(repository: Path) -> None:
     """List the models of a repository, their versions, and those that were taken out of service."""
     from polywand_zoo.versions import models, versions  # noqa: PLC0415

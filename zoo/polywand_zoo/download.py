@@ -1,4 +1,4 @@
-"""Downloads a large file: goes on where a cut download ended, and never takes one file's end for another's."""
+"""Downloads of large files, resumed after an interruption; parts of different files are never joined."""
 
 import fcntl
 import hashlib
@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
-ATTEMPTS = 3  # in a row that bring nothing
+ATTEMPTS = 3  # tries in a row that receive nothing
 FIRST_PAUSE_SECONDS = 1.0
 
 WEB_PAGES = ("text/html", "application/xhtml+xml")
@@ -27,11 +27,11 @@ Progress = Callable[[int, int | None], AbstractContextManager[Callable[[int], ob
 
 
 class DownloadError(Exception):
-    """The file could not be had; the message is a sentence. What has come of it is kept where that can be used."""
+    """The download failed; the message says why. What was received is kept where a later try can continue it."""
 
 
 class _BrokenError(Exception):
-    """The transfer broke in a way that another try may mend; the message says how."""
+    """The transfer failed in a way that may pass with another try; the message says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def download(
     url: with which `file_name` is content.
     target: where it is kept, with a small `.json` beside it that says where it comes from.
     sha256: that it has to have, in small letters; None if it is not known.
-    tell: gets a line when a file is there already, and when a transfer broke and goes on.
+    tell: called with a line when the file exists already, and when a transfer failed and is resumed.
     timeout_seconds: how long to wait for the next byte.
 
     Raises:
@@ -126,7 +126,7 @@ def _fetch(url: str, target: Path, progress: Progress, tell: Callable[[str], Non
 
 
 def _transfer(client: httpx.Client, url: str, part: Path, progress: Progress) -> None:
-    """Get what is missing of a part, or all where the server does not know it any more."""
+    """Get the rest of a part, or the whole file where the server has another version of it."""
     headers = {"Accept-Encoding": "identity"}  # ranges and sums are of the file itself
     origin = _origin_of(part)
     if origin is not None and _may_go_on(url, part):
@@ -138,7 +138,7 @@ def _transfer(client: httpx.Client, url: str, part: Path, progress: Progress) ->
         if total is not None:
             _check_space(part, total - start)
         if start == 0:
-            part.unlink(missing_ok=True)  # first: its bytes must never stand beside another file's validator
+            part.unlink(missing_ok=True)  # first, so that these bytes never lie beside another file's validator
             _write_origin(part, _Origin(url, _validator(response)))
         with part.open("ab" if start else "wb") as file, progress(start, total) as advance:
             for chunk in response.iter_raw():
@@ -164,7 +164,9 @@ def _accept(response: httpx.Response, url: str, part: Path) -> tuple[int, int | 
     if response.status_code == httpx.codes.NOT_FOUND:
         raise DownloadError(f"{url} does not exist (404)")
     if response.status_code not in (httpx.codes.OK, httpx.codes.PARTIAL_CONTENT):
-        raise DownloadError(f"{url} cannot be had: the server answers {response.status_code} {response.reason_phrase}")
+        raise DownloadError(
+            f"{url} cannot be downloaded: the server answers {response.status_code} {response.reason_phrase}"
+        )
     if response.headers.get("Content-Type", "").partition(";")[0].strip().lower() in WEB_PAGES:
         raise DownloadError(_WEB_PAGE.format(url=url))
     if response.status_code == httpx.codes.OK:
@@ -202,7 +204,7 @@ def _finish(url: str, target: Path, wanted: str | None) -> str:
         _discard(part)
         raise DownloadError(f"{url} has SHA-256 {found}, not {wanted} as it should: it was deleted")
     origin = _origin_of(part) or _Origin(url)
-    target.unlink(missing_ok=True)  # never an old file beside the new one's origin
+    target.unlink(missing_ok=True)  # so that an old file never lies beside the new one's origin
     _write_origin(target, _Origin(url, origin.validator, found))
     part.rename(target)
     _origin_path(part).unlink(missing_ok=True)
@@ -250,7 +252,7 @@ def _in_words(error: Exception, url: str, timeout_seconds: float) -> str:
 
 @contextmanager
 def _alone(target: Path) -> Iterator[None]:
-    """Hold the download of this file; another command that wants it too is told so."""
+    """Lock the download of this file; another command that wants it fails with a message."""
     with target.with_name(f".{target.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Photos by the names that annotation tools write: with folders of another machine, backslashes, as URLs."""
+"""Finds photos by the names that annotation tools write: with folders of another machine, backslashes, or as URLs."""
 
 import os
 from collections.abc import Iterator, Sequence

@@ -1,9 +1,9 @@
-"""Rows of POINTS, the tensor that tells a network of Polywand what a user pointed at: [B, N, 3], x, y and a label."""
+"""Rows of POINTS, the input tensor of points and boxes, [B, N, 3]: x, y and a label."""
 
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # who only wants labels does not wait for PyTorch
+if TYPE_CHECKING:  # code that needs labels alone does not load PyTorch
     from torch import Tensor
 
 

@@ -1,4 +1,4 @@
-"""What the processor of this machine computes in by itself."""
+"""The number formats of this machine's processor."""
 
 from functools import cache
 
@@ -7,5 +7,5 @@ import openvino
 
 @cache
 def has_bfloat16() -> bool:
-    """Whether it multiplies in bfloat16; one that does not imitates it, at a tenth of its speed."""
+    """Whether it multiplies in bfloat16; others emulate it, ten times slower."""
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -7,9 +7,9 @@ from pycocotools import mask as coco
 
 from polywand_contract import raster
 
-# Of a photo whose mask is decoded; the reader of photos takes no more.
+# Of a photo whose mask is decoded; the reader of photos has the same limit.
 MAX_PIXELS = 2**28
-# Coordinates so many times the photo's longer side away are no slip of the hand.
+# Coordinates so many times the photo's longer side away are an error of the file.
 FAR = 16
 # Of one polygon, in pixels along its edges, for each of which pycocotools takes some hundred bytes.
 MAX_LENGTH = 2**22

@@ -1,7 +1,7 @@
 """Takes a version of a model out of service and brings it back, by the name of its folder.
 
 Triton overlooks a version whose name begins with a zero: `hrnet18/2` is in service, `hrnet18/02` is set aside. So a
-version never leaves its model's folder, anyone can see where it is, and a rename, which is done or not done, moves it.
+version never leaves its model's folder, a listing shows where it is, and a rename, which is atomic, moves it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -73,7 +73,7 @@ def roll_back(repository: Path, name: str) -> Change:
     if specific and highest not in specific:
         listed = ", ".join(map(str, specific))
         raise VersionError(f"{model / CONFIG_FILE} allows only version {listed}: version {highest} would not be served")
-    # Who calls goes first: no version may call a part that is gone.
+    # A model moves before the parts that it calls: no version may call a missing part.
     callers = _callers(repository, name)
     moved = _rename([*_with_parts(repository, [*callers, model])], str(version), _aside(version))
     return Change(version, highest, tuple(caller.name for caller in callers if caller in moved))

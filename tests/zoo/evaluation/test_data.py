@@ -320,8 +320,8 @@ def test_two_images_that_come_to_one_file_are_told(tmp_path):
         ({"image_id": None}, "annotation 10 is of image None, which is not listed"),
         ({"segmentation": None}, "annotation 10 has no segmentation"),
         ({"segmentation": []}, "annotation 10 has no segmentation"),
-        ({"id": None}, "the annotation without an id in place 1 cannot be told from others"),
-        ({"id": [1]}, "the annotation without an id in place 1 cannot be told from others"),
+        ({"id": None}, "the annotation at position 1 has no usable id"),
+        ({"id": [1]}, "the annotation at position 1 has no usable id"),
         ({"id": 11}, "annotation 11 is there twice, and the first one counts"),
     ],
 )
@@ -333,7 +333,7 @@ def test_an_annotation_that_cannot_be_used_is_told_and_the_others_are_read(tmp_p
     assert len(data.subjects) == 2
     assert flaws(data) == [
         f"{tmp_path}/x.json: {says}",
-        f"{tmp_path}/x.json: the annotation without an id in place 4 cannot be told from others",
+        f"{tmp_path}/x.json: the annotation at position 4 has no usable id",
     ]
 
 

@@ -143,5 +143,5 @@ def test_proposals_of_what_is_no_detector_are_refused(tmp_path: Path):
 def test_a_detector_without_a_graph_leaves_the_model_to_the_service(tmp_path: Path):
     root = make_proposing(tmp_path, OPTION)
     shutil.copytree(REPOSITORY / "nanodet", root / "nanodet", ignore=shutil.ignore_patterns("*.onnx"))
-    with pytest.raises(OnlyServedError, match=r"asks the detector 'nanodet', which is no ONNX graph"):
+    with pytest.raises(OnlyServedError, match=r"uses the detector 'nanodet', which is no ONNX graph"):
         check(read_folder(root, "wand_click"))

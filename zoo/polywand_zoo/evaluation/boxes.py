@@ -1,10 +1,10 @@
-"""Boxes: how much two have in common."""
+"""The overlap of two boxes."""
 
 from polywand import Box
 
 
 def overlap(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes."""
+    """Compute the intersection over union of two boxes."""
     width = min(one.x1, other.x1) - max(one.x0, other.x0)
     height = min(one.y1, other.y1) - max(one.y0, other.y0)
     shared = max(0.0, width) * max(0.0, height)

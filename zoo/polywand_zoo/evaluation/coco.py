@@ -16,10 +16,10 @@ from polywand_zoo.segmentations import SegmentationError, run_lengths
 
 
 def read_coco(file: Path, images: Path, only: Collection[int] | None = None) -> DataSet:
-    """Read the objects of an annotation file, in its order; what cannot be used is left out and told, crowds as well.
+    """Read the objects of an annotation file, in its order; what cannot be used is listed as a flaw, and so are crowds.
 
     images: the folder that `file_name` is relative to; names as other tools write them are found there, too, and beside
-    the file. only: ids of annotations; all others are left out in silence.
+    the file. only: ids of annotations; all others are ignored, without a flaw.
 
     Raises:
         DataError: the file cannot be read, or lacks one of these ids.
@@ -32,9 +32,9 @@ def read_coco(file: Path, images: Path, only: Collection[int] | None = None) -> 
     if missing:
         raise DataError(file, f"it has no annotations with the ids {', '.join(map(str, sorted(missing)[:10]))}")
     subjects, flaws, names = [], [], set[str]()
-    for place, item in enumerate(annotations, 1):
+    for position, item in enumerate(annotations, 1):
         number = _id(item)
-        name = f"annotation {number}" if number is not None else f"the annotation without an id in place {place}"
+        name = f"annotation {number}" if number is not None else f"the annotation at position {position}"
         wrong = _wrong(item, name, name in names, photos)
         names.add(name)
         if wrong:
@@ -85,9 +85,9 @@ def _categories(entries: Any) -> dict[str, str]:
 
 
 def _wrong(item: Any, name: str, is_second: bool, photos: Mapping[str, _Photo]) -> str:
-    """Why an annotation cannot be used; empty where it can."""
+    """Say why an annotation cannot be used; empty where it can."""
     if _id(item) is None:
-        return f"{name} cannot be told from others"
+        return f"{name} has no usable id"
     if is_second:
         return f"{name} is there twice, and the first one counts"
     photo = photos.get(_key(item.get("image_id")))
@@ -102,7 +102,7 @@ def _wrong(item: Any, name: str, is_second: bool, photos: Mapping[str, _Photo]) 
 
 
 def _id(entry: Any) -> int | str | None:
-    """What an image or an annotation is called; None where it has no number or text for that."""
+    """Find the id of an image or an annotation; None where it is no number and no text."""
     number = entry.get("id") if isinstance(entry, dict) else None
     if isinstance(number, float) and number.is_integer():
         return int(number)
@@ -110,12 +110,12 @@ def _id(entry: Any) -> int | str | None:
 
 
 def _key(number: Any) -> str:
-    """The same for 7, 7.0 and "7", of which tools write one in one place and another in another."""
+    """Normalise an id: 7, 7.0 and "7" are the same, and some tools mix them."""
     return str(int(number)) if isinstance(number, float) and number.is_integer() else str(number)
 
 
 def photos_of(file: Path) -> Path:
-    """Where the photos of a JSON are, unless told otherwise: in images, beside it, or beside it themselves."""
+    """Find the default folder of a JSON's photos: `images` beside it, or its own folder."""
     images = file.parent / "images"
     return images if images.is_dir() else file.parent
 
@@ -148,7 +148,7 @@ def _content(file: Path) -> dict[str, Any]:
 
 def _truth(file: Path, name: str, segmentation: Any, photo: Mapping[str, Any]) -> Truth:
     height, width = photo.get("height"), photo.get("width")
-    if height is None and width is None and isinstance(segmentation, dict):  # run lengths say it themselves
+    if height is None and width is None and isinstance(segmentation, dict):  # run lengths state their size themselves
         size = segmentation.get("size")
         height, width = size if isinstance(size, list) and len(size) == 2 else (None, None)
     try:

@@ -1,4 +1,4 @@
-"""Detections on photos whose objects are known: how many are found, and how well an interactor outlines these."""
+"""Detections on photos with known objects: how many objects are found, and how good their outlines are."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ from polywand_zoo.spreading import spread
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is asked of the service; threshold: of the detector, None is its own.
+    """What the service is asked to do; threshold: of the detector, None is its default.
 
-    same_from: from this IoU of their boxes on, a detection and an object of its label are the same.
+    same_from: IoU of the boxes from which a detection matches an object of its label.
     """
 
     detector: str
@@ -43,7 +43,7 @@ class Match:
 
 @dataclass(slots=True)
 class Found:
-    """What came out for one interactor; objects: those whose label the detector knows. seconds: of each photo."""
+    """The results of one interactor; objects: those whose label the detector knows. seconds: of each photo."""
 
     asked: Asked
     objects: int = 0
@@ -66,7 +66,7 @@ def measure(client: polywand.Client, data: DataSet, asked: Asked, advance: Calla
     """Detect and outline on every photo of a data set; advance: called after each photo.
 
     Raises:
-        polywand.PolywandError: the service is away, or has no such tools.
+        polywand.PolywandError: the service is unavailable, or has no such tools.
     """
     labels = next((model.labels for model in client.models() if model.name == asked.detector), ())
     found = Found(asked)
@@ -86,7 +86,7 @@ def measure(client: polywand.Client, data: DataSet, asked: Asked, advance: Calla
 
 
 def match(detections: Sequence[Detection], labels: Sequence[str], boxes: Sequence[Box], same_from: float) -> list[int]:
-    """Give each detection, best first, the object of its label whose box is most alike, and is nobody's yet; -1: none.
+    """Match each detection, best first, with the free object of its label whose box overlaps most; -1: none.
 
     labels, boxes: of the objects.
     """
@@ -103,7 +103,7 @@ def match(detections: Sequence[Detection], labels: Sequence[str], boxes: Sequenc
 
 
 def photos(data: DataSet) -> int:
-    """How many photos a data set has."""
+    """Count the photos of a data set."""
     return len({subject.image for subject in data.subjects})
 
 

@@ -35,7 +35,7 @@ _LABELS = {
 
 
 class OnlyServedError(ModelError):
-    """A model that only the service can run. reason: why, in words."""
+    """A model that only the service can run. reason: why, for the user."""
 
     def __init__(self, folder: ModelFolder, reason: str) -> None:
         self.reason = f"model '{folder.name}' {reason}"
@@ -155,7 +155,7 @@ class _Session:
 
 
 def check(folder: ModelFolder) -> None:
-    """Refuse what cannot be run straight on its graph.
+    """Refuse a model that cannot be run on its graph alone.
 
     Raises:
         OnlyServedError
@@ -172,11 +172,11 @@ def check(folder: ModelFolder) -> None:
     if detector is None or not is_there(folder.repository, detector):
         return
     if read_detector(folder.repository, detector).network is None:
-        raise OnlyServedError(folder, f"asks the detector '{detector}', which is no ONNX graph (it has no model.onnx)")
+        raise OnlyServedError(folder, f"uses the detector '{detector}', which is no ONNX graph (it has no model.onnx)")
 
 
 def _as_served(prompt: Prompt) -> served.Prompt:
-    """Make the service's form of a prompt."""
+    """Convert a prompt to the service's type."""
     points = tuple(served.Point(point.x, point.y, _LABELS[point.label]) for point in prompt.points)
     box = None if prompt.box is None else Box(*prompt.box)
     return served.Prompt(model="", version=0, object_id="", points=points, box=box)

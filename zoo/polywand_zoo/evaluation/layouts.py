@@ -2,12 +2,13 @@
 
 | data set | images | masks |
 |---|---|---|
-| GrabCut | `data_GT/*` | `boundary_GT/*`: 0 outside, 128 nobody's, above inside |
+| GrabCut | `data_GT/*` | `boundary_GT/*`: 0 outside, 128 undecided, above inside |
 | Berkeley | `images/*` | `masks/*`: as GrabCut's |
 | DAVIS | `img/*` | `gt/*`: inside where not black |
 | SBD | `img/*.jpg`, of the names in `val.txt` | `inst/*.mat`: every number above 0 is an object |
 
-An image and its mask share their name up to the first dot; those without the other are left out and told.
+An image and its mask share their name up to the first dot; an image without a mask is
+listed as a flaw, and so is a mask without an image.
 """
 
 import re
@@ -24,26 +25,26 @@ from polywand import PolywandError
 from polywand.maskfiles import read_mask
 from polywand_zoo.evaluation.objects import DataError, DataSet, Subject, Truth
 
-# What the testers of this field read as images and masks; anything else in such a folder is somebody's notes.
+# The image formats of these test sets; other files in the folders are ignored.
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-NOBODYS = 128  # the grey of a GrabCut mask
+UNDECIDED = 128  # the grey of a GrabCut mask
 SBD_LIST = "val.txt"
 # The number of a frame at the end of its name, as in "car-turn_00012"; what is before it names the sequence.
 FRAME = re.compile(r"(?P<sequence>.*\D)??[-_]?\d+")
 
 
 def read_grabcut(folder: Path) -> DataSet:
-    """Read GrabCut: 50 images with an object each. Raises DataError when the layout is another."""
+    """Read GrabCut: 50 images with an object each. Raises DataError where the layout differs."""
     return _paired("GrabCut", folder / "data_GT", folder / "boundary_GT", _grey_band)
 
 
 def read_berkeley(folder: Path) -> DataSet:
-    """Read Berkeley: 100 objects. Raises DataError when the layout is another."""
+    """Read Berkeley: 100 objects. Raises DataError where the layout differs."""
     return _paired("Berkeley", folder / "images", folder / "masks", _grey_band)
 
 
 def read_davis(folder: Path) -> DataSet:
-    """Read DAVIS: 345 frames of 50 sequences, by their names. Raises DataError when the layout is another."""
+    """Read DAVIS: 345 frames of 50 sequences, by their names. Raises DataError where the layout differs."""
     return _paired("DAVIS", folder / "img", folder / "gt", _not_black, _sequence)
 
 
@@ -57,7 +58,7 @@ def read_folders(images: Path, masks: Path) -> DataSet:
 
 
 def read_sbd(folder: Path) -> DataSet:
-    """Read SBD's validation part: 6671 objects of 2857 images. Raises DataError when the layout is another."""
+    """Read SBD's validation part: 6671 objects of 2857 images. Raises DataError where the layout differs."""
     for needed in (folder / "img", folder / "inst"):
         _need(needed)
     try:
@@ -89,7 +90,7 @@ def _paired(
     read: Callable[[Path], Truth],
     sequence: Callable[[Path], str] = lambda path: "" if path.parent == Path() else str(path.parent),
 ) -> DataSet:
-    """Bring images and masks together by their names; sequence: of an image, by its path in its folder."""
+    """Pair images and masks by their names; sequence: of an image, by its path in its folder."""
     flaws: list[DataError] = []
     photos, truths = _by_name(images, flaws), _by_name(masks, flaws)
     flaws += (DataError(photos[key], f"no mask of this name in {masks}") for key in photos.keys() - truths.keys())
@@ -110,7 +111,7 @@ def _by_name(folder: Path, flaws: list[DataError]) -> dict[str, Path]:
     for path in sorted(_images(folder)):
         key = str(path.relative_to(folder).parent / path.name.partition(".")[0])
         if key in found:
-            flaws.append(DataError(path, f"it has the same name as {found[key].name}, which is taken"))
+            flaws.append(DataError(path, f"it has the same name as {found[key].name}, which is used"))
         found.setdefault(key, path)
     return found
 
@@ -141,21 +142,21 @@ def _not_black(path: Path) -> Truth:
 
 
 def _grey_band(path: Path) -> Truth:
-    """A mask whose middle grey belongs to nobody."""
+    """Read a mask whose middle grey is neither inside nor outside."""
     encoded = np.fromfile(path, np.uint8)
     grey = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE) if len(encoded) else None
     if grey is None:
         raise DataError(path, "the mask is no image that OpenCV reads")
-    nobodys = grey == NOBODYS
+    undecided = grey == UNDECIDED
     # Some masks have 1 for inside.
-    return Truth((grey > 0) & ~nobodys, nobodys if nobodys.any() else None)
+    return Truth((grey > 0) & ~undecided, undecided if undecided.any() else None)
 
 
 def _instances(path: Path) -> NDArray[np.int64]:
     """The numbers of objects of an SBD file, [H, W]; 0 is nothing."""
     try:
         numbers = scipy.io.loadmat(str(path))["GTinst"]["Segmentation"][0, 0]
-    except Exception as error:  # its reader raises whatever a damaged file leads to
+    except Exception as error:  # its reader raises many types for damaged files
         raise DataError(path, f"the masks cannot be read ({type(error).__name__}: {error})") from error
     result: NDArray[np.int64] = np.asarray(numbers, np.int64)
     return result

@@ -1,4 +1,4 @@
-"""The line-up: from names on the command line to tools that answer, by the ways that were asked for."""
+"""The line-up: makes the tools that the command line names, by the ways that it asks for."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +18,7 @@ BASELINE = "grabcut"
 
 
 class Way(StrEnum):
-    """How tools are reached. AUTO: straight where that is possible, else through the service."""
+    """How tools are run. AUTO: on the ONNX graph where that is possible, else through the service."""
 
     AUTO = "auto"
     ONNX = "onnx"
@@ -28,10 +28,10 @@ class Way(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the user asked for.
+    """The user's options.
 
     models: NAME or NAME:VERSION. repository: of the models.
-    service: host:port of one that runs; None starts one when it is needed.
+    service: host:port of a running one; None starts one when it is needed.
     tolerance: of the outlines that come over gRPC; see ServedTool.
     precision, threads: of the ONNX way; 0 threads are as many as there are cores.
     baseline: whether to line up GrabCut as well.
@@ -49,7 +49,7 @@ class Wishes:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A model and the ways it will go. folder: None where only the service knows the model."""
+    """A model, and the ways in which it is run. folder: None where only the service knows the model."""
 
     name: str
     version: int
@@ -60,7 +60,7 @@ class _Entry:
 
 @contextmanager
 def line_up(wishes: Wishes, tell: Callable[[str], object] = lambda _: None) -> Iterator[list[Row]]:
-    """Make the tools, and keep the service alive until the block ends; tell: takes what the user should know.
+    """Make the tools, and keep the service running until the block ends; tell: called with lines for the user.
 
     Raises:
         ModelError, polywand.PolywandError

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from polywand_server.images.regions import ProbabilityMap
 from polywand_zoo.evaluation.objects import Mask
 
-SHARE = 0.005  # of the largest part's area
-SAME_PART, SAME_HOLE = 4, 8  # neighbours of a pixel: where two pixels touch at a corner, the background is connected
+SHARE = 0.005  # a speck is smaller than this share of the largest part's area
+SAME_PART, SAME_HOLE = 4, 8  # neighbours of a pixel: two pixels that touch at a corner are two parts, and one hole
 
 
 def to_mask(found: ProbabilityMap, threshold: float, width: int, height: int) -> Mask:

@@ -1,4 +1,4 @@
-"""A tool in the model repository: what its model's config.pbtxt says of it, as far as an evaluation needs it."""
+"""A tool in the model repository: what an evaluation needs of its model's config.pbtxt."""
 
 import json
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ NETWORK_FILE = "model.onnx"
 
 
 class ModelError(Exception):
-    """A model that cannot be evaluated, or not in the way that was asked for; says why, and what would help."""
+    """A model cannot be evaluated, or not in this way; the message says why, and what would help."""
 
 
 class AbsentError(ModelError):
@@ -31,9 +31,9 @@ class AbsentError(ModelError):
 class ModelFolder:
     """One version of an interactor.
 
-    repository: that it is in. name: of the tool; its model may have another, and further tools.
-    network: its ONNX file, or None where it has none. keeps_state: whether it hands a STATE from prompt to prompt.
-    openvino_precision: "f32", "bf16" or "auto" where it runs in OpenVINO on processors, None where in ONNX Runtime.
+    repository: its folder. name: of the tool; its model may have another name, and further tools.
+    network: its ONNX file, or None where it has none. keeps_state: whether it has the inputs and outputs STATE.
+    openvino_precision: "f32", "bf16" or "auto" where it runs in OpenVINO on CPUs, None for ONNX Runtime.
     fixed_size: (height, width) of IMAGE, None where they vary. points: rows of POINTS.
     spec: what the `polywand` parameter says of the tool.
     """
@@ -131,7 +131,7 @@ def read_detector(repository: Path, name: str) -> DetectorFolder:
 
 
 def is_there(repository: Path, name: str) -> bool:
-    """Whether the repository has a tool of this name, with a version that is served."""
+    """Whether the repository has this tool, with a version in service."""
     try:
         _version(_find(repository, name)[0], 0)
     except AbsentError:
@@ -154,7 +154,7 @@ def _network(folder: Path, version: int) -> Path | None:
 
 
 def _find(repository: Path, name: str) -> tuple[Path, model_config_pb2.ModelConfig, dict[str, Any]]:
-    """Find the folder of a tool's model: it has the tool's name, or says that it has such a tool."""
+    """Find the folder of a tool's model: it has the tool's name, or lists the tool in its configuration."""
     paths = {path.parent.name: path for path in sorted(repository.glob(f"[!.]*/{CONFIG_FILE}"))}
     if name in paths:
         config = _parse(paths[name])

@@ -1,4 +1,4 @@
-"""Networks: an ONNX file in the runtime and the precision in which the service runs it on processors."""
+"""Networks: an ONNX file in the runtime and the precision in which the service runs it on CPUs."""
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -14,7 +14,7 @@ from polywand_zoo.evaluation.modelfolder import DetectorFolder, ModelError, Mode
 from polywand_zoo.processor import has_bfloat16
 
 OUTPUT = "LOGITS"
-# Where OpenVINO puts what an ONNX file's metadata say of bfloat16; `polywand-zoo import` writes it.
+# OpenVINO's path of the ONNX metadata "bfloat16"; `polywand-zoo import` writes it.
 BFLOAT16_METADATA = ["framework", "bfloat16"]
 
 
@@ -26,31 +26,31 @@ class Precision(StrEnum):
 
 
 class Network(Protocol):
-    """A loaded network. inputs: their names. name: of its runtime and its precision, to people."""
+    """A loaded network. inputs: their names. name: of its runtime and its precision, for the user."""
 
     inputs: frozenset[str]
     name: str
 
     def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
-        """LOGITS of one crop, [1, 1, h, w]."""
+        """Compute LOGITS of one crop, [1, 1, h, w]."""
 
     def outputs(self, feeds: Mapping[str, NDArray[np.generic]], names: Sequence[str]) -> list[NDArray[np.float32]]:
-        """These outputs of one crop, [1, ...] each."""
+        """Compute these outputs of one crop, [1, ...] each."""
 
 
 def load_network(folder: ModelFolder | DetectorFolder, precision: Precision, threads: int) -> Network:
-    """Load a model's ONNX file, which it has; threads: 0 is all cores.
+    """Load a model's ONNX file, which exists; threads: 0 is all cores.
 
     Raises:
         ModelError: the runtime refuses it.
     """
-    assert folder.network is not None  # what has none is refused before
+    assert folder.network is not None  # the caller has refused models without one
     asked = "f32" if precision is Precision.FP32 else folder.openvino_precision
     try:
         if folder.openvino_precision is None or asked is None:
             return _OnnxRuntime(folder.network, threads)
         return _OpenVino(folder.network, asked, threads)
-    except Exception as error:  # both raise types of their own, which they do not export
+    except Exception as error:  # the runtimes raise types that they do not export
         raise ModelError(f"{folder.network} cannot be loaded: {error}") from error
 
 
@@ -60,7 +60,7 @@ class _OnnxRuntime:
     def __init__(self, path: Path, threads: int) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        # Threads that wait in a loop take the cores from all others, and then wait the longer for their own turn.
+        # Threads that spin while they wait take the cores from all others.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.inputs = frozenset(tensor.name for tensor in self._session.get_inputs())

@@ -14,7 +14,7 @@ Mask = NDArray[np.bool_]
 
 
 class DataError(Exception):
-    """A file that cannot be used, in a sentence that names it."""
+    """A file cannot be used; the message names it and says why."""
 
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(f"{path}: {what}")
@@ -26,7 +26,8 @@ class DataError(Exception):
 class Truth:
     """What is known of an object, bool [H, W] each.
 
-    inside: its pixels. ignored: pixels that belong to nobody: they count nowhere, and no click falls on them; or None.
+    inside: its pixels. ignored: pixels that are neither inside nor outside; no score counts them, and no click falls on
+    them; or None.
     """
 
     inside: Mask
@@ -37,7 +38,7 @@ class Truth:
 class Subject:
     """One object of a data set.
 
-    name: says which one, to people; no two of a data set have the same. group: the video sequence or the category that
+    name: for the user, unique in its data set. group: the video sequence or the category that
     it belongs to; "" where there is none.
     read: reads its mask, from the file `masks`; raises DataError.
     """
@@ -52,14 +53,14 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """The objects of one data set, in an order that does not change; flaws: what was left out, and why."""
+    """The objects of one data set, in a fixed order; flaws: what was left out, and why."""
 
     name: str
     subjects: Sequence[Subject]
     flaws: Sequence[DataError]
 
     def spread(self, limit: int | None) -> "DataSet":
-        """At most so many of the objects, evenly spread; None is all."""
+        """Select at most `limit` of the objects, evenly spread; None is all."""
         return DataSet(self.name, spread(self.subjects, limit), self.flaws)
 
 

@@ -1,4 +1,4 @@
-"""What a tool is asked, and the kinds of beginnings that it understands."""
+"""Prompts of an evaluation, and which kinds of prompts a tool takes."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,7 +11,7 @@ from polywand.results import BoxUse
 
 
 class Kind(StrEnum):
-    """How an object is pointed at. Clicks follow the tool's own errors; the others are single prompts."""
+    """Kinds of prompts. Clicks follow the tool's own errors; the others are single prompts."""
 
     CLICKS = "clicks"
     BOX = "box"
@@ -24,7 +24,7 @@ STARTS = (Kind.BOX, Kind.EXTREME, Kind.BOX_INSIDE)
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """All that is known of one object, in image pixels with corners at integers. points: in the order of the clicks."""
+    """The whole prompt of one object, in image pixels with corners at integers. points: in the order of the clicks."""
 
     points: tuple[Point, ...] = ()
     box: Box | None = None
@@ -39,7 +39,7 @@ class Prompt:
 class Needs:
     """What a tool needs before it answers, as its `polywand` parameters say under `prompt`.
 
-    max_points: of all labels, that it takes.
+    max_points: the most points that it takes, of all labels together.
     """
 
     min_positive_points: int
@@ -49,7 +49,7 @@ class Needs:
     max_points: int
 
     def understands(self, kind: Kind) -> bool:
-        """Whether a prompt of this kind is enough for an answer, and read."""
+        """Whether the tool reads a prompt of this kind, and needs nothing else for an answer."""
         if self.min_negative_points:
             return False
         match kind:

@@ -1,4 +1,4 @@
-"""Everything that an evaluation found, as JSON."""
+"""The results of an evaluation as JSON."""
 
 import json
 from dataclasses import asdict

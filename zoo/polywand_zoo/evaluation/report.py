@@ -16,7 +16,7 @@ TOLD_FLAWS = 10
 
 
 class NothingMeasuredError(Exception):
-    """Not one object could be used."""
+    """No object could be used."""
 
 
 def report(results: Results, out: Path, worst_count: int, *, with_groups: bool) -> None:
@@ -31,7 +31,7 @@ def report(results: Results, out: Path, worst_count: int, *, with_groups: bool) 
     record = out / "evaluation.json"
     write_json(results, record)
     if not results.count:
-        raise NothingMeasuredError(f"there is nothing to measure: not one object could be used (see {record})")
+        raise NothingMeasuredError(f"there is nothing to measure: no object could be used (see {record})")
     click.echo(main_table(results))
     if with_groups:
         click.echo(f"\n{group_table(results) or 'There are no sequences and no categories.'}")

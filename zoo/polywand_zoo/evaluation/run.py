@@ -16,7 +16,7 @@ BY_USER = "you would not wait"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A tool as the report tells of it. twin: the same tool by another way, which is to do the same; or None."""
+    """A row of the report. twin: the same tool by another way, whose masks should be the same; or None."""
 
     tool: Tool
     twin: Tool | None = None
@@ -29,7 +29,7 @@ class Row:
 
 @dataclass(slots=True)
 class Results:
-    """What came out.
+    """The results of a run.
 
     outcomes: by row, one for each object that all tools answered, in the same order. likenesses: of rows with a twin.
     flaws: of the data, and of tools that failed; such objects count nowhere.
@@ -45,24 +45,24 @@ class Results:
 
     @property
     def count(self) -> int:
-        """How many objects were measured."""
+        """Count the measured objects."""
         return min(map(len, self.outcomes.values()), default=0)
 
     @property
     def agrees(self) -> bool:
-        """Whether all tools that were asked in two ways do the same in both."""
+        """Whether all tools that were run in two ways give the same masks in both."""
         return all(agreement(likenesses).holds for likenesses in self.likenesses.values() if likenesses)
 
 
 def evaluate(
     rows: Sequence[Row], data: Sequence[DataSet], rules: Rules, advance: Callable[[], None] = lambda: None
 ) -> Results:
-    """Let every tool work on every object; advance: called after each object.
+    """Run every tool on every object; advance: called after each object.
 
-    Ctrl-C, and a service that goes away, end it with what there is.
+    Ctrl-C, or a service that becomes unavailable, ends the run; the results so far are returned.
 
     Raises:
-        ModelError: the evaluation cannot go on.
+        ModelError: the evaluation cannot continue.
     """
     results = Results(rows, rules, {row.name: [] for row in rows}, {row.name: [] for row in rows if row.twin})
     results.flaws += [flaw for part in data for flaw in part.flaws]
@@ -82,11 +82,11 @@ def evaluate(
 
 
 class _GoneError(Exception):
-    """The service went away, or does not answer."""
+    """The service is unavailable, or does not answer."""
 
 
 def _add(results: Results, subject: Subject) -> None:
-    """Give an object to all tools; it is added when all of them have answered."""
+    """Run all tools on an object; its outcomes are added when all tools have answered."""
     photo = load(subject)
     answers = [(row, *_work(row, photo, results.rules)) for row in results.rows]
     for row, outcome, likenesses in answers:

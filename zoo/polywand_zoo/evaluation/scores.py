@@ -1,4 +1,4 @@
-"""Scores: from outcomes to the field's figures."""
+"""Scores: the field's metrics of outcomes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from polywand_zoo.evaluation.trials import Likeness, Outcome, Trial
 LEVELS = (0.80, 0.85, 0.90)
 # A click that lowers the IoU by more than this has made things worse.
 WORSE_BY = 0.03
-# Two ways whose IoU differ by more than this, on average over the same prompts, do not do the same.
+# Two ways differ where their IoU differ by more than this, on average over the same prompts.
 LARGEST_DIFFERENCE = 0.005
 
 
@@ -70,7 +70,7 @@ def curve(trials: Sequence[Trial], clicks: int) -> list[float]:
 
 
 def clicks_to(trials: Sequence[Trial], level: float) -> int | None:
-    """How many clicks reached an IoU; None if none did."""
+    """Count the clicks until an IoU was reached; None if it never was."""
     return next((number for number, trial in enumerate(trials, 1) if trial.iou >= level), None)
 
 
@@ -84,7 +84,7 @@ def grouped(outcomes: Sequence[Outcome], key: Callable[[Outcome], str]) -> dict[
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How alike two ways answer the very same prompts.
+    """How similar the answers of two ways to the same prompts are.
 
     first, second: mean IoU of each with the truth. typical: mean of how far these are apart, prompt by prompt.
     mutual: mean IoU of both masks with each other.
@@ -98,7 +98,7 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        """Whether both ways do the same. The means would not tell: what has drifted is better here and worse there."""
+        """Whether both ways agree. Means do not show it: errors of one way may cancel each other."""
         return self.typical <= LARGEST_DIFFERENCE
 
 

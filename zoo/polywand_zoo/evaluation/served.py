@@ -1,4 +1,4 @@
-"""The long way: prompts to a running service over gRPC, and its polygons as masks."""
+"""The way "service": prompts to a running service over gRPC, and its polygons as masks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,11 +36,11 @@ class ServedTool:
 
     @contextmanager
     def open(self, photo: Photo) -> Iterator["_Session"]:
-        """See Tool. The image's file travels as it is: the service decodes it itself."""
+        """See Tool. The image's file is sent unchanged: the service decodes it."""
         with self._client.open(photo.subject.image) as session:
             if (session.width, session.height) != (photo.width, photo.height):
                 size, here = f"{session.width} x {session.height}", f"{photo.width} x {photo.height}"
-                raise ModelError(f"{photo.subject.image}: the service reads {size} pixels, and {here} are read here")
+                raise ModelError(f"{photo.subject.image}: the service decodes {size} pixels, and the evaluation {here}")
             yield _Session(session, self)
 
     def answer(self, session: polywand.Session, prompt: Prompt, object_id: str) -> Mask:

@@ -1,4 +1,4 @@
-"""A service of our own for the time of an evaluation: `polywand-server` with its embedded Triton, as a child."""
+"""The service that an evaluation starts for itself: `polywand-server` with its embedded Triton, as a child process."""
 
 import importlib.util
 import os
@@ -19,7 +19,7 @@ POLL_SECONDS = 0.1
 STOP_SECONDS = 30.0
 ADDRESS = re.compile(r"gRPC on ([\d.]+:\d+)")
 LAST_LINES = 8
-# The child gets SIGTERM when we are gone, however that happens, and then stops in order.
+# The kernel sends the child SIGTERM when this process ends for any reason, so that it shuts down.
 _RUN = """
 import ctypes, os, runpy, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG
@@ -33,10 +33,11 @@ runpy.run_module("polywand_server", run_name="__main__")
 def own_service(repository: Path, models: Collection[str]) -> Iterator[str]:
     """Run the service on free loopback ports until the block ends; yields host:port once these models are ready.
 
-    So are the detectors that their crop policies ask, where the repository has them: without, they would do without.
+    Also waits for the detectors that their crop policies use, where the repository has them: the service answers
+    without proposals as long as the detector is not ready.
 
     Raises:
-        ModelError: it cannot be started, or a model does not get ready; with the service's own words.
+        ModelError: it cannot be started, or a model does not get ready; with the service's last log lines.
     """
     if importlib.util.find_spec("polywand_server") is None:
         raise ModelError("the service is not installed here (pip install 'polywand[embedded]'); or name one: --service")
@@ -51,7 +52,7 @@ def own_service(repository: Path, models: Collection[str]) -> Iterator[str]:
                 stdout=stderr,
                 stderr=stderr,
                 env=environment,
-                process_group=0,  # Ctrl-C is for us; we stop it in order
+                process_group=0,  # Ctrl-C reaches this process alone, which stops the child
             )
         try:
             yield _wait(process, log, [*models, *_detectors(repository, models)])
@@ -65,7 +66,7 @@ def own_service(repository: Path, models: Collection[str]) -> Iterator[str]:
 
 
 def _detectors(repository: Path, models: Collection[str]) -> set[str]:
-    """The detectors in the repository that these models' crop policies ask."""
+    """List the detectors in the repository that these models' crop policies use."""
     found = set()
     for name in models:
         try:
@@ -93,7 +94,7 @@ def _wait(process: subprocess.Popen[bytes], log: Path, models: Collection[str]) 
 
 
 def _not_ready(target: str, models: Collection[str]) -> str:
-    """Which model is not ready yet, and why; "" when all are."""
+    """Say which model is not ready yet, and why; "" when all are."""
     with polywand.connect(target) as client:
         there = {model.name: model for model in client.models()}
     for name in models:

@@ -28,7 +28,9 @@ SHIFT = 4  # OpenCV draws in sixteenths of a pixel
 
 def worst(outcomes: Sequence[Outcome], count: int) -> list[Outcome]:
     """The outcomes whose shown answer overlaps the truth least, worst first."""
-    shown = [(outcome.shown.iou, place, outcome) for place, outcome in enumerate(outcomes) if outcome.shown is not None]
+    shown = [
+        (outcome.shown.iou, position, outcome) for position, outcome in enumerate(outcomes) if outcome.shown is not None
+    ]
     return [outcome for _, _, outcome in sorted(shown)[:count]]
 
 
@@ -49,7 +51,7 @@ def draw_sheet(name: str, outcomes: Sequence[Outcome], path: Path) -> None:
 
 
 def _tile(outcome: Outcome) -> RGB:
-    """The surroundings of an object, its two outlines, the prompt, and what is to be said."""
+    """Draw the surroundings of an object, both outlines, the prompt and a caption."""
     photo, trial = load(outcome.subject), outcome.shown
     assert trial is not None  # only such outcomes are drawn
     assert trial.mask is not None  # what is shown is kept
@@ -105,15 +107,15 @@ def _outline(view: RGB, mask: Mask, colour: Colour) -> None:
 
 
 def _draw_prompt(view: RGB, trial: Trial, origin: NDArray[np.int64], scale: NDArray[np.float64]) -> None:
-    def place(x: float, y: float) -> tuple[int, int]:
+    def to_view(x: float, y: float) -> tuple[int, int]:
         # Corners at integers there, pixel centres here.
         at = ((np.array((x, y)) - origin) * scale - 0.5) * (1 << SHIFT)
         return round(float(at[0])), round(float(at[1]))
 
     if (box := trial.prompt.box) is not None:
-        cv2.rectangle(view, place(box.x0, box.y0), place(box.x1, box.y1), WHITE, 1, cv2.LINE_AA, SHIFT)
+        cv2.rectangle(view, to_view(box.x0, box.y0), to_view(box.x1, box.y1), WHITE, 1, cv2.LINE_AA, SHIFT)
     for number, point in enumerate(trial.prompt.points, 1):
-        _draw_click(view, point, place(point.x, point.y), number)
+        _draw_click(view, point, to_view(point.x, point.y), number)
 
 
 def _draw_click(view: RGB, point: Point, at: tuple[int, int], number: int) -> None:

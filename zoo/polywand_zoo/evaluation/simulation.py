@@ -15,7 +15,7 @@ Depth = NDArray[np.float32]
 
 
 def iou(mask: Mask, truth: Truth) -> float:
-    """Intersection over union of a mask and the truth, bool [H, W]; ignored pixels count nowhere."""
+    """Intersection over union of a mask and the truth, bool [H, W]; ignored pixels do not count."""
     counted = truth.inside | mask if truth.ignored is None else (truth.inside | mask) & ~truth.ignored
     union = np.count_nonzero(counted)
     return np.count_nonzero(mask & truth.inside & counted) / union if union else 1.0

@@ -10,7 +10,7 @@ from polywand_zoo.evaluation.objects import DataSet
 
 
 class SourcesError(ValueError):
-    """What was named does not fit together, or is nothing."""
+    """The named data sets do not fit together, or there are none."""
 
 
 @dataclass(frozen=True, slots=True)

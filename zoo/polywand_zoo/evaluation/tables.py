@@ -1,4 +1,4 @@
-"""The tables of a terminal, which are Markdown as well."""
+"""Tables for the terminal, in Markdown."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ NOTHING = "-"
 
 
 def main_table(results: Results) -> str:
-    """One line a tool and data set, and one over all sets where there are several; every object counts once."""
+    """Make one line per tool and data set, and one over all sets where there are several; each object counts once."""
     lines = []
     for name, outcomes in results.outcomes.items():
         sets = grouped(outcomes, lambda outcome: outcome.subject.data)
@@ -23,7 +23,7 @@ def main_table(results: Results) -> str:
 
 
 def group_table(results: Results) -> str:
-    """One line a tool and sequence (or category); "" where there are none."""
+    """Make one line per tool and sequence (or category); "" where there are none."""
     lines = [
         ((data, group or NOTHING, name), score(part, results.rules.max_clicks))
         for name, outcomes in results.outcomes.items()
@@ -35,7 +35,7 @@ def group_table(results: Results) -> str:
 
 
 def agreement_lines(results: Results) -> list[str]:
-    """A sentence for each tool that was asked in two ways."""
+    """Make a sentence for each tool that was run in two ways."""
     compared = [(row, agreement(results.likenesses[row.name])) for row in results.rows if row.twin is not None]
     return [
         f"{row.tool.model}, the same {found.prompts} prompts: {row.tool.way} {found.first:.4f}, "

@@ -1,4 +1,4 @@
-"""Tools: what answers prompts, however it is reached."""
+"""Tools: answer prompts with masks, each by its own way."""
 
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -11,14 +11,14 @@ class Session(Protocol):
     """One photo, opened with a tool."""
 
     def answer(self, prompt: Prompt, object_id: str) -> Mask:
-        """Answer a prompt with a mask, bool [H, W]. Of an object, a prompt that adds points refines the last answer."""
+        """Answer a prompt with a mask, bool [H, W]; a prompt that adds points refines the object's last answer."""
 
 
 class Tool(Protocol):
     """Answers prompts.
 
-    model: its name in the model repository. version: that answers. way: how it is reached, in a word. masks: what its
-    masks are, in a sentence.
+    model: its name in the model repository. version: the one that answers. way: how it is run, in a word. masks: how
+    its masks are made, in a sentence.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""Trials: one object, one tool, all kinds of prompts that it understands."""
+"""Trials: one object, one tool, all kinds of prompts that the tool takes."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from polywand_zoo.evaluation.prompts import STARTS, Kind, Prompt
 from polywand_zoo.evaluation.simulation import extreme_points, inside_point, iou, next_click, obeys, tight_box
 from polywand_zoo.evaluation.tools import Session, Tool
 
-# The answer to so many clicks is kept, to be looked at: what an annotator would still have the patience for.
+# The mask after so many clicks is kept for the contact sheet: about as many as an annotator makes.
 SHOWN_CLICKS = 5
 
 
@@ -33,10 +33,10 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one tool fared with one object.
+    """The trials of one tool on one object.
 
     clicks: one trial a click, in their order. It is empty where the tool does not start with clicks, and shorter than
-    asked for when nothing was left to correct. starts: of the other kinds, those that the tool understands.
+    allowed when nothing was left to correct. starts: of the other kinds, those that the tool understands.
     """
 
     subject: Subject
@@ -47,7 +47,7 @@ class Outcome:
 
     @property
     def shown(self) -> Trial | None:
-        """The trial whose mask is kept for looking at it."""
+        """The trial that the contact sheet shows."""
         if self.clicks:
             return self.clicks[min(SHOWN_CLICKS, len(self.clicks)) - 1]
         kept = [self.starts[kind] for kind in reversed(STARTS) if kind in self.starts]
@@ -56,7 +56,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What was asked, and the mask that came; for asking another tool the very same."""
+    """A prompt and its mask, so that another tool can be given the same prompt."""
 
     prompt: Prompt
     object_id: str
@@ -74,9 +74,9 @@ class Likeness:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How long to click.
+    """When the simulated annotator stops.
 
-    max_clicks: at most. stop_at: the IoU from which no one would click on; None clicks to the end.
+    max_clicks: at most. stop_at: the IoU from which no more clicks follow; None: until the mask is right.
     """
 
     max_clicks: int = 20
@@ -84,7 +84,7 @@ class Rules:
 
 
 def play(tool: Tool, session: Session, photo: Photo, rules: Rules, steps: list[Step]) -> Outcome:
-    """Let the simulated annotator work on one object; steps: takes what was asked and answered."""
+    """Let the simulated annotator work on one object; steps: prompts and answers are added to it."""
     clicks = tuple(_clicks(tool, session, photo, rules, steps)) if tool.needs.understands(Kind.CLICKS) else ()
     starts = {
         kind: _trial(session, photo, _start(kind, photo.truth), kind, steps)
@@ -95,7 +95,7 @@ def play(tool: Tool, session: Session, photo: Photo, rules: Rules, steps: list[S
 
 
 def replay(session: Session, photo: Photo, steps: Sequence[Step]) -> list[Likeness]:
-    """Ask a second tool what was asked a first one, and compare."""
+    """Give a second tool the prompts of the first one, and compare."""
     likenesses = []
     for step in steps:
         mask = session.answer(step.prompt, f"again {step.object_id}")

@@ -81,7 +81,7 @@ class DeepBackbone(nn.Module):
 
 
 class AtrousPyramid(nn.Module):
-    """Looks at the surroundings of each pixel in three widths, and at the whole map."""
+    """Combines the surroundings of each pixel in three widths, and the whole map."""
 
     DILATIONS = (12, 24, 36)
 

@@ -130,7 +130,7 @@ def downsampling(channels_in: int, channels: int, *, activation: bool = True) ->
 
 
 def new_branch(channels: list[int]) -> nn.ModuleList:
-    """Make the transition to one branch more; its place in the list is part of the parameters' names."""
+    """Make the transition to one branch more; its index in the list is part of the parameters' names."""
     kept = (nn.Identity() for _ in channels[:-1])
     return nn.ModuleList([*kept, nn.Sequential(downsampling(channels[-2], channels[-1]))])
 

@@ -48,7 +48,7 @@ class CellAverages(nn.Module):
 
 
 def averaging_matrix(size: int, cells: int) -> Tensor:
-    """Return [cells, size]: cell i averages the places from floor(i size / cells) to ceil((i + 1) size / cells)."""
+    """Return [cells, size]: cell i averages the positions from floor(i size / cells) to ceil((i + 1) size / cells)."""
     weights = torch.zeros(cells, size)
     for cell in range(cells):
         start, stop = cell * size // cells, math.ceil((cell + 1) * size / cells)

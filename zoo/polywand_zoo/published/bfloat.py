@@ -40,11 +40,11 @@ class Verdict:
 
 
 def judge(wanted: Bfloat, data: bytes, published: Published, wrapped: Interactor) -> Verdict:
-    """Compare the masks of a graph (an ONNX file) in bfloat16 and in single precision, if the user leaves it to us."""
+    """Compare the masks of a graph (an ONNX file) in bfloat16 and in single precision, if the option is "auto"."""
     if wanted is not Bfloat.AUTO:
         return Verdict(wanted is Bfloat.ON, "as you said")
     if not has_bfloat16():
-        return Verdict(False, "this processor does not have it, so nobody knows whether masks stay the same")
+        return Verdict(False, "this processor does not have it, so it is unknown whether masks stay the same")
     exact, telling, silent = _Masks("f32", data, published, wrapped), [], 0
     for seed in range(SCENES):
         scene = draw(seed, wrapped.SIZE or SCENE_SIZE)

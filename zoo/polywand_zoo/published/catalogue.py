@@ -9,7 +9,7 @@ Crop = Mapping[str, Any]
 
 
 class SourceError(Exception):
-    """A checkpoint has no address that a program could download it from; the message says where to look."""
+    """A checkpoint has no address that a program could download it from; the message names the authors' page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Published:
 
 
 def zoom_in(*, zoomed_side: int) -> Crop:
-    """Return how the predictors of RITM (400 pixels) and f-BRS (480) choose what they look at."""
+    """Return how the predictors of RITM (400 pixels) and f-BRS (480) choose their crops."""
     return {
         "policy": "roi",
         "expansion": 1.4,

@@ -16,7 +16,7 @@ from polywand_zoo.points import Label, borders_passed
 GAUSSIAN_WIDTH = 10  # full width at half maximum, in pixels
 GAUSSIAN_HEIGHT = 255  # as an image's channels
 OUTSIDE_SHIFT = 10  # of the box's corners outwards, in pixels
-FAR = 10_000  # pixels, where nobody sees it; its square still fits an integer
+FAR = 10_000  # pixels, outside of every map; its square still fits an integer
 
 COARSE_STEP = 16  # pixels
 LARGEST_MAP = 4096  # pixels on a side, up to which places stay exact in bfloat16

@@ -118,7 +118,7 @@ def _made(folder: Path) -> Iterator[None]:
         yield
     except BaseException:
         for path in missing:
-            with suppress(OSError):  # somebody else has put something into it meanwhile
+            with suppress(OSError):  # another process has written into it meanwhile
                 path.rmdir()
         raise
 

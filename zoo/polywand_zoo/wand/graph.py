@@ -1,4 +1,4 @@
-"""Weights in an exported graph: how they stand there, and how whoever has the model gets them out to train further."""
+"""Weights in an exported graph: how they are stored, and how they are read back to continue training."""
 
 from pathlib import Path
 

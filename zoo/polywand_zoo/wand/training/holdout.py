@@ -1,4 +1,4 @@
-"""The photos that validation needs for itself: how copies of them are known among those to train on."""
+"""The photos reserved for validation: recognises copies of them among the training photos."""
 
 import hashlib
 import re
@@ -20,9 +20,9 @@ LIKENESS = 8.0
 
 
 class HeldOut:
-    """Knows copies of photos by their bytes, by COCO's number, or by their name if they also look the same.
+    """Knows copies of photos by their bytes, by COCO's number, or by their name if their pixels are similar.
 
-    Of a photo that is listed and not there, the name has to do.
+    A photo that is listed but missing is recognised by its name alone.
     """
 
     def __init__(self, photos: Iterable[Path]) -> None:
@@ -44,7 +44,7 @@ class HeldOut:
 
 
 def _coco_number(path: Path) -> set[str]:
-    """COCO's number of a photo, twelve digits, which it keeps wherever it goes; empty where there is none."""
+    """COCO's number of a photo, twelve digits, which copies keep in their names; empty where there is none."""
     number = re.search(r"(?<!\d)\d{12}(?!\d)", path.stem)
     return {number.group()} if number else set()
 

@@ -20,7 +20,7 @@ LOG_EVERY = 20  # steps
 
 
 class Journal:
-    """Writes down what one of the processes sees; the numbers of a training step are its own, not those of all.
+    """Records the steps of one of the processes; the numbers of a training step are its own, not those of all.
 
     processes: of the training, which count for its speed.
     """

@@ -1,4 +1,4 @@
-"""What a training step lowers: per answer, how wrong its pixels, its shape, its edge and its clicks are."""
+"""The loss of a training step: per answer, of its pixels, its shape, its edge and its clicks."""
 
 from dataclasses import dataclass
 

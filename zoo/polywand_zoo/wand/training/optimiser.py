@@ -1,4 +1,4 @@
-"""What changes the weights: Muon for the matrices of convolutions, AdamW for everything else."""
+"""The optimiser: Muon for the matrices of convolutions, AdamW for everything else."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Prompts as annotators give them, made up from the outline that they would have in mind."""
+"""Prompts as annotators give them, drawn at random from the true outline."""
 
 from dataclasses import dataclass, field
 
@@ -14,14 +14,14 @@ from polywand_zoo.wand.training.windows import Box
 
 POSITIVE, NEGATIVE, EXTREME, BOX, PREVIOUS, DIAMOND = range(len(FINE_MAP_NAMES))
 
-MOST_CLICKS = 12  # made up for the start of an object that is worked on already
+MOST_CLICKS = 12  # drawn for an object that has had clicks before
 
 Pixel = tuple[int, int]  # x, y
 
 
 @dataclass(slots=True)
 class Prompt:
-    """What a user has pointed at so far, in pixels of the network's input.
+    """The points and the box of a prompt so far, in pixels of the network's input.
 
     box: its edges, or None; extreme points bring the box around them.
     """
@@ -62,7 +62,7 @@ def draw_click(maps: Pixels, click: tuple[int, int, bool]) -> None:
 
 
 def first_point(target: Pixels, random: Generator) -> Pixel:
-    """Where somebody clicks first on the outline [h, w]: mostly well inside."""
+    """Choose the first click on an object [h, w]: mostly well inside."""
     depth = depths(target)
     well_inside = random.uniform(0.8, 1) if random.random() < 0.8 else 0.2
     return _any(depth >= well_inside * depth.max(), random)
@@ -76,7 +76,7 @@ def first_clicks(target: Pixels, first: Pixel, random: Generator) -> Prompt:
 
 
 def many_clicks(target: Pixels, random: Generator) -> Prompt:
-    """The clicks on an object that is worked on already."""
+    """The clicks on an object that has had an answer before."""
     prompt = Prompt()
     positive = int(random.integers(1, MOST_CLICKS // 2 + 1))
     negative = int(random.integers(0, MOST_CLICKS // 2 + 1))
@@ -85,7 +85,7 @@ def many_clicks(target: Pixels, random: Generator) -> Prompt:
 
 
 def extreme_points(target: Pixels, random: Generator) -> Prompt:
-    """The leftmost, topmost, rightmost and bottommost points, as exactly as someone clicks."""
+    """The leftmost, topmost, rightmost and bottommost points, with the inaccuracy of a click."""
     rows, columns = np.nonzero(target)
     size = target.shape[0]
     miss = int(random.choice([0, 0, 1, 2, 4]))
@@ -109,7 +109,7 @@ def box_prompt(target: Pixels, box: Box, inside: float, random: Generator) -> Pr
 
 
 def loose(box: Box, random: Generator) -> Box:
-    """A box as exactly as someone draws it: exact every other time."""
+    """A box with the inaccuracy of a hand; exact every other time."""
     if random.random() < 0.5:
         return box
     slack = random.uniform(0, 0.06)

@@ -1,4 +1,4 @@
-"""A training from its start, or from where it stood, to its end: reads the data and runs the processes."""
+"""A training from its start, or from its last checkpoint, to its end: reads the data and runs the processes."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -32,12 +32,12 @@ PATIENCE = timedelta(days=7)
 
 
 class TrainingError(RuntimeError):
-    """A process of the training failed; it has said why."""
+    """A process of the training failed; its own output says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the command line was told.
+    """The options of the command line.
 
     start: weights to begin with; only read when the folder holds no checkpoint.
     samples, finish_in: another end, in samples in all, or in minutes from now.
@@ -126,7 +126,7 @@ def _run_processes(task: Task) -> None:
 
 def _wait(workers: Sequence[BaseProcess]) -> None:
     """Wait for all; when one fails, the others would wait for it for ever."""
-    # Looked at once a round: a process that ends between two looks would leave nothing to wait for, for ever.
+    # Read once a round: a process that ends between two reads would leave nothing to wait for, for ever.
     while running := [worker.sentinel for worker in workers if worker.exitcode is None]:
         multiprocessing.connection.wait(running)
         if any(worker.exitcode not in (None, 0) for worker in workers):

@@ -1,4 +1,4 @@
-"""Where a training stands, and what it begins with."""
+"""The progress of a training, and the weights that it begins with."""
 
 import copy
 from dataclasses import dataclass

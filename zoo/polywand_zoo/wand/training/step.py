@@ -20,7 +20,7 @@ from polywand_zoo.wand.training.precision import mixed_precision
 from polywand_zoo.wand.training.prompts import NEGATIVE, POSITIVE, PREVIOUS
 from polywand_zoo.wand.training.samples import Sample
 
-FIRST_REPEATED = 0.3  # of the first answers to clicks, those that are asked for once more without a new click
+FIRST_REPEATED = 0.3  # of the first answers to clicks, those that are refined without a new click
 REPEATED = 0.05  # of all other answers
 EDGE = np.ones((5, 5), np.uint8)  # the outline and two pixels on each side
 
@@ -83,7 +83,7 @@ def backpropagate(
 def _prepare_next(sample: Sample, answered: Pixels, mask: Pixels, number: int, random: Generator) -> None:
     """Feed an answer back, and add the click that it calls for.
 
-    Now and then there is no click: the service looks at an answer again, more closely.
+    Sometimes there is no click: the service refines an answer on a closer crop.
     """
     if random.random() < (FIRST_REPEATED if number == 0 and sample.mode == "click" else REPEATED):
         sample.maps[PREVIOUS] = prompts.coarsened(answered, random) if random.random() < 0.6 else answered

@@ -1,4 +1,4 @@
-"""A quick look at how good a network is so far: a few objects, a few clicks, the service's crops."""
+"""Validation during training: a few objects, a few clicks, the service's crops."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,7 +90,7 @@ class Predictor:
 
 
 def measure(network: FineNetwork, dataset: Dataset, things: Sequence[Thing], clicks: int) -> dict[str, list[float]]:
-    """Point at things in every way and list what comes of it, one number for each thing or click."""
+    """Prompt for things in every way and list the IoU, one for each thing or click."""
     results: dict[str, list[float]] = {}
     for thing in things:
         target = thing.pixels()

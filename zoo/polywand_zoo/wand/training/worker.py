@@ -1,4 +1,4 @@
-"""One process of a training; together they compute what one would with all their batches."""
+"""One process of a training; together they compute the same as one process with all their batches."""
 
 import signal
 import time
@@ -33,7 +33,7 @@ CALIBRATION_BATCHES = 10
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What all processes of a training have been told.
+    """The options of all processes of a training.
 
     start: what to begin with, unless the folder holds a checkpoint.
     """
@@ -103,7 +103,7 @@ class Worker:
         self._last_save = time.monotonic()
 
     def run(self) -> None:
-        """Train until the end that is planned, or until told to stop."""
+        """Train until the end that is planned, or until a signal stops it."""
         progress = self._progress
         stop, validate = False, progress.step == 0
         with self._signals:
