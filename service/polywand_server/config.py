@@ -79,6 +79,8 @@ class Settings:
     ready_models: tools, or models with all their tools, that have to be ready for the service to be. None: all models
         have to be tried once.
     poll_seconds: between two looks at Triton's repository index.
+    settling_seconds: how long a model's files must not have changed before they are loaded or unloaded.
+    triton_hang_seconds: how long the embedded Triton may leave probes unanswered before it is restarted.
     infer_timeout_seconds: for one inference, its wait in Triton's queue included.
     drain_seconds: for running requests to finish after SIGTERM.
     worker_threads: for prompts, and as many for images and frames.
@@ -94,6 +96,8 @@ class Settings:
     load_models: bool = True
     ready_models: tuple[str, ...] = ()
     poll_seconds: float = 1.0
+    settling_seconds: float = 0.5
+    triton_hang_seconds: float = 10.0
     infer_timeout_seconds: float = 30.0
     drain_seconds: float = 20.0
     worker_threads: int = 4

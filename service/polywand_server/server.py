@@ -133,7 +133,11 @@ class Server:
                 f"there is no model repository at '{settings.model_repository}': name one with --model-repository, "
                 "or a Triton elsewhere with --triton-url"
             )
-        triton = EmbeddedTriton(settings.model_repository, on_restart=metrics.TRITON_RESTARTS.inc)
+        triton = EmbeddedTriton(
+            settings.model_repository,
+            hang_timeout_s=settings.triton_hang_seconds,
+            on_restart=metrics.TRITON_RESTARTS.inc,
+        )
         stack.push_async_callback(partial(triton.stop, TRITON_GRACE_SECONDS))
         starting = asyncio.create_task(triton.start(), name="start Triton")
         stopping = asyncio.create_task(self._stop.wait(), name="wait for a signal")
@@ -179,7 +183,7 @@ class Server:
         loop, news, changed = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
         loader = ModelLoader(
             triton,
-            ModelFolders(None if settings.triton_url else settings.model_repository),
+            ModelFolders(None if settings.triton_url else settings.model_repository, settings.settling_seconds),
             allowed=settings.load_models,
             on_change=news.set,
             end_processes=where.end_model_processes,

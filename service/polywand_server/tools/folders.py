@@ -58,8 +58,9 @@ class ModelFolders:
     folder that is not mounted), tells nothing, and no model is gone.
     """
 
-    def __init__(self, repository: Path | None) -> None:
+    def __init__(self, repository: Path | None, settling_seconds: float | None = None) -> None:
         self._repository = repository
+        self._settling_seconds = settling_seconds if settling_seconds is not None else SETTLING_SECONDS
         self._looking: asyncio.Task[Sight] | None = None
         self._present: Mapping[str, ModelFolder] | None = None
         self._last: Mapping[str, ModelFolder] | None = None  # of those that succeeded, where the newest has not
@@ -78,7 +79,7 @@ class ModelFolders:
 
     def is_settled(self, name: str) -> bool:
         """Whether a model has been as it is for a while, so that nobody is copying it just now."""
-        return time.monotonic() - self._since.get(name, 0.0) >= SETTLING_SECONDS
+        return time.monotonic() - self._since.get(name, 0.0) >= self._settling_seconds
 
     def is_gone(self, name: str) -> bool:
         """Whether a model is certainly not there, and has not been for a while."""
