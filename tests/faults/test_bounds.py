@@ -47,7 +47,7 @@ def bounded(repository, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     """A service that lets large images in, and works on each for a second at most."""
     options = (f"--model-repository={repository}", "--max-image-pixels=100000000", "--work-cpu-seconds=1")
     with running_service(tmp_path_factory.mktemp("bounded") / "log", *options) as service:
-        service.wait_ready("wand_click", "shade")
+        service.wait_ready("quick", "shade")
         yield service
 
 
@@ -77,7 +77,7 @@ def detail_of(status, kind: type[Message]) -> Message:
 def seed_of_nothing(polygons: int) -> pb.Prompt:
     """A prompt whose seed has so many polygons without a vertex: two bytes each."""
     parts = [pb.Polygon()] * polygons
-    return pb.Prompt(model="wand_click", seed=pb.SeedMask(polygons=pb.PolygonSet(polygons=parts)))
+    return pb.Prompt(model="quick", seed=pb.SeedMask(polygons=pb.PolygonSet(polygons=parts)))
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,9 @@ def seed_of_nothing(polygons: int) -> pb.Prompt:
     [
         ("polygons", seed_of_nothing(200_000), "100000"),
         ("few thousand polygons", seed_of_nothing(6_000), "5000"),
-        ("points", pb.Prompt(model="wand_click", points=[pb.Point()] * 200_000), "100000"),
-        ("many points", pb.Prompt(model="wand_click", points=[pb.Point()] * 12_000), "10000"),
-        ("name", pb.Prompt(model="wand_click", object_id="x" * 3 * MEBIBYTE), str(wire.MAX_REST_BYTES)),
+        ("points", pb.Prompt(model="quick", points=[pb.Point()] * 200_000), "100000"),
+        ("many points", pb.Prompt(model="quick", points=[pb.Point()] * 12_000), "10000"),
+        ("name", pb.Prompt(model="quick", object_id="x" * 3 * MEBIBYTE), str(wire.MAX_REST_BYTES)),
     ],
     ids=lambda value: value if isinstance(value, str) and not value.isdecimal() else "",
 )
@@ -288,7 +288,7 @@ def test_calls_that_are_reset_at_once_take_none_from_others(bounded):
     for _ in range(10):
         with own_connection(bounded) as channel:
             stub = AnnotationServiceStub(channel)
-            assert len(stub.ListModels(pb.ListModelsRequest()).models) == 5
+            assert len(stub.ListModels(pb.ListModelsRequest()).models) == 4
             with InteractStream(stub) as stream:
                 assert stream.ask(BRIGHT).image.width == 64
     assert over.wait(60)

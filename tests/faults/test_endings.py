@@ -76,7 +76,7 @@ def test_sigterm_tells_every_stream_to_reconnect_and_leaves_nothing(fresh):
     wait_for(lambda: not traces.left(), END_SECONDS)
 
 
-@pytest.mark.parametrize("drain_seconds", [10])
+@pytest.mark.parametrize("drain_seconds", [8])
 def test_sigterm_does_not_wait_for_ever_for_a_client_that_never_reads(fresh, fresh_stub, drain_seconds):
     """While it waits, nobody new is let in; then it goes, and says so by its status."""
     traces = Traces.of(fresh)
