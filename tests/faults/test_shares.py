@@ -221,7 +221,10 @@ def test_calls_beyond_the_line_are_told_to_come_back(narrow, repository):
 def test_images_that_wait_to_be_decoded_are_bounded_over_all_streams(repository, tmp_path):
     """Of 32 mebibytes one client may have half: two frames of seven wait for a slow one; more are refused, not kept."""
     options = ("--bodies-mebibytes=32", "--max-image-mebibytes=8", "--infer-timeout-seconds=2")
-    with running_service(tmp_path / "log", f"--model-repository={repository}", *options) as service, ExitStack() as stack:
+    with (
+        running_service(tmp_path / "log", f"--model-repository={repository}", *options) as service,
+        ExitStack() as stack,
+    ):
         service.wait_ready("snail")
         frame = pb.DetectRequest(model="snail", image=blank(1500))
         stub = AnnotationServiceStub(stack.enter_context(own_connection(service)))

@@ -15,11 +15,11 @@ import pytest_asyncio
 from polywand_server.errors import DeadlineError, ModelFailedError, UnavailableError
 from polywand_server.triton import shared_memory
 from polywand_server.triton.client import TritonClient
-from polywand_server.triton.embedded.server import EmbeddedTriton
 from polywand_server.triton.exchange import exchange
 from polywand_server.triton.shared_memory import FOLDER, SharedMemory, is_on_this_host
 from polywand_server.triton.tensors import TensorForm
 from tests.triton.models import RAISES, WEIGHTS
+from tests.triton.servers import running_triton
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -277,7 +277,7 @@ async def test_another_size_finds_room_that_the_last_one_no_longer_needs(
 
 
 async def test_after_a_restart_of_triton_tensors_are_shared_again(repository: Path) -> None:
-    async with EmbeddedTriton(repository) as server:
+    async with running_triton(repository) as server:
         client = TritonClient(server.url)
         memory = SharedMemory(client, server.region_prefix, 4 * MIB)
         image = np.ones((8, 8, 3), np.uint8)
