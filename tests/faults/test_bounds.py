@@ -195,7 +195,7 @@ def test_a_file_that_would_take_long_is_refused_by_its_limit(stub, name):
         assert stream.ask(BRIGHT).image.width == 64
 
 
-def test_a_file_that_is_decoded_for_nobody_is_not_decoded_on(repository, tmp_path):
+def test_decoding_stops_when_the_client_has_gone(repository, tmp_path):
     """With ten minutes of processor time allowed, a child works on; when its client goes, it ends."""
     options = (f"--model-repository={repository}", "--work-cpu-seconds=600")
     with running_service(tmp_path / "log", *options) as service:
@@ -230,11 +230,11 @@ def cpu_seconds(process: psutil.Process) -> float:
 
 
 def test_children_that_are_killed_cost_their_own_request_alone(bounded, stub):
-    """Whatever ends the processes that decode, the next image is decoded, and the service says why this one was not."""
+    """The next image is decoded, and the service says why this one was not."""
     png = png_of_zeros(3000, 3000)
     with InteractStream(stub) as stream:
         assert stream.ask(pb.Image(encoded=png)).image.width == 3000
-        for _ in range(4):
+        for _ in range(3):
             wait_for(lambda: len(workers(bounded)) == RESTING_WORKERS, 60, bounded)
             bounded.process.send_signal(signal.SIGSTOP)  # so that it notices their end and the next image together
             for process in workers(bounded):

@@ -126,7 +126,7 @@ def test_a_new_version_is_used_as_soon_as_it_is_there_and_the_old_one_on_demand(
     assert starts(service) == before + 1  # of version 2; version 1 has gone on all the time
 
 
-def test_a_version_that_is_rolled_back_is_missed_by_nobody_and_can_be_restored(one_version, astronaut):
+def test_a_version_that_is_rolled_back_causes_no_error_and_can_be_restored(one_version, astronaut):
     service, folder = one_version
     add_second_version(folder)
     wait_for(lambda: listed(service) == {1: "", 2: ""}, SOON_SECONDS, service)
@@ -197,7 +197,7 @@ def test_a_version_whose_folder_is_deleted_goes(one_version, astronaut):
         wait_for(lambda: listed(service) == {1: ""}, SOON_SECONDS, service)
 
 
-def test_a_version_that_was_copied_in_part_disturbs_nobody_and_serves_when_it_is_whole(one_version, astronaut):
+def test_a_version_that_was_copied_in_part_causes_no_error_and_serves_when_it_is_whole(one_version, astronaut):
     service, folder = one_version
     whole = (folder / "1" / "model.onnx").read_bytes()
     with annotators(service, astronaut) as (newest, old):
@@ -240,7 +240,7 @@ def test_a_broken_version_that_is_taken_away_is_forgotten(one_version):
     wait_for(lambda: listed(service) == {1: ""}, SOON_SECONDS, service)
 
 
-def test_an_edited_configuration_takes_effect_and_a_broken_one_disturbs_nobody(one_version, astronaut):
+def test_an_edited_configuration_takes_effect_and_a_broken_one_causes_no_error(one_version, astronaut):
     service, folder = one_version
     config = folder / "config.pbtxt"
     good = config.read_text()
@@ -255,7 +255,7 @@ def test_an_edited_configuration_takes_effect_and_a_broken_one_disturbs_nobody(o
         answer_with(1, newest, service)
 
 
-def test_what_somebody_unloaded_stays_unloaded_though_its_files_change(one_version):
+def test_a_model_unloaded_through_triton_stays_unloaded_though_its_files_change(one_version):
     service, folder = one_version
     with InferenceServerClient(service.triton) as triton:
         triton.unload_model(TINY)

@@ -178,7 +178,9 @@ async def is_only_slow(own: EmbeddedTriton, models: Tended, caplog: pytest.LogCa
     assert [await echo(number) for number in range(30, 40)] == list(range(30, 40))
     assert own.restarts == 0
     assert processes(own.url)["stub"] != slow
-    assert caplog.text.count("loading it again") == 1  # those who waited behind it did not bring the model down again
+    assert (
+        caplog.text.count("loading it again") == 1
+    )  # the requests that waited behind it did not bring the model down again
 
 
 async def test_only_the_processes_of_the_model_and_of_this_server_are_ended(
@@ -343,8 +345,10 @@ async def test_a_start_whose_probe_fails_is_no_start(repository: Path, monkeypat
     assert leftovers(triton.url) == []
 
 
-async def test_an_unexpected_end_of_the_watch_is_told(own: EmbeddedTriton, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else Triton would never be started again, and nobody would know."""
+async def test_an_unexpected_end_of_the_monitoring_is_reported(
+    own: EmbeddedTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise Triton would never be started again, and no log would tell."""
 
     async def fail(self: TritonProcess) -> None:
         raise PermissionError("not yours")

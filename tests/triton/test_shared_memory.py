@@ -114,10 +114,10 @@ async def test_an_output_whose_size_only_the_model_knows_is_sent(models: TritonC
     np.testing.assert_array_equal(picked["Y"], [[-1.0, 0.5]])
 
 
-async def test_a_slot_whose_request_was_cancelled_serves_nobody_until_triton_has_let_go(
+async def test_a_slot_whose_request_was_cancelled_is_not_used_until_triton_has_let_go(
     models: TritonClient, memory: SharedMemory
 ) -> None:
-    """What Triton writes late reaches nobody else's answer, and the memory comes back when it is done."""
+    """What Triton writes late reaches no other answer, and the memory comes back when it is done."""
     before = await regions(models)
     await cancel_an_order(models, memory)
     image = np.full((8, 8, 3), 9, np.uint8)
