@@ -14,6 +14,7 @@ from polywand_server.errors import DeadlineError, ModelFailedError, UnavailableE
 from polywand_server.triton.client import Death, TensorSpec, TritonClient
 from polywand_server.triton.embedded.server import EmbeddedTriton
 from polywand_server.triton.failures import ModelDiedError
+from tests.running import until
 from tests.triton.models import ANSWERS_NOTHING, DIES, RAISES
 from tests.triton.servers import running_triton
 
@@ -147,15 +148,11 @@ async def test_an_urgent_request_overtakes_those_that_wait(repository: Path) -> 
             await client.infer("queue", 0, {"X": x}, ["Y"], timeout_s=60, priority=priority)
             finished.append(name)
 
-        async def wait_until_pending(count: int) -> None:
-            while await asyncio.to_thread(pending, port, "queue") < count:
-                await asyncio.sleep(0.05)
-
         holder = asyncio.create_task(ask("holder", 0, 60_000))  # until all the others wait
         waiting = [asyncio.create_task(ask(f"ordinary {number}", 0)) for number in range(6)]
-        await asyncio.wait_for(wait_until_pending(6), 30)
+        await until(lambda: pending(port, "queue") >= 6)
         waiting.append(asyncio.create_task(ask("urgent", 1)))
-        await asyncio.wait_for(wait_until_pending(7), 30)
+        await until(lambda: pending(port, "queue") >= 7)
         holder.cancel()
         await asyncio.gather(*waiting)
         await client.close()
