@@ -18,10 +18,10 @@ PROMPTS = 3_000
 MAX_OBJECTS = 1000  # the server's default
 ANSWERED = 'polywand_prompts_total{model="shade",outcome="segmentation"}'
 SKIPPED = 'polywand_prompts_skipped_total{model="shade"}'
-# How many of the flooder's replies may come between another client's click and its answer, on average: a few of its
-# prompts are in work at a time, and some replies wait to be sent: 2 to 4 were seen. Without fairness it would be all
-# objects that wait: a thousand. With one object it is a few in either case, since newer prompts replace older ones.
-REPLIES_BETWEEN = 150
+# How many of the flooder's replies may come between another client's click and its answer, of half the clicks: a few of
+# its prompts are in work at a time, and some replies wait to be sent: 2 to 4 were seen. If the flood came first it would
+# be all objects that wait: a thousand. With one object it is a few in either case: newer prompts replace older ones.
+REPLIES_BETWEEN = 50
 
 
 @pytest.fixture(params=[1, MAX_OBJECTS + 10], ids=["one object", "more objects than fit"])
@@ -54,7 +54,7 @@ def test_thousands_of_prompts_at_once_are_all_accounted_for_and_no_other_client_
     assert talk.end() == grpc.StatusCode.OK
     departures = sorted(departure(reply.timing) for reply in talk.replies)
     between = [bisect(departures, departure(click)) - bisect(departures, click.received_unix_us) for click in clicks]
-    assert statistics.mean(between) <= REPLIES_BETWEEN
+    assert statistics.median(between) <= REPLIES_BETWEEN
 
     image, *replies = talk.replies
     assert image.image.width == 64

@@ -1,5 +1,6 @@
 """Shares: what one client takes, of turns or of memory, leaves the others theirs; and what is full says so."""
 
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -27,9 +28,10 @@ GIVEN_UP = grpc.StatusCode.FAILED_PRECONDITION
 INTERACT = "polywand.v1.AnnotationService/Interact"
 REPLY_MEMORY = "polywand_reply_memory_bytes"
 BODY_MEMORY = "polywand_body_memory_bytes"
-# Of a client with forty objects, between the click of another client and its answer, on average: 2 to 4 were seen, of
-# those at work; if each waited for its turn behind all others it would be 40.
-ANSWERS_BETWEEN = 15
+# Answers to a client with forty objects on ten streams, between the click of another client and its answer; of half the
+# clicks: 1 or 2 were seen, of those at work. With turns for streams, and not for clients, 11 were seen; without any it
+# would be 40.
+ANSWERS_BETWEEN = 5
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,7 @@ def test_a_client_with_many_streams_leaves_another_client_its_turns(sturdy):
             thread.join(150)
     # At the first click the client is not known yet.
     between = [sum(click.received_unix_us <= answer < departure(click) for answer in answers) for click in clicks[1:]]
-    assert sum(between) <= ANSWERS_BETWEEN * len(between), between
+    assert statistics.median(between) <= ANSWERS_BETWEEN, between
 
 
 def test_an_idle_stream_gives_its_image_up_before_another_client_is_refused(narrow):
