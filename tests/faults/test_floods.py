@@ -18,9 +18,9 @@ PROMPTS = 3_000
 MAX_OBJECTS = 1000  # the server's default
 ANSWERED = 'polywand_prompts_total{model="shade",outcome="segmentation"}'
 SKIPPED = 'polywand_prompts_skipped_total{model="shade"}'
-# How many of the flooder's replies may come between another client's click and its answer, of half the clicks: a few of
-# its prompts are in work at a time, and some replies wait to be sent: 2 to 4 were seen. If the flood came first it would
-# be all objects that wait: a thousand. With one object it is a few in either case: newer prompts replace older ones.
+# How many of the flooder's replies may come between another client's click and its answer, of half the clicks. A few of
+# its prompts are in work at a time, and some replies wait to be sent: 2 to 4 were seen. If the flood came first it
+# would be all objects that wait, a thousand. With one object it is a few in either case: newer prompts replace older.
 REPLIES_BETWEEN = 50
 
 
