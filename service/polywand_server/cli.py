@@ -105,6 +105,20 @@ def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
     help="Interval between polls of Triton's model index.",
 )
 @click.option(
+    "--settling-seconds",
+    default=_DEFAULTS.settling_seconds,
+    type=Number(0, MAX_SECONDS),
+    show_envvar=True,
+    help="How long a model's files must not have changed before they are loaded: longer where copies stall.",
+)
+@click.option(
+    "--triton-hang-seconds",
+    default=_DEFAULTS.triton_hang_seconds,
+    type=Number(0.5, MAX_SECONDS),
+    show_envvar=True,
+    help="How long the embedded Triton may leave probes unanswered before it is restarted.",
+)
+@click.option(
     "--infer-timeout-seconds",
     default=_DEFAULTS.infer_timeout_seconds,
     type=Number(0.1, MAX_SECONDS),

@@ -80,6 +80,8 @@ class Settings:
     ready_models: tools, or models with all their tools, that must be ready before the service is. Empty: every model
         must have been tried once.
     poll_seconds: interval between polls of Triton's model index.
+    settling_seconds: time for which a model's files must not have changed before they are loaded or unloaded.
+    triton_hang_seconds: time for which the embedded Triton may leave probes unanswered before it is restarted.
     infer_timeout_seconds: longest wait for one inference, including Triton's queue.
     drain_seconds: time for running requests to finish after SIGTERM.
     worker_threads: threads for prompts; there are as many for images and frames.
@@ -95,6 +97,8 @@ class Settings:
     load_models: bool = True
     ready_models: tuple[str, ...] = ()
     poll_seconds: float = 1.0
+    settling_seconds: float = 0.5
+    triton_hang_seconds: float = 10.0
     infer_timeout_seconds: float = 30.0
     drain_seconds: float = 20.0
     worker_threads: int = 4

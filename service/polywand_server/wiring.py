@@ -87,7 +87,7 @@ def wire(
     wake = asyncio.Event()
     loader = ModelLoader(
         triton,
-        ModelFolders(None if settings.triton_url else settings.model_repository),
+        ModelFolders(None if settings.triton_url else settings.model_repository, settings.settling_seconds),
         allowed=settings.load_models,
         on_change=wake.set,
         end_processes=location.end_model_processes,

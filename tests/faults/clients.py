@@ -1,4 +1,4 @@
-"""Clients as no one wishes them, beside one who only works: streams whose replies are kept, read late, or never."""
+"""Clients that read late or never, and one that works as an annotator does."""
 
 import threading
 import time
@@ -14,12 +14,15 @@ from tests.running import Service
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 
 END_SECONDS = 300.0
+# Of a connection whose client reads nothing: then the service can send 64 kB, and not some MB, before it has to wait.
+NARROW = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536))
 BRIGHT = raw_image(np.full((64, 64, 3), 255, np.uint8))  # all of it is `shade`'s object
 
 
-def own_connection(service: Service) -> grpc.Channel:
-    """A channel that shares its connection with no other; it takes messages of any size."""
+def own_connection(service: Service, *more: tuple[str, int]) -> grpc.Channel:
+    """A channel that shares its connection with no other; it takes messages of any size. more: options of gRPC's."""
     options = [
+        *more,
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
@@ -103,7 +106,7 @@ class Talk:
 
 
 class Annotator:
-    """One who works: clicks somewhere, waits for the answer, corrects it, takes that back, and goes on, until stopped.
+    """An annotator: clicks somewhere, waits for the answer, corrects it, takes that back, and goes on, until stopped.
 
     replies: to every click, in order. A thread of its own; whatever ends the stream is raised by `stop`.
     """
@@ -115,7 +118,7 @@ class Annotator:
         stub: annotation_pb2_grpc.AnnotationServiceStub,
         image: NDArray[np.uint8],
         *,
-        model: str = "wand_click",
+        model: str = "quick",
         version: int = 0,
         seed: int = 0,
     ) -> None:

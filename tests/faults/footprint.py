@@ -6,13 +6,19 @@ from pathlib import Path
 
 import psutil
 
-from tests.running import Service, tritonservers
+from tests.running import Service, tritonservers, wait_for
 
 SHARED_MEMORY = Path("/dev/shm")
 INTERACT_STREAMS = 'polywand_grpc_active_streams{method="polywand.v1.AnnotationService/Interact"}'
 DETECT_STREAMS = 'polywand_grpc_active_streams{method="polywand.v1.AnnotationService/DetectStream"}'
 IMAGE_MEMORY, MASK_MEMORY = "polywand_image_memory_bytes", "polywand_mask_memory_bytes"
 TASKS, SLOTS = "polywand_asyncio_tasks", "polywand_shared_memory_bytes"
+
+
+def wait_for_rest(service: Service, seconds: float = 120) -> None:
+    """Wait until nothing is left of any client: no stream, no image, no remembered map."""
+    for sample in (INTERACT_STREAMS, DETECT_STREAMS, IMAGE_MEMORY, MASK_MEMORY):
+        wait_for(lambda sample=sample: service.metric(sample) == 0, seconds, service)
 
 
 def scratch(service: Service) -> Path:

@@ -82,5 +82,5 @@ class Relay:
 def _close(*ends: socket.socket) -> None:
     for end in ends:
         with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)  # wakes whoever still waits for it
+            end.shutdown(socket.SHUT_RDWR)  # ends what still waits for it
         end.close()

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.fuzz.__main__ import DEADLINE_SECONDS, MODELS, TOOLS, bystander_of
+from tests.faults.fuzz.__main__ import DEADLINE_SECONDS, TOOLS, bystander_of
 from tests.faults.fuzz.campaign import Campaign
 from tests.faults.fuzz.generate import make_case
 from tests.faults.fuzz.sizes import SMALL
+from tests.faults.models import add_stand_ins
 from tests.running import Service, copy_newest, running_service
 
 SEED, CASES, WORKERS = 1, 300, 6
@@ -19,9 +20,9 @@ SEED, CASES, WORKERS = 1, 300, 6
 
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service with one network, one detector and one classical tool."""
+    """A service with an interactor, a detector and a classical tool; networks are not what is tested here."""
     folder = tmp_path_factory.mktemp("fuzz")
-    repository = copy_newest(folder / "models", *MODELS)
+    repository = add_stand_ins(copy_newest(folder / "models", "grabcut"))
     with running_service(folder / "log", f"--model-repository={repository}") as service:
         service.wait_ready(*TOOLS)
         yield service

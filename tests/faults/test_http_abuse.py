@@ -1,4 +1,4 @@
-"""Clients of the HTTP port that say nothing, too much, too often, or do not read: probes are answered all the same."""
+"""Clients of the HTTP port that send nothing, too much, too often, or do not read: probes are answered all the same."""
 
 import asyncio
 import resource
@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,20 +20,44 @@ from tests.running import Service, running_service, until, wait_for
 
 HALF_A_HEADER = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
 REQUEST = b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n"
+# The second response waits until the client takes the first one.
+LARGE_THEN_SMALL = REQUEST % b"/metrics" + REQUEST % b"/livez"
 FEW_LINES = 10
 
 
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
+@contextmanager
+def without_triton(log: Path) -> Iterator[Service]:
     """A service without Triton: it is up at once, and its HTTP port is the same."""
-    with running_service(tmp_path / "log", "--triton-url=127.0.0.1:9") as running:
+    with running_service(log, "--triton-url=127.0.0.1:9") as running:
         wait_for(lambda: running.get("/readyz")[0] == 503, 30, running)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that tests leave as it was."""
+    with without_triton(tmp_path_factory.mktemp("http") / "log") as running:
+        yield running
+
+
+@pytest.fixture
+def own_service(tmp_path: Path) -> Iterator[Service]:
+    """A service of the test's own, which it limits or ends."""
+    with without_triton(tmp_path / "log") as running:
         yield running
 
 
 def connect(service: Service, stack: ExitStack) -> socket.socket:
     host, _, port = service.http.removeprefix("http://").rpartition(":")
     return stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
+
+
+@pytest.fixture
+def large_page() -> Iterator[None]:
+    """Metrics of 20 MB: more than the kernel takes for a client that does not read."""
+    REGISTRY.register(large := Large())
+    yield
+    REGISTRY.unregister(large)
 
 
 def is_open(connection: socket.socket) -> bool:
@@ -56,23 +80,6 @@ def lines(service: Service) -> int:
     return service.log.read_text().count("\n")
 
 
-def test_connections_without_a_whole_header_are_closed(service):
-    with ExitStack() as stack:
-        silent, slow = connect(service, stack), connect(service, stack)
-        asked_once = connect(service, stack)
-        asked_once.sendall(REQUEST % b"/livez")
-        read_until(b"alive\n", asked_once)
-        asked_once.sendall(HALF_A_HEADER)
-
-        def feed() -> bool:
-            if is_open(slow):
-                slow.send(b"X-a: b\r\n")
-            return not any(map(is_open, (silent, slow, asked_once)))
-
-        slow.sendall(HALF_A_HEADER)
-        wait_for(feed, 60, service)
-
-
 def test_a_probe_is_answered_however_many_silent_connections_there_are(service):
     with ExitStack() as stack:
         silent = [connect(service, stack) for _ in range(http.MAX_CONNECTIONS + 30)]
@@ -82,16 +89,16 @@ def test_a_probe_is_answered_however_many_silent_connections_there_are(service):
         assert still_open == sorted(still_open)  # the oldest went
 
 
-def test_without_free_descriptors_a_probe_is_answered_and_little_is_logged(service):
-    used = len(list(Path(f"/proc/{service.process.pid}/fd").iterdir()))
-    resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (used + 10, used + 10))
-    before = lines(service)
+def test_without_free_descriptors_a_probe_is_answered_and_little_is_logged(own_service):
+    used = len(list(Path(f"/proc/{own_service.process.pid}/fd").iterdir()))
+    resource.prlimit(own_service.process.pid, resource.RLIMIT_NOFILE, (used + 10, used + 10))
+    before = lines(own_service)
     with ExitStack() as stack:
-        silent = [connect(service, stack) for _ in range(30)]
+        silent = [connect(own_service, stack) for _ in range(30)]
         for _ in range(20):
-            assert service.get("/livez") == (200, "alive\n")
+            assert own_service.get("/livez") == (200, "alive\n")
         assert sum(map(is_open, silent)) < 10
-    assert lines(service) - before < FEW_LINES
+    assert lines(own_service) - before < FEW_LINES
 
 
 def test_too_large_and_wrong_headers_end_the_connection_and_little_is_logged(service):
@@ -114,15 +121,15 @@ def test_a_response_does_not_tell_what_serves_it_nor_let_a_browser_guess_its_typ
         assert b"\r\nserver:" not in head
 
 
-def test_a_client_that_does_not_read_does_not_keep_the_service_from_its_end(service):
+def test_a_client_that_does_not_read_does_not_keep_the_service_from_its_end(own_service):
     with ExitStack() as stack:
-        connection = connect(service, stack)
+        connection = connect(own_service, stack)
         connection.setblocking(False)
         sent = connection.send(REQUEST % b"/metrics" * 1000)
         assert sent
-        service.get("/livez")  # it has begun to answer
-        service.process.send_signal(signal.SIGTERM)
-        assert service.process.wait(60) == 0
+        own_service.get("/livez")  # it has begun to answer
+        own_service.process.send_signal(signal.SIGTERM)
+        assert own_service.process.wait(60) == 0
 
 
 @asynccontextmanager
@@ -151,6 +158,13 @@ class Counting:
     def collect(self) -> list[GaugeMetricFamily]:
         self.count += 1
         return []
+
+
+class Large:
+    """A collector of one metric with a long description."""
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        return [GaugeMetricFamily("test_http_abuse_large", "x" * 20_000_000)]
 
 
 async def fetch(port: int, path: bytes, times: int = 1) -> list[str]:
@@ -184,22 +198,45 @@ async def test_requests_share_encodings_of_the_metrics_and_none_is_older_than_it
         REGISTRY.unregister(gauge)
 
 
+async def test_connections_without_a_whole_header_are_closed(monkeypatch: pytest.MonkeyPatch):
+    """One that is silent, one that sends its header slowly, and one that was answered once."""
+    monkeypatch.setattr(http, "HEADER_SECONDS", 1.0)
+    async with serving(healthy()) as (_, port):
+        with ExitStack() as stack:
+            silent, slow, asked_once = (
+                stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(3)
+            )
+            asked_once.sendall(REQUEST % b"/livez")
+            await asyncio.to_thread(read_until, b"alive\n", asked_once)
+            for connection in (asked_once, slow):
+                connection.sendall(HALF_A_HEADER)
+
+            def all_are_closed() -> bool:
+                if is_open(slow):
+                    slow.send(b"X-a: b\r\n")
+                return not any(map(is_open, (silent, slow, asked_once)))
+
+            await until(all_are_closed)
+
+
+@pytest.mark.usefixtures("large_page")
 async def test_a_client_that_does_not_take_its_response_is_cut_off(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(http, "RESPONSE_SECONDS", 0.5)
     async with serving(healthy()) as (server, port):
         with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(REQUEST % b"/metrics" * 1000)
+            connection.sendall(LARGE_THEN_SMALL)
             await until(lambda: server.server_state.connections)
             await until(lambda: not server.server_state.connections)
 
 
-async def test_a_connection_is_closed_at_once_where_all_others_are_being_answered(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.usefixtures("large_page")
+async def test_a_connection_is_closed_at_once_where_all_others_are_being_answered():
     async with serving(healthy()) as (server, port):
         server._max_connections = 2
         with ExitStack() as stack:
             for _ in range(2):
                 busy = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-                busy.sendall(REQUEST % b"/metrics" * 1000)
+                busy.sendall(LARGE_THEN_SMALL)
             await until(lambda: len(server.server_state.connections) == 2)
             await until(lambda: all(connection.flow.write_paused for connection in server.server_state.connections))
             reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -2,22 +2,23 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
 import pytest
+from click.testing import CliRunner
 
 from polywand_contract.v1.annotation_pb2_grpc import AnnotationServiceStub
+from polywand_zoo.cli import main as polywand_zoo
 from tests.faults.clients import Annotator, own_connection, status
 from tests.running import Service, running_service, wait_for
 from tests.triton.models import add_model
 
 SOON_SECONDS = 120
 ANSWERS = 6
+PROMPTLY = ("--poll-seconds=0.1", "--settling-seconds=0.2")
 
 # Version N of the model calls version N of its part, as f-BRS does.
 CALLER = """
@@ -39,7 +40,7 @@ class TritonPythonModel:
             return pb_utils.InferenceResponse(error=response.error())
         return pb_utils.InferenceResponse([pb_utils.get_output_tensor_by_name(response, "LOGITS")])
 """
-# It starts slowly, and takes its time.
+# It starts later than its caller would, and takes its time.
 PART = """
 import time
 import numpy as np
@@ -47,7 +48,7 @@ import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def initialize(self, args):
-        time.sleep(4)
+        time.sleep(1)
 
     def execute(self, requests):
         time.sleep(0.1)
@@ -86,7 +87,7 @@ def caller(tmp_path: Path) -> Iterator[tuple[Service, Path]]:
     repository = tmp_path / "models"
     add_model(repository, "caller", CALLER_CONFIG, CALLER)
     add_model(repository, "caller_part", PART_CONFIG, PART)
-    with running_service(tmp_path / "log", f"--model-repository={repository}") as service:
+    with running_service(tmp_path / "log", f"--model-repository={repository}", *PROMPTLY) as service:
         wait_for(lambda: service.log.read_text().count("successfully loaded") == 2, SOON_SECONDS, service)
         service.wait_ready("caller")
         yield service, repository
@@ -101,8 +102,8 @@ def answer_with(version: int, annotators: list[Annotator], service: Service) -> 
 
 
 def zoo(command: str, repository: Path) -> None:
-    program = "from polywand_zoo.cli import main; main()"
-    subprocess.run([sys.executable, "-c", program, command, "caller", "--repository", str(repository)], check=True)
+    arguments = [command, "caller", "--repository", str(repository)]
+    CliRunner().invoke(polywand_zoo, arguments, catch_exceptions=False)
 
 
 def test_versions_come_after_their_parts_and_go_before_them(caller, astronaut):

@@ -13,7 +13,7 @@ import pytest
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1.annotation_pb2_grpc import AnnotationServiceStub
 from tests.faults.clients import BRIGHT, comb, own_connection, requests
-from tests.faults.footprint import DETECT_STREAMS, IMAGE_MEMORY, INTERACT_STREAMS, MASK_MEMORY
+from tests.faults.footprint import DETECT_STREAMS, IMAGE_MEMORY, INTERACT_STREAMS, MASK_MEMORY, wait_for_rest
 from tests.faults.models import count, journal_of
 from tests.faults.relay import Relay
 from tests.faults.victim import FIRST_CLICK, UPLOAD_BYTES, send_prompts
@@ -66,9 +66,8 @@ def test_the_prompts_of_a_client_that_goes_end_at_triton_too(sturdy, sturdy_stub
         assert sturdy.metric(INTERACT_STREAMS) == 1
         assert sturdy.metric(IMAGE_MEMORY) > 0
         assert sturdy.metric(MASK_MEMORY) > 0
-    wait_for(lambda: count(journal, "cancelled") == stopped + 1, SOON_SECONDS, sturdy)
-    wait_for(lambda: sturdy.metric(INTERACT_STREAMS) == 0, SOON_SECONDS, sturdy)
-    wait_for(lambda: sturdy.metric(IMAGE_MEMORY) == sturdy.metric(MASK_MEMORY) == 0, SOON_SECONDS, sturdy)
+    wait_for(lambda: count(journal, "cancelled") > stopped, SOON_SECONDS, sturdy)
+    wait_for_rest(sturdy, SOON_SECONDS)
     with InteractStream(sturdy_stub) as other:
         other.ask(BRIGHT)
         assert other.ask(prompt("shade", FIRST_CLICK)).segmentation.shape.polygons
@@ -92,7 +91,7 @@ def test_the_frames_of_a_client_that_cancels_end_at_triton_too(sturdy, sturdy_st
     cancel = call(sturdy_stub)
     wait_for(lambda: count(journal, "began") == began + 1, SOON_SECONDS, sturdy)
     cancel()
-    wait_for(lambda: count(journal, "cancelled") == stopped + 1, SOON_SECONDS, sturdy)
+    wait_for(lambda: count(journal, "cancelled") > stopped, SOON_SECONDS, sturdy)
     wait_for(lambda: sturdy.metric(DETECT_STREAMS) == 0, SOON_SECONDS, sturdy)
     again = detect(sturdy_stub)
     wait_for(lambda: count(journal, "began") > began + 1, SOON_SECONDS, sturdy)
@@ -116,7 +115,7 @@ def test_a_client_killed_in_the_middle_of_an_upload_leaves_nothing(sturdy, sturd
 
 
 async def test_streams_that_end_and_are_cancelled_in_the_same_moment_leave_nothing(sturdy):
-    """Whose replies fill the outbox: nobody is to wait for room in it, whichever of the two is noticed first."""
+    """Their replies fill the outbox: no task waits for room in it for ever, whichever of the two is noticed first."""
     clicks = [prompt("shade", (1, 1, POSITIVE), object_id=str(number), tolerance=0) for number in range(60)]
     messages = [request.SerializeToString() for request in requests([comb(600), *clicks])]
 
@@ -130,6 +129,6 @@ async def test_streams_that_end_and_are_cancelled_in_the_same_moment_leave_nothi
             await asyncio.sleep(milliseconds / 1000)
             call.cancel()
 
-    for number in range(40):
-        await asyncio.gather(*(come_and_go((number % 10) / 5) for _ in range(3)))
+    for _ in range(10):
+        await asyncio.gather(*(come_and_go((number % 10) / 5) for number in range(12)))
     wait_for(lambda: sturdy.metric(INTERACT_STREAMS) == 0, SOON_SECONDS, sturdy)

@@ -2,9 +2,9 @@
 
     make soak MINUTES=20      (or: python -m tests.soak --minutes 20 --annotators 4 --seed 1)
 
-Prints what the service takes of the machine every minute. After a warm-up, and at the end, everybody leaves; what there
-is more of then than an allowance (see `state`) makes the exit status 1, with a sentence for each. So does every error
-that nobody asked for.
+Prints what the service takes of the machine every minute. After a warm-up, and at the end, all of them leave; what
+there is more of then than an allowance (see `state`) makes the exit status 1, with a sentence for each. So does every
+error that was not provoked.
 """
 
 import argparse
@@ -23,7 +23,7 @@ MODELS = ("nanodet", "grabcut", "wand_click")
 LONGEST_WARM_UP_MINUTES = 3.0
 WARM_UP_SHARE = 0.25
 RECOVERY_SECONDS = 60.0
-# For connections to end and idle threads to go, after everybody has left.
+# For connections to end and idle threads to go, after all have left.
 REST_SECONDS = 10.0
 MOST_WORDS = 20  # unexpected errors that are printed
 
@@ -63,10 +63,10 @@ class Soak:
             await self._report("")
 
     async def _rest(self, crew: Crew, when: str) -> State:
-        """Let everybody leave; return the state without anybody."""
+        """Let all annotators leave; return the state without any client."""
         await crew.leave()
         await asyncio.sleep(REST_SECONDS)
-        return await self._report(f"everybody has left, {when}")
+        return await self._report(f"all have left, {when}")
 
     async def _kill_triton(self) -> None:
         kinds = 'polywand_models_ready{kind="interactor"}', 'polywand_models_ready{kind="detector"}'

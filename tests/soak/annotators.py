@@ -1,4 +1,4 @@
-"""A crew of annotators who come, work with the SDK, make mistakes, and go, in order or not."""
+"""A crew of annotators that come, work with the SDK, make mistakes, and go, in order or not."""
 
 import asyncio
 import random
@@ -46,7 +46,7 @@ class Tally:
 
 
 class Crew:
-    """So many annotators at a time; whoever goes is replaced, until `leave`. A task each."""
+    """A number of annotators at a time, a task each; one that goes is replaced, until `leave`."""
 
     def __init__(self, target: str, size: int, photo: Path, tally: Tally, seed: int) -> None:
         self._target, self._photo, self._tally = target, photo, tally

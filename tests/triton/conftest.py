@@ -9,6 +9,7 @@ import pytest_asyncio
 from polywand_server.triton.client import TritonClient
 from polywand_server.triton.embedded.server import EmbeddedTriton
 from tests.triton.models import make_repository
+from tests.triton.servers import running_triton
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +19,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def triton(repository: Path) -> AsyncIterator[EmbeddedTriton]:
-    async with EmbeddedTriton(repository) as server:
+    async with running_triton(repository) as server:
         yield server
 
 

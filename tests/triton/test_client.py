@@ -1,7 +1,9 @@
 """The client against a real tritonserver: what it returns, and what its errors are."""
 
 import asyncio
+import socket
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ from polywand_server.errors import DeadlineError, ModelFailedError, UnavailableE
 from polywand_server.triton.client import DeadProcess, TensorConfig, TritonClient
 from polywand_server.triton.embedded.server import EmbeddedTriton
 from polywand_server.triton.failures import ModelDiedError
+from tests.running import until
 from tests.triton.models import ANSWERS_NOTHING, DIES, RAISES
+from tests.triton.servers import running_triton
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -94,7 +98,7 @@ async def test_a_missing_output_is_a_model_failure(puppet: TritonClient) -> None
         await order(puppet, ANSWERS_NOTHING)
 
 
-@pytest.mark.parametrize(("model", "version"), [("nobody", 0), ("pick", 0), ("puppet", 7)])
+@pytest.mark.parametrize(("model", "version"), [("unknown", 0), ("pick", 0), ("puppet", 7)])
 async def test_a_model_that_is_not_loaded_is_unavailable(puppet: TritonClient, model: str, version: int) -> None:
     with pytest.raises(UnavailableError, match=f"{model}.* is not loaded"):
         await puppet.infer(model, version, {"X": np.zeros((1, 2, 3), np.float32)}, ["Y"], timeout_s=5.0)
@@ -132,25 +136,41 @@ async def test_a_cancelled_call_frees_the_model(puppet: TritonClient) -> None:
     assert time.monotonic() - started < 20  # of the thirty seconds that it had to go
 
 
-async def test_an_urgent_request_overtakes_those_that_wait(client: TritonClient) -> None:
-    await client.load("queue")
-    finished: list[str] = []
+async def test_an_urgent_request_overtakes_those_that_wait(repository: Path) -> None:
+    port = free_port()
+    async with running_triton(repository, metrics_port=port) as own:
+        client = TritonClient(own.url)
+        await client.load("queue")
+        finished: list[str] = []
 
-    async def ask(name: str, priority: int, milliseconds: int = 150) -> None:
-        x = np.full((1, 2, 3), milliseconds, np.float32)
-        await client.infer("queue", 0, {"X": x}, ["Y"], timeout_s=60, priority=priority)
-        finished.append(name)
+        async def ask(name: str, priority: int, milliseconds: int = 20) -> None:
+            x = np.full((1, 2, 3), milliseconds, np.float32)
+            await client.infer("queue", 0, {"X": x}, ["Y"], timeout_s=60, priority=priority)
+            finished.append(name)
 
-    holder = asyncio.create_task(ask("holder", 0, 60_000))  # until all the others wait
-    await asyncio.sleep(0.2)
-    waiting = [asyncio.create_task(ask(f"ordinary {number}", 0)) for number in range(6)]
-    await asyncio.sleep(0.2)
-    waiting.append(asyncio.create_task(ask("urgent", 1)))
-    await asyncio.sleep(0.5)
-    holder.cancel()
-    await asyncio.gather(*waiting)
+        holder = asyncio.create_task(ask("holder", 0, 60_000))  # until all the others wait
+        waiting = [asyncio.create_task(ask(f"ordinary {number}", 0)) for number in range(6)]
+        await until(lambda: pending(port, "queue") >= 6)
+        waiting.append(asyncio.create_task(ask("urgent", 1)))
+        await until(lambda: pending(port, "queue") >= 7)
+        holder.cancel()
+        await asyncio.gather(*waiting)
+        await client.close()
     # One that Triton has handed on already cannot be overtaken.
     assert finished.index("urgent") <= 1
+
+
+def pending(port: int, model: str) -> int:
+    """How many requests to a model wait in Triton, by its metrics."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+        lines = response.read().decode().splitlines()
+    name = f'nv_inference_pending_request_count{{model="{model}"'
+    return sum(int(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 async def test_a_request_that_finds_the_process_of_a_model_dead_says_so(triton: EmbeddedTriton) -> None:
@@ -181,7 +201,7 @@ async def test_a_model_tells_whether_requests_failed_since_it_was_loaded(puppet:
 
 
 async def test_a_server_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
-    client = TritonClient(f"unix:{tmp_path}/nobody")
+    client = TritonClient(f"unix:{tmp_path}/nothing")
     assert not await client.server_live(1.0)
     assert not await client.server_ready(1.0)
     with pytest.raises(UnavailableError, match="is away"):

@@ -26,6 +26,7 @@ from polywand_server.triton.embedded.wheel import Wheel, assemble, find_wheel
 from polywand_server.triton.failures import ModelDiedError
 from tests.running import until
 from tests.tools.tending import Tended, tended
+from tests.triton.servers import running_triton
 
 SERVICE = """
 import asyncio, sys
@@ -48,7 +49,7 @@ asyncio.run(main())
 @pytest.fixture
 async def own(repository: Path) -> AsyncIterator[EmbeddedTriton]:
     """A server that may be harmed."""
-    async with EmbeddedTriton(repository) as server:
+    async with running_triton(repository) as server:
         yield server
 
 
@@ -61,7 +62,7 @@ def processes(url: str) -> dict[str, int]:
     found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            arguments = (entry / "cmdline").read_bytes().decode().split("\0")
+            arguments = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
         if not any(token(url) in argument for argument in arguments):
@@ -75,6 +76,13 @@ def leftovers(url: str) -> list[str]:
     shared = [str(path) for path in Path("/dev/shm").glob(f"polywand-{token(url)}*")]
     scratch = Path(url.removeprefix("unix:")).parent
     return [*processes(url), *shared, *([str(scratch)] if scratch.exists() else [])]
+
+
+def waits_for(descriptor: int) -> bool:
+    """Whether a lock on this file waits for the one that holds it."""
+    inode = os.fstat(descriptor).st_ino
+    lines = Path("/proc/locks").read_text().splitlines()
+    return any("-> FLOCK" in line and f":{inode} " in line for line in lines)
 
 
 async def run_service(repository: Path) -> tuple[asyncio.subprocess.Process, str]:
@@ -126,7 +134,7 @@ async def test_a_killed_server_is_replaced_under_the_same_address(own: EmbeddedT
 
 
 async def test_a_server_that_hangs_is_replaced(repository: Path) -> None:
-    async with EmbeddedTriton(repository, hang_timeout_s=3.0) as own:
+    async with running_triton(repository, hang_timeout_s=3.0) as own:
         os.kill(processes(own.url)["server"], signal.SIGSTOP)
         await until(lambda: own.restarts == 1)
         client = TritonClient(own.url)
@@ -140,7 +148,7 @@ async def test_a_model_process_that_was_only_slow_gives_no_request_the_answer_of
     """Triton calls it dead after a second or two without a sign of life, and forgets what it still computes."""
     shutil.copytree(repository / "puppet", tmp_path / "puppet")
     async with (
-        EmbeddedTriton(tmp_path) as own,
+        running_triton(tmp_path) as own,
         tended(own.url, tmp_path, end_processes=own.end_model_processes) as models,
     ):
         await is_only_slow(own, models, caplog)
@@ -170,7 +178,9 @@ async def is_only_slow(own: EmbeddedTriton, models: Tended, caplog: pytest.LogCa
     assert [await echo(number) for number in range(30, 40)] == list(range(30, 40))
     assert own.restarts == 0
     assert processes(own.url)["stub"] != slow
-    assert caplog.text.count("loading it again") == 1  # those who waited behind it did not bring the model down again
+    assert (
+        caplog.text.count("loading it again") == 1
+    )  # the requests that waited behind it did not bring the model down again
 
 
 async def test_only_the_processes_of_the_model_and_of_this_server_are_ended(
@@ -178,7 +188,7 @@ async def test_only_the_processes_of_the_model_and_of_this_server_are_ended(
 ) -> None:
     client = TritonClient(own.url)
     await client.load("queue")
-    async with EmbeddedTriton(repository) as other:
+    async with running_triton(repository) as other:
         elsewhere = TritonClient(other.url)
         assert await answers(elsewhere)
         assert await answers(client)
@@ -213,10 +223,10 @@ async def test_a_service_that_is_killed_leaves_nothing_behind(repository: Path) 
 async def test_what_a_killed_launcher_and_service_left_is_removed_at_the_next_start(repository: Path) -> None:
     service, url = await run_service(repository)
     launcher = processes(url)["launcher"]
-    # Tests that run beside this one start servers, too: until it has looked, the lock keeps their sweeps away.
+    # Tests that run beside this one start servers, too: the lock keeps their sweeps away until this test has checked.
     with (launch.SHARED_MEMORY / f"polywand-{token(url)}.lock").open() as lock:
         locked = asyncio.get_running_loop().run_in_executor(None, fcntl.flock, lock, fcntl.LOCK_SH)
-        await asyncio.sleep(0.1)  # now it waits
+        await until(lambda: waits_for(lock.fileno()))
         service.send_signal(signal.SIGSTOP)
         os.kill(launcher, signal.SIGKILL)
         service.kill()
@@ -224,14 +234,14 @@ async def test_what_a_killed_launcher_and_service_left_is_removed_at_the_next_st
         await until(lambda: not processes(url))
         await asyncio.wait_for(locked, 60.0)
         assert leftovers(url)
-    async with EmbeddedTriton(repository):
+    async with running_triton(repository):
         await until(lambda: leftovers(url) == [])
 
 
 async def test_a_running_server_survives_the_sweep_of_another_start(own: EmbeddedTriton, repository: Path) -> None:
     client = TritonClient(own.url)
     assert await answers(client)
-    async with EmbeddedTriton(repository) as other:
+    async with running_triton(repository) as other:
         assert other.url != own.url
         assert await answers(client)
     assert own.restarts == 0
@@ -272,7 +282,7 @@ async def test_a_start_that_fails_says_why_with_the_last_lines(
 
 async def test_a_repository_with_a_blank_in_its_path_is_served(repository: Path, tmp_path: Path) -> None:
     shutil.copytree(repository / "puppet", tmp_path / "my models" / "puppet")
-    async with EmbeddedTriton(tmp_path / "my models") as server:
+    async with running_triton(tmp_path / "my models") as server:
         client = TritonClient(server.url)
         await client.load("puppet")
         x = np.zeros((1, 2, 3), np.float32)
@@ -335,10 +345,10 @@ async def test_a_start_whose_probe_fails_is_no_start(repository: Path, monkeypat
     assert leftovers(triton.url) == []
 
 
-async def test_an_unexpected_end_of_the_supervision_is_told(
+async def test_an_unexpected_end_of_the_monitoring_is_reported(
     own: EmbeddedTriton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else Triton would never be started again, and nobody would know."""
+    """Otherwise Triton would never be started again, and no log would tell."""
 
     async def fail(self: TritonProcess) -> None:
         raise PermissionError("not yours")

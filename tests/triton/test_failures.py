@@ -86,7 +86,7 @@ def test_a_path_is_shortened_to_its_file_and_the_log_has_all_under_the_same_numb
     assert said == [f"load failed: model.onnx: no such file (the service's log says more: {number})"] * 3
     (record,) = caplog.records
     assert record.getMessage() == f"Triton at {URL}, {number}: {details}"
-    assert NUMBER.search(Failures(URL).public_text(details))[1] != number  # nobody can compute it
+    assert NUMBER.search(Failures(URL).public_text(details))[1] != number  # it cannot be computed
 
 
 def test_the_log_is_not_filled_by_an_outage_nor_memory_by_many_texts(caplog):

@@ -77,7 +77,7 @@ async def test_a_request_that_fails_fails_alone(pick: Pick) -> None:
         np.testing.assert_array_equal(answers[place], WEIGHTS[index])
 
 
-async def test_cancelled_requests_harm_nobody(pick: Pick) -> None:
+async def test_cancelled_requests_harm_no_other(pick: Pick) -> None:
     calls = [asyncio.create_task(pick(number % 3)) for number in range(30)]
     await asyncio.sleep(0.01)
     for call in calls[::2]:

@@ -16,6 +16,7 @@ from polywand_server.triton.embedded import launch
 from polywand_server.triton.embedded.pools import make_private
 from polywand_server.triton.embedded.server import EmbeddedTriton
 from tests.running import until
+from tests.triton.servers import running_triton
 
 # What another user can do: open each of the files.
 STRANGER = """
@@ -47,7 +48,7 @@ def seen_by_a_stranger(paths: list[Path]) -> str:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 async def test_another_user_can_read_no_pool_when_the_models_are_ready(repository: Path) -> None:
-    async with EmbeddedTriton(repository) as triton:
+    async with running_triton(repository) as triton:
         client = TritonClient(triton.url)
         for model in ("puppet", "pick"):
             await client.load(model)
@@ -64,7 +65,7 @@ async def test_another_user_can_read_no_pool_when_the_models_are_ready(repositor
 async def test_a_pool_is_private_from_its_first_moment(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stranger that opens one in the moment before its mode is changed could read all that comes later."""
     monkeypatch.setattr(EmbeddedTriton, "protect_memory", lambda _: None)
-    async with EmbeddedTriton(repository) as triton:
+    async with running_triton(repository) as triton:
         client = TritonClient(triton.url)
         modes = set()
         loading = asyncio.create_task(client.load("puppet"))
@@ -77,7 +78,7 @@ async def test_a_pool_is_private_from_its_first_moment(repository: Path, monkeyp
 
 
 async def test_a_pool_that_is_readable_becomes_private_by_itself(repository: Path) -> None:
-    async with EmbeddedTriton(repository) as triton:
+    async with running_triton(repository) as triton:
         pool = launch.SHARED_MEMORY / f"{triton.region_prefix}of-a-test"
         pool.touch(0o644)
         pool.chmod(0o644)
@@ -101,7 +102,7 @@ def test_only_files_of_ours_are_made_private(tmp_path: Path, monkeypatch: pytest
 
 
 async def test_the_folder_of_a_running_server_is_locked_against_cleaners(repository: Path) -> None:
-    async with EmbeddedTriton(repository) as triton:
+    async with running_triton(repository) as triton:
         folder = os.open(Path(triton.url.removeprefix("unix:")).parent, os.O_RDONLY)
         with pytest.raises(BlockingIOError):
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,7 +113,7 @@ async def test_the_folder_of_a_running_server_is_locked_against_cleaners(reposit
 async def test_a_server_whose_files_were_removed_is_replaced(
     repository: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with EmbeddedTriton(repository) as triton:
+    async with running_triton(repository) as triton:
         shutil.rmtree(Path(triton.url.removeprefix("unix:")).parent / "backends" / "onnxruntime")
         await until(lambda: triton.restarts == 1)
         client = TritonClient(triton.url)

@@ -15,11 +15,11 @@ import pytest_asyncio
 from polywand_server.errors import DeadlineError, ModelFailedError, UnavailableError
 from polywand_server.triton import shared_memory
 from polywand_server.triton.client import TritonClient
-from polywand_server.triton.embedded.server import EmbeddedTriton
 from polywand_server.triton.exchange import exchange
 from polywand_server.triton.shared_memory import FOLDER, SharedMemory, is_on_this_host
 from polywand_server.triton.tensors import TensorSpec
 from tests.triton.models import RAISES, WEIGHTS
+from tests.triton.servers import running_triton
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -114,10 +114,10 @@ async def test_an_output_whose_size_only_the_model_knows_is_sent(models: TritonC
     np.testing.assert_array_equal(picked["Y"], [[-1.0, 0.5]])
 
 
-async def test_a_slot_whose_request_was_cancelled_serves_nobody_until_triton_has_let_go(
+async def test_a_slot_whose_request_was_cancelled_is_not_used_until_triton_has_let_go(
     models: TritonClient, memory: SharedMemory
 ) -> None:
-    """What Triton writes late reaches nobody else's answer, and the memory comes back when it is done."""
+    """What Triton writes late reaches no other answer, and the memory comes back when it is done."""
     before = await regions(models)
     await cancel_an_order(models, memory)
     image = np.full((8, 8, 3), 9, np.uint8)
@@ -277,7 +277,7 @@ async def test_another_size_finds_room_that_the_last_one_no_longer_needs(
 
 
 async def test_after_a_restart_of_triton_tensors_are_shared_again(repository: Path) -> None:
-    async with EmbeddedTriton(repository) as server:
+    async with running_triton(repository) as server:
         client = TritonClient(server.url)
         memory = SharedMemory(client, server.region_prefix, 4 * MIB)
         image = np.ones((8, 8, 3), np.uint8)

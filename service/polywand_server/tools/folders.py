@@ -61,8 +61,9 @@ class ModelFolders:
     network folder that is not mounted), tells nothing: then no model counts as deleted.
     """
 
-    def __init__(self, repository: Path | None) -> None:
+    def __init__(self, repository: Path | None, settling_seconds: float | None = None) -> None:
         self._repository = repository
+        self._settling_seconds = settling_seconds if settling_seconds is not None else SETTLING_SECONDS
         self._scan: asyncio.Task[Scan] | None = None
         self._current: Mapping[str, ModelFolder] | None = None  # None while nothing is known
         self._last: Mapping[str, ModelFolder] | None = None  # of the last scan that succeeded
@@ -81,7 +82,7 @@ class ModelFolders:
 
     def is_settled(self, name: str) -> bool:
         """Whether a model has not changed for a while, so that its files are completely written."""
-        return time.monotonic() - self._changed_at.get(name, 0.0) >= SETTLING_SECONDS
+        return time.monotonic() - self._changed_at.get(name, 0.0) >= self._settling_seconds
 
     def is_deleted(self, name: str) -> bool:
         """Whether a model is certainly not there, and has not been for a while."""

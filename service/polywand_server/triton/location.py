@@ -52,7 +52,11 @@ async def locate_triton(settings: Settings, stack: AsyncExitStack) -> TritonLoca
             f"there is no model repository at '{settings.model_repository}': name one with --model-repository, "
             "or a Triton elsewhere with --triton-url"
         )
-    triton = EmbeddedTriton(settings.model_repository, on_restart=metrics.TRITON_RESTARTS.inc)
+    triton = EmbeddedTriton(
+        settings.model_repository,
+        hang_timeout_s=settings.triton_hang_seconds,
+        on_restart=metrics.TRITON_RESTARTS.inc,
+    )
     stack.push_async_callback(partial(triton.stop, GRACE_SECONDS))
     try:
         await triton.start()
