@@ -10,8 +10,8 @@ import skimage.data
 
 from polywand_server.errors import ModelFailedError
 from polywand_server.triton.client import TritonClient
-from polywand_server.triton.embedded.server import EmbeddedTriton
 from tests.running import REPOSITORY
+from tests.triton.servers import running_triton
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -41,7 +41,7 @@ class GrabCut:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def grabcut() -> AsyncIterator[GrabCut]:
-    async with EmbeddedTriton(REPOSITORY) as triton:
+    async with running_triton(REPOSITORY) as triton:
         client = TritonClient(triton.url)
         await client.load("grabcut")
         yield GrabCut(client)
