@@ -1,4 +1,4 @@
-"""Prove that the environment of the Python that runs this serves: start the service, wait until it is ready, end it."""
+"""Check that this Python's environment can serve: start the service, wait until it is ready, stop it."""
 
 import signal
 import socket
@@ -14,7 +14,7 @@ END_SECONDS = 60
 
 
 def is_ready(port: int) -> bool:
-    """Say whether the service answers that it is ready."""
+    """Return whether /readyz answers 200."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
             return bool(answer.status == 200)
@@ -23,22 +23,22 @@ def is_ready(port: int) -> bool:
 
 
 def main() -> None:
-    """Start, wait, end; exit with a sentence where that fails."""
+    """Start, wait, stop; exit with an error text if one of them fails."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = Path(sys.executable).with_name("polywand-server")
     with subprocess.Popen([server, "--host=127.0.0.1", "--grpc-port=0", f"--http-port={port}"]) as service:
-        give_up_at = time.monotonic() + READY_SECONDS
+        deadline = time.monotonic() + READY_SECONDS
         try:
-            while not (ready := is_ready(port)) and service.poll() is None and time.monotonic() < give_up_at:
+            while not (ready := is_ready(port)) and service.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.2)
             service.send_signal(signal.SIGTERM)
             code = service.wait(END_SECONDS)
         finally:
             service.kill()
     if not ready or code:
-        sys.exit(f"The service {'ended badly' if ready else 'was never ready'}; its exit code is {code}.")
+        sys.exit(f"The service {'did not stop cleanly' if ready else 'did not become ready'}; its exit code is {code}.")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""Install what a lock holds, and nothing else: python scripts/install.py LOCK [PROJECT].
+"""Install exactly the packages of a lock: python scripts/install.py LOCK [PROJECT].
 
-Installs into the environment of the Python that runs it; PROJECT, a folder, is then installed as editable. uv takes a
-fraction of pip's time. It does not read pip's configuration, so that is read here and passed on. Where uv fails all the
-same, for example at a registry that wants a login that only pip knows, pip installs. Both take wheels alone, and only
-with the lock's hashes.
+Installs into the environment of the Python that runs it; then PROJECT, a folder, as editable. uv is several times as
+fast as pip. It does not read pip's configuration, so this script passes that on. If uv fails, for example because only
+pip has the registry's login, pip installs. Both install only wheels, and only with the lock's hashes.
 """
 
 import ast
@@ -14,16 +13,16 @@ import sys
 PIP = [sys.executable, "-m", "pip"]
 UV = [sys.executable, "-m", "uv", "pip"]
 LOCKED = ["--require-hashes", "--no-deps", "--only-binary=:all:"]
-# Where uv takes what pip finds in any of its sources: the hashes say which file is meant, not the order.
+# As pip, use any source that has the file: the hashes decide, not the order of the sources.
 SOURCES = ["--index-strategy=unsafe-best-match"]
-# A setting of pip's, and the option of uv's that says the same; some take a list.
+# pip's settings, and the same options of uv; some are lists.
 OPTIONS = {
     "index-url": "--default-index",
     "extra-index-url": "--index",
     "find-links": "--find-links",
     "trusted-host": "--allow-insecure-host",
 }
-# A setting of pip's, and the environment's variables that tell uv the same.
+# pip's settings, and the same environment variables for uv.
 VARIABLES = {
     "cert": ["SSL_CERT_FILE"],
     "client-cert": ["SSL_CLIENT_CERT"],
@@ -34,7 +33,7 @@ VARIABLES = {
 
 
 def parse_settings(listed: str) -> dict[str, str]:
-    """Read what `pip config list` prints: what concerns `pip install`, by name, without its section."""
+    """Parse the output of `pip config list`: the settings for `pip install`, by name without the section."""
     settings: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}  # the later section wins
     for line in listed.splitlines():
         key, _, value = line.partition("=")
@@ -53,7 +52,7 @@ def uv_options(settings: dict[str, str]) -> list[str]:
 
 
 def uv_variables(settings: dict[str, str]) -> dict[str, str]:
-    """Return pip's settings as variables of the environment; those that are set already stay."""
+    """Return the environment with pip's settings as variables; those that are set already stay."""
     variables = {
         variable: settings[name] for name, several in VARIABLES.items() if name in settings for variable in several
     }
@@ -61,7 +60,7 @@ def uv_variables(settings: dict[str, str]) -> dict[str, str]:
 
 
 def main(lock: str, *projects: str) -> None:
-    """Install."""
+    """Install a lock, then projects."""
     listed = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True, check=True).stdout
     settings = parse_settings(listed)
     install = [*UV, "install", "--quiet", f"--python={sys.executable}", *uv_options(settings)]
@@ -71,7 +70,7 @@ def main(lock: str, *projects: str) -> None:
         *(["--no-deps", "--no-build-isolation", f"--editable={project}"] for project in projects),
     ):
         if subprocess.run([*install, *arguments], env=uv_variables(settings), check=False).returncode:
-            print("uv could not install this; pip tries.", file=sys.stderr)
+            print("uv could not install this; trying pip.", file=sys.stderr)
             subprocess.run([*with_pip, *arguments], check=True)
 
 

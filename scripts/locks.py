@@ -1,13 +1,13 @@
-"""The locks of versions: write them, check them, audit them.
+"""Write, check and audit the locks of versions.
 
-    python scripts/locks.py write [OPTION ...]  resolve with uv; what is locked stays, unless --upgrade[-package NAME]
-    python scripts/locks.py check               fail when pyproject.toml, the locks and this environment disagree
-    python scripts/locks.py audit               fail when an advisory affects a locked version or a range's lower end
+    python scripts/locks.py write [OPTION ...]  resolve with uv; locked versions stay, unless --upgrade[-package NAME]
+    python scripts/locks.py check               fail if pyproject.toml, the locks and this environment disagree
+    python scripts/locks.py audit               fail if an advisory affects a locked version or a range's lower end
 
-A lock holds every distribution that one target of the Makefile installs, with the hashes of its wheels for CPython 3.11
-and 3.12 on x86-64 Linux; versions are the same in all locks. Source distributions are left out: no code runs at
-installation. torch is left out too: its build, 200 MB for CPUs or several GB for CUDA, depends on the machine, so pip
-takes it by its range in pyproject.toml; what the build for CPUs requires is locked.
+A lock lists every distribution that one target of the Makefile installs, with the hashes of its wheels for CPython 3.11
+and 3.12 on x86-64 Linux; versions are the same in all locks. Source distributions are left out, so that no code runs at
+installation. torch is left out, too: its build, 200 MB for CPUs or several GB for CUDA, depends on the machine, so pip
+chooses it by its range in pyproject.toml; the dependencies of the CPU build are locked.
 """
 
 import json
@@ -35,9 +35,9 @@ EXTRAS = {
     "dev": ("dev",),
     "serve": ("embedded",),
     "tools": (),
-}  # of the project; none: not even it
+}  # extras of each lock; none: without the project
 GROUP = "tools"  # in every lock
-WIDEST = "zoo"  # resolved first; the others are parts of it
+WIDEST = "zoo"  # resolved first; the others are subsets
 UNLOCKED = "torch"
 PYTHONS = ("3.11", "3.12")
 INTERPRETERS = {"py3", "cp311", "cp312"}
@@ -46,7 +46,7 @@ AUDIT_SECONDS = 300
 
 
 class LockError(Exception):
-    """Locks, pyproject.toml or advisories disagree: one line for each finding."""
+    """Locks, pyproject.toml or advisories disagree; one line for each finding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Pin:
 
 @dataclass(frozen=True, slots=True)
 class Advisory:
-    """A known vulnerability of a distribution; `fixed` is the first version without it, None where there is none."""
+    """A known vulnerability of a distribution; `fixed` is the first version without it, None if there is none."""
 
     package: str
     id: str
@@ -75,7 +75,7 @@ class Advisory:
     what: str = ""
 
     def affects(self, version: str) -> bool:
-        """Return whether the version has it."""
+        """Return whether a version has it."""
         return self.fixed is None or Version(version) < Version(self.fixed)
 
 
@@ -99,7 +99,7 @@ def write_locks(options: list[str]) -> None:
     """Resolve with uv and write all locks."""
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        widest = work / f"{WIDEST}.txt"  # uv keeps the versions of the file that it overwrites
+        widest = work / f"{WIDEST}.txt"  # uv keeps the versions in its output file
         if (LOCKS / widest.name).exists():
             widest.write_text((LOCKS / widest.name).read_text())
         _resolve(WIDEST, widest, *options)
@@ -148,7 +148,7 @@ def _is_supported(wheel: str) -> bool:
 
 
 def _short_marker(marker: str) -> str:
-    """Return an equal marker for the locked Pythons; "" where it applies to both."""
+    """Return an equivalent marker for the locked Pythons; "" if it applies to both."""
     holds = [python for python in PYTHONS if _applies(marker, python)]
     return "" if len(holds) == len(PYTHONS) else " or ".join(f'python_version == "{python}"' for python in holds)
 
@@ -175,7 +175,7 @@ def required_by(pyproject: dict[str, Any], lock: str) -> list[Requirement]:
     if EXTRAS[lock]:
         texts += project["dependencies"]
     extras = list(EXTRAS[lock])
-    for extra in extras:  # grows where an extra names another one
+    for extra in extras:  # grows if an extra includes another one
         for text in project["optional-dependencies"][extra]:
             if Requirement(text).name == project["name"]:
                 extras += Requirement(text).extras
@@ -185,7 +185,7 @@ def required_by(pyproject: dict[str, Any], lock: str) -> list[Requirement]:
 
 
 def disagreements(pyproject: dict[str, Any], locks: dict[str, list[Pin]]) -> Iterator[str]:
-    """Yield where the locks do not hold what pyproject.toml requires, or hold different versions."""
+    """Yield where locks lack what pyproject.toml requires, or have different versions."""
     widest = {(pin.name, pin.version) for pin in locks[WIDEST]}
     for lock, pins in locks.items():
         for requirement in required_by(pyproject, lock):
@@ -195,22 +195,22 @@ def disagreements(pyproject: dict[str, Any], locks: dict[str, list[Pin]]) -> Ite
                 yield f"locks/{lock}.txt has no {requirement.name}"
             for version in versions:
                 if not requirement.specifier.contains(version, prereleases=True):
-                    yield f"locks/{lock}.txt has {name} {version}, and pyproject.toml wants {requirement}"
+                    yield f"locks/{lock}.txt has {name} {version}, but pyproject.toml requires {requirement}"
         for pin in pins:
             if not pin.hashes:
                 yield f"locks/{lock}.txt has {pin.name} without a hash"
             if (pin.name, pin.version) not in widest:
-                yield f"locks/{lock}.txt has {pin.name} {pin.version}, and locks/{WIDEST}.txt has not"
+                yield f"locks/{lock}.txt has {pin.name} {pin.version}, but locks/{WIDEST}.txt does not"
 
 
 def unlocked_versions(pins: list[Pin]) -> Iterator[str]:
-    """Yield what is installed here in another version than the locked one."""
+    """Yield distributions that are installed here in another version than the locked one."""
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
     locked = {pin.name: pin.version for pin in pins if _applies(pin.marker, python)}
     for distribution in metadata.distributions():
         name = canonicalize_name(distribution.metadata["Name"])
         if name in locked and Version(distribution.version) != Version(locked[name]):
-            yield f"{name} {distribution.version} is installed, and {locked[name]} is locked"
+            yield f"{name} {distribution.version} is installed, but {locked[name]} is locked"
 
 
 def known_vulnerable(advisories: list[Advisory], pins: list[Pin]) -> Iterator[tuple[Advisory, str]]:
@@ -235,9 +235,9 @@ def allowed_by_ranges(advisories: list[Advisory], required: list[Requirement]) -
 
 
 def run_pip_audit(lock: Path, count: int) -> tuple[list[tuple[Advisory, set[str]]], str]:
-    """Check a lock with pip-audit, which asks where pip gets its packages from.
+    """Check a lock with pip-audit, which queries pip's package index.
 
-    Returns the advisories with all their names, and a line that says how many distributions it had an answer for.
+    Returns the advisories with all their ids, and a line that says for how many distributions it had an answer.
     """
     command = [sys.executable, "-m", "pip_audit", "--requirement", str(lock), "--require-hashes", "--disable-pip"]
     try:
@@ -252,7 +252,7 @@ def run_pip_audit(lock: Path, count: int) -> tuple[list[tuple[Advisory, set[str]
     except (subprocess.TimeoutExpired, json.JSONDecodeError):
         answers = []
     if not answers:
-        return [], "no source of advisories answered pip-audit here, so only locks/advisories.toml was applied"
+        return [], "pip-audit got no answer from any source of advisories, so only locks/advisories.toml was used"
     found = [
         (Advisory(canonicalize_name(answer["name"]), vulnerability["id"], what=f"in {answer['version']}"), names)
         for answer in answers
@@ -263,15 +263,15 @@ def run_pip_audit(lock: Path, count: int) -> tuple[list[tuple[Advisory, set[str]
 
 
 def check() -> str:
-    """Raise LockError where pyproject.toml, the locks and this environment disagree."""
+    """Return a summary. Raises LockError if pyproject.toml, the locks and this environment disagree."""
     locks = {lock: read_lock(LOCKS / f"{lock}.txt") for lock in EXTRAS}
     if wrong := [*disagreements(read_pyproject(), locks), *unlocked_versions(locks[WIDEST])]:
-        raise LockError("\n".join([*wrong, "Run `make lock`; where only this environment differs, `make clean`."]))
-    return f"the locks hold what pyproject.toml requires: {len(locks[WIDEST])} distributions"
+        raise LockError("\n".join([*wrong, "Run `make lock`; if only this environment differs, `make clean`."]))
+    return f"the locks match pyproject.toml: {len(locks[WIDEST])} distributions"
 
 
 def audit() -> str:
-    """Raise LockError where an advisory without an exception affects a locked version or the lower end of a range."""
+    """Return a summary. Raises LockError if an advisory affects a locked version or a range's lower end."""
     pins, required = read_lock(LOCKS / f"{WIDEST}.txt"), required_by(read_pyproject(), WIDEST)
     advisories, exceptions = read_advisories()
     found = [
@@ -287,13 +287,18 @@ def audit() -> str:
     ]
     if found:
         raise LockError(
-            "\n".join([*dict.fromkeys(found), "Lock a later version, or say in locks/advisories.toml why not."])
+            "\n".join(
+                [
+                    *dict.fromkeys(found),
+                    "Lock a later version, or add an exception with its reason to locks/advisories.toml.",
+                ]
+            )
         )
-    return f"no advisory for a locked version but {len(exceptions)} known exceptions; {extent}"
+    return f"no advisory for a locked version, apart from {len(exceptions)} known exceptions; {extent}"
 
 
 def read_advisories() -> tuple[list[Advisory], set[tuple[str, str]]]:
-    """Read the advisories that are known without a network, and the exceptions as package and id."""
+    """Read the advisories in locks/advisories.toml, and the exceptions as package and id."""
     content = tomllib.loads(ADVISORIES.read_text())
     advisories = [Advisory(**entry) for entry in content["advisories"]]
     return advisories, {(entry["package"], id_) for entry in content["exceptions"] for id_ in entry["ids"]}

@@ -1,1 +1,1 @@
-"""What the command lines of service, SDK and zoo share: how they end, what they print, which proxies gRPC passes."""
+"""What the command lines of service, SDK and zoo share: exit codes, printing, and gRPC's proxies."""

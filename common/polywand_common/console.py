@@ -1,7 +1,7 @@
-"""How commands end: with complete lines, a sentence, and the exit code that shells know.
+"""The end of a command: complete lines of output, one sentence for an error, and the usual exit codes.
 
-0: success. 1: something failed. 2: the command is wrong. 141: the reader of the output has gone. An interruption
-(Ctrl-C) and SIGTERM end the process by the signal itself, which shells report as 130 and 143.
+0: success. 1: something failed. 2: the command is wrong. 141: the reader of the output closed the pipe.
+SIGINT (Ctrl-C) and SIGTERM end the process by the signal itself, which shells report as 130 and 143.
 """
 
 import errno
@@ -31,7 +31,7 @@ class OutputError(Exception):
 
 
 class Stopped(BaseException):
-    """A signal asks to end."""
+    """A signal to end was received."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -42,7 +42,7 @@ class Number(click.FloatRange):
     """A finite number in a range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read one value. NaN is refused: click's comparisons with the limits let it pass."""
+        """Read one value. NaN is refused here, as click's comparisons accept it."""
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{number} is not a number in the range {self._describe_range()}.", param, ctx)
@@ -50,9 +50,9 @@ class Number(click.FloatRange):
 
 
 class Command(click.Command):
-    """A click command that ends as this module says.
+    """A click command that ends as this module describes.
 
-    catches_signals: whether SIGINT, SIGTERM and SIGHUP raise Stopped; False where the work has handlers of its own.
+    catches_signals: whether SIGINT, SIGTERM and SIGHUP raise Stopped; False if the command has its own handlers.
     """
 
     catches_signals = False
@@ -65,12 +65,12 @@ class Command(click.Command):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run; with standalone_mode, then exit."""
+        """Run the command; exit if standalone_mode is true."""
         work = partial(super().main, args, prog_name, complete_var, standalone_mode=False, **extra)
         return run(work, self.catches_signals) if standalone_mode else work()
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run what was parsed. click would turn a closed pipe into exit code 1, as if something had failed."""
+        """Run the parsed command. Raises OutputError for a closed pipe, for which click would exit with 1."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:
@@ -78,38 +78,38 @@ class Command(click.Command):
 
 
 class Group(Command, click.Group):
-    """The same with subcommands."""
+    """A `Command` with subcommands."""
 
 
 def run(work: Callable[[], Any], catches_signals: bool = False) -> NoReturn:
-    """Do the work of a command, print what went wrong, and exit. Only a bug gives a traceback."""
+    """Do the work of a command, print its error, if any, and exit. Only a bug gives a traceback."""
     if sys.stdout is None:
         sys.stdout = _Closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a name that a terminal cannot show must not end the work
+            stream.reconfigure(errors="replace")  # a character that the terminal cannot show is not an error
     try:
         with _SIGNALS.caught() if catches_signals else nullcontext():
             code = work()
         _flush()
     except click.ClickException as error:
-        told = io.StringIO()
-        error.show(told)
-        complain(told.getvalue().rstrip("\n"), prefix="")
+        shown_error = io.StringIO()
+        error.show(shown_error)
+        complain(shown_error.getvalue().rstrip("\n"), prefix="")
         with suppress(OutputError):
             _flush()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _die(signal.SIGINT)
+        _end_by_signal(signal.SIGINT)
     except Stopped as stopped:
-        _die(stopped.signum)
+        _end_by_signal(stopped.signum)
     except (OutputError, OSError) as error:
         _end_of_output(error)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def echo(text: str) -> None:
-    """Print a line, complete even if a signal arrives meanwhile. Raises OutputError."""
+    """Print a whole line, even if a signal arrives. Raises OutputError."""
     try:
         with _SIGNALS.held():
             _write(f"{printable(text)}\n", sys.stdout)
@@ -118,7 +118,7 @@ def echo(text: str) -> None:
 
 
 def _write(text: str, stream: TextIO) -> None:
-    """Write all of a text. Python's own streams lose the rest when a signal or a full pipe interrupts a write."""
+    """Write all of a text. Python's streams lose the rest if a signal or a full pipe interrupts a write."""
     stream.flush()
     try:
         descriptor = stream.fileno()
@@ -135,7 +135,7 @@ def _write(text: str, stream: TextIO) -> None:
 
 
 def complain(text: str, prefix: str = "Error: ") -> None:
-    """Print a sentence on standard error, if it can be written."""
+    """Print an error on standard error; ignored if that cannot be written."""
     with suppress(OSError, ValueError):
         if sys.stderr is not None:
             sys.stderr.write(f"{prefix}{printable(text)}\n")
@@ -143,14 +143,14 @@ def complain(text: str, prefix: str = "Error: ") -> None:
 
 
 class _Closed(io.TextIOBase):
-    """Standard output that was closed before this process began (`>&-`); Python itself has None there."""
+    """Replaces standard output that was closed before the start (`>&-`), for which Python has None."""
 
     def write(self, _text: str, /) -> int:
         raise OSError(errno.EBADF, "it is closed")
 
 
 class _Signals:
-    """Raises Stopped on SIGINT, SIGTERM and SIGHUP, so that files are cleaned up; ignored ones stay ignored."""
+    """Raises Stopped on SIGINT, SIGTERM and SIGHUP, so that files are cleaned up; ignored signals stay ignored."""
 
     def __init__(self) -> None:
         self._holds = False
@@ -173,7 +173,7 @@ class _Signals:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold a signal back until the block ends; a second one is raised at once."""
+        """Delay a signal until the block ends; a second one raises at once."""
         self._holds = True
         try:
             yield
@@ -193,8 +193,8 @@ class _Signals:
 _SIGNALS = _Signals()  # a process has one set of handlers
 
 
-def _die(signum: int) -> NoReturn:
-    """End by the signal itself: a shell's loop then ends too."""
+def _end_by_signal(signum: int) -> NoReturn:
+    """End by the signal itself, so that a shell's loop ends, too."""
     complain(_ENDINGS[signal.Signals(signum).name], prefix="")
     _drop_stdout()
     signal.signal(signum, signal.SIG_DFL)
@@ -216,7 +216,7 @@ def _end_of_output(error: Exception) -> NoReturn:
 
 
 def _flush() -> None:
-    """Write what is buffered now: at exit, the interpreter would report a failure in words of its own."""
+    """Flush standard output now: at exit, the interpreter would print its own error. Raises OutputError."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -226,7 +226,7 @@ def _flush() -> None:
 
 
 def _drop_stdout() -> None:
-    """Discard what is buffered, so that the interpreter does not report it at exit."""
+    """Discard buffered output, so that the interpreter does not report an error at exit."""
     stdout: TextIO | None = sys.stdout
     if stdout is None:
         return

@@ -1,4 +1,4 @@
-"""HTTP proxies that the environment sets between this machine and a gRPC target, as gRPC reads it."""
+"""HTTP proxies in the environment, as gRPC reads them."""
 
 import ipaddress
 import os
@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-_SCHEMES = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds", "passthrough")  # that gRPC resolves
+_SCHEMES = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds", "passthrough")  # of gRPC's resolvers
 _UNPROXIED_SCHEMES = ("unix", "unix-abstract", "vsock", "xds")
-_PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")  # gRPC reads the first that is set, in lower case only
+_PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")  # gRPC uses the first that is set; lower case only
 _NO_PROXY_VARIABLES = ("no_grpc_proxy", "no_proxy")
 
 
@@ -16,7 +16,7 @@ _NO_PROXY_VARIABLES = ("no_grpc_proxy", "no_proxy")
 class Proxy:
     """An HTTP proxy that the environment sets.
 
-    url: without the user's name and password. variable: the one that names it.
+    url: without user name and password. variable: the environment variable that sets it.
     """
 
     url: str
@@ -24,7 +24,7 @@ class Proxy:
 
 
 def direct(target: str) -> list[tuple[str, Any]]:
-    """Return channel options that bypass proxies if the target is on this machine."""
+    """Return channel options that bypass proxies for a target on this machine."""
     return [("grpc.enable_http_proxy", 0)] if is_local(target) else []
 
 
@@ -68,7 +68,7 @@ def _host(target: str) -> str:
 
 
 def is_local(target: str) -> bool:
-    """Return whether a target is on this machine, by its name."""
+    """Return whether a target's name or address is of this machine."""
     if scheme(target) in _UNPROXIED_SCHEMES[:3]:
         return True
     host = _host(target).lower().rstrip(".")

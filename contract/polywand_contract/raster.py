@@ -1,4 +1,4 @@
-"""Which pixels polygons and COCO's run lengths hold, by the contract: one code for the service and its clients."""
+"""Polygons and COCO run lengths to pixels by the contract's rule, for service and clients."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -6,22 +6,22 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-# Of a run length in characters of five bits. No image has longer runs, and 64 bits hold them.
+# Most characters (of five bits) of a run length: enough for any image, and within 64 bits.
 _RUN_CHARACTERS = 12
-# Crossings that are computed at once: what is needed meanwhile stays in the processor's cache.
+# Crossings computed at once, so that intermediate arrays stay in the processor's cache.
 _CHUNK_CROSSINGS = 2**16
-# Masks of fewer columns are accumulated by NumPy, which goes through them column by column; others row by row.
+# Narrower masks are accumulated by NumPy column by column, wider ones row by row, whichever is faster.
 _NARROW = 128
 
 
 def fill_rings(rings: Sequence[NDArray[np.float32 | np.float64]], width: int, height: int) -> NDArray[np.uint8]:
-    """Return the mask of the pixels that rings [N, 2] cover, uint8 [height, width] of 0 and 1, by the contract's rule.
+    """Return the mask of rings [N, 2], uint8 [height, width] of 0 and 1, by the contract's rule.
 
-    A pixel belongs to the shape when its centre (column + 0.5, row + 0.5) lies inside by the even-odd rule over all
-    rings; a centre exactly on an edge belongs to what is below that edge, on a vertical one to what is on its right.
-    Parts outside the image are cut off.
+    A pixel is in the mask if its centre (column + 0.5, row + 0.5) is inside by the even-odd rule over all rings; a
+    centre exactly on an edge belongs to the area below the edge, or to the right of a vertical edge. Parts outside the
+    image are ignored.
     """
-    flips = np.zeros((height + 1, width), np.uint8)  # the last row takes what lies below the image
+    flips = np.zeros((height + 1, width), np.uint8)  # the last row receives crossings below the image
     flat = flips.reshape(-1)
     for _, columns, rows in edge_crossings(rings, width, height):
         np.bitwise_xor.at(flat, rows * width + columns, np.uint8(1))
@@ -41,10 +41,10 @@ def _accumulate(flips: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def crossings(
     rings: Sequence[NDArray[np.float32 | np.float64]], width: int, height: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Find where the columns of pixel centres meet the edges of rings [N, 2].
+    """Find where the columns of pixel centres cross the edges of rings [N, 2].
 
-    Returns int64 [K] each: the column, 0..width - 1, and the first row whose centre is not above the edge, cut to
-    0..height. From there down, inside turns to outside and back: this is the contract's rule, and all of it.
+    Returns int64 [K] each: the column, 0..width - 1, and the first row whose centre is not above the edge, clipped to
+    0..height. From that row down, inside and outside are swapped: this is the contract's whole rule.
     """
     nothing = np.empty(0, np.int64)
     chunks = [(nothing, nothing, nothing), *edge_crossings(rings, width, height)]
@@ -55,18 +55,18 @@ def crossings(
 def edge_crossings(
     rings: Sequence[NDArray[np.float32 | np.float64]], width: int, height: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield what `crossings` returns, about _CHUNK_CROSSINGS at a time, so that not all of it is in memory.
+    """Yield what `crossings` returns in chunks of about _CHUNK_CROSSINGS, to limit memory.
 
     Yields int64 [K] each: the edge's index as `edges` counts them, the column, the row.
     """
     starts, ends = edges(rings)
     if len(starts) == 0:
         return
-    # Every edge runs to the right, so that both neighbours of a shared edge compute the very same crossings.
+    # All edges go to the right, so that both polygons at a shared edge get exactly the same crossings.
     backwards = starts[:, 0] > ends[:, 0]
     starts[backwards], ends[backwards] = ends[backwards], starts[backwards]
 
-    # Half-open in x: an edge meets the centres in [x0, x1), so a vertex counts once and vertical edges never.
+    # Half-open in x: an edge crosses the centres in [x0, x1), so a vertex counts once and vertical edges never.
     first = np.clip(np.ceil(starts[:, 0] - 0.5), 0, width).astype(np.int64)
     last = np.clip(np.ceil(ends[:, 0] - 0.5), 0, width).astype(np.int64)
     totals = np.cumsum(last - first)
@@ -98,14 +98,14 @@ def _edge_crossings(
     last: NDArray[np.int64],
     height: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return where edges from starts to ends [N, 2] meet the columns first..last - 1 [N]: edge, column and row."""
+    """Return where edges from starts to ends [N, 2] cross the columns first..last - 1 [N]: edge, column and row."""
     counts = last - first
     edge = np.repeat(np.arange(len(counts)), counts)
     columns = np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts - first, counts)
     (x0, y0), (x1, y1) = starts[edge].T, ends[edge].T
     along = columns + 0.5 - x0
     rows = np.ceil(y0 + along * (y1 - y0) / (x1 - x0) - 0.5) - 1
-    # The quotient is rounded, so its row may be off by one where a centre lies on the edge; the product decides.
+    # The quotient is rounded, so the row may be off by one where a centre is on the edge; the product is exact enough.
     for _ in range(2):
         rows += (rows + 0.5 - y0) * (x1 - x0) < along * (y1 - y0)
     return edge, columns, np.clip(rows, 0, height).astype(np.int64)
@@ -123,9 +123,10 @@ def decode_rle(counts: str, width: int, height: int) -> NDArray[np.bool_]:
 def run_lengths(counts: str, width: int, height: int) -> NDArray[np.int64]:
     """Uncompress COCO's run lengths to int64 [K]: pixels outside and inside in turns, column by column.
 
-    The format is that of `rleFrString` in the COCO API's maskApi.c: little-endian groups of five bits, 48 added to
-    each, bit 5 says that more follow, bit 4 of the last is the sign; from the fourth on, counts are differences to the
-    last but one. Raises ValueError when the runs do not fill the image exactly; no memory of the image's size is taken.
+    The format is that of `rleFrString` in the COCO API's maskApi.c: little-endian groups of five bits, each plus 48;
+    bit 5 says that another group follows, bit 4 of the last is the sign; from the fourth count on, each is the
+    difference to the count two before. Raises ValueError when the runs do not fill the image exactly. Memory depends on
+    the runs, not on the image's size.
     """
     runs = _uncompress(np.frombuffer(counts.encode("ascii"), np.uint8), width * height)
     if runs is None:
@@ -134,7 +135,7 @@ def run_lengths(counts: str, width: int, height: int) -> NDArray[np.int64]:
 
 
 def _uncompress(characters: NDArray[np.uint8], pixels: int) -> NDArray[np.int64] | None:
-    """Return the runs, or None when they do not fill so many pixels."""
+    """Return the runs, or None if they do not fill exactly this number of pixels."""
     groups = characters - np.uint8(48)
     ends = np.flatnonzero(groups & 0x20 == 0)
     if len(ends) == 0 or ends[-1] != len(groups) - 1:
@@ -146,7 +147,7 @@ def _uncompress(characters: NDArray[np.uint8], pixels: int) -> NDArray[np.int64]
     shifts = 5 * (np.arange(len(groups)) - np.repeat(begins, lengths))
     values = np.add.reduceat((groups & 0x1F).astype(np.int64) << shifts, begins)
     values -= (groups[ends] & 0x10).astype(np.int64) // 0x10 << 5 * lengths
-    # In valid data no value exceeds the image, so no sum of two wraps; invalid data fails here, before any sum.
+    # No value of valid data exceeds the image, so sums do not overflow; invalid data fails here, before any sum.
     if np.abs(values).max() > pixels:
         return None
     runs = values
@@ -157,7 +158,7 @@ def _uncompress(characters: NDArray[np.uint8], pixels: int) -> NDArray[np.int64]
 
 
 def column_runs(runs: NDArray[np.int64], height: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Cut the runs inside at the columns' ends: their column, first row and the row past the last, int64 [K] each."""
+    """Split the inside runs at the ends of columns: column, first row and row after the last, int64 [K] each."""
     bounds = np.cumsum(runs)
     begins, ends = bounds[: len(runs) // 2 * 2 : 2], bounds[1::2]
     is_run = begins < ends
@@ -178,7 +179,7 @@ def draw_runs(
     flips = np.zeros((height, width), np.uint8)
     flips[tops, columns] = 1
     within = bottoms < height
-    flips[bottoms[within], columns[within]] ^= 1  # no two end in one pixel, but one may begin where another ends
+    flips[bottoms[within], columns[within]] ^= 1  # one run may begin where another ends
     return _accumulate(flips)
 
 
@@ -186,7 +187,7 @@ def encode_rle(mask: NDArray[np.bool_ | np.uint8]) -> str:
     """Return COCO's compressed run lengths of a mask [height, width], nonzero inside; `decode_rle` is the inverse."""
     height, width = mask.shape
     inside = mask.astype(np.bool_, copy=False)
-    # Where a run starts: found row by row, as memory lies, and only then put into the order of columns.
+    # Run starts are found row by row, in memory order, and then sorted by column.
     starts_here = np.empty((height, width), np.bool_)
     np.not_equal(inside[1:], inside[:-1], out=starts_here[1:])
     np.not_equal(inside[0, 1:], inside[-1, :-1], out=starts_here[0, 1:])
@@ -199,7 +200,7 @@ def _compress(runs: NDArray[np.int64]) -> str:
     """Return run lengths in the format that `run_lengths` describes."""
     values = runs.copy()
     values[3:] -= runs[1:-2]
-    groups = []  # the first, second... characters of all values; 0 where a value has ended before
+    groups = []  # the first, second... characters of all values; 0 where a value has no more
     unfinished = np.ones(len(values), np.bool_)
     while unfinished.any():
         group = values & 0x1F

@@ -1,9 +1,9 @@
-"""Picture files to RGB pixels: one reader for the service, the SDK's drawings, evaluation and training.
+"""Image files to RGB pixels: one reader for the service, the SDK's overlays, evaluation and training.
 
 PictureError
- ├ UnreadableError  no picture that is read here, damaged or truncated
- ├ TooMuchError     it would take more work than any honest file
- └ RangeError       the range of values was said, and cannot be used for this file
+ ├ UnreadableError  not a supported format, damaged or truncated
+ ├ TooMuchError     decoding it would take more work than any honest file
+ └ RangeError       the given range of values cannot be used for this file
 """
 
 from polywand_pictures.errors import PictureError, RangeError, TooMuchError, UnreadableError

@@ -1,4 +1,4 @@
-"""BMP files: those of bit fields here, as Pillow reads some layouts only; all others by Pillow."""
+"""BMP files: bit fields are decoded here, as Pillow reads only some of them; all others by Pillow."""
 
 import io
 import struct
@@ -14,13 +14,13 @@ from polywand_pictures.header import Admission, Header, Pixels, strips
 _DECODER_BYTES = 16
 _RUN_LENGTHS, _FIELDS = (1, 2), (3, 6)
 _FIELDS_WITH_OPACITY = 6
-# Sizes of headers that hold masks themselves; the first without one for opacity.
+# Sizes of headers; the second and third contain the masks, the third also the mask of opacity.
 _SHORT, _WITH_MASKS, _WITH_OPACITY = 40, 52, 56
 
 
 @dataclass(frozen=True, slots=True)
 class _Fields:
-    """width, height: in pixels. masks: of red, green, blue and opacity; 0 is none. begin: of the pixels in the file."""
+    """width, height: in pixels. masks: of red, green, blue and opacity; 0 is none. begin: offset of the pixels."""
 
     width: int
     height: int
@@ -31,7 +31,7 @@ class _Fields:
 
 
 def read(data: memoryview, admit: Admission) -> None:
-    """Decode a file, into where `admit` says.
+    """Decode a file into the memory that `admit` provides.
 
     Raises:
         UnreadableError, and what `admit` raises
@@ -57,7 +57,7 @@ def _read_fields(data: memoryview) -> _Fields | None:
         return None
     width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
     if compression in _RUN_LENGTHS:
-        # Pillow reads them in Python, byte by byte: a kilobyte of them can take minutes.
+        # Pillow decodes them in Python, byte by byte: a kilobyte can take minutes.
         raise UnreadableError("BMP files with run-length compression are not read: save it as PNG")
     if compression not in _FIELDS or bits not in (16, 32):
         return None
@@ -72,7 +72,7 @@ def _read_fields(data: memoryview) -> _Fields | None:
 
 
 def _rows(data: memoryview, fields: _Fields) -> NDArray[np.uint32 | np.uint16]:
-    """Lay out the pixels [H, W], top row first."""
+    """Return the pixels [H, W], top row first."""
     pitch = (fields.width * fields.bits + 31) // 32 * 4
     if fields.begin + pitch * fields.height > len(data):
         raise damaged("it ends before its last row")
@@ -84,7 +84,7 @@ def _rows(data: memoryview, fields: _Fields) -> NDArray[np.uint32 | np.uint16]:
 
 def _fill_fields(pixels: Pixels, values: NDArray[np.uint32 | np.uint16], fields: _Fields) -> None:
     parts = strips(fields.width, fields.height)
-    # Many writers leave the field of opacity empty: then nothing is transparent.
+    # Many writers leave the opacity field at 0: then nothing is transparent.
     has_opacity = bool(fields.masks[3]) and any(bool((values[rows] & fields.masks[3]).any()) for rows in parts)
     for rows in parts:
         red, green, blue = (_field(values[rows], mask) for mask in fields.masks[:3])
@@ -96,7 +96,7 @@ def _fill_fields(pixels: Pixels, values: NDArray[np.uint32 | np.uint16], fields:
 
 
 def _field(values: NDArray[np.uint32 | np.uint16], mask: int) -> NDArray[np.float32]:
-    """Cut one field out of pixels: 0 to 1."""
+    """Return one field of the pixels, float32 from 0 to 1."""
     if not mask:
         return np.zeros(values.shape, np.float32)
     shift = (mask & -mask).bit_length() - 1

@@ -1,35 +1,35 @@
-"""Directories of TIFF structures, classic and BigTIFF: of TIFF files, and of EXIF, which is one."""
+"""Directories of TIFF structures, classic and BigTIFF: in TIFF files and in EXIF."""
 
 import struct
 from collections.abc import Container, Mapping
 from typing import Any
 
-# Entries of a directory that are looked through; an honest one has some dozen.
+# Most entries of a directory that are read; honest ones have some dozens.
 MAX_ENTRIES = 512
-# Values of one entry that are read at most: a tag of a picture's samples; and of its places, where each row has one.
+# Most values of one entry: of samples; and of offsets, of which each row may have one.
 MAX_VALUES = 1024
-MAX_PLACES = 4 * 65_536
+MAX_OFFSETS = 4 * 65_536
 # struct's letters, by the type of an entry: BYTE, ASCII, SHORT, LONG, SBYTE, SSHORT, SLONG, FLOAT, DOUBLE, LONG8.
 _LETTERS = {1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q", 18: "Q"}
 
-# Means nothing to anybody.
+# A tag without a meaning.
 _NO_TAG = 65_000
 
 Tags = Mapping[int, tuple[Any, ...]]
 
 
 def byte_order(data: memoryview) -> str:
-    """struct's letter of the byte order: "<" or ">"."""
+    """Return struct's letter for the byte order: "<" or ">"."""
     return "<" if bytes(data[:2]) == b"II" else ">"
 
 
 def is_big(data: memoryview) -> bool:
-    """Whether this is a BigTIFF structure."""
+    """Return whether this is a BigTIFF structure."""
     return bytes(data[2:4]) in (b"+\0", b"\0+")
 
 
 def first_directory(data: memoryview) -> int | None:
-    """Find where the first directory is; None where this is no TIFF structure."""
+    """Return the offset of the first directory; None if this is not a TIFF structure."""
     order, magic = byte_order(data), bytes(data[:4])
     if magic in (b"II*\0", b"MM\0*") and len(data) >= 8:
         return int(struct.unpack_from(f"{order}I", data, 4)[0])
@@ -39,10 +39,10 @@ def first_directory(data: memoryview) -> int | None:
 
 
 def read_directory(data: memoryview, at: int, wanted: Mapping[int, int]) -> Tags:
-    """Read the numbers of a directory, by tag; what is damaged or of another type is left out.
+    """Read the numbers of a directory, by tag; entries that are damaged or of another type are left out.
 
-    Text comes as the values of its bytes. wanted: tags, and how many values of each there may be, so that entries that
-    all lead to the same bytes cost nothing.
+    Text is returned as byte values. wanted: tags, and the most values of each, so that many entries with the same large
+    content cost nothing.
     """
     order = byte_order(data)
     big = is_big(data)
@@ -56,18 +56,18 @@ def read_directory(data: memoryview, at: int, wanted: Mapping[int, int]) -> Tags
             letter = _LETTERS.get(kind)
             if letter is None or not 0 < number <= wanted.get(tag, 0) or tag in tags:
                 continue
-            place = entry + entry_bytes - inline
+            offset = entry + entry_bytes - inline
             if number * struct.calcsize(f"={letter}") > inline:
-                (place,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, place)
-            if place + number * struct.calcsize(f"={letter}") <= len(data):
-                tags[tag] = struct.unpack_from(f"{order}{number}{letter}", data, place)
+                (offset,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, offset)
+            if offset + number * struct.calcsize(f"={letter}") <= len(data):
+                tags[tag] = struct.unpack_from(f"{order}{number}{letter}", data, offset)
     except (struct.error, OverflowError):
-        pass  # what was read by now counts
+        pass  # damaged: the entries before are valid
     return tags
 
 
 def without(data: memoryview, tags: Container[int]) -> bytes:
-    """Copy a TIFF structure whose first directory lacks these tags: entries are renamed, so that nothing moves."""
+    """Return a copy without these tags in the first directory: they are renamed, so that offsets stay valid."""
     changed, order, at = bytearray(data), byte_order(data), first_directory(data)
     count_letter, entry_bytes = ("Q", 20) if is_big(data) else ("H", 12)
     try:
@@ -77,5 +77,5 @@ def without(data: memoryview, tags: Container[int]) -> bytes:
             if struct.unpack_from(f"{order}H", data, entry)[0] in tags:
                 struct.pack_into(f"{order}H", changed, entry, _NO_TAG)
     except struct.error:
-        pass  # it is damaged, as its reader will say
+        pass  # damaged: its reader will raise
     return bytes(changed)

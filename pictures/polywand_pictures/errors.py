@@ -1,12 +1,12 @@
-"""What can be wrong with a picture file; the texts are for the person who has it."""
+"""Errors of image files; the texts are for the file's owner."""
 
 
 class PictureError(Exception):
-    """A picture file is not read; its text says why."""
+    """An image file cannot be read; the text says why."""
 
 
 class UnreadableError(PictureError):
-    """It is no picture that is read here, or it is damaged or truncated."""
+    """It is not of a supported format, or is damaged or truncated."""
 
 
 class TooMuchError(PictureError):
@@ -14,9 +14,9 @@ class TooMuchError(PictureError):
 
 
 class RangeError(PictureError):
-    """The range of values that was said cannot be used for this file."""
+    """The given range of values cannot be used for this file."""
 
 
 def damaged(why: object) -> UnreadableError:
-    """Make the error of a file whose kind is known and whose content is wrong."""
+    """Make the error of a file whose format is known and whose content is invalid."""
     return UnreadableError(f"the image is damaged or truncated ({why})")

@@ -1,4 +1,4 @@
-"""GIF files: the first frame on its screen; what it does not cover is transparent, as in browsers."""
+"""GIF files: the first frame on its logical screen; the rest of the screen is transparent, as in browsers."""
 
 import io
 
@@ -11,7 +11,7 @@ _DECODER_BYTES = 16
 
 
 def read(data: memoryview, admit: Admission) -> None:
-    """Decode the first frame, into where `admit` says.
+    """Decode the first frame into the memory that `admit` provides.
 
     Raises:
         UnreadableError, and what `admit` raises

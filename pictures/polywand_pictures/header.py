@@ -1,4 +1,4 @@
-"""What a reader knows before it makes pixels, and how it is let in."""
+"""What a file's header says, and how decoding is admitted before pixels are allocated."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from numpy.typing import NDArray
 
 # RGB uint8 [H, W, 3].
 Pixels = NDArray[np.uint8]
-# Makes memory for a picture of this width and height.
+# Allocates memory for an image of this width and height.
 MakeRoom = Callable[[int, int], Pixels]
 
-# Rows are turned into RGB so many pixels at a time, so that no copy of the whole picture is made on the way.
+# Rows are converted to RGB in strips of this many pixels, without a copy of the whole image.
 STRIP_PIXELS = 2**20
-# Bytes a pixel that turning a picture upright takes.
+# Memory for orienting an image upright, in bytes per pixel.
 TURN_BYTES = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file says of itself: width, height in pixels; and what decoding it takes besides the pixels.
+    """A file's width and height in pixels, and the memory that its decoder needs besides the pixels.
 
-    Where the camera was turned, width and height may be swapped.
+    Width and height are those before or after orientation.
     """
 
     width: int
@@ -30,18 +30,18 @@ class Header:
     decoder_bytes: int
 
 
-# Lets the picture of this header in, or raises; returns what makes room for its pixels, which are turned upright.
+# Admits the image of this header, or raises; returns the allocator of its upright pixels.
 Admission = Callable[[Header], MakeRoom]
 
 
 class ValueRange(NamedTuple):
-    """Which value of a file is black and which is white; values outside are as the nearer of both."""
+    """The values of a file that are black and white; values outside are clipped."""
 
     low: float
     high: float
 
 
 def strips(width: int, height: int) -> list[slice]:
-    """Cut so many rows of so many pixels into slices of whole rows."""
+    """Return slices of rows, of about STRIP_PIXELS pixels each."""
     step = max(1, STRIP_PIXELS // max(1, width))
     return [slice(top, min(top + step, height)) for top in range(0, height, step)]

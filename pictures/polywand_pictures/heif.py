@@ -1,4 +1,4 @@
-"""AVIF and HEIC files: the primary picture. Their own boxes say the turn (irot, imir), which EXIF only repeats."""
+"""AVIF and HEIC files: the primary picture. Its orientation is in the boxes irot and imir; EXIF only repeats it."""
 
 import io
 from typing import Any
@@ -18,17 +18,17 @@ except ImportError:  # the extra `heic` is not installed
 
 _AVIF_BRANDS = (b"avif", b"avis")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1", b"mif2")
-# Bytes a pixel that decoding takes: planes of 16 bits, frames that are referred to, RGBA twice, and Pillow's own.
+# Memory of decoding, in bytes per pixel: planes of 16 bits, reference frames, RGBA twice, and Pillow's own.
 _DECODER_BYTES = 24
-# Boxes of one level, and of a file, that are looked through.
+# Most boxes of one level that are read.
 _MAX_BOXES = 1024
 
-# A thread each would take address space, of which a decoder's process has little, and turns of others.
+# More threads would need address space, which is limited in a child process, and CPU time of other requests.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
 def brand(data: memoryview) -> str | None:
-    """Tell "AVIF" or "HEIC"; None for all others."""
+    """Return "AVIF" or "HEIC"; None for other files."""
     if bytes(data[4:8]) != b"ftyp":
         return None
     size = min(int.from_bytes(data[:4], "big"), 256)
@@ -41,25 +41,27 @@ def brand(data: memoryview) -> str | None:
 
 
 def read_avif(data: memoryview, admit: Admission) -> None:
-    """Decode an AVIF file, into where `admit` says.
+    """Decode an AVIF file into the memory that `admit` provides.
 
     Raises:
         UnreadableError, and what `admit` raises
     """
     if not features.check("avif"):
-        raise UnreadableError("AVIF files are not read here, as Pillow has no decoder of AVIF: save it as PNG or JPEG")
+        raise UnreadableError(
+            "AVIF files cannot be read here, as Pillow was built without an AVIF decoder: save it as PNG or JPEG"
+        )
     with pillow.opened(io.BytesIO(_without_exif(data)), "AVIF") as image:
         width, height = image.size
         make_room = admit(Header(width, height, _decoder_bytes(data, width, height)))
         image.load()
-        # Pillow tells the boxes' turn as if EXIF had said it.
+        # Pillow returns the boxes' orientation as EXIF.
         exif = image.info.get("exif")
         orientation = orientation_of_exif(memoryview(exif)) if exif else UPRIGHT
         fill_upright(make_room, (width, height), orientation, lambda pixels: pillow.fill(pixels, image))
 
 
 def read_heic(data: memoryview, admit: Admission) -> None:
-    """Decode a HEIC file, into where `admit` says.
+    """Decode a HEIC file into the memory that `admit` provides.
 
     Raises:
         UnreadableError: it is damaged, or the extra `heic` is not installed.
@@ -67,7 +69,7 @@ def read_heic(data: memoryview, admit: Admission) -> None:
     """
     if pi_heif is None:
         raise UnreadableError(
-            "HEIC files are read where Polywand is installed with its extra `heic`: save it as PNG or JPEG"
+            "HEIC files can be read only if Polywand is installed with its extra `heic`: save it as PNG or JPEG"
         )
     try:
         file = pi_heif.open_heif(bytes(data), convert_hdr_to_8bit=True)
@@ -82,7 +84,7 @@ def read_heic(data: memoryview, admit: Admission) -> None:
         raise damaged(error) from error
     pixels = make_room(width, height)
     if values.shape[:2] != (height, width):
-        raise damaged("it tells of two sizes")
+        raise damaged("it contains two different sizes")
     for rows in strips(width, height):
         strip = values[rows]
         if strip.shape[2] in (2, 4):
@@ -96,7 +98,7 @@ def read_heic(data: memoryview, admit: Admission) -> None:
 
 
 def _values(picture: Any) -> Any:
-    """uint8 [H, W, 1, 2, 3 or 4]."""
+    """Return the pixels, uint8 [H, W, C] with 1 to 4 channels."""
     values = np.asarray(picture)
     return values[..., None] if values.ndim == 2 else values
 
@@ -106,7 +108,7 @@ def _decoder_bytes(data: memoryview, width: int, height: int) -> int:
 
 
 def _without_exif(data: memoryview) -> bytes:
-    """Rename the items of EXIF, so that damaged ones are in nobody's way; the turn stands elsewhere."""
+    """Rename the EXIF items, so that damaged EXIF is ignored; the orientation is in other boxes."""
     changed = bytearray(data)
     for start, end in _boxes(data, 0, len(data), b"meta"):
         for list_start, list_end in _boxes(data, start + 4, end, b"iinf"):
@@ -118,7 +120,7 @@ def _without_exif(data: memoryview) -> bytes:
 
 
 def _boxes(data: memoryview, at: int, end: int, kind: bytes) -> list[tuple[int, int]]:
-    """Find the contents of the boxes of this kind, from at to end (ISO/IEC 14496-12, 4.2)."""
+    """Return (start, end) of the content of each box of this kind, between at and end (ISO/IEC 14496-12, 4.2)."""
     found = []
     for _ in range(_MAX_BOXES):
         if at + 8 > end:

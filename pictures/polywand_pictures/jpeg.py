@@ -1,6 +1,6 @@
-"""JPEG files: what can be known without decoding them, and a strict decoder.
+"""JPEG files: what is known without decoding them, and a strict decoder.
 
-What is missing inside a file is a warning to libjpeg, which goes on with grey; here it is an error.
+Where data are missing, libjpeg warns and goes on with grey; here that is an error.
 """
 
 import re
@@ -17,11 +17,11 @@ from polywand_pictures.header import TURN_BYTES, Admission, Header, Pixels, stri
 from polywand_pictures.orientation import UPRIGHT, orientation_of_exif, swaps_sides, upright
 
 START = b"\xff\xd8"
-# Segments before the frame header at most: an honest file has some dozen, one with a large colour profile some more.
+# Most segments before the frame header: honest files have some dozens, a few more with a large colour profile.
 MAX_SEGMENTS = 512
-# Of one file: progressive ones have some ten. Each is decoded over the whole image, however few bytes it has.
+# Most scans of a file; progressive ones have about ten. Each is decoded over the whole image, however small it is.
 MAX_SCANS = 500
-# So many scans need no look at where the file ends: bytes after that may look like scans.
+# Up to this count, it does not matter that bytes after the end of the image may be counted as scans.
 _FEW_SCANS = 16
 _START_OF_SCAN = b"\xff\xda"
 _EXIF = b"Exif\0\0"
@@ -32,22 +32,22 @@ _FRAMES = (*_COMMON_FRAMES, *_RARE_FRAMES, 0xC9, 0xCA)  # the last two are coded
 _SEQUENTIAL_FRAMES = (0xC0, 0xC1, 0xC9)
 _STANDALONE = (0x01, *range(0xD0, 0xD8))
 _END, _SCAN, _PROFILE = 0xD9, 0xDA, 0xE2
-# What ends the data of a scan: FF, but not FF 00, a restart or a fill byte.
+# The end of a scan's data: FF, but not FF 00, a restart marker or a fill byte.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-# So much is searched in one go; the interpreter is free between two of them.
+# Bytes searched at once; other threads can run in between.
 _CHUNK_BYTES = 1 << 20
-# Bytes a pixel that libjpeg takes: its own pixels, and the coefficients of a progressive file; CMYK has a sample more.
+# Memory of libjpeg in bytes per pixel: its pixels, and the coefficients of a progressive file; CMYK: one more.
 _DECODER_BYTES = 12
 _BAD_PROFILE = "ICC"
-# What libjpeg warns of though the picture is whole: filling before the end, and headers of some cameras.
+# Warnings of libjpeg about complete images: fill bytes before the end, and headers of some cameras.
 _HARMLESS = ("before marker 0xd9", "Invalid SOS parameters", "Unknown Adobe color transform", "JFIF revision")
 
 
 @dataclass(frozen=True, slots=True)
 class JpegHeader:
-    """width, height: before the turn. components: 1 grey, 3 colour, 4 CMYK. bits: of a sample. frame: its kind.
+    """width, height: before orientation. components: 1 grey, 3 colour, 4 CMYK. bits: of a sample. frame: its marker.
 
-    is_common: grey or colour, of a kind that every reader has.
+    is_common: grey or colour, and of a frame type that every decoder supports.
     """
 
     width: int
@@ -60,12 +60,12 @@ class JpegHeader:
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        """Width and height after the turn."""
+        """Width and height after orientation."""
         return (self.height, self.width) if swaps_sides(self.orientation) else (self.width, self.height)
 
 
 def read_header(data: memoryview) -> JpegHeader | None:
-    """Read the frame header of a JPEG file; None when it is none, or none that is simple to read."""
+    """Read the frame header of a JPEG file; None if it is another file, or the header is not found."""
     if bytes(data[:2]) != START:
         return None
     at, orientation = 2, UPRIGHT
@@ -91,7 +91,7 @@ def read_header(data: memoryview) -> JpegHeader | None:
 
 
 def check_scans(data: memoryview) -> int:
-    """Count a file's scans. Raises TooMuchError when there are more than MAX_SCANS."""
+    """Return the number of scans. Raises TooMuchError if there are more than MAX_SCANS."""
     scans = _count(data, _FEW_SCANS)
     if scans > _FEW_SCANS:
         scans = sum(1 for _ in islice(_scans(data), MAX_SCANS + 1))
@@ -101,9 +101,9 @@ def check_scans(data: memoryview) -> int:
 
 
 def decode(data: memoryview, header: JpegHeader) -> Pixels:
-    """Decode a file to its end, upright: uint8 [H, W, 3]; bytes behind the end are nobody's business.
+    """Decode a complete file, upright: uint8 [H, W, 3]; bytes after the end of the image are ignored.
 
-    Its scans must have been counted. Raises UnreadableError when anything of it is missing.
+    Call `check_scans` before. Raises UnreadableError if data are missing.
     """
     if header.frame in _SEQUENTIAL_FRAMES:
         _check_components(data, header.components)
@@ -114,27 +114,27 @@ def decode(data: memoryview, header: JpegHeader) -> Pixels:
         if _BAD_PROFILE in str(error):
             pixels = _decode_again(_without_profiles(data), space)
         else:
-            pixels = _decode_despite(error, data, space)
+            pixels = _decode_despite_warning(error, data, space)
     if pixels.shape[:2] != (header.height, header.width):
-        raise UnreadableError("the image is damaged: it tells of two sizes")
-    return upright(_without_inks(pixels) if space == "CMYK" else pixels, header.orientation)
+        raise UnreadableError("the image is damaged: it contains two different sizes")
+    return upright(_cmyk_to_rgb(pixels) if space == "CMYK" else pixels, header.orientation)
 
 
 def read(data: memoryview, admit: Admission) -> None:
-    """Decode any JPEG file, into where `admit` says.
+    """Decode any JPEG file into the memory that `admit` provides.
 
     Raises:
         UnreadableError, TooMuchError, and what `admit` raises
     """
     header = read_header(data)
     if header is None:
-        raise damaged("no header of a JPEG picture")
+        raise damaged("it has no valid JPEG header")
     if header.components not in (1, 3, 4):
         raise UnreadableError(f"JPEG files of {header.components} components are not read: save it as PNG")
     if header.bits != 8:
         raise UnreadableError(f"JPEG files of {header.bits} bits are not read: save it as PNG")
     if header.frame in _RARE_FRAMES:
-        raise UnreadableError("JPEG files of the lossless and hierarchical kinds are not read: save it as PNG")
+        raise UnreadableError("lossless and hierarchical JPEG files are not read: save it as PNG")
     check_scans(data)
     pixel_bytes = _DECODER_BYTES + TURN_BYTES + header.components
     make_room = admit(Header(header.width, header.height, header.width * header.height * pixel_bytes))
@@ -142,7 +142,7 @@ def read(data: memoryview, admit: Admission) -> None:
 
 
 def _check_components(data: memoryview, components: int) -> None:
-    """Refuse a file that ends before the scans of all components, as libjpeg does not. Raises UnreadableError."""
+    """Raise UnreadableError if a file ends before the scans of all components, which libjpeg accepts."""
     found: set[int] = set()
     for at in _scans(data):
         count = data[at + 2] if at + 2 < len(data) else 0
@@ -156,11 +156,11 @@ def _decode_again(data: bytes, space: str) -> Pixels:
     try:
         return np.asarray(simplejpeg.decode_jpeg(data, space))
     except ValueError as error:
-        return _decode_despite(error, data, space)
+        return _decode_despite_warning(error, data, space)
 
 
-def _decode_despite(warning: ValueError, data: bytes | memoryview, space: str) -> Pixels:
-    """Decode in spite of what libjpeg has said, if that means no harm."""
+def _decode_despite_warning(warning: ValueError, data: bytes | memoryview, space: str) -> Pixels:
+    """Decode again despite a warning of libjpeg, if it is a harmless one. Raises UnreadableError."""
     if not any(text in str(warning) for text in _HARMLESS):
         raise damaged(warning) from warning
     try:
@@ -170,7 +170,7 @@ def _decode_despite(warning: ValueError, data: bytes | memoryview, space: str) -
 
 
 def _without_profiles(data: memoryview) -> bytes:
-    """Leave out the segments of colour profiles before the frame header."""
+    """Return the file without the colour profiles before the frame header."""
     kept, at = [data[:2]], 2
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] not in _FRAMES and data[at + 1] != _SCAN:
         size = 2 if data[at + 1] in _STANDALONE else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -180,8 +180,8 @@ def _without_profiles(data: memoryview) -> bytes:
     return b"".join((*kept, data[at:]))
 
 
-def _without_inks(cmyk: Pixels) -> Pixels:
-    """uint8 [H, W, 4] as files hold it, 255 being no ink, to RGB [H, W, 3]."""
+def _cmyk_to_rgb(cmyk: Pixels) -> Pixels:
+    """Convert CMYK as in files, uint8 [H, W, 4] with 255 for no ink, to RGB [H, W, 3]."""
     height, width = cmyk.shape[:2]
     pixels = np.empty((height, width, 3), np.uint8)
     for rows in strips(width, height):
@@ -190,9 +190,9 @@ def _without_inks(cmyk: Pixels) -> Pixels:
 
 
 def _count(data: memoryview, most: int) -> int:
-    """Count the scans, or more than there are: a preview inside the file has some, and so may bytes behind its end.
+    """Return an upper bound of the number of scans: those of a preview and bytes after the image count, too.
 
-    Within a scan's data the marker cannot stand, as FF is followed by 00 there.
+    A scan's data cannot contain the marker, as FF is followed by 00 there.
     """
     scans = 0
     for start in range(0, len(data), _CHUNK_BYTES):
@@ -203,7 +203,7 @@ def _count(data: memoryview, most: int) -> int:
 
 
 def _scans(data: memoryview) -> Iterator[int]:
-    """Yield where the file's own scans begin."""
+    """Yield the offsets of the image's own scans."""
     at = 2
     while at + 4 <= len(data):
         found = _MARKER.search(data, at)

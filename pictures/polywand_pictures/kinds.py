@@ -1,10 +1,10 @@
-"""Which format a file has, and clear words for those that are not read."""
+"""The format of a file, and errors for formats that are not supported."""
 
 from polywand_pictures import heif, webp
 from polywand_pictures.errors import UnreadableError
 
 READ = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or HEIC"
-# What files begin with, and what they are.
+# First bytes of files, and their format.
 _STARTS = (
     (b"\xff\xd8", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -13,7 +13,7 @@ _STARTS = (
     (b"GIF87a", "GIF"),
     (b"GIF89a", "GIF"),
 )
-# The same of those that are not read.
+# The same for formats that are not supported.
 _NOT_READ: tuple[tuple[bytes, str], ...] = (
     (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
     (b"\xff\x4f\xff\x51", "JPEG 2000"),
@@ -51,9 +51,9 @@ _NOT_READ: tuple[tuple[bytes, str], ...] = (
 
 
 def kind_of(data: memoryview) -> str:
-    """Tell the format of a file that is read: "JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF" or "HEIC".
+    """Return the format of a file: "JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF" or "HEIC".
 
-    Raises UnreadableError, which names the format where it is known.
+    Raises UnreadableError for other formats, which names the format if it is known.
     """
     head = bytes(data[:32])
     for start, name in _NOT_READ:
@@ -67,8 +67,8 @@ def kind_of(data: memoryview) -> str:
 
 
 def not_read(name: str) -> UnreadableError:
-    """Make the error for a format that is known and not read."""
-    return UnreadableError(f"this is a file of {name}, which is not read: save it as PNG or JPEG")
+    """Make the error for a format that is known but not supported."""
+    return UnreadableError(f"this is a {name} file, which is not read: save it as PNG or JPEG")
 
 
 def _unknown(data: memoryview) -> UnreadableError:
@@ -81,5 +81,5 @@ def _unknown(data: memoryview) -> UnreadableError:
     if text.startswith(b"<svg") or (text.startswith((b"<?xml", b"<!--", b"<!doctype svg")) and b"<svg" in text):
         return not_read("SVG")
     if text.startswith((b"<!doctype html", b"<html")):
-        return UnreadableError("this is a page of HTML, no image: was it downloaded without logging in?")
+        return UnreadableError("this is an HTML page, not an image: was it downloaded without logging in?")
     return UnreadableError(f"this is not an image that can be read ({READ})")

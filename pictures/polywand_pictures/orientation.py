@@ -1,4 +1,4 @@
-"""The turn of a camera, as EXIF alone tells it, and how it is undone."""
+"""The orientation of an image by EXIF alone, and how to make it upright."""
 
 from collections.abc import Callable
 
@@ -15,9 +15,9 @@ _FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
 
 
 def orientation_of_tiff(tiff: memoryview) -> int:
-    """Find the orientation, 1 to 8, in the first directory of a TIFF structure, which is what EXIF is.
+    """Return the orientation, 1 to 8, in the first directory of a TIFF structure, such as EXIF.
 
-    1 where there is none, or none that means anything.
+    1 (upright) if there is none, or it is invalid.
     """
     at = first_directory(tiff)
     values = read_directory(tiff, at, {TAG: 1}).get(TAG) if at is not None else None
@@ -25,17 +25,17 @@ def orientation_of_tiff(tiff: memoryview) -> int:
 
 
 def orientation_of_exif(exif: memoryview) -> int:
-    """As `orientation_of_tiff`, of an EXIF block with or without its name."""
+    """Return the orientation in an EXIF block, with or without its name; as `orientation_of_tiff`."""
     return orientation_of_tiff(exif[6:] if bytes(exif[:6]) == b"Exif\0\0" else exif)
 
 
 def swaps_sides(orientation: int) -> bool:
-    """Whether width becomes height."""
+    """Return whether width and height are swapped."""
     return orientation in (5, 6, 7, 8)
 
 
 def upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Undo the turn: uint8 [H, W, 3] in, [H, W, 3] or [W, H, 3] out."""
+    """Make pixels upright: uint8 [H, W, 3] to [H, W, 3] or [W, H, 3]."""
     if swaps_sides(orientation):
         pixels = cv2.transpose(pixels)
     return cv2.flip(pixels, _FLIPS[orientation]) if orientation in _FLIPS else pixels
@@ -44,9 +44,9 @@ def upright(pixels: Pixels, orientation: int) -> Pixels:
 def fill_upright(
     make_room: MakeRoom, size: tuple[int, int], orientation: int, fill: Callable[[Pixels], object]
 ) -> None:
-    """Have a picture filled as it lies in its file, into room for it upright; only one that is turned is copied.
+    """Let `fill` write an image as it is in its file, and make it upright; it is copied only if that is needed.
 
-    size: width and height as it lies. fill: writes into pixels [height, width, 3].
+    size: width and height in the file. fill: writes into pixels [height, width, 3].
     """
     width, height = size
     if orientation == UPRIGHT:

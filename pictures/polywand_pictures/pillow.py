@@ -1,4 +1,4 @@
-"""Pillow's pictures to RGB, in strips of rows."""
+"""Pillow's images to RGB, in strips of rows."""
 
 import struct
 import zlib
@@ -13,39 +13,39 @@ from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 from polywand_pictures.errors import damaged
 from polywand_pictures.header import Pixels, strips
 
-# What Pillow's readers raise on truncated and damaged files.
+# The exceptions of Pillow's readers for truncated and damaged files.
 _DAMAGE = (
     *(OSError, ValueError, TypeError, SyntaxError, EOFError, LookupError, OverflowError, RuntimeError),
     *(struct.error, zlib.error),
 )
-# Bytes a pixel of Pillow's own memory, by mode; of others 4.
+# Pillow's memory in bytes per pixel, by mode; 4 for other modes.
 _CORE_BYTES = {"1": 1, "L": 1, "P": 1}
 
-# Pillow registers its rarer readers on demand, and then not for `open` with a list of formats.
+# Pillow registers its rarer readers on demand, but not if `open` gets a list of formats.
 Image.init()
-# Pillow's own limit would warn below ours, and refuse what ours allows.
+# Pillow's own limit would warn about and refuse images that the caller admits.
 Image.MAX_IMAGE_PIXELS = None
 
 
 @contextmanager
 def opened(file: IO[bytes], kind: str) -> Iterator[ImageFile.ImageFile]:
-    """Open a file of one kind; what goes wrong while it is open is damage. Raises UnreadableError."""
+    """Open a file of one format; Pillow's errors until it is closed become UnreadableError."""
     try:
         with Image.open(file, formats=[kind]) as image:
             yield image
-    except UnidentifiedImageError as error:  # its own text names an object of ours
-        raise damaged(f"its header is not one of {kind}") from error
+    except UnidentifiedImageError as error:  # its text contains the repr of `file`
+        raise damaged(f"its {kind} header is invalid") from error
     except _DAMAGE as error:
         raise damaged(error) from error
 
 
 def core_bytes(mode: str) -> int:
-    """Bytes a pixel of Pillow's own memory for a picture of this mode."""
+    """Return Pillow's memory for an image of this mode, in bytes per pixel."""
     return _CORE_BYTES.get(mode, 4)
 
 
 def fill(pixels: Pixels, image: Image.Image) -> None:
-    """Write a loaded picture of 8 bits as RGB into pixels [H, W, 3], what is transparent as white."""
+    """Write a loaded 8-bit image as RGB into pixels [H, W, 3], on white where transparent."""
     to_rgb = _from_lab() if image.mode == "LAB" else None
     has_opacity = image.has_transparency_data
     for rows, strip in cut(image):
@@ -56,7 +56,7 @@ def fill(pixels: Pixels, image: Image.Image) -> None:
 
 
 def cut(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
-    """Cut a picture into strips of whole rows."""
+    """Yield strips of whole rows of an image."""
     for rows in strips(*image.size):
         yield rows, image.crop((0, rows.start, image.width, rows.stop))
 

@@ -1,7 +1,7 @@
 """PNG files.
 
-Decoders are given the chunks that make the picture alone, so that no text, profile or EXIF, however long or damaged,
-is in the way of the pixels.
+Decoders get only the chunks of the picture itself, so that no text, profile or EXIF, however long or damaged, affects
+the pixels.
 """
 
 import io
@@ -22,13 +22,13 @@ START = b"\x89PNG\r\n\x1a\n"
 _PICTURE = (b"IHDR", b"PLTE", b"IDAT")
 _GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGBA = 0, 2, 3, 4, 6
 _KNOWN = {_GREY: (1, 2, 4, 8, 16), _RGB: (8, 16), _PALETTE: (1, 2, 4, 8), _GREY_ALPHA: (8, 16), _RGBA: (8, 16)}
-# Bytes a pixel that decoding takes: Pillow's 8 bits; OpenCV's 16, of four channels, and a copy of them.
+# Memory of decoding in bytes per pixel: Pillow, 8 bits; OpenCV, 16 bits of four channels and a copy.
 _BYTES_8, _BYTES_16 = 12, 20
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """width, height: before the turn. transparent: the tRNS chunk. picture: a PNG file of the picture alone."""
+    """width, height: before orientation. transparent: the tRNS chunk. picture: a PNG file of the picture alone."""
 
     width: int
     height: int
@@ -39,19 +39,19 @@ class _File:
     picture: bytes
 
 
-def read(data: memoryview, admit: Admission, said: ValueRange | None) -> None:
-    """Decode a file, into where `admit` says.
+def read(data: memoryview, admit: Admission, value_range: ValueRange | None) -> None:
+    """Decode a file into the memory that `admit` provides.
 
     Raises:
         UnreadableError, RangeError, and what `admit` raises
     """
     file = _read_chunks(data)
-    if said is not None and file.depth < 16:
+    if value_range is not None and file.depth < 16:
         raise RangeError(f"the values of this file have {file.depth} bits; a range is for 16 bits")
     pixel_bytes = (_BYTES_16 if file.depth == 16 else _BYTES_8) + TURN_BYTES
     make_room = admit(Header(file.width, file.height, file.width * file.height * pixel_bytes + len(data)))
     size = (file.width, file.height)
-    fill_upright(make_room, size, file.orientation, lambda pixels: _fill(pixels, file, said))
+    fill_upright(make_room, size, file.orientation, lambda pixels: _fill(pixels, file, value_range))
 
 
 def _read_chunks(data: memoryview) -> _File:
@@ -94,9 +94,9 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def _fill(pixels: Pixels, file: _File, said: ValueRange | None) -> None:
+def _fill(pixels: Pixels, file: _File, value_range: ValueRange | None) -> None:
     if file.depth == 16:
-        _fill_from_16_bits(pixels, file, said)
+        _fill_from_16_bits(pixels, file, value_range)
         return
     with pillow.opened(io.BytesIO(file.picture), "PNG") as image:
         image.load()
@@ -111,30 +111,32 @@ def _fill(pixels: Pixels, file: _File, said: ValueRange | None) -> None:
 
 
 def _key(file: _File) -> list[int] | None:
-    """The one grey or colour that is transparent, in the file's own values."""
+    """Return the grey or colour that is transparent, in the file's own values; None without one."""
     count = {_GREY: 1, _RGB: 3}.get(file.colour, 0)
     if not count or len(file.transparent) < 2 * count:
         return None
     return [value & ((1 << file.depth) - 1) for value in struct.unpack_from(f">{count}H", file.transparent)]
 
 
-def _fill_from_16_bits(pixels: Pixels, file: _File, said: ValueRange | None) -> None:
-    """By OpenCV: Pillow drops the lower eight bits of colours before anybody could look for the range."""
+def _fill_from_16_bits(pixels: Pixels, file: _File, value_range: ValueRange | None) -> None:
+    """Decode by OpenCV: Pillow drops the lower eight bits of colours, which the range of values needs."""
     values = cv2.imdecode(np.frombuffer(file.picture, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16 or values.shape[:2] != (file.height, file.width):
-        raise damaged("OpenCV does not read its pixels")
+        raise damaged("OpenCV cannot decode its pixels")
     if values.ndim == 2:
         values = values[..., None]
     has_opacity = values.shape[2] == 4
     parts = [values[rows] for rows in strips(file.width, file.height)]
-    scale = scale_of((_colours(part) for part in parts), said)
+    scale = scale_of((_colours(part) for part in parts), value_range)
     opaque = max((int(part[..., 3].max()) for part in parts), default=0) if has_opacity else 0
     key = _key(file)
     for rows in strips(file.width, file.height):
         strip = values[rows]
         colours = _colours(strip)
         if has_opacity:
-            opacity = strip[..., 3:].astype(np.float32) / max(white_of(opaque), scale.high if said is None else 1)
+            opacity = strip[..., 3:].astype(np.float32) / max(
+                white_of(opaque), scale.high if value_range is None else 1
+            )
             unit = scale.units(colours) * opacity + 1 - opacity
             pixels[rows] = (unit * 255 + 0.5).astype(np.uint8)
             continue
@@ -144,14 +146,14 @@ def _fill_from_16_bits(pixels: Pixels, file: _File, said: ValueRange | None) -> 
 
 
 def _colours(values: Values) -> Values:
-    """OpenCV's blue, green, red and opacity, or grey, to red, green and blue, or grey."""
+    """Convert OpenCV's channels to colours: BGR or BGRA to RGB; grey stays."""
     return values[..., :1] if values.shape[2] < 3 else values[..., 2::-1]
 
 
 def small_size(data: memoryview, most_bytes: int, most_pixels: int) -> tuple[int, int] | None:
-    """Width and height, before the turn, of a file whose decoding takes little, whatever is in it; None of others.
+    """Return width and height, before orientation, of a file that is cheap to decode, whatever it contains; else None.
 
-    Nor of those of 16 bits: their decoder writes what it thinks of a file to standard error.
+    None for 16 bits, too: their decoder writes warnings to standard error.
     """
     if len(data) > most_bytes or len(data) < 25 or bytes(data[:8]) != START or data[24] == 16:
         return None

@@ -1,4 +1,4 @@
-"""The reader: a file of any format into RGB, upright, what is transparent laid on white."""
+"""The reader: a file of any format to RGB, upright, on white where transparent."""
 
 import math
 
@@ -9,7 +9,7 @@ from polywand_pictures.errors import RangeError, UnreadableError
 from polywand_pictures.header import Admission, Header, MakeRoom, Pixels, ValueRange
 from polywand_pictures.kinds import kind_of
 
-# Formats whose values have 8 bits, or are given as 8.
+# Formats of 8 bits, or whose decoders return 8 bits.
 _OTHERS = {
     "JPEG": jpeg.read,
     "WEBP": webp.read,
@@ -21,9 +21,9 @@ _OTHERS = {
 
 
 def read_into(data: memoryview, admit: Admission, value_range: ValueRange | None = None) -> None:
-    """Decode a file of any format, into RGB uint8 [height, width, 3] where `admit` says.
+    """Decode a file of any format to RGB uint8 [height, width, 3] in the memory that `admit` provides.
 
-    value_range: which values are black and white, of files with more than 8 bits.
+    value_range: the values that are black and white, in files with more than 8 bits.
 
     Raises:
         UnreadableError, TooMuchError, RangeError, and what `admit` raises
@@ -41,7 +41,7 @@ def read_into(data: memoryview, admit: Admission, value_range: ValueRange | None
 
 
 def read_picture(data: bytes | memoryview, value_range: ValueRange | None = None) -> Pixels:
-    """Decode a file of any format: RGB uint8 [H, W, 3], upright. For files that are trusted: nothing bounds their size.
+    """Decode a file of any format: RGB uint8 [H, W, 3], upright. For trusted files: there is no limit of size.
 
     Raises:
         UnreadableError, TooMuchError, RangeError
@@ -64,7 +64,7 @@ def read_picture(data: bytes | memoryview, value_range: ValueRange | None = None
 
 
 def check_range(value_range: ValueRange | None) -> None:
-    """Refuse a range without an inside. Raises RangeError."""
+    """Raise RangeError if a range is not finite or empty."""
     if value_range is None:
         return
     low, high = value_range

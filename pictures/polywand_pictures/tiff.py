@@ -1,7 +1,7 @@
 """TIFF files: the first picture of a file.
 
-What is common, 8 bits in one plane, is read by Pillow. Of all else Pillow (libtiff) unpacks the bytes, and what they
-mean is worked out here: planes, signs, floats, 2 to 64 bits, bands beside the colours.
+Common files, of 8 bits in one plane, are decoded by Pillow. For all others, Pillow (libtiff) only decompresses the
+bytes; planes, signs, floats, 2 to 64 bits and bands beside the colours are decoded here.
 """
 
 import io
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from polywand_pictures import pillow
 from polywand_pictures.directories import (
-    MAX_PLACES,
+    MAX_OFFSETS,
     MAX_VALUES,
     Tags,
     byte_order,
@@ -35,11 +35,11 @@ WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 
 STRIPS, SAMPLES, ROWS_PER_STRIP, STRIP_BYTES, PLANAR, PREDICTOR, COLOUR_MAP = 273, 277, 278, 279, 284, 317, 320
 TILE_WIDTH, TILE_HEIGHT, TILES, TILE_BYTES, INK_SET, EXTRAS, FORMAT = 322, 323, 324, 325, 332, 338, 339
 DIRECTORIES, NO_DATA, DNG = 330, 42113, 50706
-# Pillow would turn the picture by the first, or by what XMP (700) says, and warn of damage in EXIF (the last two).
+# Pillow would apply the first, or the orientation in XMP (700), and warn of damaged EXIF (the last two).
 _NOT_FOR_PILLOW = (ORIENTATION, 700, 34665, 34853)
-_PLACES = (STRIPS, STRIP_BYTES, TILES, TILE_BYTES, COLOUR_MAP)
+_OFFSETS = (STRIPS, STRIP_BYTES, TILES, TILE_BYTES, COLOUR_MAP)
 _WANTED = {
-    tag: MAX_PLACES if tag in _PLACES else MAX_VALUES
+    tag: MAX_OFFSETS if tag in _OFFSETS else MAX_VALUES
     for tag in (
         *(WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, STRIPS, SAMPLES, ROWS_PER_STRIP, STRIP_BYTES),
         *(PLANAR, PREDICTOR, COLOUR_MAP, TILE_WIDTH, TILE_HEIGHT, TILES, TILE_BYTES, INK_SET, EXTRAS, FORMAT),
@@ -53,10 +53,9 @@ _COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4
 _PREMULTIPLIED, _OPACITY = 1, 2
 _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
 _IN_PLANES, _DIFFERENCES, _FLOAT_DIFFERENCES = 2, 2, 3
-# How bytes are packed that libtiff gives back as they were: none, LZW, PackBits, deflate, LZMA, Zstandard.
+# Lossless compressions of libtiff: none, LZW, PackBits, deflate (two numbers), LZMA, Zstandard.
 _BYTE_PACKINGS = (1, 5, 32773, 8, 32946, 34925, 50000)
-# Of what Pillow reads by itself, in the order of the tag: samples without ExtraSamples, or with this one.
-# (samples, first of ExtraSamples), by photometric interpretation.
+# What Pillow decodes: (samples, first of ExtraSamples or None), by photometric interpretation.
 _COMMON = {
     _WHITE_IS_ZERO: ((1, None),),
     _BLACK_IS_ZERO: ((1, None),),
@@ -70,10 +69,10 @@ _SHORT, _LONG = 3, 4
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """What the tags say of the samples.
+    """The layout of the samples, by the tags.
 
-    samples: of a pixel. kind: their type in memory, of the file's byte order. opacity: which sample is it, or None.
-    colours: the samples that are colours. padded_width: the pixels of a row of whole tiles.
+    samples: per pixel. kind: their type in memory, in the file's byte order. opacity: the index of its sample, or None.
+    colours: the indices of colour samples. padded_width: pixels of a row of whole tiles.
     """
 
     width: int
@@ -92,23 +91,23 @@ class _Layout:
 
     @property
     def plane_samples(self) -> int:
-        """Samples of a pixel that lie side by side."""
+        """Samples per pixel in one plane."""
         return 1 if self.in_planes else self.samples
 
     @property
     def row_bytes(self) -> int:
-        """Of a row of one plane."""
+        """Bytes of a row of one plane."""
         tile_bytes = (self.tile_width * self.plane_samples * self.bits + 7) // 8
         return tile_bytes * (self.padded_width // self.tile_width)
 
     @property
     def planes(self) -> int:
-        """How many there are."""
+        """Number of planes."""
         return self.samples if self.in_planes else 1
 
 
-def read(data: memoryview, admit: Admission, said: ValueRange | None) -> None:
-    """Decode the first picture of a file, into where `admit` says.
+def read(data: memoryview, admit: Admission, value_range: ValueRange | None) -> None:
+    """Decode the first picture of a file into the memory that `admit` provides.
 
     Raises:
         UnreadableError, RangeError, and what `admit` raises
@@ -121,21 +120,23 @@ def read(data: memoryview, admit: Admission, said: ValueRange | None) -> None:
     if orientation not in range(1, 9):
         orientation = UPRIGHT
     if _is_common(data, tags):
-        if said is not None:
+        if value_range is not None:
             raise RangeError("the values of this file have 8 bits; a range is for more")
         _read_by_pillow(data, (width, height), orientation, admit)
         return
     layout = _layout(data, tags, width, height)
-    if said is not None and (layout.bits <= 8 or layout.photometric in (_PALETTE, _CMYK)):
-        raise RangeError("a range is for grey and colours of more than 8 bits, which this file has not")
+    if value_range is not None and (layout.bits <= 8 or layout.photometric in (_PALETTE, _CMYK)):
+        raise RangeError("a range is for grey and colours of more than 8 bits, which this file does not have")
     nbytes = (layout.row_bytes * layout.planes + (3 + TURN_BYTES) * width) * height
     make_room = admit(Header(width, height, nbytes + 2 * len(data)))
     planes = [_unpack(data, tags, layout, plane) for plane in range(layout.planes)]
-    fill_upright(make_room, (width, height), orientation, lambda pixels: _fill(pixels, planes, layout, tags, said))
+    fill_upright(
+        make_room, (width, height), orientation, lambda pixels: _fill(pixels, planes, layout, tags, value_range)
+    )
 
 
 def _one(tags: Tags, tag: int, otherwise: int | None = None) -> int:
-    """The first value of a tag, which must be there unless there is another way. Raises UnreadableError."""
+    """Return the first value of a tag, or `otherwise`. Raises UnreadableError without either."""
     values = tags.get(tag)
     if values and isinstance(values[0], int):
         return values[0]
@@ -145,10 +146,7 @@ def _one(tags: Tags, tag: int, otherwise: int | None = None) -> int:
 
 
 def _refuse_camera_raw(data: memoryview, tags: Tags) -> None:
-    """Camera raw files are TIFF files whose first picture is a preview, or what the sensor saw.
-
-    Raises UnreadableError.
-    """
+    """Raise UnreadableError for camera raw: TIFF files whose first picture is a preview or sensor data."""
     if bytes(data[8:10]) == b"CR":
         raise not_read("camera raw (CR2)")
     if DNG in tags:
@@ -159,7 +157,7 @@ def _refuse_camera_raw(data: memoryview, tags: Tags) -> None:
 
 
 def _is_common(data: memoryview, tags: Tags) -> bool:
-    """Whether Pillow reads it, and rightly: 8 bits in one plane, fax, and what libtiff itself turns into colours."""
+    """Return whether Pillow decodes it correctly: 8 bits in one plane, fax, or colours converted by libtiff."""
     photometric, samples = _one(tags, PHOTOMETRIC, _BLACK_IS_ZERO), _one(tags, SAMPLES, 1)
     if _one(tags, COMPRESSION, 1) not in _BYTE_PACKINGS or photometric == _YCBCR:
         return True
@@ -169,7 +167,7 @@ def _is_common(data: memoryview, tags: Tags) -> bool:
     kind = _one(tags, FORMAT, _UNSIGNED)
     is_plain = kind in (_UNSIGNED, _UNDEFINED) and _one(tags, PLANAR, 1) != _IN_PLANES
     is_known = (samples, extras[0] if extras else None) in _COMMON[photometric]
-    if is_big(data) and byte_order(data) == ">":  # Pillow does not read these
+    if is_big(data) and byte_order(data) == ">":  # Pillow cannot read these
         return False
     return is_plain and is_known and (bits == 8 or (bits == 1 and samples == 1 and photometric != _PALETTE))
 
@@ -185,7 +183,7 @@ def _read_by_pillow(data: memoryview, size: tuple[int, int], orientation: int, a
     width, height = size
     with pillow.opened(io.BytesIO(without(data, _NOT_FOR_PILLOW)), "TIFF") as image:
         if image.size != size:
-            raise damaged("it tells of two sizes")
+            raise damaged("it contains two different sizes")
         nbytes = width * height * (pillow.core_bytes(image.mode) + _PILLOW_BYTES + TURN_BYTES)
         make_room = admit(Header(width, height, nbytes + 2 * len(data)))
         image.load()
@@ -200,7 +198,7 @@ def _layout(data: memoryview, tags: Tags, width: int, height: int) -> _Layout:
     if photometric == _CMYK and _one(tags, INK_SET, 1) != 1:
         raise UnreadableError("TIFF files of other inks than CMYK are not read: save it as PNG")
     if not 1 <= samples <= 1024 or samples < count:
-        raise damaged(f"{samples} samples a pixel")
+        raise damaged(f"{samples} samples per pixel")
     extras = tags.get(EXTRAS, ())
     if not extras and photometric == _RGB and samples == 4:
         extras = (_OPACITY,)
@@ -208,7 +206,7 @@ def _layout(data: memoryview, tags: Tags, width: int, height: int) -> _Layout:
     if opacity is not None and count + opacity >= samples:
         opacity = None
     colours = tuple(range(count))
-    # Geographic programs write colours of more than 8 bits as bands of grey.
+    # GIS programs write colours of more than 8 bits as bands of grey.
     if photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO) and samples >= 3 and (opacity is None or opacity >= 2):
         colours = (0, 1, 2)
     tile_width = _one(tags, TILE_WIDTH) if TILES in tags else width
@@ -243,16 +241,16 @@ def _kind(bits: int, sample_format: int, order: str) -> np.dtype[Any]:
 
 
 def _unpack(data: memoryview, tags: Tags, layout: _Layout, plane: int) -> NDArray[np.uint8]:
-    """Have Pillow unpack one plane as if its bytes were a picture in grey: uint8 [H, row_bytes].
+    """Decompress one plane by Pillow, as if its bytes were a grey image: uint8 [H, row_bytes].
 
-    So libtiff's packings are all there, and what comes is as large as it must be, whatever the file holds.
+    So all compressions of libtiff are supported, and the result has the expected size, whatever the file contains.
     """
     is_tiled = TILES in tags
-    places, sizes = (tags.get(tag, ()) for tag in ((TILES, TILE_BYTES) if is_tiled else (STRIPS, STRIP_BYTES)))
-    segments = len(places) // layout.planes
+    offsets, sizes = (tags.get(tag, ()) for tag in ((TILES, TILE_BYTES) if is_tiled else (STRIPS, STRIP_BYTES)))
+    segments = len(offsets) // layout.planes
     own = slice(plane * segments, (plane + 1) * segments)
-    if not segments or (not sizes and len(places) > 1):
-        raise damaged("no places of its pixels")
+    if not segments or (not sizes and len(offsets) > 1):
+        raise damaged("it has no offsets of its pixels")
     packing = _one(tags, COMPRESSION, 1)
     sizes = sizes or (layout.row_bytes * layout.height,)
     tile_bytes = layout.row_bytes // (layout.padded_width // layout.tile_width)
@@ -264,7 +262,7 @@ def _unpack(data: memoryview, tags: Tags, layout: _Layout, plane: int) -> NDArra
         PHOTOMETRIC: (_SHORT, (_BLACK_IS_ZERO,)),
         FILL_ORDER: (_SHORT, (_one(tags, FILL_ORDER, 1),)),
         SAMPLES: (_SHORT, (1,)),
-        TILES if is_tiled else STRIPS: (_LONG, places[own]),
+        TILES if is_tiled else STRIPS: (_LONG, offsets[own]),
         TILE_BYTES if is_tiled else STRIP_BYTES: (_LONG, sizes[own]),
     }
     if is_tiled:
@@ -277,7 +275,7 @@ def _unpack(data: memoryview, tags: Tags, layout: _Layout, plane: int) -> NDArra
 
 
 def _with_directory(data: memoryview, entries: dict[int, tuple[int, tuple[int, ...]]]) -> bytes:
-    """Write a classic little-endian TIFF file of the same bytes with another directory at its end."""
+    """Return a classic little-endian TIFF file of the same bytes with a new directory at its end."""
     at = len(data) + len(data) % 2
     directory, values = [struct.pack("<H", len(entries))], []
     values_at = at + 2 + 12 * len(entries) + 4
@@ -299,13 +297,13 @@ def _with_directory(data: memoryview, entries: dict[int, tuple[int, tuple[int, .
 
 
 def _values(planes: list[NDArray[np.uint8]], layout: _Layout, rows: slice) -> Values:
-    """Make numbers of rows of bytes: [rows, W, samples]."""
+    """Convert rows of bytes to samples: [rows, W, samples]."""
     parts = [_plane_values(plane[rows], layout) for plane in planes]
     return np.concatenate(parts, axis=2) if len(parts) > 1 else parts[0]
 
 
 def _plane_values(rows: NDArray[np.uint8], layout: _Layout) -> Values:
-    """Make numbers of rows of bytes of one plane: [rows, W, plane_samples]; each row holds a row of every tile."""
+    """Convert rows of bytes of one plane to samples: [rows, W, plane_samples]; a row contains a row of every tile."""
     tiles = layout.padded_width // layout.tile_width
     numbers = layout.tile_width * layout.plane_samples
     packed = np.ascontiguousarray(rows).reshape(len(rows), tiles, -1)
@@ -338,7 +336,7 @@ def _undo_float_differences(packed: NDArray[np.uint8], layout: _Layout) -> Value
 
 
 def _fill(
-    pixels: Pixels, planes: list[NDArray[np.uint8]], layout: _Layout, tags: Tags, said: ValueRange | None
+    pixels: Pixels, planes: list[NDArray[np.uint8]], layout: _Layout, tags: Tags, value_range: ValueRange | None
 ) -> None:
     def every() -> Iterator[tuple[slice, Values]]:
         for rows in strips(layout.width * max(1, layout.samples // 3), layout.height):
@@ -350,8 +348,8 @@ def _fill(
             pixels[rows] = palette[np.minimum(values[..., 0], len(palette) - 1)]
         return
     colours = list(layout.colours)
-    scale = _scale(layout, lambda: (values[..., colours] for _, values in every()), tags, said)
-    opaque = _opaque(layout, lambda: (values[..., layout.opacity] for _, values in every()), scale, said)
+    scale = _scale(layout, lambda: (values[..., colours] for _, values in every()), tags, value_range)
+    opaque = _opaque(layout, lambda: (values[..., layout.opacity] for _, values in every()), scale, value_range)
     for rows, values in every():
         chosen = values[..., colours]
         if layout.opacity is None and layout.photometric in (_BLACK_IS_ZERO, _RGB):
@@ -369,18 +367,18 @@ def _fill(
 
 
 def _palette(tags: Tags, layout: _Layout) -> Pixels:
-    """uint8 [colours, 3]."""
+    """Return the palette, uint8 [colours, 3]."""
     values = np.array(tags.get(COLOUR_MAP, ()), np.int64)
     if layout.bits > 16 or len(values) != 3 << layout.bits:
-        raise damaged("no palette of its colours")
-    if values.max() > 255:  # some writers take 8 bits where 16 are meant
+        raise damaged("it has no valid palette")
+    if values.max() > 255:  # some writers use 8 bits instead of 16
         values >>= 8
     return values.reshape(3, -1).T.astype(np.uint8)
 
 
-def _scale(layout: _Layout, parts: Any, tags: Tags, said: ValueRange | None) -> Scale:
+def _scale(layout: _Layout, parts: Any, tags: Tags, value_range: ValueRange | None) -> Scale:
     if layout.kind.kind == "u" and layout.bits < 16:
-        return Scale(0, (1 << layout.bits) - 1) if said is None else Scale(*said)
+        return Scale(0, (1 << layout.bits) - 1) if value_range is None else Scale(*value_range)
     if layout.photometric == _CMYK:
         return Scale(0, 1 if layout.kind.kind == "f" else (1 << layout.bits) - 1)
     text = bytes(value & 0xFF for value in tags.get(NO_DATA, ())[:64] if isinstance(value, int))
@@ -390,19 +388,19 @@ def _scale(layout: _Layout, parts: Any, tags: Tags, said: ValueRange | None) -> 
         no_data = None
     if no_data is not None and not _fits(no_data, layout.kind):
         no_data = None
-    return scale_of(parts(), said, no_data)
+    return scale_of(parts(), value_range, no_data)
 
 
 def _fits(value: float, kind: np.dtype[Any]) -> bool:
-    """Whether samples of this type can have this value."""
+    """Return whether samples of this type can have this value."""
     if kind.kind == "f":
         return bool(np.isfinite(value))
     limits = np.iinfo(kind)
     return value.is_integer() and limits.min <= value <= limits.max
 
 
-def _opaque(layout: _Layout, parts: Any, scale: Scale, said: ValueRange | None) -> float:
-    """What is opaque: as what is white, if opacity keeps to that; else what the largest value's bits can hold."""
+def _opaque(layout: _Layout, parts: Any, scale: Scale, value_range: ValueRange | None) -> float:
+    """Return the opaque value: that of white, if opacity does not exceed it; else by the bits of the largest value."""
     if layout.opacity is None:
         return 1
     if layout.kind.kind == "u" and layout.bits < 16:
@@ -411,4 +409,4 @@ def _opaque(layout: _Layout, parts: Any, scale: Scale, said: ValueRange | None) 
     if layout.kind.kind == "f":
         return largest if largest > 1 else 1.0
     usual = white_of(largest)
-    return max(usual, scale.high) if said is None and scale.low == 0 else usual
+    return max(usual, scale.high) if value_range is None and scale.low == 0 else usual

@@ -1,4 +1,4 @@
-"""WebP files: the first frame, upright by the EXIF chunk. The container is that of RFC 9649, 2."""
+"""WebP files: the first frame, upright by the EXIF chunk. The container is described in RFC 9649, section 2."""
 
 import io
 import struct
@@ -8,31 +8,31 @@ from polywand_pictures.errors import damaged
 from polywand_pictures.header import TURN_BYTES, Admission, Header
 from polywand_pictures.orientation import UPRIGHT, fill_upright, orientation_of_exif
 
-# Bytes a pixel that libwebp's reader takes, for all pixels as soon as it is opened (measured, rounded up), and Pillow.
+# Memory in bytes per pixel: libwebp, as soon as a file is opened (measured, rounded up), and Pillow.
 _DECODER_BYTES = 14 + 4
 _METADATA = (b"EXIF", b"XMP ", b"ICCP")
 
 
 def is_webp(data: memoryview) -> bool:
-    """Whether these are the bytes of a WebP file."""
+    """Return whether these are the bytes of a WebP file."""
     return bytes(data[:4]) == b"RIFF" and bytes(data[8:12]) == b"WEBP"
 
 
 def read(data: memoryview, admit: Admission) -> None:
-    """Decode a file, into where `admit` says.
+    """Decode a file into the memory that `admit` provides.
 
     Raises:
         UnreadableError, and what `admit` raises
     """
     size = _size(data)
     if size is None:
-        raise damaged("no header of a WebP picture")
+        raise damaged("it has no valid WebP header")
     width, height = size
     make_room = admit(Header(width, height, width * height * (_DECODER_BYTES + TURN_BYTES) + len(data)))
     picture, orientation = _without_metadata(data)
     with pillow.opened(io.BytesIO(picture), "WEBP") as image:
         if image.size != size:
-            raise damaged("it tells of two sizes")
+            raise damaged("it contains two different sizes")
         image.load()
         fill_upright(make_room, size, orientation, lambda pixels: pillow.fill(pixels, image))
 
@@ -52,7 +52,7 @@ def _size(data: memoryview) -> tuple[int, int] | None:
 
 
 def _without_metadata(data: memoryview) -> tuple[bytes | memoryview, int]:
-    """Leave out what is not picture, and tell the orientation of the first EXIF chunk."""
+    """Return the file without metadata, and the orientation in its first EXIF chunk."""
     if bytes(data[12:16]) != b"VP8X":
         return data, UPRIGHT
     kept: list[bytes | memoryview] = []
@@ -65,7 +65,7 @@ def _without_metadata(data: memoryview) -> tuple[bytes | memoryview, int]:
         if kind not in _METADATA:
             kept.append(data[at:end])
         at = end
-    # The header's flags tell of a profile, EXIF and XMP, which are gone.
+    # Clear the header's flags of profile, EXIF and XMP, which were removed.
     kept[0] = bytes(kept[0][:8]) + bytes([kept[0][8] & 0x12]) + bytes(kept[0][9:])
     body = b"".join(kept)
     return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body, orientation

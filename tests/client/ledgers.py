@@ -14,12 +14,12 @@ PATIENCE_S = 60.0
 def ask(ledger: Ledger, object_id: str = "", patience_s: float = PATIENCE_S) -> tuple[int, Future[Any]]:
     waiter: Future[Any] = Future()
     message = pb.InteractRequest(prompt=pb.Prompt(model="m", object_id=object_id))
-    return ledger.ask(message, waiter, patience_s), waiter
+    return ledger.add(message, waiter, patience_s), waiter
 
 
 def ask_image(ledger: Ledger, encoded: bytes = b"x") -> tuple[int, Future[Any]]:
     waiter: Future[Any] = Future()
-    return ledger.ask(pb.InteractRequest(image=pb.Image(encoded=encoded)), waiter, PATIENCE_S), waiter
+    return ledger.add(pb.InteractRequest(image=pb.Image(encoded=encoded)), waiter, PATIENCE_S), waiter
 
 
 def sent(ledger: Ledger) -> int:
@@ -27,7 +27,7 @@ def sent(ledger: Ledger) -> int:
     pause_s = ledger.pause_s()
     assert pause_s is not None
     time.sleep(pause_s)
-    request = ledger.take()
+    request = ledger.pop()
     assert request is not None
     return request.sequence
 

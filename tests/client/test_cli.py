@@ -84,12 +84,12 @@ def test_no_server_is_told_in_one_line_with_exit_code_1() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["interact", "x.png", "--model", "m", "--positive", "5"], "'5' is not 2 numbers"),
-        (["interact", "x.png", "--model", "m", "--box", "1,2,3"], "'1,2,3' is not 4 numbers"),
+        (["interact", "x.png", "--model", "m", "--positive", "5"], "'5' is not 2 comma-separated numbers"),
+        (["interact", "x.png", "--model", "m", "--box", "1,2,3"], "'1,2,3' is not 4 comma-separated"),
         (["interact", "x.png"], "Missing option '--model'"),
         (["interact", "x.png", "--model", "m", "--overlay", "out.mp3"], "out.mp3"),
         (["detect"], "Missing argument"),
-        (["detect", "x.png", "--label", "=car"], "names no label"),
+        (["detect", "x.png", "--label", "=car"], "does not name a label"),
         (["detect", "a/x.png", "b/x.png", "--overlay", "out"], "same name"),
         (["detect", "a/x.png", "a/y.png", "--overlay", "a"], "would overwrite the input 'a/x.png'"),
         (["detect", "x.png", "--interactor", "grabcut"], "add --polygons"),
@@ -354,4 +354,4 @@ def test_a_range_of_values_is_for_the_answer_and_the_drawing(run: Run, tmp_path:
     assert np.abs(drawn[-40:, -40:].astype(int) - astronaut[-40:, -40:]).mean() < 20
     result = run("interact", photo, "--model", "wand_click", "--positive", FACE, "--range", "9,9")
     assert result.returncode == 2
-    assert "'--range': '9,9': the first number has to be below the second." in result.stderr
+    assert "'--range': '9,9': the first number must be below the second." in result.stderr

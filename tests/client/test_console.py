@@ -164,7 +164,10 @@ def test_json_of_a_name_that_is_not_utf_8_is_unicode(target: str, photos: list[s
         (["detect", "a.png", "--version", "-1"], "'--version'"),
         (["detect", "a.png", "--version", "9" * 30], "'--version'"),
         (["detect", "a.png", "--polygons", "--tolerance", "inf"], "'--tolerance'"),
-        (["detect", "a.png", "--label", "person=\udcff"], "'--label': 'person=\ufffd' holds bytes that are not UTF-8"),
+        (
+            ["detect", "a.png", "--label", "person=\udcff"],
+            "'--label': 'person=\ufffd' contains bytes that are not UTF-8",
+        ),
         (["detect", "a.png", "--model", "\udcff"], "'--model'"),
         (["interact", "a.png", "--model", "m", "--max-points", "-5"], "'--max-points': -5 is not in the range 3<=x"),
         (["interact", "a.png", "--model", "m", "--threshold", "1"], "'--threshold'"),
@@ -172,7 +175,7 @@ def test_json_of_a_name_that_is_not_utf_8_is_unicode(target: str, photos: list[s
         (["interact", "a.png", "--model", "m", "--box", "1,2,3,1e39"], "'--box'"),
         (["--timeout", "0", "models"], "'--timeout'"),
         (["--timeout", "nan", "models"], "'--timeout'"),
-        (["--target", "http://localhost:50051", "models"], "'--target': 'http://localhost:50051' is no target"),
+        (["--target", "http://localhost:50051", "models"], "'--target': 'http://localhost:50051' is not a target"),
         (["--target", "", "models"], "'--target'"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from google.rpc import status_pb2
 
 import polywand
-from polywand.rests import FIRST_IMAGE_REST_S
+from polywand.backoff import FIRST_IMAGE_DELAY_S
 from polywand_contract.v1 import annotation_pb2 as pb
 from tests.client.scripted import QUOTA, Script, full, full_status, outline, ready, scripted_server, status
 from tests.client.scripted import too_large_status as too_large
@@ -41,7 +41,7 @@ def refused_times(times: int, error: status_pb2.Status) -> Script:
     return Script(detect=lambda count: error if count < times else None)
 
 
-def rests_of(script: Script) -> list[float]:
+def delays_of(script: Script) -> list[float]:
     times = [arrived for arrived, _ in script.arrivals]
     return [later - earlier for earlier, later in pairwise(times)]
 
@@ -52,9 +52,9 @@ def test_detection_is_asked_for_again_after_rests_that_grow(detect: Detect, erro
     script = refused_times(2, error)
     with scripted_server(script) as target:
         detect(target, 20.0)
-    first_s, second_s = rests_of(script)
-    assert FIRST_IMAGE_REST_S <= first_s < 1.5 * FIRST_IMAGE_REST_S + 0.3
-    assert 2 * FIRST_IMAGE_REST_S <= second_s < 3 * FIRST_IMAGE_REST_S + 0.3
+    first_s, second_s = delays_of(script)
+    assert FIRST_IMAGE_DELAY_S <= first_s < 1.5 * FIRST_IMAGE_DELAY_S + 0.3
+    assert 2 * FIRST_IMAGE_DELAY_S <= second_s < 3 * FIRST_IMAGE_DELAY_S + 0.3
 
 
 @both
@@ -62,7 +62,7 @@ def test_detection_comes_back_no_earlier_than_the_server_says(detect: Detect) ->
     script = refused_times(1, full_status(1.0))
     with scripted_server(script) as target:
         detect(target, 20.0)
-    assert rests_of(script)[0] >= 1.0
+    assert delays_of(script)[0] >= 1.0
 
 
 @both
@@ -140,11 +140,11 @@ def hesitant() -> Script:
 
 def assert_hesitated(script: Script) -> None:
     assert script.kinds == ["image"] * 3 + [""] * 5
-    rests = rests_of(script)
-    for shortest_s, rest_s in zip((0.5, 1.0), rests, strict=False):
-        assert shortest_s <= rest_s < 1.5 * shortest_s + 0.3
-    for shortest_s, rest_s in zip((0.05, 0.1, 0.2, 0.4), rests[3:], strict=True):
-        assert shortest_s <= rest_s < 1.5 * shortest_s + 0.3
+    delays = delays_of(script)
+    for shortest_s, delay_s in zip((0.5, 1.0), delays, strict=False):
+        assert shortest_s <= delay_s < 1.5 * shortest_s + 0.3
+    for shortest_s, delay_s in zip((0.05, 0.1, 0.2, 0.4), delays[3:], strict=True):
+        assert shortest_s <= delay_s < 1.5 * shortest_s + 0.3
 
 
 def test_a_session_waits_for_room_and_sends_photos_seldom_and_prompts_soon() -> None:

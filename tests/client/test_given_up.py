@@ -14,8 +14,8 @@ import pytest
 
 import polywand
 from polywand.answers import Update
+from polywand.backoff import FIRST_IMAGE_DELAY_S
 from polywand.ledger import Ledger
-from polywand.rests import FIRST_IMAGE_REST_S
 from polywand_contract.v1 import annotation_pb2 as pb
 from tests.client.ledgers import ask, ask_image, sent, unstretched, updated
 from tests.client.scripted import Script, full, given_up, outline, ready, refusal, scripted_server
@@ -33,7 +33,7 @@ def opened() -> Ledger:
 
 def leaves(ledger: Ledger) -> tuple[str, int]:
     """Take what is to be sent at once: the image's bytes or the prompt's object, and the sequence."""
-    request = ledger.take()
+    request = ledger.pop()
     assert request is not None
     what = request.image.encoded.decode() if request.HasField("image") else request.prompt.object_id
     return what, request.sequence
@@ -67,7 +67,7 @@ def test_several_objects_refused_at_once_need_the_image_once_and_of_each_the_new
         ledger.answer(given_up(sequence))
     what, image = leaves(ledger)
     assert what == "first"
-    assert ledger.take() is None
+    assert ledger.pop() is None
     ledger.answer(ready(image))
     (first, first_sequence), (second, second_sequence) = leaves(ledger), leaves(ledger)
     assert (first, second) == ("a", "b")
@@ -76,7 +76,7 @@ def test_several_objects_refused_at_once_need_the_image_once_and_of_each_the_new
     assert older[1].result(0) is newer[1].result(0)
     ledger.answer(outline(second_sequence))
     assert other[1].done()
-    assert ledger.take() is None
+    assert ledger.pop() is None
 
 
 def test_prompts_that_are_asked_meanwhile_wait_for_the_image() -> None:
@@ -92,7 +92,7 @@ def test_prompts_that_are_asked_meanwhile_wait_for_the_image() -> None:
     left = [leaves(ledger) for _ in range(3)]
     assert {what for what, _ in left} == {"a", "early", "late"}
     assert all(earlier < later for (_, earlier), (_, later) in pairwise([("first", image), *left]))
-    assert ledger.take() is None
+    assert ledger.pop() is None
 
 
 def test_a_refusal_that_was_said_before_the_image_came_again_is_no_news() -> None:
@@ -113,7 +113,7 @@ def test_a_newer_image_takes_the_place_of_the_one_that_was_given_up() -> None:
     ask_image(ledger, b"second")  # before the first has left again
     what, image = leaves(ledger)
     assert what == "second"
-    assert ledger.take() is None
+    assert ledger.pop() is None
     assert isinstance(ledger.answer(ready(image)), pb.ImageInfo)
     assert isinstance(prompt.exception(0), polywand.Superseded)
     assert ledger.pause_s() is None
@@ -129,7 +129,7 @@ def test_a_newer_image_may_cross_the_one_that_is_sent_again() -> None:
     what, newer = leaves(ledger)
     assert what == "second"
     assert ledger.answer(ready(image)) == []
-    assert ledger.take() is None  # the prompts must not follow the newer image
+    assert ledger.pop() is None  # the prompts must not follow the newer image
     ledger.answer(ready(newer))
     assert waiter.done()
     for superseded in (prompt, asked_between):
@@ -166,7 +166,7 @@ def test_an_image_that_the_server_will_not_take_again_fails_the_prompts_and_says
         error = asked[update.object_id][1].exception(0)
         assert error is update.result
         assert isinstance(error, polywand.InvalidRequest)
-        assert str(error) == "The server gave up the image of this stream and did not take it again: away"
+        assert str(error) == "The server removed the image of this stream and refused it when sent again: away"
     assert ledger.pause_s() is None
 
 
@@ -179,11 +179,11 @@ def test_a_full_server_is_sent_the_image_again_after_rests_that_grow_while_promp
     update = updated(ledger, full(sent(ledger)))
     assert update == Update("hasty", asked, 0, hasty.exception(0))
     assert isinstance(update.result, polywand.QuotaExceeded)
-    assert "did not take it again: the server is full" in str(update.result)
+    assert "refused it when sent again: the server is full" in str(update.result)
     assert update.result.quotas
     pause_s = ledger.pause_s()
     assert pause_s is not None
-    assert FIRST_IMAGE_REST_S - 0.1 < pause_s <= FIRST_IMAGE_REST_S
+    assert FIRST_IMAGE_DELAY_S - 0.1 < pause_s <= FIRST_IMAGE_DELAY_S
     assert str(ledger.refusal(patient)) == str(update.result)
     image = sent(ledger)
     ledger.answer(ready(image))
@@ -199,7 +199,7 @@ def test_an_image_that_is_given_up_again_at_once_is_not_sent_again_at_once() -> 
     ledger.answer(given_up(sent(ledger)))
     pause_s = ledger.pause_s()
     assert pause_s is not None
-    assert FIRST_IMAGE_REST_S - 0.1 < pause_s <= FIRST_IMAGE_REST_S
+    assert FIRST_IMAGE_DELAY_S - 0.1 < pause_s <= FIRST_IMAGE_DELAY_S
     ledger.answer(ready(sent(ledger)))
     ledger.answer(outline(sent(ledger)))
     assert waiter.done()
@@ -291,14 +291,14 @@ class Annotator:
 @pytest.mark.parametrize("seed", range(150))
 def test_whatever_happens_all_is_answered_about_the_right_image(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     chance, clock = random.Random(seed), Clock()
-    for module in ("ledger", "rests"):
+    for module in ("ledger", "backoff"):
         monkeypatch.setattr(f"polywand.{module}.time", clock)
     ledger, server = Ledger(chance.uniform), Server(chance)
     annotator, wire = Annotator(chance, ledger), [0]
     replies: list[pb.InteractResponse] = []
 
     def send() -> None:
-        if (request := ledger.take()) is not None:
+        if (request := ledger.pop()) is not None:
             wire.append(request.sequence)
             copy = pb.InteractRequest()
             copy.CopyFrom(request)
@@ -386,7 +386,7 @@ async def test_an_image_that_cannot_be_sent_again_is_told_to_prompts_and_updates
     answers = iter([ready(), given_up(), refusal(0, INVALID), given_up(), refusal(0, INVALID)])
     with scripted_server(Script(interact=lambda _: next(answers))) as target:
         async with polywand.aio.connect(target) as client, client.open(b"photo") as session, asyncio.timeout(30):
-            with pytest.raises(polywand.InvalidRequest, match="gave up the image of this stream and did not take it"):
+            with pytest.raises(polywand.InvalidRequest, match="removed the image of this stream and refused it"):
                 await session.prompt("m")
             number = session.send("m", object_id="dragged")
             async with aclosing(session.updates()) as updates:

@@ -7,19 +7,19 @@ import grpc
 import pytest
 
 import polywand
+from polywand.backoff import FIRST_DELAY_S, FIRST_IMAGE_DELAY_S
 from polywand.ledger import Ledger
-from polywand.rests import FIRST_IMAGE_REST_S, FIRST_REST_S
 from polywand_contract.v1 import annotation_pb2 as pb
 from tests.client.ledgers import ask, ask_image, sent, unstretched, updated
 from tests.client.scripted import QUOTA, full, outline, ready, refusal
 
 
-def assert_rests(ledger: Ledger, reply: pb.InteractResponse, rest_s: float) -> None:
+def assert_delay(ledger: Ledger, reply: pb.InteractResponse, delay_s: float) -> None:
     started = time.monotonic()
     assert ledger.answer(reply) == []
     pause_s = ledger.pause_s()
     assert pause_s is not None
-    assert pause_s <= rest_s <= pause_s + time.monotonic() - started
+    assert pause_s <= delay_s <= pause_s + time.monotonic() - started
 
 
 def test_what_met_an_absent_triton_is_sent_again_and_answered_under_the_sequence_that_was_asked() -> None:
@@ -38,18 +38,18 @@ def test_what_met_an_absent_triton_is_sent_again_and_answered_under_the_sequence
 
 
 def test_rests_grow_from_short_ones_for_prompts_and_longer_ones_for_images() -> None:
-    for asks, first_s in ((ask, FIRST_REST_S), (ask_image, FIRST_IMAGE_REST_S)):
+    for asks, first_s in ((ask, FIRST_DELAY_S), (ask_image, FIRST_IMAGE_DELAY_S)):
         ledger = Ledger(unstretched)
         asks(ledger)
-        assert_rests(ledger, refusal(sent(ledger)), first_s)
-        assert_rests(ledger, refusal(sent(ledger)), 2 * first_s)
+        assert_delay(ledger, refusal(sent(ledger)), first_s)
+        assert_delay(ledger, refusal(sent(ledger)), 2 * first_s)
 
 
-@pytest.mark.parametrize(("told_s", "rest_s"), [(0.3, 0.3), (2.5, 2.5), (0.0, FIRST_REST_S)])
-def test_what_the_server_says_is_the_shortest_rest(told_s: float, rest_s: float) -> None:
+@pytest.mark.parametrize(("told_s", "delay_s"), [(0.3, 0.3), (2.5, 2.5), (0.0, FIRST_DELAY_S)])
+def test_what_the_server_says_is_the_shortest_rest(told_s: float, delay_s: float) -> None:
     ledger = Ledger(unstretched)
     ask(ledger)
-    assert_rests(ledger, refusal(sent(ledger), retry_s=told_s), rest_s)
+    assert_delay(ledger, refusal(sent(ledger), retry_s=told_s), delay_s)
 
 
 def test_clients_refused_together_come_back_apart_and_later_from_time_to_time() -> None:
@@ -62,9 +62,9 @@ def test_clients_refused_together_come_back_apart_and_later_from_time_to_time() 
         for ledger in clients:
             ledger.answer(full(sent(ledger), told_s))
             pauses[-1].append(ledger.pause_s() or 0.0)
-    for rest_s, times in zip((told_s, 2 * told_s, 4 * told_s), pauses, strict=True):
-        assert all(0.9 * rest_s < pause_s < 1.5 * rest_s for pause_s in times)  # some of it has passed
-        assert max(times) - min(times) > 0.1 * rest_s
+    for delay_s, times in zip((told_s, 2 * told_s, 4 * told_s), pauses, strict=True):
+        assert all(0.9 * delay_s < pause_s < 1.5 * delay_s for pause_s in times)  # some of it has passed
+        assert max(times) - min(times) > 0.1 * delay_s
 
 
 def test_a_full_server_is_an_answer_only_when_time_is_over() -> None:
@@ -135,7 +135,7 @@ def test_what_is_new_leaves_before_what_has_rested_and_sequences_never_decrease(
     ask(ledger, "rested")
     first = sent(ledger)
     ledger.answer(refusal(first))
-    time.sleep(FIRST_REST_S)
+    time.sleep(FIRST_DELAY_S)
     _, fresh = ask(ledger, "fresh")
     on_the_wire = [sent(ledger), sent(ledger)]
     assert first < on_the_wire[0] < on_the_wire[1]
@@ -158,8 +158,8 @@ def test_what_rests_never_follows_a_newer_image() -> None:
     ledger.answer(refusal(sent(ledger)))
     ask_image(ledger)
     image = sent(ledger)
-    time.sleep(FIRST_REST_S)
-    assert ledger.take() is None
+    time.sleep(FIRST_DELAY_S)
+    assert ledger.pop() is None
     ledger.answer(ready(image))
     assert isinstance(prompt.exception(0), polywand.Superseded)
     assert ledger.pause_s() is None
@@ -194,4 +194,4 @@ def test_the_end_of_the_stream_ends_what_rests() -> None:
     ledger.answer(pb.InteractResponse(draining=pb.Draining(message="draining")))
     assert isinstance(waiter.exception(0), polywand.Draining)
     assert ledger.pause_s() is None
-    assert ledger.take() is None
+    assert ledger.pop() is None

@@ -81,7 +81,7 @@ def test_a_picture_is_one_image_s(photo: Path) -> None:
     assert outputs.pictures("out.jpg", sources("a.jpg")) == [Path("out.jpg")]
     with pytest.raises(click.UsageError, match="one picture, but there are 2 images"):
         outputs.pictures("out.jpg", sources("a.jpg", "b.jpg"))
-    with pytest.raises(click.UsageError, match="does not end like a picture"):
+    with pytest.raises(click.UsageError, match="does not have the suffix of a picture"):
         outputs.pictures("out.mp3", sources("a.jpg"))
 
 
@@ -91,7 +91,7 @@ def test_a_folder_that_cannot_be_made_is_told(photo: Path) -> None:
 
 
 def test_a_name_made_from_an_images_replaces_nothing_beside_it(photo: Path) -> None:
-    with pytest.raises(click.UsageError, match=r"'photo\.png' is there already, beside the images"):
+    with pytest.raises(click.UsageError, match=r"'photo\.png' exists already, beside the images"):
         outputs.pictures("./", sources("photo.jpg"))  # photo.png may be another photo
     Path("sub/photo.png").touch()
     assert outputs.pictures("sub", sources("photo.jpg")) == [Path("sub/photo.png")]

@@ -296,4 +296,4 @@ def test_a_mask_file_that_marks_nothing_is_told(server: Service, photo: Path, tm
     cv2.imwrite(str(clear), np.zeros((512, 512, 4), np.uint8))
     result = interact(server, photo, "--seed", clear)
     assert result.returncode == 1
-    assert result.stderr == f"Error: {clear} marks nothing: all of it is black or transparent.\n"
+    assert result.stderr == f"Error: {clear} is an empty mask: all of it is black or transparent.\n"

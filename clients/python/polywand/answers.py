@@ -1,4 +1,4 @@
-"""Answers of a stream: what a reply says, and how it reaches what waits for it."""
+"""Answers of a stream: replies to results, and results to the futures that wait for them."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,8 +13,8 @@ from polywand_contract.v1 import annotation_pb2 as pb
 class Update:
     """One answer to the prompts of one object.
 
-    sequence: of the prompt that it reflects, as `send` returned it.
-    skipped: how many earlier prompts of the object it stands in for, because it overtook them.
+    sequence: of the prompt that it answers, as `send` returned it.
+    skipped: how many earlier prompts of the object it replaces, because it overtook them.
     result: the outline, or the error that `prompt` would have raised (`IncompletePrompt`, `InvalidRequest`...).
     """
 
@@ -25,23 +25,23 @@ class Update:
 
 
 class Waiter(Protocol):
-    """What the futures of threads and of asyncio have in common; resolves to `Segmentation` or `ImageInfo`."""
+    """The common methods of threads' and asyncio's futures; its result is a `Segmentation` or an `ImageInfo`."""
 
     def done(self) -> bool:
-        """Whether it has an answer or was cancelled."""
+        """Return whether it has a result or was cancelled."""
         ...
 
     def set_result(self, result: Any, /) -> None:
-        """Wake with an answer."""
+        """Set the answer."""
         ...
 
     def set_exception(self, exception: Any, /) -> None:
-        """Wake with an error."""
+        """Set an error."""
         ...
 
 
 def result_of(reply: pb.InteractResponse, skipped: int) -> Segmentation | PolywandError:
-    """What a reply to a prompt says. skipped: how many earlier prompts it stands in for."""
+    """Read a reply to a prompt. skipped: how many earlier prompts it replaces."""
     try:
         match reply.WhichOneof("result"):
             case "segmentation":
@@ -57,13 +57,13 @@ def result_of(reply: pb.InteractResponse, skipped: int) -> Segmentation | Polywa
 
 
 def error_of(reply: pb.InteractResponse) -> PolywandError:
-    """What a reply that should be an image says instead."""
+    """Return the error of a reply to an image that is not an `ImageInfo`."""
     result = result_of(reply, 0)
     return result if isinstance(result, PolywandError) else errors.unexpected(reply.WhichOneof("result"))
 
 
-def wake(waiter: Waiter, answer: object) -> None:
-    """Hand an answer to what waits for it, if it still does."""
+def resolve(waiter: Waiter, answer: object) -> None:
+    """Set the answer or error of a future that is not done yet."""
     if waiter.done():
         return
     if isinstance(answer, PolywandError):

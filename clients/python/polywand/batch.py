@@ -1,4 +1,4 @@
-"""Detection on a list of files, of which any may fail: the others go on."""
+"""Detection on a list of files; a file that fails does not stop the others."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,14 +12,14 @@ from polywand.results import Detections
 from polywand.wire import DetectOptions
 
 SILENT_STREAMS = 2
-"""After so many streams in a row without any answer the server is taken to be gone, and no more files are sent."""
+"""After this many streams in a row without an answer, the server counts as gone, and no more files are sent."""
 
 
 def detect_each(client: Client, sources: Sequence[Source], options: DetectOptions) -> Iterator[FrameAnswer]:
-    """Yield (number, detections or error) of every file, in their order.
+    """Yield (number, detections or error) of every file, in order.
 
-    A stream that breaks ends none of this. The file that was due goes by a call of its own, which tells whether the
-    file is to blame, and those after it by a new stream.
+    After a broken stream, the file that was due is sent by a unary call, which shows whether the file is the cause;
+    the files after it are sent by a new stream.
     """
     start = silent = 0
     while start < len(sources):
@@ -46,7 +46,7 @@ def _alone(
     client: Client, source: Source, options: DetectOptions, failure: PolywandError
 ) -> Detections | PolywandError:
     if failure.code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return failure  # it had all its time
+        return failure  # it already had the whole timeout
     try:
         return client.detect(source, **options)
     except PolywandError as error:

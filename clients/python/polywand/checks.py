@@ -1,4 +1,4 @@
-"""Checks of what callers give, before any of it is sent: each names the argument and its limits."""
+"""Checks of arguments before anything is sent; each error names the argument and its limits."""
 
 import math
 import operator
@@ -18,18 +18,18 @@ MIN_POINTS, MAX_POINTS = 3, 100_000  # vertices of one outline
 MAX_TOLERANCE = 1000.0  # pixels
 MAX_NAME_BYTES = 256  # of a model or a label
 MAX_OBJECT_ID_BYTES = 128
-MAX_COORDINATE = float(np.finfo(np.float32).max)  # what the wire carries; the image's size is the server's to check
+MAX_COORDINATE = float(np.finfo(np.float32).max)  # of the contract's type; the server compares with the image's size
 
 
 def invalid(argument: str, description: str) -> InvalidRequest:
-    """The error of an argument: "max_points: -5 is not a whole number from 3 to 100000"."""
+    """Make the error of an argument, such as "max_points: -5 is not a whole number from 3 to 100000"."""
     return InvalidRequest(
         f"{argument}: {description}.", grpc.StatusCode.INVALID_ARGUMENT, [Violation(argument, description)]
     )
 
 
 def integer(argument: str, value: Any, low: int, high: int) -> int:
-    """Return a whole number from low to high as int. NumPy's integers are ones; True, 5.0 and "5" are not."""
+    """Return a whole number from low to high as int. NumPy's integers are accepted; True, 5.0 and "5" are not."""
     try:
         number = None if isinstance(value, bool | np.bool_) else operator.index(value)
     except TypeError:
@@ -40,7 +40,7 @@ def integer(argument: str, value: Any, low: int, high: int) -> int:
 
 
 def number(argument: str, value: Any, low: float, high: float, *, between: bool = False) -> float:
-    """Return a finite number from low to high as float. between: the limits themselves are none of the range."""
+    """Return a finite number from low to high as float. between: the limits themselves are excluded."""
     real = _real(value)
     if real is None or not (low < real < high if between else low <= real <= high):
         limits = f"above {low:g} and below {high:g}" if between else f"from {low:g} to {high:g}"
@@ -49,7 +49,7 @@ def number(argument: str, value: Any, low: float, high: float, *, between: bool 
 
 
 def coordinates(argument: str, values: Any, count: int) -> list[float]:
-    """Return so many finite numbers, such as a point's x and y, as a list."""
+    """Return `count` finite numbers, such as a point's x and y, as a list."""
     listed = list(values) if isinstance(values, Iterable) and not isinstance(values, str | bytes) else []
     numbers = [real for value in listed if (real := _real(value)) is not None and abs(real) <= MAX_COORDINATE]
     if len(listed) != count or len(numbers) != count:
@@ -58,33 +58,33 @@ def coordinates(argument: str, values: Any, count: int) -> list[float]:
 
 
 def rows(argument: str, values: Any) -> Sequence[Any]:
-    """Return a list of points, or of whatever else, as a sequence; a bare number or text is none."""
+    """Return an iterable, such as one of points, as a list. Raises InvalidRequest for a number or a text."""
     if not isinstance(values, Iterable) or isinstance(values, str | bytes):
         raise invalid(argument, f"{_shown(values)} is not a list of points")
     return list(values)
 
 
 def frames(images: Any) -> None:
-    """Refuse what is no list of images, such as one file's name, whose letters would be taken for images."""
+    """Raise InvalidRequest for one image instead of many: a file name is iterable, too."""
     if isinstance(images, str | bytes | os.PathLike) or not isinstance(images, Iterable | AsyncIterable):
         raise invalid("images", f"{_shown(images)} is not a list of images, nor an iterator")
 
 
 def text(argument: str, value: Any, max_bytes: int = MAX_NAME_BYTES) -> str:
-    """Return a text that the wire can carry: characters of Unicode, and not too many."""
+    """Return a text that can be encoded as UTF-8 in at most `max_bytes`."""
     if not isinstance(value, str):
         raise invalid(argument, f"{_shown(value)} is not a text")
     try:
         size = len(value.encode())
     except UnicodeEncodeError:
-        raise invalid(argument, f"{_shown(value)} holds bytes that are not UTF-8") from None
+        raise invalid(argument, f"{_shown(value)} contains bytes that are not UTF-8") from None
     if size > max_bytes:
-        raise invalid(argument, f"a text of {size} bytes; at most {max_bytes} are read")
+        raise invalid(argument, f"a text of {size} bytes; at most {max_bytes} are allowed")
     return value
 
 
 def _real(value: Any) -> float | None:
-    """The value as a finite float, if it is a number. Texts are not, though `float` reads them; nor is True."""
+    """Return a number as a finite float, else None. Texts are not numbers here, nor is True."""
     if isinstance(value, bool | np.bool_ | str | bytes | bytearray):
         return None
     try:

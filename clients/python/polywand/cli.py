@@ -22,8 +22,8 @@ from polywand.results import Box, Detections
 from polywand_common.console import Command, Group, Number, complain, echo
 from polywand_common.texts import printable, shown
 
-# An option's variable is made of the parameter's name, so each parameter is named as its option, also `json`.
-AS_JSON = click.option("--json", is_flag=True, help="Print JSON, one object a line; of what failed, the error.")
+# click makes an option's environment variable from the parameter's name, so both names are the same, also `json`.
+AS_JSON = click.option("--json", is_flag=True, help="Print JSON, one object per line; for a failure, the error.")
 MASK_THRESHOLD = click.option(
     "--threshold",
     type=Number(0, 1, min_open=True, max_open=True),
@@ -38,23 +38,23 @@ TOLERANCE = click.option(
     help="Simplification in pixels; 0 keeps every vertex.  [default: server's]",
 )
 MAX_POINTS = click.option(
-    "--max-points", type=click.IntRange(checks.MIN_POINTS, checks.MAX_POINTS), help="Vertices of one outline at most."
+    "--max-points", type=click.IntRange(checks.MIN_POINTS, checks.MAX_POINTS), help="Most vertices of one outline."
 )
 RANGE = click.option(
     "--range",
     type=ValueRange(),
-    help="Which values of a file with more than 8 bits are black and white.  [default: by its values]",
+    help="The values that are black and white, in a file with more than 8 bits.  [default: from its values]",
 )
 VERSION = click.option(
     "--version",
     default=0,
     type=click.IntRange(0, checks.MAX_VERSION),
-    help="Of the model; 0 is the highest that is ready.",
+    help="Version of the model; 0 is the highest that is ready.",
 )
 
 
 class _Group(Group):
-    """Says in one sentence what went wrong, with exit code 1."""
+    """Turns PolywandError into one sentence and exit code 1."""
 
     catches_signals = True
 
@@ -62,7 +62,7 @@ class _Group(Group):
         try:
             return super().invoke(ctx)
         except PolywandError as error:
-            raise click.ClickException(_sentence(error)) from error
+            raise click.ClickException(_message(error)) from error
 
 
 @click.group(
@@ -85,21 +85,21 @@ class _Group(Group):
     show_envvar=True,
     help="Seconds to wait for any one answer.",
 )
-@click.option("--tls", is_flag=True, show_envvar=True, help="Encrypt, trusting the roots that gRPC trusts.")
+@click.option("--tls", is_flag=True, show_envvar=True, help="Use TLS, with the root certificates that gRPC trusts.")
 @click.pass_context
 def main(ctx: click.Context, target: str, timeout: float, tls: bool) -> None:
     """Annotate images with a Polywand server: clicks in, polygons out.
 
-    Coordinates are image pixels, x to the right, y down, pixel corners at integers. IMAGE may be -, which is standard
-    input. Every option is an environment variable too: POLYWAND_TARGET, POLYWAND_INTERACT_MODEL, POLYWAND_DETECT_JSON
-    and so on. Values of one that is repeatable are separated by semicolons. Exit codes: 1 when anything failed, 2 when
-    the command is wrong.
+    Coordinates are image pixels, x to the right, y down, pixel corners at integers. IMAGE may be - for standard input.
+    Every option can also be set by an environment variable: POLYWAND_TARGET, POLYWAND_INTERACT_MODEL,
+    POLYWAND_DETECT_JSON and so on; semicolons separate the values of a repeatable option. Exit codes: 1 when anything
+    failed, 2 when the command is wrong.
     """
     credentials = grpc.ssl_channel_credentials() if tls else None
     try:
         ctx.obj = ctx.with_resource(polywand.connect(target, timeout=timeout, credentials=credentials))
     except InvalidRequest as error:
-        raise click.BadParameter(_sentence(error), ctx, param_hint="'--target'") from error
+        raise click.BadParameter(_message(error), ctx, param_hint="'--target'") from error
 
 
 @main.command(cls=Command)
@@ -107,7 +107,7 @@ def main(ctx: click.Context, target: str, timeout: float, tls: bool) -> None:
 @click.pass_obj
 def models(client: polywand.Client, json: bool) -> None:
     """List the tools of the server."""
-    with _told(None, json):
+    with _errors_reported(None, json):
         tools = client.models()
         echo(report.line(report.models_json(tools)) if json else report.models_text(tools))
 
@@ -116,15 +116,15 @@ def models(client: polywand.Client, json: bool) -> None:
 @click.argument("image", type=Source)
 @click.option("--model", type=Text(), required=True, help="An interactor; `polywand models` lists them.")
 @click.option("--positive", type=Numbers("x,y"), multiple=True, help="A click on the object. Repeatable.")
-@click.option("--negative", type=Numbers("x,y"), multiple=True, help="A click that is not on it. Repeatable.")
-@click.option("--extreme", type=Numbers("x,y"), multiple=True, help="Where it reaches furthest. Repeatable.")
-@click.option("--box", type=Numbers("x0,y0,x1,y1"), help="Around the object.")
+@click.option("--negative", type=Numbers("x,y"), multiple=True, help="A click off the object. Repeatable.")
+@click.option("--extreme", type=Numbers("x,y"), multiple=True, help="An extreme point of the object. Repeatable.")
+@click.option("--box", type=Numbers("x0,y0,x1,y1"), help="A box around the object.")
 @click.option(
     "--seed",
     type=Source,
     metavar="MASK",
-    help="Refine this mask of the object: an image file of IMAGE's size, inside where it is neither black nor "
-    "transparent.",
+    help="Refine this mask of the object: an image file of IMAGE's size; what is neither black nor transparent is "
+    "inside.",
 )
 @MASK_THRESHOLD
 @TOLERANCE
@@ -157,17 +157,16 @@ def interact(
 ) -> None:
     """Outline one object on IMAGE.
 
-    Points count in the order in which they are typed: they are clicked one after another. A seed alone gives its own
-    outline.
+    Points are clicked one after another, in the order on the command line. A seed alone gives its own outline.
     """
     client: polywand.Client = ctx.obj
     points = clicks_as_typed(ctx, positive=positive, negative=negative, extreme=extreme)
     inputs = [image] if seed is None else [image, seed]
     _check_standard_input(inputs)
     pictures = outputs.pictures(overlay, [image], [Path(one.name) for one in inputs])
-    with _told(image.name, json), _opened(client, image, range) as session:
+    with _errors_reported(image.name, json), _opened(client, image, range) as session:
         mask = None if seed is None else _seed(seed, image, session)
-        # Click by click, as an annotator would: networks refine what the clicks before led to.
+        # Click by click, as an annotator would: networks refine the result of earlier clicks.
         for count, _ in enumerate(points):
             with suppress(IncompletePrompt):
                 session.prompt(model, points=points[:count], box=box, seed=mask, version=version)
@@ -182,7 +181,7 @@ def interact(
             max_points=max_points,
         )
     drawn_box = None if box is None else Box(*box)
-    ok = _tell(
+    ok = _report(
         image,
         report.segmentation_json(printable(image.name), found, session.width, session.height) if json else None,
         report.segmentation_text(shown(image.name), found),
@@ -201,14 +200,14 @@ def interact(
     "--label",
     type=LabelPair(),
     multiple=True,
-    help="Keep this label of the model, under the task's name for it. Repeatable.  [default: all]",
+    help="Keep this label of the model, optionally renamed. Repeatable.  [default: all]",
 )
 @click.option(
     "--max-detections",
     type=click.IntRange(1, checks.MAX_DETECTIONS),
-    help="On one image, best first.  [default: 100]",
+    help="Most detections on one image, best first.  [default: 100]",
 )
-@click.option("--polygons", is_flag=True, help="Outline each object too, starting from its box.")
+@click.option("--polygons", is_flag=True, help="Outline each object too, from its box.")
 @click.option("--interactor", type=Text(), help="With --polygons: the tool that outlines.  [default: server's]")
 @TOLERANCE
 @MAX_POINTS
@@ -219,7 +218,7 @@ def interact(
     "--overlay",
     type=click.Path(),
     help="Draw the answer into this file, for one IMAGE; or into this folder, as NAME.png each. "
-    "A folder is what ends in /, is one, or has no suffix.",
+    "It is a folder if it ends in /, is one, or has no suffix.",
 )
 @click.pass_context
 def detect(
@@ -238,10 +237,10 @@ def detect(
     json: bool,
     overlay: str | None,
 ) -> None:
-    """Find objects on each IMAGE. One that fails does not stop the others; the exit code is then 1."""
+    """Find objects on each IMAGE. If one fails, the others go on, and the exit code is 1."""
     client: polywand.Client = ctx.obj
     if not polygons and (interactor, tolerance, max_points) != (None, None, None):
-        raise click.UsageError("--interactor, --tolerance and --max-points say how outlines are made: add --polygons.")
+        raise click.UsageError("--interactor, --tolerance and --max-points are options of outlines: add --polygons.")
     _check_standard_input(images)
     pictures = outputs.pictures(overlay, images)
     answers = detect_each(
@@ -261,12 +260,12 @@ def detect(
     )
     all_ok = True
     for number, found in answers:
-        all_ok &= _tell_detections(images[number], found, json, pictures[number : number + 1], range)
-        images[number].forget()
+        all_ok &= _report_detections(images[number], found, json, pictures[number : number + 1], range)
+        images[number].discard()
     ctx.exit(0 if all_ok else 1)
 
 
-def _tell_detections(
+def _report_detections(
     image: Source,
     found: Detections | PolywandError,
     json: bool,
@@ -276,9 +275,9 @@ def _tell_detections(
     if isinstance(found, PolywandError):
         if json:
             echo(report.line(report.failure_json(printable(image.name), found)))
-        complain(_sentence(found, image.name))
+        complain(_message(found, image.name))
         return False
-    return _tell(
+    return _report(
         image,
         report.detections_json(printable(image.name), found) if json else None,
         report.detections_text(shown(image.name), found),
@@ -288,7 +287,7 @@ def _tell_detections(
     )
 
 
-def _tell(
+def _report(
     image: Source,
     as_json: dict[str, Any] | None,
     as_text: str,
@@ -296,9 +295,9 @@ def _tell(
     value_range: tuple[float, float] | None,
     draw: Callable[[drawing.RGB], drawing.RGB],
 ) -> bool:
-    """Draw and print one answer. A picture that cannot be drawn or written costs only itself; returns whether it was.
+    """Draw and print one answer; it is printed even if drawing fails. Return whether drawing succeeded.
 
-    as_json: None when text is wanted. pictures: the file to draw into, or nothing.
+    as_json: None to print text. pictures: the file to draw into, or empty.
     """
     failure: PolywandError | None = None
     try:
@@ -310,7 +309,7 @@ def _tell(
         as_json |= report.failure_json(printable(image.name), failure)
     echo(as_text if as_json is None else report.line(as_json))
     if failure is not None:
-        complain(_sentence(failure, image.name))
+        complain(_message(failure, image.name))
     return failure is None
 
 
@@ -321,25 +320,25 @@ def _opened(
     try:
         session = client.open(image, value_range=value_range)
     except PolywandError as error:
-        error.args = (_sentence(error, image.name),)
+        error.args = (_message(error, image.name),)
         raise
     with session:
         yield session
 
 
 @contextmanager
-def _told(image: str | None, json: bool) -> Iterator[None]:
-    """Tell programs too what goes wrong, where they asked for JSON, and name the image."""
+def _errors_reported(image: str | None, json: bool) -> Iterator[None]:
+    """Report errors, with --json as JSON too, and with the name of the image."""
     try:
         yield
     except PolywandError as error:
         if json:
             echo(report.line(report.failure_json(None if image is None else printable(image), error)))
-        raise click.ClickException(_sentence(error)) from error
+        raise click.ClickException(_message(error)) from error
 
 
-def _sentence(error: PolywandError, image: str | None = None) -> str:
-    """What went wrong, on one line: the image that it is about, and of the server's own faults the request id."""
+def _message(error: PolywandError, image: str | None = None) -> str:
+    """Return an error as one line: with the image's name, and with the request id if the server failed."""
     text = shown(str(error))
     if isinstance(error, ServerError) and error.request_id:
         text = f"{text} [request_id={shown(error.request_id)}]"
@@ -354,7 +353,7 @@ def _check_standard_input(sources: Sequence[Source]) -> None:
 
 
 def _seed(seed: Source, image: Source, session: polywand.Session) -> NDArray[np.bool_]:
-    """Read the mask that the object starts from; it has to be as large as the image."""
+    """Read the seed mask. Raises InvalidRequest if its size is not the image's, or it is empty."""
     mask = read_mask(Path("/dev/stdin" if seed.is_standard_input else seed.name))
     height, width = mask.shape
     if (width, height) != (session.width, session.height):
@@ -364,6 +363,6 @@ def _seed(seed: Source, image: Source, session: polywand.Session) -> NDArray[np.
             grpc.StatusCode.INVALID_ARGUMENT,
         )
     if not mask.any():
-        message = f"{shown(seed.name)} marks nothing: all of it is black or transparent."
+        message = f"{shown(seed.name)} is an empty mask: all of it is black or transparent."
         raise InvalidRequest(message, grpc.StatusCode.INVALID_ARGUMENT)
     return mask

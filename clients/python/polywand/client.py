@@ -10,10 +10,10 @@ from typing import Self, TypeVar, Unpack
 import grpc
 
 from polywand import channel, checks, errors, wire
+from polywand.backoff import FIRST_DELAY_S, FIRST_IMAGE_DELAY_S, Backoff, retry_delay_s, system_uniform
 from polywand.frames import FrameAnswer
 from polywand.images import ImageLike, ValueRangeLike
 from polywand.keywords import keywords_of
-from polywand.rests import FIRST_IMAGE_REST_S, FIRST_REST_S, Rests, before_again_s, system_uniform
 from polywand.results import Detections, Model
 from polywand.session import Session
 from polywand.streaming import DetectStream
@@ -31,13 +31,13 @@ def connect(
     timeout: float = channel.TIMEOUT_S,
     credentials: grpc.ChannelCredentials | None = None,
 ) -> "Client":
-    """Make a client. Nothing is sent before the first call, so a server may come up later.
+    """Make a client. Nothing is sent before the first call, so the server may start later.
 
-    target: "host:port" or any gRPC target; None means the environment's POLYWAND_TARGET, else "localhost:50051".
+    target: "host:port" or any gRPC target; None means the environment variable POLYWAND_TARGET, else "localhost:50051".
     timeout: seconds to wait for any one answer, 0.001 to 1000000, after which a call raises Unavailable.
     credentials: `grpc.ssl_channel_credentials(...)` for TLS, composed with call credentials for tokens; None is
     plain text.
-    Raises InvalidRequest when the target or the timeout is none.
+    Raises InvalidRequest when the target or the timeout is invalid.
     """
     target, timeout = channel.resolve_target(target), channel.checked_timeout(timeout)
     credentials = channel.checked_credentials(credentials)
@@ -50,8 +50,8 @@ def connect(
 class Client:
     """A connection to a Polywand server; made by `connect`, closed by `with` or `close`. Threads may share it.
 
-    Processes may not: every one connects for itself. Calls of a closed client, or of one that was inherited by a fork,
-    raise Closed.
+    Processes may not share it: each makes its own. Calls of a closed client, or of one inherited by a fork, raise
+    Closed.
     """
 
     def __init__(self, grpc_channel: grpc.Channel, target: str, timeout_s: float) -> None:
@@ -63,15 +63,15 @@ class Client:
         self._process = os.getpid()
 
     def models(self) -> list[Model]:
-        """List the tools that exist now, by name; asks again as `detect` does. Raises Unavailable."""
-        reply = self._call(self._stub.ListModels, pb.ListModelsRequest(), FIRST_REST_S)
+        """List the tools that exist now, by name; retries as `detect` does. Raises Unavailable."""
+        reply = self._call(self._stub.ListModels, pb.ListModelsRequest(), FIRST_DELAY_S)
         return [wire.model(message) for message in reply.models]
 
     def open(self, image: ImageLike, *, value_range: ValueRangeLike | None = None) -> Session:
-        """Open a session on an image: a path, the bytes of a file, or uint8 [H, W, 3] RGB or [H, W] grey.
+        """Open a session on an image: a path, a file's bytes, or uint8 [H, W, 3] RGB or [H, W] grey.
 
         Raises InvalidRequest when the image cannot be read, QuotaExceeded when the server stays full, Unavailable when
-        it is away.
+        it cannot be reached.
         """
         self._check_open()
         return Session(self._stub, image, self.target, self._timeout_s, value_range)
@@ -80,8 +80,8 @@ class Client:
     def detect(self, image: ImageLike, **options: Unpack[DetectOptions]) -> Detections:
         """Find objects on one image; the options are those of `DetectOptions`.
 
-        While the server is full or Triton is away, the request is sent again after rests that grow, until the client's
-        timeout is over. Raises InvalidRequest, QuotaExceeded, Unavailable or ServerError.
+        While the server is full or Triton is unavailable, the request is sent again with growing delays, until the
+        client's timeout. Raises InvalidRequest, QuotaExceeded, Unavailable or ServerError.
         """
         self._check_open()
         request = wire.detect_request(image, wire.detect_options(**options))
@@ -91,13 +91,13 @@ class Client:
     def detect_stream(
         self, images: Iterable[ImageLike], **options: Unpack[DetectOptions]
     ) -> Generator[FrameAnswer, None, None]:
-        """Find objects on many images, several at a time: yields (frame number, detections) in their order.
+        """Find objects on many images, several at a time: yields (frame number, detections) in order.
 
-        images: read lazily, by another thread and at most `FRAMES_AHEAD` before the answers are taken; what their
-        iterator raises is raised here, after the answers to those before.
-        A frame that fails yields (frame number, error), and the others go on: QuotaExceeded and Unavailable are for the
-        caller to send again. Raises InvalidRequest at once when an option is wrong, and Unavailable or Draining when
-        the whole stream fails: frames without an answer are to be sent again.
+        images: read lazily, by another thread, at most `FRAMES_AHEAD` before the answers are consumed; an error of
+        their iterator is raised here, after the answers to the images before it.
+        A frame that fails yields (frame number, error), and the others go on; after QuotaExceeded and Unavailable the
+        caller may send it again. Raises InvalidRequest at once when an option is wrong, and Unavailable or Draining
+        when the whole stream fails: then send the frames without an answer again.
         """
         self._check_open()
         checks.frames(images)
@@ -107,7 +107,7 @@ class Client:
         return stream.answers()
 
     def close(self) -> None:
-        """Close the connection, and with it all sessions. A call that rests raises what it was refused with."""
+        """Close the connection, and with it all sessions. A call that waits for its retry raises its last error."""
         self._closed.set()
         self._channel.close()
 
@@ -120,28 +120,28 @@ class Client:
         self.close()
 
     def _detect_alone(self, request: pb.DetectRequest) -> Detections:
-        return wire.detections(self._call(self._stub.Detect, request, FIRST_IMAGE_REST_S))
+        return wire.detections(self._call(self._stub.Detect, request, FIRST_IMAGE_DELAY_S))
 
     def _check_open(self) -> None:
         if self._closed.is_set():
             raise errors.client_closed()
         if os.getpid() != self._process:
-            raise errors.Closed("This client was made in another process, before a fork: connect in this one.")
+            raise errors.Closed("This client was made in another process, before a fork: make one in this process.")
 
     def _call(
-        self, method: "grpc.UnaryUnaryMultiCallable[_Request, _Reply]", request: _Request, first_rest_s: float
+        self, method: "grpc.UnaryUnaryMultiCallable[_Request, _Reply]", request: _Request, first_delay_s: float
     ) -> _Reply:
-        """Make a unary call, again and again while that is of use."""
+        """Make a unary call, and retry it while that may help."""
         self._check_open()
-        rests = Rests(time.monotonic() + self._timeout_s, first_rest_s, system_uniform())
+        backoff = Backoff(time.monotonic() + self._timeout_s, first_delay_s, system_uniform())
         while True:
             try:
-                return method(request, timeout=rests.deadline - time.monotonic())
+                return method(request, timeout=backoff.deadline - time.monotonic())
             except ValueError:
-                self._check_open()  # closed by another thread: grpc says so in words of its own
+                self._check_open()  # closed by another thread; grpc raises ValueError then
                 raise
             except grpc.RpcError as error:
                 refusal = errors.from_rpc(error, self.target)
-                rest_s = before_again_s(rests, refusal, error)
-                if rest_s is None or self._closed.wait(rest_s):
+                delay_s = retry_delay_s(backoff, refusal, error)
+                if delay_s is None or self._closed.wait(delay_s):
                     raise refusal from error

@@ -1,4 +1,4 @@
-"""What can go wrong, as few exceptions whose texts are sentences for people, and where they come from in gRPC."""
+"""The exceptions of this package, with texts for people, and their conversion from gRPC errors."""
 
 import re
 from collections.abc import Iterable
@@ -13,24 +13,24 @@ from polywand_contract.v1 import annotation_pb2 as pb
 
 
 class Violation(NamedTuple):
-    """A field of the request, by its path in the contract ("prompt.points[3].x"), and what is wrong with it."""
+    """A field of the request, by its path in the contract ("prompt.points[3].x"), and its error."""
 
     field: str
     description: str
 
 
 class QuotaViolation(NamedTuple):
-    """A limit that the server has reached: what is full ("images"), and the limit in words."""
+    """A limit that the server has reached: the resource ("images"), and the limit in words."""
 
     subject: str
     description: str
 
 
 class PolywandError(Exception):
-    """Base of everything that this package raises.
+    """Base of all exceptions of this package.
 
-    code: the canonical gRPC status. violations: which fields of the request were at fault.
-    request_id: with which the server's log tells of the call; empty where the server did not say.
+    code: the canonical gRPC status. violations: the invalid fields of the request.
+    request_id: the id of the call in the server's log; empty if the server did not send one.
     """
 
     request_id: str = ""
@@ -41,17 +41,17 @@ class PolywandError(Exception):
         self.violations = tuple(violations)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by text and attributes: an error made in a pool's process reaches its parent whole."""
+        """Pickle by text and attributes, so that an error from a process pool keeps both."""
         return _unpickle, (type(self), self.args), self.__dict__
 
 
 def _unpickle(kind: type[PolywandError], arguments: tuple[Any, ...]) -> PolywandError:
-    """Make an error without its `__init__`, whose arguments differ from kind to kind; its attributes follow."""
+    """Make an error without its `__init__`, whose arguments differ between classes; pickle then sets its attributes."""
     return kind.__new__(kind, *arguments)
 
 
 class InvalidRequest(PolywandError, ValueError):  # noqa: N818 - reads better in an `except` without the suffix
-    """The request is wrong, and the same request will stay wrong. An argument out of its range is found unsent."""
+    """The request is invalid, and stays so. Arguments out of their range are found before anything is sent."""
 
 
 class NotFound(InvalidRequest):
@@ -59,13 +59,13 @@ class NotFound(InvalidRequest):
 
 
 class Unauthenticated(InvalidRequest):
-    """The server, or what stands before it, does not know this client, or does not permit it this request."""
+    """The server or a proxy does not know this client, or does not permit it this request."""
 
 
 class Unavailable(PolywandError):  # noqa: N818
-    """The server, its Triton or the model is away or did not answer in time. The same request may succeed later.
+    """The server, its Triton or the model is unavailable, or did not answer in time. The request may succeed later.
 
-    retry_after_s: how long the server asked to wait before that, in seconds; None when it did not say.
+    retry_after_s: the seconds to wait before a retry, if the server sent them, else None.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class Unavailable(PolywandError):  # noqa: N818
 
 
 class QuotaExceeded(Unavailable):
-    """The server is full: it does as much, or holds as many images, as it may. The same request may succeed later.
+    """The server has reached a limit of work or memory. The same request may succeed later.
 
-    quotas: which limits it has reached; empty when it did not say. retry_after_s: as in `Unavailable`.
+    quotas: the limits that it has reached; empty if it does not say. retry_after_s: as in `Unavailable`.
     """
 
     def __init__(
@@ -97,15 +97,14 @@ class QuotaExceeded(Unavailable):
 
 
 class ImageGivenUp(Unavailable):
-    """The server gave up the image of an idle stream, because others needed the room.
+    """The server removed the image of an idle stream, to make room for others.
 
-    A session sends the image again by itself, and the prompt after it. A caller sees this only when the time of the
-    prompt is over by then.
+    A session sends the image and the prompt again by itself. A caller sees this only if the timeout comes first.
     """
 
 
 class Draining(Unavailable):
-    """The server is going away in order. Open a new session: another replica answers."""
+    """The server is about to stop. Open a new session: another replica answers."""
 
 
 class ServerError(PolywandError):
@@ -113,7 +112,7 @@ class ServerError(PolywandError):
 
 
 class IncompletePrompt(PolywandError):  # noqa: N818
-    """The tool needs more before it can answer; the text says what, for people, and the attributes for programs."""
+    """The tool needs more points or a box; the text says what, for people, and the attributes, for programs."""
 
     def __init__(
         self,
@@ -131,21 +130,21 @@ class IncompletePrompt(PolywandError):  # noqa: N818
 
 
 class Superseded(PolywandError):  # noqa: N818
-    """A newer image replaced the one that this request was about, before it was answered."""
+    """A newer image replaced the image of this request before it was answered."""
 
     def __init__(self) -> None:
-        super().__init__("A newer image replaced the one that this was about.", grpc.StatusCode.ABORTED)
+        super().__init__("A newer image replaced the image of this request.", grpc.StatusCode.ABORTED)
 
 
 class Closed(PolywandError):  # noqa: N818
-    """The session, or the client, was closed by its owner."""
+    """The session or the client was closed."""
 
     def __init__(self, message: str = "This session is closed.") -> None:
         super().__init__(message, grpc.StatusCode.CANCELLED)
 
 
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
-_CALLERS_FAULT = {
+_INVALID = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.FAILED_PRECONDITION,
@@ -159,12 +158,12 @@ _KINDS: dict[grpc.StatusCode, type[InvalidRequest]] = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: Unauthenticated,
 }
-_AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
-_PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
-_TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")  # the transport's own words
-_HINTS = {  # by words of the transport's own
-    "handshake": "TLS fails there: do both ends speak it, and is the certificate trusted?",
-    "parsing http": "What is there speaks no gRPC, or wants TLS: is it the right port?",
+_UNAVAILABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+_TEMPORARY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
+_TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")  # gRPC's text
+_HINTS = {  # by words in gRPC's texts
+    "handshake": "The TLS handshake failed: do both sides use TLS, and is the certificate trusted?",
+    "parsing http": "That port does not speak gRPC, or requires TLS: is it the right port?",
     "resolving": "No host of this name is known here.",
     "resolution": "No host of this name is known here.",
 }
@@ -172,35 +171,37 @@ _HTTP_TOO_LARGE = "status: 413"
 _IMAGE_GIVEN_UP = ("polywand", "IMAGE_GIVEN_UP")  # domain and reason of an `ErrorInfo`
 
 
-def is_passing(error: object) -> TypeGuard[Unavailable]:
-    """Whether the same request, sent again after a rest, may succeed: the server is full, or Triton is away."""
-    return isinstance(error, Unavailable) and error.code in _PASSING
+def is_temporary(error: object) -> TypeGuard[Unavailable]:
+    """Return whether a retry may succeed: the server is full, or Triton is unavailable."""
+    return isinstance(error, Unavailable) and error.code in _TEMPORARY
 
 
 def no_answer(target: str, timeout_s: float) -> Unavailable:
-    """The error of a request that `target` left without an answer for `timeout_s` seconds."""
+    """Make the error of a request that `target` did not answer within `timeout_s` seconds."""
     return Unavailable(f"{target} did not answer within {timeout_s:g} s.", grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 def ended(target: str) -> Unavailable:
-    """The error of a stream that `target` ended although something was still to be answered."""
+    """Make the error of a stream that `target` ended before all requests were answered."""
     return Unavailable(f"{target} ended the stream.", grpc.StatusCode.UNAVAILABLE)
 
 
 def client_closed() -> Closed:
-    """The error of a call on a client that was closed, or whose client is closed meanwhile."""
+    """Make the error of a call on a client that was closed before or during the call."""
     return Closed("This client is closed.")
 
 
 def unexpected(what: str | None) -> ServerError:
-    """The error of an answer that this version of the client does not know."""
-    message = f"The server's answer ({what or 'empty'}) is not known here: a newer client may read it."
+    """Make the error of an answer that this version of the client does not know."""
+    message = (
+        f"The server's answer ({what or 'empty'}) is not known to this version of the client: a newer one may read it."
+    )
     return ServerError(message, grpc.StatusCode.UNIMPLEMENTED)
 
 
 def image_not_restored(refusal: PolywandError) -> PolywandError:
-    """The error of a prompt whose image the server gave up and then refused to take again, with `refusal`."""
-    message = f"The server gave up the image of this stream and did not take it again: {refusal}"
+    """Make the error of a prompt whose image the server removed and then refused, with `refusal`."""
+    message = f"The server removed the image of this stream and refused it when sent again: {refusal}"
     retry_after_s = refusal.retry_after_s if isinstance(refusal, Unavailable) else None
     quotas = refusal.quotas if isinstance(refusal, QuotaExceeded) else ()
     error = _error(refusal.code, message, refusal.violations, retry_after_s, quotas)
@@ -209,7 +210,7 @@ def image_not_restored(refusal: PolywandError) -> PolywandError:
 
 
 def from_status(status: status_pb2.Status) -> PolywandError:
-    """The error that a `google.rpc.Status` tells of, with what its details say."""
+    """Read the error in a `google.rpc.Status`, with its details."""
     violations: list[Violation] = []
     quotas: list[QuotaViolation] = []
     retry_after_s, request_id, is_given_up = None, "", False
@@ -233,7 +234,7 @@ def from_status(status: status_pb2.Status) -> PolywandError:
 
 
 def from_incomplete(incomplete: pb.Incomplete) -> IncompletePrompt:
-    """The error that an `Incomplete` answer tells of."""
+    """Read the error in an `Incomplete` answer."""
     return IncompletePrompt(
         f"The tool needs {incomplete.message or 'more'}.",
         missing_positive_points=incomplete.missing_positive_points,
@@ -244,12 +245,12 @@ def from_incomplete(incomplete: pb.Incomplete) -> IncompletePrompt:
 
 
 def from_draining(draining: pb.Draining) -> Draining:
-    """The error that a `Draining` message tells of."""
-    return Draining(draining.message or "The server is draining: connect anew.", grpc.StatusCode.UNAVAILABLE)
+    """Read the error in a `Draining` message."""
+    return Draining(draining.message or "The server is draining: reconnect.", grpc.StatusCode.UNAVAILABLE)
 
 
 def from_rpc(error: grpc.RpcError, target: str) -> PolywandError:
-    """The error that ended a call to `target`, of grpc's synchronous or asynchronous kind."""
+    """Read the error that ended a call to `target`, from grpc's synchronous or asyncio error."""
     if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
         return ServerError(str(error), grpc.StatusCode.UNKNOWN)
     rich = _rich_status(error)
@@ -259,24 +260,26 @@ def from_rpc(error: grpc.RpcError, target: str) -> PolywandError:
 
 
 def never_arrived(error: grpc.RpcError) -> bool:
-    """Whether a call failed because no server was there to take it."""
+    """Return whether a call failed because no server could be reached."""
     if not isinstance(error, grpc.Call | grpc.aio.AioRpcError) or _rich_status(error) is not None:
         return False
-    return _is_unreached(error.details() or "")
+    return _is_unreachable(error.details() or "")
 
 
 def _from_transport(code: grpc.StatusCode, details: str, target: str) -> PolywandError:
-    """The error of a status without details of Polywand's: the transport's, or that of what stands in between."""
+    """Make the error of a status without Polywand's details, which gRPC or a proxy made."""
     if (problem := _too_large(target, details)) is not None:
         return InvalidRequest(problem, grpc.StatusCode.RESOURCE_EXHAUSTED)
     match code:
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.DEADLINE_EXCEEDED:
             is_late = code is grpc.StatusCode.DEADLINE_EXCEEDED
-            return Unavailable(f"{target} did not answer in time." if is_late else _away(target, details), code)
+            return Unavailable(
+                f"{target} did not answer in time." if is_late else _unavailable_text(target, details), code
+            )
         case grpc.StatusCode.UNIMPLEMENTED:
-            return ServerError(f"{target} answers, but not as a Polywand server: {details}", code)
-        case grpc.StatusCode.RESOURCE_EXHAUSTED:  # a limit of calls, of a proxy before the server
-            return QuotaExceeded(details or f"{target} takes no more calls for now.", 0.0)
+            return ServerError(f"{target} answers, but it is not a Polywand server: {details}", code)
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:  # a limit of a proxy
+            return QuotaExceeded(details or f"{target} accepts no more calls at the moment.", 0.0)
         case grpc.StatusCode.CANCELLED if "channel closed" in details.lower():
             return client_closed()
     return _error(code, details)
@@ -284,36 +287,36 @@ def _from_transport(code: grpc.StatusCode, details: str, target: str) -> Polywan
 
 def _rich_status(error: grpc.Call | grpc.aio.AioRpcError) -> status_pb2.Status | None:
     try:
-        return rpc_status.from_call(error)  # type: ignore[arg-type]  # asyncio's error reads the same
-    except ValueError:  # something in between changed the code or the text, so the details are not theirs
+        return rpc_status.from_call(error)  # type: ignore[arg-type]  # asyncio's error has the same methods
+    except ValueError:  # a proxy changed the code or the text, so the details do not belong to them
         return None
 
 
-def _away(target: str, details: str) -> str:
-    # With a proxy in between, its refusals and its absence look like the server's.
+def _unavailable_text(target: str, details: str) -> str:
+    # Errors of a proxy look like those of the server.
     proxy = proxy_of(target)
-    through = "" if proxy is None else f" through the proxy {proxy.url}, which {proxy.variable} names"
-    if not _is_unreached(details) and (proxy is None or "proxy" not in details.lower()):
-        return f"The server at {target} went away: {details}"
+    through = "" if proxy is None else f" through the proxy {proxy.url}, set by {proxy.variable}"
+    if not _is_unreachable(details) and (proxy is None or "proxy" not in details.lower()):
+        return f"The connection to the server at {target} was lost: {details}"
     if proxy is not None:
-        hint = "Hosts named in no_proxy are reached without it."
+        hint = "To bypass it, add the host to no_proxy."
     else:
         hint = next((hint for words, hint in _HINTS.items() if words in details.lower()), "Is it running? (make serve)")
     return f"No Polywand server answers at {target}{through}. {hint}"
 
 
 def _too_large(target: str, details: str) -> str | None:
-    """What the transport says of a message's size, in a sentence; None when it says something else."""
+    """Return the error text if a message was too large for gRPC or a proxy, else None."""
     if (sizes := _TOO_LARGE.search(details)) is not None:
         size, limit = map(int, sizes.groups())
-        return f"A message of {size:,} bytes is too large: {target} takes at most {limit:,} bytes in one."
+        return f"A message of {size:,} bytes is too large: {target} accepts at most {limit:,} bytes."
     if _HTTP_TOO_LARGE in details or "larger than max" in details:
-        return f"The message is too large for {target}, or for a proxy before it: {details}"
+        return f"The message is too large for {target} or a proxy: {details}"
     return None
 
 
-def _is_unreached(details: str) -> bool:
-    # The transport's own texts; everything else was said by the server or by something in between.
+def _is_unreachable(details: str) -> bool:
+    # gRPC's own texts; all others are from the server or a proxy.
     return any(words in details.lower() for words in ("failed to connect", "resolution", "errors resolving"))
 
 
@@ -324,11 +327,11 @@ def _error(
     retry_after_s: float | None = None,
     quotas: Iterable[QuotaViolation] = (),
 ) -> PolywandError:
-    message = message or f"The server answered {code.name} without a word."
+    message = message or f"The server answered {code.name} without a text."
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and retry_after_s is not None:  # without, the request is too large
         return QuotaExceeded(message, retry_after_s, quotas, violations)
-    if code in _AWAY:
+    if code in _UNAVAILABLE:
         return Unavailable(message, code, violations, retry_after_s)
-    if code in _CALLERS_FAULT:
+    if code in _INVALID:
         return _KINDS.get(code, InvalidRequest)(message, code, violations)
     return ServerError(message, code, violations)

@@ -1,4 +1,4 @@
-"""Files as they are named on a command line: read once, told by a name that can be printed, written whole."""
+"""Files named on a command line: read once, shown by a printable name, written atomically."""
 
 import os
 import stat
@@ -13,15 +13,15 @@ import grpc
 from polywand.errors import InvalidRequest, PolywandError
 from polywand_common.texts import shown
 
-MAX_READ_BYTES = 255 << 20  # what fits into one message, and more than any image that a server takes
-STANDARD_INPUT = "Standard input"  # as sentences call it
+MAX_READ_BYTES = 255 << 20  # fits into one message, and is more than any image that a server accepts
+STANDARD_INPUT = "Standard input"  # its name in error texts
 _NAMES_OF_STANDARD_INPUT = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 
 
 class Source:
-    """A file that is read once: a pipe has its bytes only once, and a file may change.
+    """A file that is read once: a pipe cannot be read twice, and a file may change.
 
-    name: as it was given; "-" is standard input, and so are that one's names in /dev and /proc.
+    name: as given; "-" is standard input, and so are its names in /dev and /proc.
     """
 
     def __init__(self, name: str | os.PathLike[str]) -> None:
@@ -30,17 +30,17 @@ class Source:
 
     @property
     def is_standard_input(self) -> bool:
-        """Whether this reads what comes by a pipe or `<`."""
+        """Whether this is standard input."""
         return self.name in _NAMES_OF_STANDARD_INPUT
 
     def read(self) -> bytes:
-        """Return the file's bytes, which are kept until `forget`. Raises InvalidRequest as `read` does."""
+        """Return the file's bytes, which are kept until `discard`. Raises InvalidRequest as `read` does."""
         if self._data is None:
             self._data = _read_standard_input() if self.is_standard_input else read(self.name)
         return self._data
 
-    def forget(self) -> None:
-        """Let go of the bytes: what is asked for is answered."""
+    def discard(self) -> None:
+        """Free the bytes after the answer."""
         self._data = b""
 
 
@@ -54,7 +54,7 @@ def read(path: str | os.PathLike[str]) -> bytes:
             status = os.fstat(file.fileno())
             if stat.S_ISREG(status.st_mode) and status.st_size > MAX_READ_BYTES:
                 raise _too_large(name, f"{status.st_size:,} bytes")
-            data = file.read(MAX_READ_BYTES + 1)  # not all of what has no end, such as /dev/zero
+            data = file.read(MAX_READ_BYTES + 1)  # a limit for endless files such as /dev/zero
     except OSError as error:
         raise _unreadable(name, error.strerror or str(error)) from error
     except ValueError as error:  # a NUL in the name
@@ -65,9 +65,9 @@ def read(path: str | os.PathLike[str]) -> bytes:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: what was there stays until all of the new is on the disk.
+    """Write a file atomically: an older file stays until all of the new one is on the disk.
 
-    A link is followed, and a device is written to. Raises PolywandError when that fails.
+    Links are followed; devices are written to directly. Raises PolywandError when that fails.
     """
     try:
         target = Path(os.path.realpath(path))
@@ -81,9 +81,9 @@ def write(path: Path, data: bytes) -> None:
 
 
 def identities(paths: Iterable[str | os.PathLike[str] | int]) -> set[Hashable]:
-    """What tells whether two names mean one file: device and inode, and the way there after all links.
+    """Return what identifies files by any of their names: device and inode, and the path with all links resolved.
 
-    An int is an open file, of which only a regular one counts. Names of what does not exist count by their way alone.
+    An int is a file descriptor, which counts only if it is a regular file. Missing files have their path alone.
     """
     found: set[Hashable] = set()
     for path in paths:
@@ -123,7 +123,7 @@ def _too_large(name: str, size: str) -> InvalidRequest:
 
 
 def _replace(target: Path, data: bytes) -> None:
-    """Write beside the target, then rename."""
+    """Write a file in the same folder, then rename it."""
     descriptor, beside = tempfile.mkstemp(prefix=".polywand-", suffix=target.suffix, dir=target.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -139,7 +139,7 @@ def _replace(target: Path, data: bytes) -> None:
 
 
 def _mode(target: Path) -> int:
-    """The permissions of the file that is replaced, or those that a new one gets here."""
+    """Return the permissions of the replaced file, or those of a new one by the umask."""
     with suppress(FileNotFoundError):
         return stat.S_IMODE(target.stat().st_mode)
     mask = os.umask(0)

@@ -1,4 +1,4 @@
-"""Images as callers have them, to the contract's `Image`."""
+"""Callers' images to the contract's `Image`."""
 
 import os
 from typing import Any, TypeAlias
@@ -15,23 +15,23 @@ ImageLike: TypeAlias = str | os.PathLike[str] | bytes | files.Source | NDArray[n
 """A file's path, a file's bytes, or pixels: uint8 [H, W, 3] in RGB order, or uint8 [H, W] grey."""
 
 ValueRangeLike: TypeAlias = tuple[float, float]
-"""Which values of a PNG or TIFF file with more than 8 bits are black and white, such as (0, 1023)."""
+"""The values that are black and white in a PNG or TIFF file with more than 8 bits, such as (0, 1023)."""
 
 
 def to_message(image: ImageLike, value_range: ValueRangeLike | None = None) -> pb.Image:
-    """Make the message of an image. Files travel as they are: the server decodes them and turns them by their EXIF.
+    """Make the message of an image. Files are sent as they are: the server decodes them and applies EXIF orientation.
 
-    Raises InvalidRequest when the file cannot be read, the array is no image, or it is anything else.
+    Raises InvalidRequest when the file cannot be read, the array is not an image, or the type is another.
     """
-    said = range_message(value_range)
+    range_ = range_message(value_range)
     if isinstance(image, np.ndarray):
-        return pb.Image(raw=_raw(image), value_range=said)
+        return pb.Image(raw=_raw(image), value_range=range_)
     if isinstance(image, bytes | bytearray | memoryview):
-        return pb.Image(encoded=bytes(image), value_range=said)
+        return pb.Image(encoded=bytes(image), value_range=range_)
     if isinstance(image, str | os.PathLike):
-        return pb.Image(encoded=read(image), value_range=said)
+        return pb.Image(encoded=read(image), value_range=range_)
     if isinstance(image, files.Source):
-        return pb.Image(encoded=image.read(), value_range=said)
+        return pb.Image(encoded=image.read(), value_range=range_)
     raise InvalidRequest(
         f"An image is a path, the bytes of a file or an array of pixels, not {type(image).__name__}.",
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -39,12 +39,12 @@ def to_message(image: ImageLike, value_range: ValueRangeLike | None = None) -> p
 
 
 def range_message(value_range: ValueRangeLike | None) -> pb.ValueRange | None:
-    """Make the message of a range of values. Raises InvalidRequest when it is none."""
+    """Make the message of a range of values. Raises InvalidRequest when it is not finite or empty."""
     if value_range is None:
         return None
     low, high = checks.coordinates("value_range", value_range, 2)
     if low >= high:
-        raise checks.invalid("value_range", f"({low:g}, {high:g}) is no range: the first has to be below the second")
+        raise checks.invalid("value_range", f"({low:g}, {high:g}) is not a range: the first must be below the second")
     return pb.ValueRange(low=low, high=high)
 
 

@@ -1,4 +1,4 @@
-"""Signatures of methods that pass their keyword arguments on: `help` shows them as if they were written out."""
+"""Signatures of methods that pass their keyword arguments on, so that `help` shows them in full."""
 
 import inspect
 from collections.abc import Callable
@@ -8,9 +8,9 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def keywords_of(source: Callable[..., Any], options: type) -> Callable[[Method], Method]:
-    """Give a method, in place of its `**options`, the keyword arguments of `source`, and the text of `options`.
+    """Replace a method's `**options` by the keyword arguments of `source`, and add the docstring of `options`.
 
-    options: the TypedDict that describes them; type checkers read it by themselves.
+    options: the TypedDict of these arguments, which type checkers read.
     """
 
     def show(method: Method) -> Method:

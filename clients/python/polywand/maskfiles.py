@@ -1,4 +1,4 @@
-"""Masks in image files, as other tools write them."""
+"""Masks in image files that other tools wrote."""
 
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,22 @@ from polywand_pictures.webp import is_webp
 
 Pixels = NDArray[np.integer[Any] | np.floating[Any]]
 
-# A mask has few colours; a photo that was cut out has more.
+# A mask has few colours; a cut-out photo has more.
 MASK_COLOURS = 16
 _PNG = b"\x89PNG\r\n\x1a\n"
-_GREY = 0  # as a PNG's header calls it
+_GREY = 0  # the colour type in a PNG's header
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
-    """Read an image file as a mask, bool [H, W]; the first of these that holds says which pixels are inside.
+    """Read an image file as a mask, bool [H, W]. The first of these cases that applies says what is inside:
 
-    - Some are transparent, and the others have many colours or one, as what was cut out of a photo or drawn on nothing:
-      those more than half as opaque as the most opaque one, whatever their colour.
-    - Some are transparent, and the others have a few colours: those of them that are not black.
-    - JPEG or lossy WebP, where black is not quite black: those more than half as bright as the brightest.
-    - Any other: those that are not black. So every number of a map of labels is inside.
+    - Some pixels are transparent, the others have one colour or many (a cut-out photo, or a drawing on a transparent
+      ground): pixels more than half as opaque as the most opaque one, of any colour.
+    - Some pixels are transparent, the others have a few colours: opaque pixels that are not black.
+    - JPEG or lossy WebP, where black is inexact: pixels more than half as bright as the brightest.
+    - Any other file: pixels that are not black. So all labels of a label map are inside.
 
-    Raises InvalidRequest when it cannot be read, or not by OpenCV.
+    Raises InvalidRequest when OpenCV cannot read it.
     """
     data = images.read(path)
     encoded = np.frombuffer(data, np.uint8)
@@ -39,7 +39,7 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
     opaque = _opaque(raw, data)
     if opaque is not None:
         return opaque & _coloured(raw) if _is_flat(raw, opaque) else opaque
-    # Any depth: scaled from 16 bits to 8, small label numbers would become 0. Any colour: so would dark blue as grey.
+    # Any depth: from 16 bits to 8, small labels would become 0. Any colour: to grey, dark blue would become 0.
     pixels = cv2.imdecode(encoded, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
     if _is_lossy(data):
         brightness = pixels if pixels.ndim == 2 else pixels.max(axis=2)
@@ -49,13 +49,13 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 
 
 def _coloured(pixels: Pixels) -> NDArray[np.bool_]:
-    """Which pixels [H, W] or [H, W, C] are more than black, as no NaN is; the fourth channel does not count."""
+    """Return which pixels [H, W] or [H, W, C] are above 0 in one of three channels, bool [H, W]; NaN is not."""
     coloured: NDArray[np.bool_] = pixels > 0
     return coloured if coloured.ndim == 2 else coloured[..., :3].any(axis=2)
 
 
 def _opaque(raw: Pixels, data: bytes) -> NDArray[np.bool_] | None:
-    """Which pixels are opaque, bool [H, W]; None where all are. raw: as OpenCV reads the file unchanged."""
+    """Return which pixels are opaque, bool [H, W]; None if all are. raw: by IMREAD_UNCHANGED."""
     if raw.ndim == 2:
         hole = _transparent_grey(data)
         return None if hole is None or not (raw == hole).any() else raw != hole
@@ -67,7 +67,7 @@ def _opaque(raw: Pixels, data: bytes) -> NDArray[np.bool_] | None:
 
 
 def _transparent_grey(data: bytes) -> int | None:
-    """The grey that a PNG without a channel for it calls transparent, as OpenCV reads it; OpenCV overlooks that."""
+    """Return the grey that a PNG's tRNS chunk makes transparent, which OpenCV ignores; in the values that it reads."""
     if not data.startswith(_PNG) or data[25:26] != bytes([_GREY]):
         return None
     depth, at = data[24], len(_PNG)
@@ -81,11 +81,11 @@ def _transparent_grey(data: bytes) -> int | None:
 
 
 def _is_flat(raw: Pixels, opaque: NDArray[np.bool_]) -> bool:
-    """Whether what is opaque has a few colours, black and others, as masks have."""
+    """Return whether the opaque pixels have a few colours, black and others, as in a mask."""
     colours = np.atleast_3d(raw)[opaque][:, :3]
     if not colours.any() or colours.any(axis=1).all():
         return False
-    # Most photos are told from masks by a thousand of their pixels; to sort all takes long.
+    # A thousand pixels are enough to recognise most photos; sorting all takes long.
     for some in (colours[:: max(1, len(colours) // 1000)], colours):
         if len(np.unique(some, axis=0)) > MASK_COLOURS:
             return False

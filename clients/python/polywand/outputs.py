@@ -1,4 +1,4 @@
-"""Where pictures go: a file for one image, a folder for any number, and never over an input."""
+"""Paths of overlays: a file for one image, a folder for any number, and never an input."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -10,17 +10,17 @@ from polywand import files, overlay
 from polywand.files import Source
 from polywand_common.texts import shown
 
-STANDARD_STREAMS = (0, 1)  # an input or an output that the shell opened is one as well
+STANDARD_STREAMS = (0, 1)  # files that the shell opened count as inputs, too
 _FOLDER_ENDINGS = tuple(filter(None, (os.sep, os.altsep)))
 
 
 def pictures(given: str | None, images: Sequence[Source], other_inputs: Iterable[Path] = ()) -> list[Path]:
-    """Where the overlay of each image goes; empty when none is wanted. A folder is made if need be.
+    """Return the path of each image's overlay; empty without --overlay. A missing folder is made.
 
-    An older picture is replaced, but not by a name that was made from an image's in that image's own folder.
-    What a name means does not depend on how many images there are: it is a folder when it ends in a slash, is one
-    already, or is new and has no suffix; else it is a picture. Raises click.UsageError when it is neither or would
-    overwrite an input, and click.ClickException when the folder cannot be made.
+    given: a folder if it ends in a slash, is one, or is new and has no suffix; else a picture, for one image.
+    An older picture is replaced, unless its name was derived from an image's and it is in that image's folder.
+    Raises click.UsageError when the name is neither or would overwrite an input, and click.ClickException when the
+    folder cannot be made.
     """
     if given is None:
         return []
@@ -30,11 +30,11 @@ def pictures(given: str | None, images: Sequence[Source], other_inputs: Iterable
     try:
         is_folder = given.endswith(_FOLDER_ENDINGS) or path.is_dir() or not (path.suffix or path.exists())
     except ValueError as error:  # a NUL in the name
-        raise click.UsageError(f"'{shown(given)}' is no file name.") from error
+        raise click.UsageError(f"'{shown(given)}' is not a file name.") from error
     targets = _in_folder(path, images) if is_folder else [_one_picture(path, images)]
     refuse_inputs(targets, [*(image.name for image in images if not image.is_standard_input), *other_inputs])
     if is_folder:
-        _refuse_neighbours(path, targets, images)
+        _refuse_existing(path, targets, images)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -44,10 +44,10 @@ def pictures(given: str | None, images: Sequence[Source], other_inputs: Iterable
 
 
 def refuse_inputs(targets: Iterable[Path], inputs: Iterable[str | Path]) -> None:
-    """Raise click.UsageError when a file that is to be written is an input, by whatever name, or standard input's."""
-    taken = files.identities([*inputs, *STANDARD_STREAMS])
+    """Raise click.UsageError when a file to write is an input under any name, or a standard stream's."""
+    refused = files.identities([*inputs, *STANDARD_STREAMS])
     for target in targets:
-        if files.identities([target]) & taken:
+        if files.identities([target]) & refused:
             raise click.UsageError(f"This would overwrite the input '{shown(target)}': name another file.")
 
 
@@ -63,17 +63,17 @@ def _in_folder(folder: Path, images: Sequence[Source]) -> list[Path]:
     return [folder / name for name in targets]
 
 
-def _refuse_neighbours(folder: Path, targets: Iterable[Path], images: Iterable[Source]) -> None:
-    """Where images lie, what has an overlay's name may be one of them that was not named this time."""
+def _refuse_existing(folder: Path, targets: Iterable[Path], images: Iterable[Source]) -> None:
+    """In a folder of images, a file with an overlay's name may be another image. Raises click.UsageError."""
     if files.identities([folder]) & files.identities(Path(image.name).parent for image in images):
         for target in targets:
             if os.path.lexists(target):
-                raise click.UsageError(f"'{shown(target)}' is there already, beside the images: name another folder.")
+                raise click.UsageError(f"'{shown(target)}' exists already, beside the images: name another folder.")
 
 
 def _one_picture(path: Path, images: Sequence[Source]) -> Path:
     if not overlay.can_write(path):
-        raise click.UsageError(f"'{shown(path)}' does not end like a picture, such as .png or .jpg.")
+        raise click.UsageError(f"'{shown(path)}' does not have the suffix of a picture, such as .png or .jpg.")
     if len(images) > 1:
         raise click.UsageError(f"'{shown(path)}' is one picture, but there are {len(images)} images: name a folder.")
     return path

@@ -1,4 +1,4 @@
-"""Pictures of what was answered: polygons, boxes and clicks drawn on the photo."""
+"""Overlays: polygons, boxes and clicks drawn on the image."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from polywand_pictures import PictureError, ValueRange, read_picture
 RGB = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
-# Okabe and Ito's palette without black: stays apart for most colour-blind eyes.
+# Okabe and Ito's palette without black: most colour-blind people can tell these apart.
 PALETTE: tuple[Colour, ...] = (
     (230, 159, 0),
     (86, 180, 233),
@@ -35,14 +35,14 @@ WHITE: Colour = (255, 255, 255)
 BLACK: Colour = (0, 0, 0)
 FILL_OPACITY = 0.35
 SHIFT = 4  # OpenCV draws in sixteenths of a pixel
-LINES_PER_SIDE = 300  # so many lines side by side span the image's mean side; but a line is a pixel at least
+LINES_PER_SIDE = 300  # line width: the image's mean side divided by this, at least 1 pixel
 
 
 def load_rgb(data: bytes, value_range: tuple[float, float] | None = None) -> RGB:
-    """Decode an image file by the server's own reader: uint8 [H, W, 3] RGB, upright, transparency laid on white.
+    """Decode an image file by the server's own reader: uint8 [H, W, 3] RGB, upright, on white where transparent.
 
-    value_range: which values are black and white, of files with more than 8 bits.
-    Raises InvalidRequest when it is not read.
+    value_range: the values that are black and white, in files with more than 8 bits.
+    Raises InvalidRequest when it cannot be read.
     """
     try:
         return read_picture(data, None if value_range is None else ValueRange(*value_range))
@@ -101,7 +101,7 @@ def draw_detections(image: RGB, detections: Iterable[Detection]) -> RGB:
         else:
             _rectangle(canvas, detection.box, colour, line)
     for colour, detection in worst_first:
-        # OpenCV's letters are ASCII: accents go, and so does what has no Latin letter.
+        # OpenCV's fonts are ASCII: accents and other letters are removed.
         label = normalize("NFKD", detection.label).encode("ascii", "ignore").decode()
         _tag(canvas, f"{label} {detection.score:.2f}", detection.box, colour, line)
     return canvas
@@ -118,7 +118,7 @@ def _fixed(points: NDArray[np.float32]) -> NDArray[np.int32]:
 
 
 def _shape(canvas: RGB, polygons: Sequence[Polygon], colour: Colour, line: int) -> None:
-    """Draw an outline with its translucent inside; holes are left open."""
+    """Draw an outline, filled translucently except for its holes."""
     height, width = canvas.shape[:2]
     inside = rasterise(polygons, width, height)
     canvas[inside] = np.rint(canvas[inside] * (1 - FILL_OPACITY) + np.array(colour) * FILL_OPACITY).astype(np.uint8)

@@ -18,7 +18,7 @@ ORDER = "polywand.point_order"  # a key of click's Context.meta
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on only
-    """Numbers with commas between them, as a tuple of float: Numbers("x,y") reads "120,80.5"."""
+    """Comma-separated numbers, as a tuple of float: Numbers("x,y") reads "120,80.5"."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -31,20 +31,18 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 
         except ValueError:
             numbers = ()
         if len(numbers) != self._count:
-            self.fail(
-                f"'{shown(value)}' is not {self._count} numbers with commas between them ({self.name}).", param, ctx
-            )
+            self.fail(f"'{shown(value)}' is not {self._count} comma-separated numbers ({self.name}).", param, ctx)
         if not all(abs(number) <= MAX_COORDINATE for number in numbers):  # nor NaN
-            self.fail(f"'{value}': numbers of pixels are finite.", param, ctx)
+            self.fail(f"'{value}': coordinates must be finite.", param, ctx)
         return numbers
 
     def split_envvar_value(self, rv: str) -> list[str]:
-        """Read what an environment variable holds of an option that repeats: blanks or semicolons in between."""
+        """Split the environment variable of a repeatable option at blanks and semicolons."""
         return rv.replace(";", " ").split()
 
 
 class ValueRange(Numbers):
-    """Two numbers, such as "0,1023", of which the first is the lower one."""
+    """Two numbers, such as "0,1023", in ascending order."""
 
     def __init__(self) -> None:
         super().__init__("low,high")
@@ -53,7 +51,7 @@ class ValueRange(Numbers):
         """Read one value."""
         low, high = super().convert(value, param, ctx)
         if low >= high:
-            self.fail(f"'{value}': the first number has to be below the second.", param, ctx)
+            self.fail(f"'{value}': the first number must be below the second.", param, ctx)
         return low, high
 
 
@@ -79,28 +77,28 @@ class LabelPair(click.ParamType):  # type: ignore[type-arg]  # generic from clic
         """Read one value."""
         model_label, _, label = Text().convert(value, param, ctx).partition("=")
         if not model_label:
-            self.fail(f"'{shown(value)}' names no label of the model.", param, ctx)
+            self.fail(f"'{shown(value)}' does not name a label of the model.", param, ctx)
         return model_label, label or model_label
 
     def split_envvar_value(self, rv: str) -> list[str]:
-        """Read what an environment variable holds: lines, or semicolons in between, for labels have blanks."""
+        """Split an environment variable at line ends and semicolons, since labels may have blanks."""
         return [label for part in re.split("[;\n]", rv) if (label := part.strip())]
 
 
 class InClickOrder(Command):
-    """A command that notes in which order options of points were typed; click tells it of each option alone."""
+    """A command that records the order of its point options, which click keeps only within each option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse, after a look at the names."""
+        """Record the order of the point options, and parse."""
         names = [argument.partition("=")[0] for argument in args]
         ctx.meta[ORDER] = [POINT_OPTIONS[name] for name in names if name in POINT_OPTIONS]
         return super().parse_args(ctx, args)
 
 
 def clicks_as_typed(ctx: click.Context, **points: Sequence[Sequence[float]]) -> list[Point]:
-    """The points of all labels (by label, [(x, y), ...]) in the order in which `InClickOrder` saw them.
+    """Return the points of all labels (by label, [(x, y), ...]) in the order that `InClickOrder` recorded.
 
-    Those that were not typed, but came from the environment, follow.
+    Points from environment variables follow.
     """
     left = {label: [Point(x, y, label) for x, y in points[label]] for label in POINT_OPTIONS.values()}
     clicks = [left[label].pop(0) for label in ctx.meta[ORDER] if left[label]]

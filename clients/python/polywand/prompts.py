@@ -1,4 +1,4 @@
-"""Prompts as callers say them, to the contract's `Prompt`."""
+"""Callers' prompts to the contract's `Prompt`."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
@@ -9,7 +9,7 @@ from polywand.wire import output_options
 from polywand_contract.v1 import annotation_pb2 as pb
 
 PointLabel: TypeAlias = Literal["positive", "negative", "extreme"]
-"""On the object; not on it; on its outline where it reaches furthest left, up, right or down."""
+"""On the object; not on it; on its outline at the left-, top-, right- or bottom-most point."""
 
 
 class Point(NamedTuple):
@@ -21,19 +21,20 @@ class Point(NamedTuple):
 
 
 class PromptOptions(TypedDict, total=False):
-    """The whole current prompt of one object: what it does not repeat is gone, so undoing is leaving out.
+    """The whole current prompt of one object. To undo a point, leave it out.
 
-    positive, negative, extreme: (x, y) each, or arrays [N, 2]. Their order is that in which they first appeared in
-    the session, so a list that grows refines the last answer.
-    points: instead of these three, all clicks in the order in which they were made.
+    positive, negative, extreme: (x, y) each, or arrays [N, 2]. They are ordered by when they first appeared in the
+    session, so adding points refines the last answer.
+    points: instead of these three, all clicks in order.
     box: (x0, y0, x1, y1) around the object.
-    seed: what the object starts from: an annotation that is to be refined, as a mask or as polygons; see `SeedLike`.
-    Without points and box the answer is the seed's own outline.
-    object_id: the caller's name for the object, when there are several on the image.
+    seed: an existing annotation to refine, as a mask or as polygons; see `SeedLike`. Without points and box the answer
+    is the seed's own outline.
+    object_id: the caller's id for the object, if there are several on the image.
     version: of the model; 0 is the highest that is ready.
     threshold: probability from which a pixel counts, above 0 and below 1; None is the model's own.
-    tolerance: how far the outline may be simplified, in pixels, to 1000; 0 keeps every vertex, None is the server's
-    choice. max_points: vertices at most, over all rings, 3 to 100000. mask: whether to send the mask too.
+    tolerance: largest distance of the simplified outline from the exact one, in pixels, 0 to 1000; 0 keeps every
+    vertex, None is the server's choice.
+    max_points: most vertices, over all rings, 3 to 100000. mask: whether to send the mask too.
     """
 
     points: Iterable[Point] | None
@@ -58,7 +59,7 @@ _LABELS: dict[PointLabel, pb.PointLabel.ValueType] = {
 
 
 class Prompts:
-    """Makes the prompts of one image, and remembers in which order the points of each object appeared."""
+    """Makes the prompts of one image, and remembers the order of each object's points."""
 
     def __init__(self) -> None:
         self._clicks: dict[str, list[Point]] = {}
@@ -109,12 +110,12 @@ class Prompts:
         return message
 
     def forget(self) -> None:
-        """Forget all objects: the next prompt is about another image."""
+        """Forget all objects, for another image."""
         self._clicks.clear()
 
 
 def in_click_order(points: Iterable[Point], before: Iterable[Point]) -> list[Point]:
-    """Sort points so that those of the last prompt come first, as they were, and new ones follow."""
+    """Sort points: first those of the last prompt, in their order, then new ones."""
     new, kept = list(points), []
     for point in before:
         if point in new:

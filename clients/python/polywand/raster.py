@@ -1,4 +1,4 @@
-"""Polygons and COCO's run lengths to masks, and masks to run lengths."""
+"""Polygons and COCO run lengths to masks, and masks to run lengths."""
 
 from collections.abc import Iterable
 
@@ -12,11 +12,11 @@ __all__ = ["decode_rle", "encode_rle", "rasterise"]
 
 
 def rasterise(polygons: Iterable[Polygon], width: int, height: int) -> NDArray[np.bool_]:
-    """Return the mask of the pixels that polygons cover, bool [height, width], by the contract's rule.
+    """Return the mask of polygons, bool [height, width], by the contract's rule.
 
-    A pixel belongs to the shape when its centre (column + 0.5, row + 0.5) lies inside by the even-odd rule over all
-    rings; a centre exactly on an edge belongs to what is below that edge, on a vertical one to what is on its right.
-    Parts outside the image are cut off.
+    A pixel is in the mask if its centre (column + 0.5, row + 0.5) is inside by the even-odd rule over all rings; a
+    centre exactly on an edge belongs to the area below the edge, or to the right of a vertical edge. Parts outside the
+    image are ignored.
     """
     rings = [ring for polygon in polygons for ring in (polygon.exterior, *polygon.holes)]
     return fill_rings(rings, width, height).view(np.bool_)

@@ -15,12 +15,12 @@ from polywand_common.texts import printable
 
 
 def line(answer: dict[str, Any]) -> str:
-    """One line of JSON. Numbers that JSON does not have (NaN, infinities) become null."""
+    """Format an answer as one line of JSON. NaN and infinities, which JSON does not have, become null."""
     return json.dumps(_finite(answer), allow_nan=False)
 
 
 def models_text(models: Sequence[Model]) -> str:
-    """One line per tool: name, kind, versions, whether it is ready or why not, what it needs, licence."""
+    """Format tools, one per line: name, kind, versions, what it needs, licence, whether it is ready or why not."""
     if not models:
         return "The server has no models."
     rows = [("NAME", "KIND", "VERSIONS", "NEEDS", "LICENCE", "READY")]
@@ -35,7 +35,7 @@ def models_text(models: Sequence[Model]) -> str:
 
 
 def segmentation_text(image: str, found: Segmentation) -> str:
-    """Parts, vertices, area, box and time of one outline."""
+    """Format one outline: parts, vertices, area, box and time."""
     lines = [f"{image}: {_shape(found)}"]
     if found.box is not None:
         lines.append(f"  box        {', '.join(f'{edge:.1f}' for edge in found.box)}")
@@ -48,7 +48,7 @@ def segmentation_text(image: str, found: Segmentation) -> str:
 
 
 def detections_text(image: str, found: Detections) -> str:
-    """One line per detection: score, label and box, and what its outline consists of, if there is one."""
+    """Format detections, one per line: score, label, box, and the parts of its outline, if any."""
     outline = next((detection.outline for detection in found if detection.outline is not None), None)
     tools = f"{found.model} version {found.version}"
     if outline is not None:
@@ -63,12 +63,12 @@ def detections_text(image: str, found: Detections) -> str:
 
 
 def models_json(models: Iterable[Model]) -> dict[str, Any]:
-    """All that is known of the tools."""
+    """Return tools as JSON."""
     return {"models": [asdict(model) | {"default_threshold": _short(model.default_threshold)} for model in models]}
 
 
 def failure_json(image: str | None, error: PolywandError) -> dict[str, Any]:
-    """An error as JSON: a sentence, gRPC's code, the fields at fault, the request id; `image` where it is about one."""
+    """Return an error as JSON: image (unless None), text, gRPC's code, invalid fields, request id, missing points."""
     violations = [violation._asdict() for violation in error.violations]
     return {
         **({} if image is None else {"image": image}),
@@ -81,7 +81,7 @@ def failure_json(image: str | None, error: PolywandError) -> dict[str, Any]:
 
 
 def segmentation_json(image: str, found: Segmentation, width: int, height: int) -> dict[str, Any]:
-    """One outline; polygons as lists of [x, y], numbers as short as they can be without loss.
+    """Return one outline as JSON; polygons as lists of [x, y], numbers as short as possible without loss.
 
     width, height: of the image in pixels, after EXIF orientation.
     """
@@ -99,7 +99,7 @@ def segmentation_json(image: str, found: Segmentation, width: int, height: int) 
 
 
 def detections_json(image: str, found: Detections) -> dict[str, Any]:
-    """What was found on one image."""
+    """Return the detections on one image as JSON."""
     return {
         "image": image,
         "width": found.width,
@@ -192,5 +192,5 @@ def _ring(ring: NDArray[np.float32]) -> list[list[float]]:
 
 
 def _short(value: float) -> float:
-    """The shortest decimal that is the same 32-bit float: 0.1 instead of 0.10000000149011612."""
+    """Return the shortest decimal of the same 32-bit float: 0.1 instead of 0.10000000149011612."""
     return float(str(np.float32(value)))

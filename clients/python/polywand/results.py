@@ -1,4 +1,4 @@
-"""What Polywand answers: frozen dataclasses, arrays in NumPy.
+"""Polywand's answers: frozen dataclasses with NumPy arrays.
 
 Coordinates are those of the contract: image pixels, x to the right, y down, pixel *corners* at integers.
 """
@@ -25,14 +25,14 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Where the time of one answer went, in microseconds; stages that did not happen are 0.
+    """How long each stage of one answer took, in microseconds; 0 for stages that did not happen.
 
-    received_unix_us: when the server took the message from the wire, by its own clock.
-    wait_us: behind an earlier answer of the same object, or in the line of frames.
+    received_unix_us: when the server received the message, by its own clock.
+    wait_us: waiting for an earlier answer of the same object, or for a turn.
     decode_us: image bytes to pixels. prepare_us: pixels and prompt to tensors.
-    triton_us: Triton's queue, the model and the transport. geometry_us: logits to polygons, raw to suppressed boxes.
-    total_us: from receipt to the reply's departure; it does not include the network between here and the server.
-    inferences: how often a network ran; 0 when the answer came from the last probability map.
+    triton_us: transport, Triton's queue and the model. geometry_us: logits to polygons, or raw to suppressed boxes.
+    total_us: from receipt until the reply is sent, without the network between client and server.
+    inferences: number of inferences; 0 when the answer was made from a remembered probability map.
     """
 
     received_unix_us: int
@@ -50,7 +50,7 @@ class Polygon:
     """One connected part of an object.
 
     exterior: float32 [N, 2], N >= 3, (x, y); clockwise on a screen; the last vertex joins the first, unrepeated.
-    holes: float32 [M, 2] each, counter-clockwise; what is cut out.
+    holes: float32 [M, 2] each, counter-clockwise.
     """
 
     exterior: NDArray[np.float32]
@@ -62,12 +62,12 @@ class Outline:
     """The outline of one object.
 
     polygons: the object's parts, largest first; empty when the model found nothing above the threshold.
-    box: tight around all polygons; None when there are none.
-    area: square pixels enclosed (holes taken off), before simplification.
-    mask: bool [H, W] before simplification, or None when the request did not say `mask=True`.
+    box: the bounding box of all polygons; None when there are none.
+    area: in square pixels, without holes, before simplification.
+    mask: bool [H, W] before simplification; None unless the request had `mask=True`.
     model, version: the tool that answered.
-    threshold: the probability that was applied. tolerance: the simplification that was applied, in pixels.
-    iou: intersection over union of the polygons and the outline before simplification; 1 when there is nothing.
+    threshold: the probability that was used. tolerance: the simplification that was applied, in pixels.
+    iou: intersection over union of the polygons and the outline before simplification; 1 without polygons.
     """
 
     polygons: tuple[Polygon, ...]
@@ -83,18 +83,18 @@ class Outline:
     def to_coco(self) -> list[list[float]]:
         """Exteriors as COCO's `segmentation` lists [x0, y0, x1, y1, ...], one per part.
 
-        COCO's polygons know no holes; where those matter, ask for the mask.
+        COCO polygons have no holes; where those matter, request the mask.
         """
         return [polygon.exterior.ravel().tolist() for polygon in self.polygons]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segmentation(Outline):
-    """The outline of one object, as one prompt asked for it.
+    """The answer to one prompt: the outline of one object.
 
-    skipped: how many earlier prompts of this object this answer stands in for, because it overtook them.
-    provisional: whether the same prompt may be answered otherwise when it is asked again: this one was cut short by a
-        newer one, or a detector that the tool asks where objects begin did not answer.
+    skipped: how many earlier prompts of this object this answer replaces, because it overtook them.
+    provisional: whether the same prompt, sent again, may get another answer: passes were left out for a newer prompt,
+        or a detector whose proposals the tool uses did not answer.
     """
 
     skipped: int
@@ -107,7 +107,7 @@ class Detection:
     """One object that a detector found.
 
     label: the task's label, after mapping. model_label: the model's own. score: 0 to 1.
-    box: the detector's. outline: what an interactor made of that box; None when no polygons were asked for.
+    box: the detector's. outline: an interactor's, from that box; None unless the request had `polygons`.
     """
 
     label: str
@@ -118,13 +118,13 @@ class Detection:
 
     @property
     def polygons(self) -> tuple[Polygon, ...]:
-        """The outline's; empty when there is none, or nothing in it."""
+        """The outline's polygons; empty without an outline, or if it is empty."""
         return () if self.outline is None else self.outline.polygons
 
 
 @dataclass(frozen=True, slots=True)
 class Detections(Sequence[Detection]):
-    """What a detector found on one image: a sequence of `Detection`, best first.
+    """The detections on one image: a sequence of `Detection`, best first.
 
     width, height: of the image in pixels, after EXIF orientation.
     model, version: the tool that answered.
@@ -162,11 +162,11 @@ class ModelVersion:
 
 @dataclass(frozen=True, slots=True)
 class InteractorSpec:
-    """What an interactor needs before it answers; with less, a prompt raises `IncompletePrompt`.
+    """What a prompt must have; with less, it raises `IncompletePrompt`.
 
-    min_positive_points (a given optional box stands in for them), min_negative_points: clicks at least.
-    extreme_points: left-, top-, right- and bottom-most points that start the object; 0 when none are read.
-    max_points: points of all labels at most.
+    min_positive_points (0 if there is an optional box), min_negative_points: least number of clicks.
+    extreme_points: left-, top-, right- and bottom-most points that start the object; 0 if the tool reads none.
+    max_points: most points of all labels.
     """
 
     min_positive_points: int
@@ -181,9 +181,9 @@ class Model:
     """One tool of the server.
 
     ready: whether a request would be served now; `not_ready_reason` says why not.
-    default_threshold: probability or score that applies when a request gives none.
+    default_threshold: probability or score of requests that give none.
     license: SPDX identifier of the weights' licence.
-    interactor: what an interactor needs; None for detectors. labels: a detector's, by class index; () for interactors.
+    interactor: what a prompt must have; None for detectors. labels: of a detector, by class index; () for interactors.
     """
 
     name: str

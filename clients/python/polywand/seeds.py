@@ -1,4 +1,4 @@
-"""What an object starts from, as callers have it, to the contract's `SeedMask`."""
+"""Callers' seeds to the contract's `SeedMask`."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
@@ -13,15 +13,15 @@ from polywand_contract.raster import encode_rle
 from polywand_contract.v1 import annotation_pb2 as pb
 
 SeedLike: TypeAlias = NDArray[np.bool_ | np.uint8] | Outline | Sequence[Polygon | ArrayLike]
-"""A mask [H, W] of the image's size (nonzero is inside); an outline that an earlier prompt returned, or that of a
-detection, whose polygons count; or polygons, each a `Polygon` or its exterior's vertices [N, 2] (x, y). Polygons are
-united where they overlap, as the parts of one object are in COCO's files."""
+"""A mask [H, W] of the image's size (nonzero is inside); the outline of an earlier prompt or of a detection, of which
+the polygons are used; or polygons, each a `Polygon` or its exterior's vertices [N, 2] (x, y). The seed is the union of
+the polygons, as in COCO files."""
 
 
 def to_message(seed: SeedLike) -> pb.SeedMask:
     """Make the message of a seed.
 
-    Raises InvalidRequest when an array is neither a mask nor vertices, and TypeError for what is no seed at all.
+    Raises InvalidRequest when an array is neither a mask nor vertices, and TypeError for other types.
     """
     if isinstance(seed, np.ndarray):
         return pb.SeedMask(rle=_mask(seed))

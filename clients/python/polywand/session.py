@@ -17,7 +17,7 @@ from polywand.results import Segmentation
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1 import annotation_pb2_grpc as pb_grpc
 
-CLOSE_GRACE_S = 1.0  # for the server to end the stream in order; then it is cut
+CLOSE_GRACE_S = 1.0  # for the server to end the stream; then the call is cancelled
 
 
 class Session:
@@ -43,7 +43,7 @@ class Session:
         self._process = os.getpid()
         self._prompts = Prompts()
         self._ledger = Ledger()
-        self._changed = threading.Condition()  # guards ledger and prompts; wakes who sends
+        self._changed = threading.Condition()  # guards ledger and prompts; notifies the sender
         self._call = stub.Interact(iter(self._next, None))
         self._reader = threading.Thread(target=self._read, name="polywand-session", daemon=True)
         self._reader.start()
@@ -56,11 +56,11 @@ class Session:
     def set_image(self, image: ImageLike, value_range: ValueRangeLike | None = None) -> None:
         """Make an image the current one; all objects of the last one are forgotten.
 
-        image: a path, the bytes of a file, or uint8 [H, W, 3] RGB or [H, W] grey. The session keeps what it sent until
-        the next image: the server may give up the image of a session that rests.
+        image: a path, the bytes of a file, or uint8 [H, W, 3] RGB or [H, W] grey. The session keeps it until the next
+        image: the server may remove the image of an idle session.
         value_range: which values of a PNG or TIFF file with more than 8 bits are black and white, such as (0, 1023).
         Raises InvalidRequest when it cannot be read, QuotaExceeded when the server stays full, Unavailable when it
-        stays away.
+        cannot be reached.
         """
         message = images.to_message(image, value_range)
         with self._changed:
@@ -73,10 +73,10 @@ class Session:
         """Ask for the outline of one object; the arguments are those of `PromptOptions`.
 
         Returns the answer to this prompt, or to a newer one of the same object that overtook it. While the server is
-        full, or Triton or the model is away, the prompt is sent again after rests that grow; QuotaExceeded or
-        Unavailable comes when the client's timeout is over. An image that the server gave up is sent again first.
+        full, or Triton or the model is unavailable, the prompt is sent again with growing delays, until the client's
+        timeout; then QuotaExceeded or Unavailable is raised. An image that the server removed is sent again first.
         Raises IncompletePrompt, InvalidRequest, QuotaExceeded, Unavailable, ServerError, or Superseded when a new image
-        came meanwhile. Only the end of the stream (Draining, or Unavailable for want of a server) ends the session.
+        replaced this one. Only the end of the stream (Draining, or Unavailable without a server) ends the session.
         """
         with self._changed:
             waiter = self._ask(pb.InteractRequest(prompt=self._prompts.message(model, **prompt)))
@@ -100,9 +100,9 @@ class Session:
 
     def _ask(self, message: pb.InteractRequest) -> Future[Any]:
         if os.getpid() != self._process:
-            raise errors.Closed("This session was opened in another process, before a fork: open one in this one.")
+            raise errors.Closed("This session was opened in another process, before a fork: open one in this process.")
         waiter: Future[Any] = Future()
-        self._ledger.ask(message, waiter, self._timeout_s)
+        self._ledger.add(message, waiter, self._timeout_s)
         self._changed.notify()
         return waiter
 
@@ -120,10 +120,10 @@ class Session:
             self._changed.notify()
 
     def _next(self) -> pb.InteractRequest | None:
-        """Wait for what is to be sent next; None ends the stream. grpc's own thread calls this."""
+        """Wait for the next message to send; None ends the stream. grpc's own thread calls this."""
         with self._changed:
             while self._ledger.ended is None:
-                if (request := self._ledger.take()) is not None:
+                if (request := self._ledger.pop()) is not None:
                     return request
                 self._changed.wait(self._ledger.pause_s())
         return None
@@ -135,7 +135,7 @@ class Session:
                 with self._changed:
                     if isinstance(self._ledger.answer(reply), pb.ImageInfo):
                         self._prompts.forget()
-                    self._changed.notify()  # the answer may be to send again
+                    self._changed.notify()  # a retry may be due
         except grpc.RpcError as error:
             end = errors.from_rpc(error, self._target)
         finally:

@@ -16,9 +16,10 @@ from polywand_contract.v1 import annotation_pb2_grpc as pb_grpc
 
 
 class DetectStream:
-    """One call of DetectStream. grpc's thread takes frames, a reader's takes replies, the caller's takes answers.
+    """One call of DetectStream: grpc's thread reads frames, another reads replies, the caller's consumes answers.
 
-    Every frame holds one of `FRAMES_AHEAD` places from before it is taken until its answer is, which bounds all queues.
+    Every frame has one of `FRAMES_AHEAD` permits from before it is read until its answer is consumed: this bounds all
+    queues.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class DetectStream:
         self._detect_alone = detect_alone
         self._target, self._timeout_s = target, timeout_s
         self._log = FrameLog()
-        self._places = threading.Semaphore(FRAMES_AHEAD)
+        self._permits = threading.Semaphore(FRAMES_AHEAD)
         self._answers: queue.SimpleQueue[FrameAnswer | PolywandError | None] = queue.SimpleQueue()
         self._abandoned = False
         self._images_error: Exception | None = None
@@ -48,43 +49,43 @@ class DetectStream:
             while (answer := self._next()) is not None:
                 for due in self._log.put(*answer):
                     yield due
-                    self._places.release()
+                    self._permits.release()
             if self._images_error is not None:
                 raise self._images_error
             if self._log.any_open:
                 raise errors.ended(self._target)
         finally:
             self._abandoned = True
-            self._places.release()
+            self._permits.release()
             call.cancel()  # type: ignore[no-untyped-call]
             reader.join()
 
     def _next(self) -> FrameAnswer | None:
-        while (patience_s := self._log.patience(self._timeout_s)) > 0:
+        while (left_s := self._log.seconds_left(self._timeout_s)) > 0:
             try:
-                answer = self._answers.get(timeout=patience_s)
+                answer = self._answers.get(timeout=left_s)
             except queue.Empty:
-                continue  # out of patience, unless the oldest open frame is younger than this wait
+                continue  # the timeout is over, unless the oldest open frame is newer than this wait
             if isinstance(answer, PolywandError):
                 raise answer
             return answer
         raise errors.no_answer(self._target, self._timeout_s)
 
     def _requests(self) -> Iterator[pb.DetectStreamRequest]:
-        """Take frames. It runs in grpc's thread, so what goes wrong is kept for the caller's."""
+        """Read frames. This runs in grpc's thread, so an error is kept for the caller's thread."""
         try:
-            for _, image in zip(iter(self._take_place, False), self._images, strict=False):  # a place first
+            for _, image in zip(iter(self._acquire_permit, False), self._images, strict=False):  # the permit first
                 if (request := self._request(image)) is not None:
                     yield request
         except Exception as error:
             self._images_error = error
 
-    def _take_place(self) -> bool:
-        self._places.acquire()
+    def _acquire_permit(self) -> bool:
+        self._permits.acquire()
         return not self._abandoned
 
     def _request(self, image: ImageLike) -> pb.DetectStreamRequest | None:
-        frame_id = self._log.take()
+        frame_id = self._log.add()
         try:
             request = wire.detect_request(image, self._options)
             if request.ByteSize() < LARGE_FRAME_BYTES:

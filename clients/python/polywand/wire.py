@@ -1,4 +1,4 @@
-"""Between the contract's messages and this package's values; both clients use it, and nothing here waits."""
+"""Conversion between the contract's messages and this package's values, for both clients."""
 
 from collections.abc import Mapping
 from typing import TypedDict
@@ -29,21 +29,22 @@ from polywand_contract.v1 import annotation_pb2 as pb
 
 
 class DetectOptions(TypedDict, total=False):
-    """How to detect.
+    """Options of a detection.
 
-    model: a detector. version: of it; 0 is the highest that is ready.
+    model: a detector. version: of the model; 0 is the highest that is ready.
     threshold: score from which a detection counts, 0 to 1; None is the model's own.
-    labels: from the model's labels to the task's; labels that are not in it are dropped. None keeps all as they are.
-    max_detections: at most, best first, 1 to 1000; None is 100.
-    polygons: whether to outline each detection too, by an interactor that starts from its box: True leaves to the
-    server which, a name says it. The rest is only for these outlines, and an InvalidRequest without:
+    labels: from the model's labels to the task's; detections with other labels are dropped. None keeps all.
+    max_detections: most detections, best first, 1 to 1000; None is 100.
+    polygons: whether to outline each detection too, by an interactor that starts from its box: True for the server's
+    choice, or an interactor's name. The options of these outlines, which raise InvalidRequest without `polygons`:
     polygons_version: of a named interactor; 0 is the highest that is ready.
     polygons_threshold: probability from which a pixel counts, above 0 and below 1; None is the interactor's own.
-    tolerance: how far an outline may be simplified, in pixels, to 1000; 0 keeps every vertex, None is the server's
-    choice. max_points: vertices of one outline at most, over all its rings, 3 to 100000.
+    tolerance: largest distance of the simplified outline from the exact one, in pixels, 0 to 1000; 0 keeps every
+    vertex, None is the server's choice.
+    max_points: most vertices of one outline, over all its rings, 3 to 100000.
     mask: whether to send the masks too.
-    value_range: which values of a PNG or TIFF file with more than 8 bits are black and white, such as (0, 1023); None
-    leaves it to the values of each file.
+    For all images: value_range: the values that are black and white in a PNG or TIFF file with more than 8 bits, such
+    as (0, 1023); None: chosen from the values of each file.
     """
 
     model: str
@@ -83,9 +84,9 @@ def detect_options(
     mask: bool = False,
     value_range: ValueRangeLike | None = None,
 ) -> pb.DetectRequest:
-    """Make a request without its image, but with the range of its values; see `DetectOptions`.
+    """Make a request with all but its image's bytes; see `DetectOptions`.
 
-    Raises InvalidRequest when an option is out of its range, or when options of polygons come without them.
+    Raises InvalidRequest when an option is out of its range, or an option of outlines is given without `polygons`.
     """
     output = output_options("polygons_threshold", polygons_threshold, tolerance, max_points, mask)
     named = checks.text("polygons", polygons) if isinstance(polygons, str) else ""
@@ -94,12 +95,12 @@ def detect_options(
     )
     if not polygons and options.ByteSize() > pb.PolygonOptions(output=pb.OutputOptions()).ByteSize():
         raise InvalidRequest(
-            "These options say how polygons are to be made, and none are asked for: add polygons=True.",
+            "These options are for polygons, which were not requested: add polygons=True.",
             grpc.StatusCode.INVALID_ARGUMENT,
         )
-    said = images.range_message(value_range)
+    range_ = images.range_message(value_range)
     return pb.DetectRequest(
-        image=None if said is None else pb.Image(value_range=said),
+        image=None if range_ is None else pb.Image(value_range=range_),
         model=checks.text("model", model),
         version=checks.integer("version", version, 0, checks.MAX_VERSION),
         threshold=None if threshold is None else checks.number("threshold", threshold, 0, 1),
@@ -121,7 +122,7 @@ def detect_request(image: ImageLike, options: pb.DetectRequest) -> pb.DetectRequ
 def output_options(
     threshold_name: str, threshold: float | None, tolerance: float | None, max_points: int | None, mask: bool
 ) -> pb.OutputOptions:
-    """Make the options of an outline; `threshold_name` is what the caller knows the threshold by."""
+    """Make the options of an outline; threshold_name: the name of the caller's argument."""
     return pb.OutputOptions(
         threshold=None if threshold is None else checks.number(threshold_name, threshold, 0, 1, between=True),
         tolerance=None if tolerance is None else checks.number("tolerance", tolerance, 0, checks.MAX_TOLERANCE),
@@ -169,7 +170,7 @@ def model(message: pb.Model) -> Model:
 
 
 def segmentation(message: pb.Segmentation, timing: pb.Timing, skipped: int) -> Segmentation:
-    """Read the answer to a prompt. Raises ServerError when its mask is not one."""
+    """Read the answer to a prompt. Raises ServerError when its mask is invalid."""
     return Segmentation(
         **_outline(message.shape),
         model=message.model,
@@ -182,7 +183,7 @@ def segmentation(message: pb.Segmentation, timing: pb.Timing, skipped: int) -> S
 
 
 def detections(message: pb.DetectResponse) -> Detections:
-    """Read what was found on one image. Raises ServerError when a mask is not one."""
+    """Read the detections on one image. Raises ServerError when a mask is invalid."""
     return Detections(
         items=tuple(_detection(detection, message.polygons) for detection in message.detections),
         width=message.image.width,
@@ -203,7 +204,7 @@ def _detection(message: pb.Detection, source: pb.PolygonSource) -> Detection:
 
 
 class _OutlineFields(TypedDict):
-    """What an `Outline` takes from the contract's `Shape`."""
+    """The fields of `Outline` that the contract's `Shape` has."""
 
     polygons: tuple[Polygon, ...]
     box: Box | None
@@ -217,7 +218,7 @@ def _outline(shape: pb.Shape) -> _OutlineFields:
     try:
         mask = decode_rle(shape.mask.counts, shape.mask.width, shape.mask.height) if shape.HasField("mask") else None
     except ValueError as error:
-        raise errors.ServerError(f"The server sent a broken mask: {error}.", grpc.StatusCode.DATA_LOSS) from error
+        raise errors.ServerError(f"The server sent an invalid mask: {error}.", grpc.StatusCode.DATA_LOSS) from error
     return {
         "polygons": tuple(_polygon(polygon) for polygon in shape.polygons),
         "box": _box(shape.box) if shape.HasField("box") else None,

@@ -1,4 +1,4 @@
-"""The asyncio client: the verbs of `polywand`, awaited, and `send` and `updates` for a hand that drags.
+"""The asyncio client: the verbs of `polywand`, awaited, and `send` and `updates` for dragging.
 
 async with polywand.aio.connect() as client, client.open("photo.jpg") as session:
     outline = await session.prompt("wand_click", positive=[(120, 80)])

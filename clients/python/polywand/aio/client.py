@@ -12,10 +12,10 @@ import grpc
 from polywand import channel, checks, errors, wire
 from polywand.aio.session import Session
 from polywand.aio.streaming import DetectStream
+from polywand.backoff import FIRST_DELAY_S, FIRST_IMAGE_DELAY_S, Backoff, retry_delay_s, system_uniform
 from polywand.frames import FrameAnswer
 from polywand.images import ImageLike, ValueRangeLike
 from polywand.keywords import keywords_of
-from polywand.rests import FIRST_IMAGE_REST_S, FIRST_REST_S, Rests, before_again_s, system_uniform
 from polywand.results import Detections, Model
 from polywand.wire import DetectOptions
 from polywand_contract.v1 import annotation_pb2 as pb
@@ -42,28 +42,28 @@ def connect(
 class Client:
     """A connection to a Polywand server; made by `connect`, closed by `async with` or `close`. Tasks may share it.
 
-    Calls of a closed client raise Closed, and so do those of one that was inherited by a fork. Calls from another event
-    loop than the first one's raise RuntimeError.
+    Calls of a closed client, or of one inherited by a fork, raise Closed. Calls from an event loop other than the first
+    raise RuntimeError.
     """
 
     def __init__(self, target: str, timeout_s: float, credentials: grpc.ChannelCredentials | None) -> None:
         self.target = target
         self._timeout_s, self._credentials = timeout_s, credentials
-        self._channel: grpc.aio.Channel | None = None  # made in the loop that uses it
+        self._channel: grpc.aio.Channel | None = None  # made in the event loop that uses it
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._process = os.getpid()
 
     async def models(self) -> list[Model]:
-        """List the tools that exist now, by name; asks again as `detect` does. Raises Unavailable."""
-        reply = await self._call(self._stub().ListModels, pb.ListModelsRequest(), FIRST_REST_S)
+        """List the tools that exist now, by name; retries as `detect` does. Raises Unavailable."""
+        reply = await self._call(self._stub().ListModels, pb.ListModelsRequest(), FIRST_DELAY_S)
         return [wire.model(message) for message in reply.models]
 
     def open(self, image: ImageLike, *, value_range: ValueRangeLike | None = None) -> Session:
-        """Open a session on an image: a path, the bytes of a file, or uint8 [H, W, 3] RGB or [H, W] grey.
+        """Open a session on an image: a path, a file's bytes, or uint8 [H, W, 3] RGB or [H, W] grey.
 
         The stream starts with `async with`, which raises InvalidRequest when the image cannot be read, QuotaExceeded
-        when the server stays full, and Unavailable when it is away.
+        when the server stays full, and Unavailable when it cannot be reached.
         """
         return Session(self._stub, image, self.target, self._timeout_s, value_range)
 
@@ -71,8 +71,8 @@ class Client:
     async def detect(self, image: ImageLike, **options: Unpack[DetectOptions]) -> Detections:
         """Find objects on one image; the options are those of `DetectOptions`.
 
-        While the server is full or Triton is away, the request is sent again after rests that grow, until the client's
-        timeout is over. Raises InvalidRequest, QuotaExceeded, Unavailable or ServerError.
+        While the server is full or Triton is unavailable, the request is sent again with growing delays, until the
+        client's timeout. Raises InvalidRequest, QuotaExceeded, Unavailable or ServerError.
         """
         self._stub()
         template = wire.detect_options(**options)
@@ -82,13 +82,13 @@ class Client:
     def detect_stream(
         self, images: Iterable[ImageLike] | AsyncIterable[ImageLike], **options: Unpack[DetectOptions]
     ) -> AsyncGenerator[FrameAnswer, None]:
-        """Find objects on many images, several at a time: yields (frame number, detections) in their order.
+        """Find objects on many images, several at a time: yields (frame number, detections) in order.
 
-        images: read lazily, at most `FRAMES_AHEAD` before the answers are taken; a plain iterable is read in a thread.
-        What it raises is raised here, after the answers to the frames before.
-        A frame that fails yields (frame number, error), and the others go on: QuotaExceeded and Unavailable are for the
-        caller to send again. Raises InvalidRequest at once when an option is wrong, and Unavailable or Draining when
-        the whole stream fails: frames without an answer are to be sent again.
+        images: read lazily, at most `FRAMES_AHEAD` before the answers are consumed; a plain iterable is read in a
+        thread. An error of their iterator is raised here, after the answers to the images before it.
+        A frame that fails yields (frame number, error), and the others go on; after QuotaExceeded and Unavailable the
+        caller may send it again. Raises InvalidRequest at once when an option is wrong, and Unavailable or Draining
+        when the whole stream fails: then send the frames without an answer again.
         """
         checks.frames(images)
         stream = DetectStream(
@@ -111,11 +111,11 @@ class Client:
         await self.close()
 
     def _stub(self) -> "pb_grpc.AnnotationServiceAsyncStub":
-        """Make sure that calls can be made here and now."""
+        """Return the stub. Raises Closed, or RuntimeError in another event loop."""
         if self._closed:
             raise errors.client_closed()
         if os.getpid() != self._process:
-            raise errors.Closed("This client was made in another process, before a fork: connect in this one.")
+            raise errors.Closed("This client was made in another process, before a fork: make one in this process.")
         loop = asyncio.get_running_loop()
         if self._channel is None:
             self._loop, options = loop, channel.options(self.target)
@@ -125,34 +125,34 @@ class Client:
                 else grpc.aio.secure_channel(self.target, self._credentials, options)
             )
         if loop is not self._loop:
-            raise RuntimeError("this client belongs to another event loop: connect in this one")
+            raise RuntimeError("this client belongs to another event loop: make one in this loop")
         return pb_grpc.AnnotationServiceStub(self._channel)
 
     async def _detect_alone(self, request: pb.DetectRequest) -> Detections:
-        return wire.detections(await self._call(self._stub().Detect, request, FIRST_IMAGE_REST_S))
+        return wire.detections(await self._call(self._stub().Detect, request, FIRST_IMAGE_DELAY_S))
 
     async def _call(
-        self, method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Reply]", request: _Request, first_rest_s: float
+        self, method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Reply]", request: _Request, first_delay_s: float
     ) -> _Reply:
-        """Make a unary call, again and again while that is of use."""
-        rests = Rests(time.monotonic() + self._timeout_s, first_rest_s, system_uniform())
+        """Make a unary call, and retry it while that may help."""
+        backoff = Backoff(time.monotonic() + self._timeout_s, first_delay_s, system_uniform())
         while True:
-            self._stub()  # may have been closed during a rest
+            self._stub()  # it may have been closed during the delay
             try:
-                return await method(request, timeout=rests.deadline - time.monotonic())
+                return await method(request, timeout=backoff.deadline - time.monotonic())
             except asyncio.CancelledError:
                 if self._closed and not _is_cancelled():
                     raise errors.client_closed() from None
                 raise
             except grpc.aio.AioRpcError as error:
                 refusal = errors.from_rpc(error, self.target)
-                rest_s = before_again_s(rests, refusal, error)
-                if rest_s is None:
+                delay_s = retry_delay_s(backoff, refusal, error)
+                if delay_s is None:
                     raise refusal from error
-            await asyncio.sleep(rest_s)
+            await asyncio.sleep(delay_s)
 
 
 def _is_cancelled() -> bool:
-    """Whether the task that runs was told to stop; a channel that closes cancels its calls alone."""
+    """Return whether the current task was cancelled; closing a channel cancels only its calls."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

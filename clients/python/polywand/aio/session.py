@@ -1,4 +1,4 @@
-"""One annotator's stream under asyncio: prompts to await, or to send while a hand drags."""
+"""One annotator's stream under asyncio: prompts to await, or to send while dragging."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -52,11 +52,11 @@ class Session:
     async def set_image(self, image: ImageLike, value_range: ValueRangeLike | None = None) -> None:
         """Make an image the current one; all objects of the last one are forgotten.
 
-        image: a path, the bytes of a file, or uint8 [H, W, 3] RGB or [H, W] grey. The session keeps what it sent until
-        the next image: the server may give up the image of a session that rests.
+        image: a path, the bytes of a file, or uint8 [H, W, 3] RGB or [H, W] grey. The session keeps it until the next
+        image: the server may remove the image of an idle session.
         value_range: which values of a PNG or TIFF file with more than 8 bits are black and white, such as (0, 1023).
         Raises InvalidRequest when it cannot be read, QuotaExceeded when the server stays full, Unavailable when it
-        stays away.
+        cannot be reached.
         """
         message = await asyncio.to_thread(images.to_message, image, value_range)
         waiter: asyncio.Future[pb.ImageInfo] = asyncio.get_running_loop().create_future()
@@ -68,10 +68,10 @@ class Session:
         """Ask for the outline of one object and wait for it; the arguments are those of `PromptOptions`.
 
         Returns the answer to this prompt, or to a newer one of the same object that overtook it. While the server is
-        full, or Triton or the model is away, the prompt is sent again after rests that grow; QuotaExceeded or
-        Unavailable comes when the client's timeout is over. An image that the server gave up is sent again first.
+        full, or Triton or the model is unavailable, the prompt is sent again with growing delays, until the client's
+        timeout; then QuotaExceeded or Unavailable is raised. An image that the server removed is sent again first.
         Raises IncompletePrompt, InvalidRequest, QuotaExceeded, Unavailable, ServerError, or Superseded when a new image
-        came meanwhile. Only the end of the stream (Draining, or Unavailable for want of a server) ends the session.
+        replaced this one. Only the end of the stream (Draining, or Unavailable without a server) ends the session.
         """
         waiter: asyncio.Future[Segmentation] = asyncio.get_running_loop().create_future()
         self._ask(pb.InteractRequest(prompt=self._prompts.message(model, **prompt)), waiter)
@@ -82,18 +82,18 @@ class Session:
     def send(self, model: str, **prompt: Unpack[PromptOptions]) -> int:
         """Ask for the outline of one object without waiting: the answer comes through `updates`.
 
-        Returns the prompt's sequence. A prompt that has not left yet when a newer one of its object comes never does.
-        Raises what ended the stream, when something has.
+        Returns the prompt's sequence. A prompt that still waits to be sent is replaced by a newer one of its object.
+        Raises the error that ended the stream, if it has ended.
         """
         return self._ask(pb.InteractRequest(prompt=self._prompts.message(model, **prompt)), None)
 
     async def updates(self) -> AsyncGenerator[Update, None]:
         """Yield every answer about objects of the current image, to `send` and to `prompt`, as it comes.
 
-        What met a full server or an absent Triton is sent again instead of being answered, until the client's timeout
-        is over or a newer prompt of its object stands for it.
-        Of answers that come faster than they are taken, the newest of each object is kept. Ends with the session, and
-        raises Unavailable when the stream fails. For one consumer.
+        While the server is full or Triton is unavailable, prompts are sent again instead of being answered, until the
+        client's timeout, or until a newer prompt of the object replaces them.
+        Of answers that come faster than they are consumed, the newest of each object is kept. Ends with the session,
+        and raises Unavailable when the stream fails. For one consumer.
         """
         while True:
             await self._something_to_read.wait()
@@ -131,8 +131,8 @@ class Session:
         if self._reader is None:
             raise RuntimeError("this session is not open: use it with `async with client.open(image) as session`")
         if asyncio.get_running_loop() is not self._reader.get_loop():
-            raise RuntimeError("this session belongs to another event loop, or thread: open one there")
-        sequence = self._ledger.ask(message, waiter, self._timeout_s)
+            raise RuntimeError("this session belongs to another event loop, or thread: open one in this loop")
+        sequence = self._ledger.add(message, waiter, self._timeout_s)
         self._something_to_send.set()
         return sequence
 
@@ -150,7 +150,7 @@ class Session:
 
     async def _requests(self) -> AsyncIterator[pb.InteractRequest]:
         while self._ledger.ended is None:
-            if (request := self._ledger.take()) is not None:
+            if (request := self._ledger.pop()) is not None:
                 yield request
                 continue
             self._something_to_send.clear()
@@ -158,7 +158,7 @@ class Session:
                 async with asyncio.timeout(self._ledger.pause_s()):
                     await self._something_to_send.wait()
 
-    def _take(self, answer: list[Update] | pb.ImageInfo) -> None:
+    def _publish(self, answer: list[Update] | pb.ImageInfo) -> None:
         if isinstance(answer, pb.ImageInfo):
             self._prompts.forget()
             self._unread.clear()
@@ -173,11 +173,11 @@ class Session:
         end: PolywandError = errors.ended(self._target)
         try:
             async for reply in stub.Interact(self._requests()):
-                self._take(self._ledger.answer(reply))
-                self._something_to_send.set()  # the answer may be to send again
+                self._publish(self._ledger.answer(reply))
+                self._something_to_send.set()  # a retry may be due
         except grpc.aio.AioRpcError as error:
             end = errors.from_rpc(error, self._target)
-        except asyncio.CancelledError:  # by `close`, which has told why, or by the client's
+        except asyncio.CancelledError:  # by `close`, which has set the reason, or by the client's
             end = errors.client_closed()
         finally:
             self._end(end)

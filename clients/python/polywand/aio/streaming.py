@@ -19,9 +19,10 @@ Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.DetectStreamRequest, pb.DetectSt
 
 
 class DetectStream:
-    """One call of DetectStream. One task takes frames, one takes replies, the caller's takes answers.
+    """One call of DetectStream: one task reads frames, one reads replies, the caller's consumes answers.
 
-    Every frame holds one of `FRAMES_AHEAD` places from before it is taken until its answer is, which bounds all queues.
+    Every frame has one of `FRAMES_AHEAD` permits from before it is read until its answer is consumed: this bounds all
+    queues.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class DetectStream:
         self._detect_alone = detect_alone
         self._target, self._timeout_s = target, timeout_s
         self._log = FrameLog()
-        self._places = asyncio.Semaphore(FRAMES_AHEAD)
+        self._permits = asyncio.Semaphore(FRAMES_AHEAD)
         self._answers: asyncio.Queue[FrameAnswer | PolywandError | None] = asyncio.Queue()
         self._images_error: Exception | None = None
 
@@ -49,7 +50,7 @@ class DetectStream:
             while (answer := await self._next()) is not None:
                 for due in self._log.put(*answer):
                     yield due
-                    self._places.release()
+                    self._permits.release()
             if self._images_error is not None:
                 raise self._images_error
             if self._log.any_open:
@@ -61,11 +62,11 @@ class DetectStream:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _next(self) -> FrameAnswer | None:
-        while (patience_s := self._log.patience(self._timeout_s)) > 0:
+        while (left_s := self._log.seconds_left(self._timeout_s)) > 0:
             try:
-                answer = await asyncio.wait_for(self._answers.get(), patience_s)
+                answer = await asyncio.wait_for(self._answers.get(), left_s)
             except TimeoutError:
-                continue  # out of patience, unless the oldest open frame is younger than this wait
+                continue  # the timeout is over, unless the oldest open frame is newer than this wait
             if isinstance(answer, PolywandError):
                 raise answer
             return answer
@@ -83,7 +84,7 @@ class DetectStream:
     async def _requests(self) -> AsyncGenerator[pb.DetectStreamRequest, None]:
         images = _as_async(self._images)
         try:
-            while await self._places.acquire():
+            while await self._permits.acquire():
                 image = await anext(images)
                 if (request := await self._request(image)) is not None:
                     yield request
@@ -93,7 +94,7 @@ class DetectStream:
             self._images_error = error  # the caller's own, raised after the answers to the frames before
 
     async def _request(self, image: ImageLike) -> pb.DetectStreamRequest | None:
-        frame_id = self._log.take()
+        frame_id = self._log.add()
         try:
             request = await asyncio.to_thread(wire.detect_request, image, self._options)
             if request.ByteSize() < LARGE_FRAME_BYTES:
@@ -111,7 +112,7 @@ class DetectStream:
             self._answers.put_nowait(error)
         except grpc.aio.AioRpcError as error:
             self._answers.put_nowait(errors.from_rpc(error, self._target))
-        except asyncio.CancelledError:  # by the caller, who takes no answers any more, or by the client's close
+        except asyncio.CancelledError:  # the caller stopped, or the client was closed
             self._answers.put_nowait(errors.client_closed())
         else:
             self._answers.put_nowait(None)

@@ -1,1 +1,1 @@
-"""The generated code of the contract under the name that a client expects; it lives in polywand_contract.v1."""
+"""The contract's generated code, which is in polywand_contract.v1, under the SDK's name."""
