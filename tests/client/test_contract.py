@@ -9,8 +9,8 @@ import grpc_tools
 from grpc_tools import protoc
 
 from polywand import raster, v1
+from polywand.v1 import annotation_pb2, annotation_pb2_grpc
 from polywand_contract import raster as contract_raster
-from polywand_contract.v1 import annotation_pb2, annotation_pb2_grpc
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1 import annotation_pb2_grpc as pb_grpc
 
