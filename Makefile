@@ -16,7 +16,7 @@ serve: $(VENV)/.serve  ## run the service with its own Triton
 	exec $(BIN)/polywand-server $(ARGS)
 
 test: $(VENV)/.dev  ## run all tests that need no PyTorch
-	$(BIN)/python -m pytest tests --ignore tests/zoo -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest tests --ignore tests/zoo -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Two files side by side with one thread each take two thirds of the time of one with two.
 test-zoo: $(VENV)/.zoo  ## run the tests of the networks and their export
