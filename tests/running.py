@@ -72,10 +72,10 @@ class Service:
         return 0.0
 
     def wait_ready(self, *models: str, seconds: float = START_SECONDS) -> None:
-        """Wait until /readyz says so and the log has told that each of the models is ready."""
+        """Wait until /readyz says so and the log says that each of the tools serves."""
         wait_for(lambda: self.get("/readyz")[0] == 200, seconds, self)
         for model in models:
-            wait_for(lambda model=model: f"model {model} is ready" in self.log.read_text(), seconds, self)
+            wait_for(lambda model=model: f"tool {model} serves with version" in self.log.read_text(), seconds, self)
 
 
 def wait_for(condition, seconds: float, service: Service | None = None) -> None:
