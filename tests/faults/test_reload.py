@@ -34,8 +34,7 @@ def tended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, 
     """A service, and the folder of its model."""
     root = tmp_path_factory.mktemp("tended")
     folder = add_tiny(root / "models")
-    options = (f"--model-repository={folder.parent}", "--log-level=debug", *PROMPTLY)  # for `starts`
-    with running_service(root / "log", *options) as service:
+    with running_service(root / "log", f"--model-repository={folder.parent}", *PROMPTLY) as service:
         service.wait_ready(TINY_TOOL)
         yield service, folder
 
