@@ -1,16 +1,53 @@
-"""Interactors for tests, in Python: what they answer tells what the service sent them."""
+"""Puppets: models in Python that take a few milliseconds, and whose answers tell what the service sent them."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
+from tests.running import wait_for
 from tests.triton.models import add_model
 
+GATE_SECONDS = 60
+
+# While a file MODEL-gate lies beside the repository, an inference waits until as many bytes are in it as inferences
+# have begun; it writes a byte to MODEL-begun when it begins, and to MODEL-cancelled when it is cancelled meanwhile.
 PREAMBLE = """
+import pathlib, time
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
+    def initialize(self, args):
+        folder = pathlib.Path(args["model_repository"])
+        names = (f"{folder.name}-{word}" for word in ("gate", "begun", "cancelled"))
+        self.gate, self.begun, self.cancelled = (folder.parent.parent / name for name in names)
+
     def execute(self, requests):
-        return [self.answer(request) for request in requests]
+        return [self.answer_in_turn(request) for request in requests]
+
+    def answer_in_turn(self, request):
+        if self.gate.exists():
+            self.wait(request, self.add_byte(self.begun))
+        return self.answer(request)
+
+    def wait(self, request, number):
+        ends = time.monotonic() + 60
+        while time.monotonic() < ends and self.is_held(number):
+            if request.is_cancelled():
+                self.add_byte(self.cancelled)
+                return
+            time.sleep(0.005)
+
+    def is_held(self, number):
+        try:
+            return self.gate.stat().st_size < number
+        except FileNotFoundError:
+            return False
+
+    def add_byte(self, path):
+        with open(path, "ab") as file:
+            file.write(b".")
+        return path.stat().st_size
 
     def tensor(self, request, name):
         return pb_utils.get_input_tensor_by_name(request, name).as_numpy()
@@ -47,25 +84,12 @@ KEEPER = (
 """
 )
 
-# LOGITS: the disk of 8 pixels around the first point. It takes its time, or until a file `go` is in the folder; others
-# there tell that it has begun, and that it was cancelled.
-SLOW = (
+# LOGITS: the disk of 8 pixels around the first point.
+DISK = (
     PREAMBLE
     + """
-    def initialize(self, args):
-        import pathlib
-        self.folder = pathlib.Path(args["model_repository"])
-
     def answer(self, request):
-        import time
         image, points = self.tensor(request, "IMAGE"), self.tensor(request, "POINTS")
-        (self.folder / "begun").touch()
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and not (self.folder / "go").exists():
-            if request.is_cancelled():
-                (self.folder / "cancelled").touch()
-                break
-            time.sleep(0.01)
         return pb_utils.InferenceResponse([pb_utils.Tensor("LOGITS", self.disk(image.shape[1:3], points[0, 0, :2], 8))])
 """
 )
@@ -95,15 +119,12 @@ LEANING = (
 """
 )
 
-# LOGITS: a disk of 40 input pixels around the last click, or in the middle; the brighter the crop, the surer it is. It
-# takes its time, so that a drag is quicker.
+# LOGITS: a disk of 40 input pixels around the last click, or in the middle; the brighter the crop, the surer it is.
 DAZZLED = (
     PREAMBLE
     + """
     def answer(self, request):
-        import time
         image, points = self.tensor(request, "IMAGE"), self.tensor(request, "POINTS")
-        time.sleep(0.05)
         clicks = [(127.5, 127.5), *points[0, np.isin(points[0, :, 2], (0, 1)), :2]]
         disk = self.disk(image.shape[1:3], clicks[-1], 40)
         logits = np.where(disk > 0, 0.1 + 6 * image.mean() / 255, -10).astype(np.float32)
@@ -119,28 +140,12 @@ input [
   {{ name: "POINTS" data_type: TYPE_FP32 dims: [ 16, 3 ] }}{inputs}
 ]
 output [ {{ name: "LOGITS" data_type: TYPE_FP32 dims: [ 1, {size}, {size} ] }}{outputs} ]
-parameters {{ key: "polywand" value: {{ string_value: '{{'
-  '"kind": "interactor", "display_name": "{name}", "prompt": {prompt}, "crop": {crop},'
-  '"flip": {flip}'
-'}}' }} }}
+parameters {{ key: "polywand" value: {{ string_value: '{card}' }} }}
 """
 WHOLE = '{"policy": "whole"}'
-LOOKS = '{"policy": "zoom_in", "first_looks": [0.5, 1.0], "look_again_below": 0.7}'
 STATE = ', { name: "STATE" data_type: TYPE_FP32 dims: [ 1 ] }'
 STATE_OUT = ', { name: "STATE_OUT" data_type: TYPE_FP32 dims: [ 1 ] }'
 PREV_MASK = ', { name: "PREV_MASK" data_type: TYPE_FP32 dims: [ 1, %s, %s ] }'
-
-
-def make_interactors(root: Path) -> Path:
-    """Lay out all of them as a model repository."""
-    add_interactor(root, "counter", COUNTER, inputs=STATE, outputs=STATE_OUT)
-    add_interactor(root, "keeper", KEEPER, inputs=PREV_MASK % (256, 256))
-    add_interactor(root, "keeper_of_any_size", KEEPER, size=-1, inputs=PREV_MASK % (-1, -1))
-    add_interactor(root, "slow", SLOW)
-    add_interactor(root, "broken", BROKEN)
-    add_interactor(root, "leaning", LEANING, inputs=STATE, outputs=STATE_OUT)
-    add_interactor(root, "leaning_flipped", LEANING, inputs=STATE, outputs=STATE_OUT, flip="true")
-    return root
 
 
 def add_interactor(
@@ -155,7 +160,54 @@ def add_interactor(
     flip: str = "false",
     batch: int = 2,
     prompt: str = '{"box": "optional"}',
+    tools: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
-    """Add version 1 of one."""
-    fields = {"size": size, "inputs": inputs, "outputs": outputs, "crop": crop, "flip": flip, "prompt": prompt}
-    add_model(root, name, CONFIG.format(name=name, batch=batch, **fields), code)
+    """Add version 1 of one. tools: of a model that is several, what of crop, flip and prompt is different, by name."""
+    common = {"crop": crop, "flip": flip, "prompt": prompt}
+    cards = {tool: card(tool, **common | said) for tool, said in (tools or {}).items()}
+    text = json.dumps({"tools": cards} if tools else card(name, **common))
+    fields = {"size": size, "inputs": inputs, "outputs": outputs}
+    add_model(root, name, CONFIG.format(card=text, batch=batch, **fields), code)
+
+
+def card(name: str, *, crop: str, flip: str, prompt: str) -> dict[str, object]:
+    """What a model's configuration says of a tool; options are JSON."""
+    options = {"prompt": prompt, "crop": crop, "flip": flip}
+    return {"kind": "interactor", "display_name": name} | {key: json.loads(text) for key, text in options.items()}
+
+
+class Gate:
+    """Holds the inferences of a puppet until they are let through; leaving the block lets all go on.
+
+    With it a test decides what comes first: an inference is under way for as long as the test wants.
+    """
+
+    def __init__(self, repository: Path, model: str) -> None:
+        names = (f"{model}-{word}" for word in ("gate", "begun", "cancelled"))
+        self._gate, self._begun, self._cancelled = (repository.parent / name for name in names)
+
+    def __enter__(self) -> "Gate":
+        for path in (self._begun, self._cancelled, self._gate):
+            path.write_bytes(b"")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._gate.unlink()
+
+    @property
+    def begun(self) -> int:
+        """How many inferences have begun behind the gate."""
+        return self._begun.stat().st_size
+
+    def wait_until_begun(self, count: int = 1) -> None:
+        """Wait until so many inferences have begun."""
+        wait_for(lambda: self.begun >= count, GATE_SECONDS)
+
+    def wait_until_cancelled(self) -> None:
+        """Wait until an inference was cancelled."""
+        wait_for(lambda: self._cancelled.stat().st_size > 0, GATE_SECONDS)
+
+    def let_through(self, count: int = 1) -> None:
+        """Let so many more inferences go on."""
+        with self._gate.open("ab") as gate:
+            gate.write(b"." * count)

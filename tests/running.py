@@ -31,9 +31,6 @@ def _versions(model: str) -> tuple[int, ...]:
 
 WAND_VERSIONS = _versions("wand")
 WAND_VERSION = WAND_VERSIONS[-1]
-# Of wand_click at a first click: near it, where the detector sees something, and at what was found. (Two where it sees
-# nothing there; up to five where it sees more, or where what was found agrees with its box.)
-FIRST_INFERENCES = 3
 DETECTION = 1  # inference, once for each image
 
 

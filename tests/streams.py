@@ -114,6 +114,12 @@ class InteractStream:
         assert reply.sequence == sequence
         return reply
 
+    def wait_until_read(self) -> None:
+        """Wait until the service has read all that was sent; only while it answers nothing of that."""
+        sequence = self.send(prompt("no such tool", object_id="behind all"))
+        reply = self.receive()
+        assert reply.sequence == sequence, reply
+
     def replies(self) -> Iterator[pb.InteractResponse]:
         """Yield replies until the stream's end."""
         while (reply := self._replies.get(timeout=REPLY_SECONDS)) is not None:

@@ -3,6 +3,8 @@
 No test here measures time: that nothing takes long follows from the limits, which are what is tested.
 """
 
+import functools
+
 import numpy as np
 import pytest
 import shapely
@@ -101,6 +103,12 @@ MASKS = {
     "a comb": comb(SIDE),
     "a plate of holes": plate(SIDE),
 }
+SMALLER = {
+    "a serpentine": serpentine(SIDE // 2),
+    "a Hilbert curve": hilbert(6),
+    "a comb": comb(SIDE // 2),
+    "noise of one piece": noise(SIDE // 2, 0.62),
+}
 REFUSED = {"a checkerboard", "dots 3 apart", "noise"}  # too many parts are about as large as the largest
 
 
@@ -111,6 +119,16 @@ def as_map(mask: NDArray[np.bool_]) -> ProbabilityMap:
 
 def shape_of(mask: NDArray[np.bool_], options: OutputOptions, keep: NDArray[np.float64] = NOWHERE) -> Shape:
     return make_shape(as_map(mask), 0.5, options, mask.shape[1], mask.shape[0], keep)
+
+
+@functools.cache
+def exact_outline(name: str) -> shapely.MultiPolygon:
+    return shape_of(MASKS[name], OutputOptions(tolerance=0)).polygons
+
+
+@functools.cache
+def exact_outline_of_smaller(name: str) -> shapely.MultiPolygon:
+    return shape_of(SMALLER[name], OutputOptions(tolerance=0)).polygons
 
 
 def check_promises(shape: Shape, exact: shapely.MultiPolygon, options: OutputOptions) -> None:
@@ -144,21 +162,20 @@ def test_every_mask_has_a_shape_that_keeps_its_promises_or_is_over_a_limit_that_
             shape_of(MASKS[name], options)
         assert error.value.field == "prompt.output.threshold"
         return
-    exact = shape_of(MASKS[name], OutputOptions(tolerance=0)).polygons
-    check_promises(shape_of(MASKS[name], options), exact, options)
+    check_promises(shape_of(MASKS[name], options), exact_outline(name), options)
 
 
-@pytest.mark.parametrize("name", ["a serpentine", "a Hilbert curve", "a comb", "noise of one piece"])
+@pytest.mark.parametrize("name", SMALLER)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_large_outlines_keep_the_same_promises(name, options, monkeypatch):
     """With the sizes from which long rings are cut, crossings are repaired and budgets are met step by step."""
-    exact = shape_of(MASKS[name], OutputOptions(tolerance=0)).polygons
+    exact = exact_outline_of_smaller(name)
     monkeypatch.setattr(lines, "WHOLE_VERTICES", 2**9)
     monkeypatch.setattr(lines, "PIECE_VERTICES", 2**8)
     monkeypatch.setattr(simplify, "TOPOLOGY_VERTICES", 0)
     monkeypatch.setattr(simplify, "SEARCH_VERTICES", 2**9)
     monkeypatch.setattr(fewer, "HEAP_VERTICES", 2**7)
-    check_promises(shape_of(MASKS[name], options), exact, options)
+    check_promises(shape_of(SMALLER[name], options), exact, options)
 
 
 def test_an_outline_over_the_limit_of_vertices_is_refused_before_it_is_traced(monkeypatch):

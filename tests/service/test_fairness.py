@@ -2,7 +2,6 @@
 
 import itertools
 import threading
-import time
 from contextlib import suppress
 
 import grpc
@@ -11,6 +10,7 @@ import pytest
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_server.config import Limits
 from polywand_server.lanes import PATIENCE_SECONDS
+from tests.running import wait_for
 from tests.streams import POSITIVE, InteractStream, departure, prompt, raw_image
 
 LIMITS = Limits()
@@ -71,8 +71,7 @@ def test_frames_give_way_to_prompts_and_get_on_all_the_same(stub, astronaut):
             assert reply.segmentation.shape.polygons
             clicks.append(reply.timing)
         before = answered()
-        while answered() < before + 10:  # no prompt in work; and the frames of all clicks have come by now
-            time.sleep(0.01)
+        wait_for(lambda: answered() >= before + 10, 60)  # no prompt in work; the frames of all clicks have come by now
         for click in clicks:
             begin, end = click.received_unix_us + click.wait_us, departure(click)
             meanwhile = sum(begin <= frame < end for frame in first.departures + second.departures)

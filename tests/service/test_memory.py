@@ -11,29 +11,19 @@ from pycocotools import mask as coco
 import polywand
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1 import annotation_pb2_grpc
-from tests.interactors import make_interactors
-from tests.running import Service, running_service
+from tests.puppets import IMAGES_MEBIBYTES, MEMORY_MEBIBYTES, STREAM_MEMORY_MEBIBYTES
+from tests.running import Service, wait_for
 from tests.streams import NEGATIVE, POSITIVE, InteractStream, prompt, raw_image
 
 MEMORY = "polywand_mask_memory_bytes"
 INVALID = grpc.StatusCode.INVALID_ARGUMENT.value[0]
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service whose tools tell what it sent them."""
-    folder = tmp_path_factory.mktemp("memory")
-    repository = make_interactors(folder / "models")
-    options = ["--stream-memory-mebibytes=2", "--memory-mebibytes=4", "--images-mebibytes=32"]
-    with running_service(folder / "log", f"--model-repository={repository}", *options) as started:
-        started.wait_ready("counter", "keeper", "keeper_of_any_size", "broken", "leaning", "leaning_flipped")
-        yield started
-
-
-@pytest.fixture(scope="module")
-def stub(service: Service) -> Iterator[annotation_pb2_grpc.AnnotationServiceStub]:
-    with grpc.insecure_channel(service.target) as channel:
-        yield annotation_pb2_grpc.AnnotationServiceStub(channel)
+@pytest.fixture
+def stub(puppets: Service, puppet_stub) -> annotation_pb2_grpc.AnnotationServiceStub:
+    """To the puppets, when no image of an earlier test is there any more."""
+    wait_for(lambda: puppets.metric("polywand_image_memory_bytes") == 0, 60, puppets)
+    return puppet_stub
 
 
 @pytest.fixture
@@ -335,16 +325,16 @@ def test_clicks_that_a_tool_does_not_answer_yet_are_no_beginning(stream):
     assert inferences(stream, first) == (2, 2)
 
 
-def test_a_streams_memory_is_bounded_in_bytes(service, stream):
+def test_a_streams_memory_is_bounded_in_bytes(puppets, stream):
     """At 257 kB and more a map, two mebibytes hold seven; the newest stay."""
-    for number in range(20):
+    for number in range(12):
         stream.ask(clicks(1, object_id=str(number)))
-        assert service.metric(MEMORY) <= 2 * 1024 * 1024
-    assert inferences(stream, clicks(1, object_id="19")) == (1, 0)
+        assert puppets.metric(MEMORY) <= STREAM_MEMORY_MEBIBYTES * 1024 * 1024
+    assert inferences(stream, clicks(1, object_id="11")) == (1, 0)
     assert inferences(stream, clicks(1, object_id="0")) == (1, 1)
 
 
-def test_the_memory_of_all_streams_is_shared_fairly(service, stub):
+def test_the_memory_of_all_streams_is_shared_fairly(puppets, stub):
     streams = [InteractStream(stub) for _ in range(4)]
     try:
         for stream in streams:
@@ -352,7 +342,7 @@ def test_the_memory_of_all_streams_is_shared_fairly(service, stub):
         for number in range(10):
             for stream in streams:
                 stream.ask(clicks(1, object_id=str(number)))
-        assert service.metric(MEMORY) <= 4 * 1024 * 1024
+        assert puppets.metric(MEMORY) <= MEMORY_MEBIBYTES * 1024 * 1024
         for stream in streams:  # each still has its newest
             assert inferences(stream, clicks(1, object_id="9")) == (1, 0)
     finally:
@@ -360,7 +350,7 @@ def test_the_memory_of_all_streams_is_shared_fairly(service, stub):
             stream.__exit__()
 
 
-def test_streams_that_rest_make_room_for_new_ones(service, stub):
+def test_streams_that_rest_make_room_for_new_ones(puppets, stub):
     streams = []
     try:
         for _ in range(6):  # each fills what it may, and rests
@@ -368,7 +358,7 @@ def test_streams_that_rest_make_room_for_new_ones(service, stub):
             streams[-1].ask(blank())
             for number in range(10):
                 streams[-1].ask(clicks(1, object_id=str(number)))
-            assert service.metric(MEMORY) <= 4 * 1024 * 1024
+            assert puppets.metric(MEMORY) <= MEMORY_MEBIBYTES * 1024 * 1024
     finally:
         for stream in streams:
             stream.__exit__()
@@ -380,7 +370,7 @@ def test_who_has_an_image_may_go_on_to_the_next_however_full_it_is(stub):
             assert stream.ask(blank(2400)).image.width == 2400
 
 
-def test_images_that_find_no_room_are_refused_until_others_go(service, stub):
+def test_images_that_find_no_room_are_refused_until_others_go(puppets, stub):
     """Thirty-two mebibytes hold one image of 2400 x 2400 pixels with its pyramid, and not two."""
     large = blank(2400)
     with InteractStream(stub) as first:
@@ -389,14 +379,10 @@ def test_images_that_find_no_room_are_refused_until_others_go(service, stub):
             second.ask(blank())
             reply = second.ask(large)
             assert reply.error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], reply
-            assert "at most 32 MiB of images" in reply.error.message
+            assert f"at most {IMAGES_MEBIBYTES} MiB of images" in reply.error.message
             assert inferences(second, clicks(1)) == (1, 1)  # the last image stays
     with InteractStream(stub) as third:
-        for _ in range(100):
-            reply = third.ask(large)
-            if reply.WhichOneof("result") == "image":
-                break
-        assert reply.image.width == 2400
+        wait_for(lambda: third.ask(large).image.width == 2400, 60, puppets)
 
 
 def test_all_who_have_an_image_may_go_on_at_once_however_full_it_is(stub):
@@ -417,7 +403,7 @@ def test_an_image_that_would_never_find_room_is_too_large(stream):
     reply = stream.ask(blank(3400))
     assert reply.error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], reply
     assert "image.raw" in reply.error.message
-    assert "32 MiB" in reply.error.message
+    assert f"{IMAGES_MEBIBYTES} MiB" in reply.error.message
 
 
 def test_a_model_that_answers_no_numbers_fails_alone(stream):

@@ -22,7 +22,7 @@ from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1 import annotation_pb2_grpc
 from polywand_server.triton.embedded.wheel import assemble, environment, find_wheel
 from tests.faults.relay import Relay
-from tests.interactors import SLOW, add_interactor
+from tests.interactors import DISK, Gate, add_interactor
 from tests.running import (
     REPOSITORY,
     WAND_VERSION,
@@ -43,9 +43,10 @@ CLICK = prompt("wand_click", (220, 130, POSITIVE))
 @pytest.fixture
 def own_service(tmp_path):
     """A service that the test may harm."""
-    models = copy_newest(tmp_path / "models", "wand", "nanodet")
+    models = copy_newest(tmp_path / "models", "nanodet")
+    add_interactor(models, "disk", DISK)
     with running_service(tmp_path / "log", f"--model-repository={models}") as service:
-        service.wait_ready("wand_click", "nanodet")
+        service.wait_ready("disk", "nanodet")
         yield service
 
 
@@ -109,28 +110,28 @@ def test_metrics_move(server, stub, astronaut):
 def test_sigterm_drains_and_leaves_nothing(tmp_path, astronaut):
     """Health turns, the prompt in work is answered, the stream is told to reconnect, Triton is gone."""
     models = tmp_path / "models"
-    add_interactor(models, "slow", SLOW)
+    add_interactor(models, "disk", DISK)
     with running_service(tmp_path / "log", f"--model-repository={models}", "--drain-seconds=60") as service:
-        service.wait_ready("slow")
+        service.wait_ready("disk")
         family = psutil.Process(service.process.pid).children(recursive=True)
         assert tritonservers(service)
-        drains_after_a_prompt(service, models / "slow", raw_image(astronaut))
+        drains_after_a_prompt(service, models, raw_image(astronaut))
         assert service.process.wait(50) == 0
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive
 
 
-def drains_after_a_prompt(service: Service, slow: Path, image: pb.Image) -> None:
+def drains_after_a_prompt(service: Service, models: Path, image: pb.Image) -> None:
     with grpc.insecure_channel(service.target) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
         assert next(watch).status == SERVING
         with InteractStream(annotation_pb2_grpc.AnnotationServiceStub(channel)) as stream:
             stream.ask(image)
-            sequence = stream.send(prompt("slow", (220, 130, POSITIVE)))
-            wait_for((slow / "begun").exists, 30, service)
-            service.process.send_signal(signal.SIGTERM)
-            assert next(watch).status == NOT_SERVING
-            (slow / "go").touch()
+            with Gate(models, "disk") as gate:
+                sequence = stream.send(prompt("disk", (220, 130, POSITIVE)))
+                gate.wait_until_begun()
+                service.process.send_signal(signal.SIGTERM)
+                assert next(watch).status == NOT_SERVING
             reply = stream.receive()
             assert reply.sequence == sequence
             assert reply.segmentation.shape.polygons
@@ -206,9 +207,9 @@ def test_a_killed_triton_is_unavailable_for_a_while_and_the_stream_lives_on(own_
         stub = annotation_pb2_grpc.AnnotationServiceStub(channel)
         with InteractStream(stub) as stream:
             stream.ask(raw_image(astronaut))
-            first = stream.ask(CLICK)
+            first = stream.ask(prompt("disk", (220, 130, POSITIVE)))
             with outage(own_service):
-                reply = stream.ask(prompt("wand_click", (150, 400, POSITIVE)))
+                reply = stream.ask(prompt("disk", (150, 400, POSITIVE)))
                 assert reply.error.code == grpc.StatusCode.UNAVAILABLE.value[0], reply
                 assert "riton" in reply.error.message
                 retry = error_details_pb2.RetryInfo()
@@ -220,11 +221,13 @@ def test_a_killed_triton_is_unavailable_for_a_while_and_the_stream_lives_on(own_
                 wait_for(lambda: own_service.get("/readyz")[0] == 503, 30, own_service)
 
             def answers() -> bool:
-                return bool(stream.ask(prompt("wand_click", (150, 400, POSITIVE))).segmentation.shape.polygons)
+                return bool(stream.ask(prompt("disk", (150, 400, POSITIVE))).segmentation.shape.polygons)
 
             wait_for(answers, 60, own_service)
             wait_for(lambda: own_service.get("/readyz")[0] == 200, 30, own_service)
-            assert stream.ask(CLICK).segmentation == first.segmentation  # remembered over the outage
+            assert (
+                stream.ask(prompt("disk", (220, 130, POSITIVE))).segmentation == first.segmentation
+            )  # remembered over the outage
             restarts = own_service.log.read_text().count("restarting it")
             assert own_service.metric("polywand_triton_restarts_total") == restarts >= 1
 
@@ -281,7 +284,8 @@ def test_a_triton_elsewhere_serves_over_mutual_tls(triton_by_hand, certificates,
                 stream.ask(raw_image(astronaut))
                 assert stream.ask(CLICK).segmentation.shape.polygons
     with running_service(tmp_path / "log without a certificate", *options) as stranger:
-        time.sleep(2)
+        wait_for(lambda: "WARNING" in stranger.log.read_text(), 30, stranger)  # a poll has been refused
+        assert "Triton answers" not in stranger.log.read_text()
         assert stranger.get("/readyz")[0] == 503
 
 

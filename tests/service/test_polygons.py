@@ -3,7 +3,6 @@
 import queue
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -13,103 +12,14 @@ from grpc_status import rpc_status
 from pycocotools import mask as coco
 
 from polywand_contract.v1 import annotation_pb2 as pb
-from polywand_contract.v1 import annotation_pb2_grpc
 from polywand_server.lanes import PATIENCE_SECONDS
-from tests.interactors import PREAMBLE, SLOW, add_interactor
-from tests.running import REPOSITORY, WAND_VERSION, Service, running_service, wait_for
+from tests.interactors import Gate
+from tests.puppets import BATCH, add_upper_half, journal
+from tests.running import WAND_VERSION, wait_for
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 
 # Enough for more than one batch of every interactor here.
 MANY = {"threshold": 0.05}
-MARGIN = '{"policy": "margin", "fraction": 0.3, "longest_side": 128}'
-BATCH = 4
-
-# LOGITS: the upper half of the box, on every row by itself. A file tells how many rows each request had, of which size.
-UPPER_HALF = (
-    PREAMBLE
-    + """
-    def answer(self, request):
-        image, points = self.tensor(request, "IMAGE"), self.tensor(request, "POINTS")
-        with open("JOURNAL", "a") as journal:
-            journal.write("%d %d %d\\n" % image.shape[:3])
-        rows, columns = np.mgrid[: image.shape[1], : image.shape[2]]
-        logits = []
-        for row in points:
-            corners = row[(row[:, 2] == 2) | (row[:, 2] == 3), :2]
-            (x0, y0), (x1, y1) = corners.min(axis=0), corners.max(axis=0)
-            inside = np.minimum(np.minimum(columns - x0, x1 - columns), np.minimum(rows - y0, (y0 + y1) / 2 - rows))
-            logits.append(inside)
-        return pb_utils.InferenceResponse([pb_utils.Tensor("LOGITS", np.stack(logits)[:, None].astype(np.float32))])
-"""
-)
-
-# LOGITS: nothing anywhere.
-NOTHING = (
-    PREAMBLE
-    + """
-    def answer(self, request):
-        image = self.tensor(request, "IMAGE")
-        logits = np.full((len(image), 1, *image.shape[1:3]), -9, np.float32)
-        return pb_utils.InferenceResponse([pb_utils.Tensor("LOGITS", logits)])
-"""
-)
-
-# LOGITS: of one object, however many were asked for.
-SHORT = NOTHING.replace("(len(image), 1,", "(1, 1,")
-
-# Its process dies.
-MORTAL = (
-    PREAMBLE
-    + """
-    def answer(self, request):
-        import os, signal
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
-)
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped detector, and interactors that tell what the service sent them."""
-    root = tmp_path_factory.mktemp("polygons") / "models"
-    shutil.copytree(REPOSITORY / "nanodet", root / "nanodet")
-    add_upper_half(root, "upper_half")
-    add_upper_half(root, "upper_half_flipped", flip="true")
-    add_upper_half(root, "upper_half_of_any_size", size=-1)
-    add_upper_half(root, "wand_click")
-    add_interactor(root, "nothing", NOTHING)
-    add_interactor(root, "short", SHORT)
-    add_interactor(root, "mortal", MORTAL)
-    add_interactor(root, "slow", SLOW, batch=1)
-    add_interactor(root, "no_box", NOTHING, prompt='{"box": "none"}')
-    add_interactor(root, "box_and_point", NOTHING, prompt='{"box": "required", "min_positive_points": 1}')
-    add_interactor(root, "doomed", "import nothing_of_that_name")
-    return root
-
-
-def add_upper_half(root: Path, name: str, **options) -> None:
-    code = UPPER_HALF.replace("JOURNAL", str(journal(root, name)))
-    add_interactor(root, name, code, **{"crop": MARGIN, "batch": BATCH} | options)
-
-
-def journal(root: Path, name: str) -> Path:
-    return root.parent / f"{name}-journal"
-
-
-@pytest.fixture(scope="module")
-def own(repository: Path) -> Iterator[Service]:
-    """A service on that repository."""
-    with running_service(repository.parent / "log", f"--model-repository={repository}") as started:
-        started.wait_ready("nanodet", "upper_half", "upper_half_flipped", "upper_half_of_any_size", "wand_click")
-        started.wait_ready("nothing", "short", "mortal", "slow", "no_box", "box_and_point")
-        wait_for(lambda: "model doomed did not load" in started.log.read_text(), 30, started)
-        yield started
-
-
-@pytest.fixture(scope="module")
-def own_stub(own: Service) -> Iterator[annotation_pb2_grpc.AnnotationServiceStub]:
-    with grpc.insecure_channel(own.target) as channel:
-        yield annotation_pb2_grpc.AnnotationServiceStub(channel)
 
 
 def request(pixels, polygons: dict | None, **options) -> pb.DetectRequest:
@@ -139,10 +49,10 @@ def vertices(shape: pb.Shape) -> int:
 @pytest.mark.parametrize(("model", "version"), [("wand_click", WAND_VERSION), ("grabcut", 1)])
 def test_every_detection_gets_the_outline_that_a_prompt_with_its_box_gets(stub, astronaut, model, version):
     asked = {"model": model, "output": pb.OutputOptions(include_mask=True, threshold=0.6)}
-    response = detect(stub, astronaut, asked, threshold=0.1)
+    response = detect(stub, astronaut, asked, threshold=0.1, max_detections=3)
     assert (response.polygons.model, response.polygons.version) == (model, version)
     assert response.polygons.threshold == pytest.approx(0.6)
-    assert len(response.detections) > 2
+    assert len(response.detections) == 3
     with InteractStream(stub) as stream:
         stream.ask(raw_image(astronaut))
         for number, found in enumerate(response.detections):
@@ -163,10 +73,11 @@ def test_the_person_is_outlined_and_not_just_boxed(stub, astronaut):
 
 
 def test_boxes_and_scores_are_those_of_a_request_without_polygons(stub, astronaut):
-    plain = detect(stub, astronaut, None, **MANY)
+    plain = detect(stub, astronaut, None, threshold=0.2)
+    assert len(plain.detections) > 1
     assert not plain.HasField("polygons")
     assert not any(found.HasField("shape") for found in plain.detections)
-    outlined = detect(stub, astronaut, {}, **MANY)
+    outlined = detect(stub, astronaut, {}, threshold=0.2)
     assert outlined.HasField("polygons")
     assert all(found.HasField("shape") for found in outlined.detections)
     for found in outlined.detections:
@@ -176,12 +87,12 @@ def test_boxes_and_scores_are_those_of_a_request_without_polygons(stub, astronau
 
 def test_output_options_apply_to_each_outline(stub, astronaut):
     asked = {"model": "wand_click", "output": pb.OutputOptions(max_points=12)}
-    coarse = detect(stub, astronaut, asked, threshold=0.1).detections
+    coarse = detect(stub, astronaut, asked, threshold=0.1, max_detections=3).detections
     assert all(3 <= vertices(found.shape) <= 12 for found in coarse if found.shape.polygons)
     assert not any(found.shape.HasField("mask") for found in coarse)
     asked["output"] = pb.OutputOptions(tolerance=0, include_mask=True)
-    exact = detect(stub, astronaut, asked, threshold=0.1).detections
-    assert len(exact) == len(coarse) > 2
+    exact = detect(stub, astronaut, asked, threshold=0.1, max_detections=3).detections
+    assert len(exact) == len(coarse) == 3
     assert vertices(exact[0].shape) > 100
     for found in exact:
         assert (found.shape.mask.width, found.shape.mask.height) == (512, 512)
@@ -199,10 +110,10 @@ def test_an_image_without_objects_has_no_outlines_and_asks_no_interactor(stub):
 
 
 @pytest.mark.parametrize(("model", "rows"), [("upper_half", 1), ("upper_half_flipped", 2)])
-def test_the_boxes_of_a_frame_go_in_batches_of_the_models_size(own_stub, repository, astronaut, model, rows):
-    written = journal(repository, model)
+def test_the_boxes_of_a_frame_go_in_batches_of_the_models_size(puppet_stub, puppet_models, astronaut, model, rows):
+    written = journal(puppet_models, "upper_half")  # the model of both tools
     written.unlink(missing_ok=True)
-    response = detect(own_stub, astronaut, {"model": model}, **MANY)
+    response = detect(puppet_stub, astronaut, {"model": model}, **MANY)
     count = rows * len(response.detections)
     assert count > BATCH
     sizes = [int(line.split()[0]) for line in written.read_text().splitlines()]
@@ -211,9 +122,9 @@ def test_the_boxes_of_a_frame_go_in_batches_of_the_models_size(own_stub, reposit
     check_upper_halves(response)
 
 
-def test_crops_of_different_sizes_share_no_batch(own_stub, repository, astronaut):
-    written = journal(repository, "upper_half_of_any_size")
-    response = detect(own_stub, astronaut, {"model": "upper_half_of_any_size"}, **MANY)
+def test_crops_of_different_sizes_share_no_batch(puppet_stub, puppet_models, astronaut):
+    written = journal(puppet_models, "upper_half_of_any_size")
+    response = detect(puppet_stub, astronaut, {"model": "upper_half_of_any_size"}, **MANY)
     lines = [tuple(map(int, line.split())) for line in written.read_text().splitlines()]
     assert sum(rows for rows, _, _ in lines) == len(response.detections)
     assert len({(height, width) for _, height, width in lines}) > 1
@@ -234,8 +145,8 @@ def box_sides(box: pb.Box) -> tuple[float, float]:
     return box.x1 - box.x0, box.y1 - box.y0
 
 
-def test_a_detection_in_which_nothing_is_found_keeps_its_box(own_stub, astronaut):
-    found = detect(own_stub, astronaut, {"model": "nothing"}).detections[0]
+def test_a_detection_in_which_nothing_is_found_keeps_its_box(puppet_stub, astronaut):
+    found = detect(puppet_stub, astronaut, {"model": "nothing"}).detections[0]
     assert found.label == "person"
     assert found.box.x1 > found.box.x0
     assert found.HasField("shape")
@@ -247,19 +158,21 @@ def test_a_detection_in_which_nothing_is_found_keeps_its_box(own_stub, astronaut
 # Which interactor
 
 
-def test_the_servers_choice_is_wand_box_where_it_is_ready_and_else_wand_click(own, own_stub, repository, astronaut):
+def test_the_servers_choice_is_wand_box_where_it_is_ready_and_else_wand_click(
+    puppets, puppet_stub, puppet_models, astronaut
+):
     def choice() -> str:
-        return detect(own_stub, astronaut, {}, max_detections=1).polygons.model
+        return detect(puppet_stub, astronaut, {}, max_detections=1).polygons.model
 
     assert choice() == "wand_click"
-    box_tool = repository / "wand_box"
+    box_tool = puppet_models / "wand_box"
     try:
-        add_upper_half(repository, "wand_box", prompt='{"box": "required", "min_positive_points": 0}')
-        own.wait_ready("wand_box")
+        add_upper_half(puppet_models, "wand_box", prompt='{"box": "required", "min_positive_points": 0}')
+        puppets.wait_ready("wand_box")
         assert choice() == "wand_box"
     finally:
         shutil.rmtree(box_tool)
-    wait_for(lambda: "tool wand_box is gone" in own.log.read_text(), 30, own)
+    wait_for(lambda: "tool wand_box is gone" in puppets.log.read_text(), 30, puppets)
     assert choice() == "wand_click"
 
 
@@ -279,9 +192,9 @@ def test_the_servers_choice_is_wand_box_where_it_is_ready_and_else_wand_click(ow
         ({"output": pb.OutputOptions(threshold=1)}, "INVALID_ARGUMENT", "polygons.output.threshold", "below 1"),
     ],
 )
-def test_what_cannot_outline_is_told_by_the_field(own_stub, astronaut, polygons, code, field, words):
+def test_what_cannot_outline_is_told_by_the_field(puppet_stub, astronaut, polygons, code, field, words):
     with pytest.raises(grpc.RpcError) as caught:
-        detect(own_stub, astronaut, polygons)
+        detect(puppet_stub, astronaut, polygons)
     assert caught.value.code() is grpc.StatusCode[code]
     status = rpc_status.from_call(caught.value)
     details = error_details_pb2.BadRequest()
@@ -290,9 +203,9 @@ def test_what_cannot_outline_is_told_by_the_field(own_stub, astronaut, polygons,
     assert words in details.field_violations[0].description
 
 
-def test_one_that_is_not_ready_is_told_by_the_field_and_may_be_asked_again(own_stub, astronaut):
+def test_one_that_is_not_ready_is_told_by_the_field_and_may_be_asked_again(puppet_stub, astronaut):
     with pytest.raises(grpc.RpcError) as caught:
-        detect(own_stub, astronaut, {"model": "doomed"})
+        detect(puppet_stub, astronaut, {"model": "doomed"})
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert caught.value.details().startswith("polygons.model: model 'doomed' is not ready: ")
     status = rpc_status.from_call(caught.value)
@@ -302,7 +215,7 @@ def test_one_that_is_not_ready_is_told_by_the_field_and_may_be_asked_again(own_s
 # What goes wrong on the way
 
 
-def test_an_interactor_that_fails_or_dies_is_an_error_of_that_frame_only(own_stub, astronaut):
+def test_an_interactor_that_fails_or_dies_is_an_error_of_that_frame_only(puppet_stub, astronaut):
     replies: queue.Queue[None] = queue.Queue()
     wanted = [{"model": "upper_half"}, {"model": "short"}, {"model": "mortal"}, None, {"model": "upper_half"}]
 
@@ -312,7 +225,7 @@ def test_an_interactor_that_fails_or_dies_is_an_error_of_that_frame_only(own_stu
             replies.get(timeout=60)
 
     answers = []
-    for answer in own_stub.DetectStream(frames()):
+    for answer in puppet_stub.DetectStream(frames()):
         answers.append(answer)
         replies.put(None)
     assert [answer.frame_id for answer in answers] == [0, 1, 2, 3, 4]
@@ -323,29 +236,20 @@ def test_an_interactor_that_fails_or_dies_is_an_error_of_that_frame_only(own_stu
     assert answers[4].response.detections[0].shape.polygons
 
 
-@pytest.fixture
-def slow_notes(repository: Path) -> tuple[Path, Path]:
-    """The files that tell that a request to `slow` has begun, and that it was cancelled; none is there yet."""
-    begun, cancelled = (repository / "slow" / word for word in ("begun", "cancelled"))
-    begun.unlink(missing_ok=True)
-    cancelled.unlink(missing_ok=True)
-    return begun, cancelled
+def test_a_client_that_goes_away_takes_its_outlines_with_it(puppet_stub, puppet_models, astronaut):
+    with Gate(puppet_models, "upper_half") as gate:
+        call = puppet_stub.Detect.future(request(astronaut, {"model": "upper_half"}, **MANY))
+        gate.wait_until_begun()
+        call.cancel()
+        gate.wait_until_cancelled()
 
 
-def test_a_client_that_goes_away_takes_its_outlines_with_it(own_stub, slow_notes, astronaut):
-    begun, cancelled = slow_notes
-    call = own_stub.Detect.future(request(astronaut, {"model": "slow"}, **MANY))
-    wait_for(begun.exists, 30)
-    call.cancel()
-    wait_for(cancelled.exists, 60)
-
-
-def test_clicks_go_before_outlines(own_stub, slow_notes, astronaut):
-    """While a prompt is in work, every stage of an outline waits for as long as can be asked."""
-    with InteractStream(own_stub) as stream:
+def test_clicks_go_before_outlines(puppet_stub, puppet_models, astronaut):
+    """While a prompt is in work, every stage of an outline waits until its patience is over."""
+    with InteractStream(puppet_stub) as stream, Gate(puppet_models, "disk") as gate:
         stream.ask(raw_image(astronaut))
-        stream.send(prompt("slow", (100, 100, POSITIVE)))
-        wait_for(slow_notes[0].exists, 30)
-        outlined = detect(own_stub, astronaut, {"model": "upper_half"}, max_detections=1).timing
+        stream.send(prompt("disk", (100, 100, POSITIVE)))
+        gate.wait_until_begun()
+        outlined = detect(puppet_stub, astronaut, {"model": "upper_half"}, max_detections=1).timing
     stages = 3 + 3  # of the detector: decoding, preparing, asking; of its outlines: preparing, asking, drawing
     assert outlined.wait_us > 0.8 * stages * PATIENCE_SECONDS * 1e6

@@ -26,8 +26,8 @@ def add_many_tools(repository: Path) -> None:
     """One model that is many tools with long names."""
     config = add_puppet(repository, "many", 1) / "config.pbtxt"
     text = config.read_text()
-    found = re.search(r"string_value: '(\{'.*'\})'", text, re.DOTALL)
-    card = json.loads(re.sub(r"'\s*'", "", found[1]))
+    found = re.search(r"string_value: '(\{.*\})'", text)
+    card = json.loads(found[1])
     tools = {"tools": {f"tool{number:03}{'_of_many' * 15}": card for number in range(MANY)}}
     config.write_text(text.replace(found[0], f"string_value: '{json.dumps(tools)}'"))
 

@@ -1,6 +1,7 @@
 """A Triton and what looks after its models, as the service puts them together."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from polywand_server.tools.loader import ModelLoader
 from polywand_server.tools.registry import Registry
 from polywand_server.triton.client import DeadProcess, TritonClient
 from polywand_server.triton.location import EndProcesses, no_op
-from tests.interactors import CONFIG, WHOLE
+from tests.interactors import CONFIG, WHOLE, card
 
 # Every version writes down each of its starts in a file beside the repository, and fails while a file named `broken` is
 # in its folder. The first point's x says how to behave.
@@ -43,9 +44,8 @@ class TritonPythonModel:
 """
 ANSWERS, RAISES, DIES = 0, 1, 2
 _PROMPT = '{"box": "optional"}'
-_CONFIG = CONFIG.format(
-    size=16, batch=2, inputs="", outputs="", name="Puppet", prompt=_PROMPT, crop=WHOLE, flip="false"
-)
+_CARD = json.dumps(card("Puppet", crop=WHOLE, flip="false", prompt=_PROMPT))
+_CONFIG = CONFIG.format(size=16, batch=2, inputs="", outputs="", card=_CARD)
 LATEST_TWO = "version_policy { latest { num_versions: 2 } }"
 
 

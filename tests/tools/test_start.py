@@ -24,7 +24,7 @@ def test_a_healthy_start_logs_no_warning_and_says_ready_once(tmp_path: Path) -> 
     assert [line.split(": ", 1)[1] for line in lines if READY.search(line)] == ["ready"]
     said = "\n".join(lines)
     assert "waiting: still loading 2 of 2 models: one, two" in said
-    assert "tool two serves with version 1 and 2" in said
+    assert "tool two serves with versions 1 and 2" in said
 
 
 def test_a_start_with_a_broken_model_says_once_which_and_why(tmp_path: Path) -> None:

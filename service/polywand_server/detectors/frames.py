@@ -66,6 +66,10 @@ class Frames:
             metrics.FRAMES.labels(model, outcome).inc()
             metrics.observe_stages(timer, model)
 
+    def check(self, options: DetectOptions) -> None:
+        """Refuse options for which there is no tool now. Raises what `FrameToolbox.choose` does."""
+        self._toolbox.choose(options)
+
     def count_refused(self, timer: Stopwatch) -> None:
         """Count a frame that could not be read."""
         metrics.FRAMES.labels(metrics.UNKNOWN_MODEL, "error").inc()

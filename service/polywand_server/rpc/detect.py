@@ -90,6 +90,7 @@ class DetectCalls:
         """until_paused: see `FramePermits.permit`."""
         try:
             options = read_detect(request)
+            self._frames.check(options)  # before the image is looked at
             source = read_image(request.image, image, "image")
         except PolywandError:
             self._frames.count_refused(timer)

@@ -217,13 +217,20 @@ class Registry:
                     log.info("tool %s is gone: its model was unloaded", name)
             elif new.ready and (old is None or not old.ready or old.versions != new.versions):
                 versions = [str(version.version) for version in new.versions if version.ready]
-                log.info("tool %s serves with version %s", name, " and ".join(versions))
+                log.info("tool %s serves with %s", name, _listed_versions(versions))
             elif not new.ready and (old is None or old.reason != new.reason):
                 level = logging.WARNING if _is_failure(old, new) else logging.DEBUG
                 log.log(level, "tool %s does not serve: %s", name, new.reason)
         ready = [tool.spec.kind for tool in self._tools.values() if tool.ready and tool.spec]
         for kind in ("interactor", "detector"):
             metrics.MODELS_READY.labels(kind).set(ready.count(kind))
+
+
+def _listed_versions(versions: Sequence[str]) -> str:
+    """Return "version 1", "versions 1 and 4", "versions 1, 2 and 4"."""
+    if len(versions) == 1:
+        return f"version {versions[0]}"
+    return f"versions {', '.join(versions[:-1])} and {versions[-1]}"
 
 
 def _is_failure(old: Tool | None, new: Tool) -> bool:

@@ -18,8 +18,6 @@ _NO_GPU = (
     "pinned memory pool will not be available",
     "DCGM unable to start",
 )
-# One line for each instance of each version; "loading" and "successfully loaded" say enough.
-_DETAILS = ("TRITONBACKEND_ModelInstanceInitialize",)
 _TABLE = ("+--", "| ")
 
 _log = logging.getLogger("polywand.triton")
@@ -33,7 +31,7 @@ def parse(line: str) -> tuple[int, str]:
     message = match["message"].strip()
     if message.startswith('"') and message.endswith('"'):
         message = message[1:-1].replace("\\n", "\n").replace('\\"', '"')
-    level = logging.DEBUG if any(text in message for text in (*_NO_GPU, *_DETAILS)) else _LEVELS[match["level"]]
+    level = logging.DEBUG if any(text in message for text in _NO_GPU) else _LEVELS[match["level"]]
     return level, f"{message.rstrip()} ({match['source']})" if message else ""
 
 
