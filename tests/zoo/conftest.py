@@ -13,7 +13,7 @@ from tests.zoo import golden
 
 @pytest.fixture(scope="session")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return what imports a golden checkpoint by our name, and tells the model's folder."""
+    """A function that imports a golden checkpoint by our name and returns the model's folder."""
 
     @cache
     def import_golden(name: str) -> Path:

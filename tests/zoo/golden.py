@@ -109,7 +109,7 @@ def weights(names_and_shapes: Iterable[tuple[str, Iterable[int]]]) -> OrderedDic
 
 
 def write_checkpoint(folder: Path, name: str) -> Path:
-    """Write a golden network's checkpoint into a file as its authors' one looks: its name, its nesting, its format."""
+    """Write a golden network's checkpoint into a file like the authors' own: its name, its nesting, its format."""
     content: Any = weights(entries(name))
     old_format = True  # of PyTorch before 1.6
     if name == "dextr_resnet101":

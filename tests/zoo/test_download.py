@@ -35,14 +35,14 @@ def no_bar(_start: int, _total: int | None):
 
 
 def fetch(server: FileServer, folder: Path, *, sha256: str | None = None, url: str | None = None) -> str:
-    """Download into the folder; returns what the user is told on the way."""
-    told: list[str] = []
+    """Download into the folder; returns the lines that the user sees."""
+    lines: list[str] = []
     url = url or f"{server.url}/{FILE}"
     patience = PATIENCE_SECONDS if server.hang_after is not None else 1
-    found = download(url, folder / FILE, sha256=sha256, progress=no_bar, tell=told.append, timeout_seconds=patience)
+    found = download(url, folder / FILE, sha256=sha256, progress=no_bar, tell=lines.append, timeout_seconds=patience)
     assert found == sum_of((folder / FILE).read_bytes())
     assert sorted(path.name for path in folder.iterdir()) == [f".{FILE}.lock", FILE, f"{FILE}.json"]
-    return "\n".join(told)
+    return "\n".join(lines)
 
 
 def fails(server: FileServer, folder: Path, **options: str) -> str:
@@ -87,8 +87,8 @@ def test_the_same_file_name_from_elsewhere_is_another_file(server: FileServer, t
 
 def test_a_cut_download_goes_on_where_it_ended(server: FileServer, tmp_path: Path) -> None:
     server.cut_after = [THIRD, THIRD]
-    told = fetch(server, tmp_path)
-    assert told.count("broke off the download") == 2
+    lines = fetch(server, tmp_path)
+    assert lines.count("broke off the download") == 2
     assert server.seen == ["", f"bytes={THIRD}-", f"bytes={2 * THIRD}-"]
     assert (tmp_path / FILE).read_bytes() == CONTENT
 
@@ -178,8 +178,8 @@ def test_a_server_in_trouble_is_asked_again(server: FileServer, tmp_path: Path) 
 
 
 def test_a_refused_connection_is_told(server: FileServer, tmp_path: Path) -> None:
-    nobody = "http://127.0.0.1:9/weights.pth"  # the discard service, which nobody runs
-    assert fails(server, tmp_path, url=nobody) == "127.0.0.1:9 cannot be reached ([Errno 111] Connection refused)"
+    refusing = "http://127.0.0.1:9/weights.pth"  # the discard service, which is not running here
+    assert fails(server, tmp_path, url=refusing) == "127.0.0.1:9 cannot be reached ([Errno 111] Connection refused)"
 
 
 def test_a_server_that_says_nothing_is_not_waited_for(server: FileServer, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_folding_changes_nothing(name: str, untrained: Callable[[str], nn.Module
     network = untrained(name)
     folded = fold(network)
     left = [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
-    # Behind an activation (f-BRS), or behind a resizing in logits that nobody reads (IOG), one cannot be folded.
+    # Behind an activation (f-BRS), or behind a resizing in logits without a reader (IOG), one cannot be folded.
     assert len(left) == {"iog_resnet101": 4}.get(name, 1 if name.startswith("fbrs") else 0)
     wrapped, refolded = interactor(network), interactor(folded)
     inputs = random_request(wrapped, seed=1, size=wrapped.SIZE or (64, 96), batch=1).tensors(wrapped.INPUTS)

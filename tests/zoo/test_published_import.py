@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections import OrderedDict
@@ -50,6 +51,21 @@ def run(name: str, checkpoint: Path, repository: Path, *options: str, bfloat: st
     return CliRunner().invoke(main, arguments)
 
 
+@pytest.fixture(scope="module")
+def first(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """Import into a new repository, once; tests that change it do that in a copy."""
+    repository = tmp_path_factory.mktemp("first") / "new" / "models"
+    result = run("hrnet18s", checkpoint, repository, bfloat="auto")
+    assert result.exit_code == 0, result.output
+    return repository, result
+
+
+@pytest.fixture
+def repository(first: tuple[Path, Result], tmp_path: Path) -> Path:
+    """Return a copy of the repository with version 1."""
+    return Path(shutil.copytree(first[0], tmp_path / "models"))
+
+
 def files(folder: Path) -> list[str]:
     """List everything below a folder, and beside it in its parent what is hidden."""
     below = [str(path.relative_to(folder)) for path in folder.rglob("*")] if folder.exists() else []
@@ -63,10 +79,8 @@ def read_config(path: Path) -> Any:
 # What it adds.
 
 
-def test_an_import_adds_a_model_and_says_what_it_verified(checkpoint: Path, tmp_path: Path) -> None:
-    repository = tmp_path / "new" / "models"
-    result = run("hrnet18s", checkpoint, repository, bfloat="auto")
-    assert result.exit_code == 0, result.output
+def test_an_import_adds_a_model_and_says_what_it_verified(first: tuple[Path, Result], checkpoint: Path) -> None:
+    repository, result = first
     assert files(repository) == [
         "hrnet18s",
         "hrnet18s/1",
@@ -93,9 +107,7 @@ def _umask() -> int:
     return mask
 
 
-def test_a_second_import_adds_version_2_and_keeps_the_configuration(checkpoint: Path, tmp_path: Path) -> None:
-    repository = tmp_path / "models"
-    run("hrnet18s", checkpoint, repository)
+def test_a_second_import_adds_version_2_and_keeps_the_configuration(checkpoint: Path, repository: Path) -> None:
     config = repository / "hrnet18s" / "config.pbtxt"
     config.write_text(config.read_text() + "# mine\n")
     before = (repository / "hrnet18s" / "1" / "model.onnx").read_bytes()
@@ -113,13 +125,14 @@ def test_a_second_import_adds_version_2_and_keeps_the_configuration(checkpoint: 
     assert {tensor.data_type for tensor in weights if len(tensor.dims) == 4} == {TensorProto.FLOAT16}
 
 
-def test_a_version_can_be_chosen_and_is_never_replaced(checkpoint: Path, tmp_path: Path) -> None:
-    assert run("hrnet18s", checkpoint, tmp_path / "models", "--version", "7").exit_code == 0
-    before = files(tmp_path / "models")
-    refused = run("hrnet18s", checkpoint, tmp_path / "models", "--version", "7")
+def test_a_version_can_be_chosen_and_is_never_replaced(checkpoint: Path, repository: Path) -> None:
+    assert run("hrnet18s", checkpoint, repository, "--version", "7").exit_code == 0
+    before = files(repository)
+    assert "hrnet18s/7/model.onnx" in before
+    refused = run("hrnet18s", checkpoint, repository, "--version", "7")
     assert refused.exit_code == 1
-    assert refused.output == f"Error: {tmp_path}/models/hrnet18s has a version 7 already\n"
-    assert files(tmp_path / "models") == before
+    assert refused.output == f"Error: {repository}/hrnet18s has a version 7 already\n"
+    assert files(repository) == before
 
 
 @pytest.mark.parametrize("name", [name for name, published in CATALOGUE.items() if not published.is_refined])
@@ -188,10 +201,10 @@ def test_the_configurations_of_a_tool_and_its_parts_fit_together(name: str) -> N
     assert dims["FEATURES"] == list(encoder.output[0].dims) == [variables, -1, -1]
 
 
-def test_the_configuration_in_the_repository_describes_the_graph_in_it(checkpoint: Path, tmp_path: Path) -> None:
-    run("hrnet18s", checkpoint, tmp_path)
-    config = read_config(tmp_path / "hrnet18s" / "config.pbtxt")
-    graph = onnx.load(tmp_path / "hrnet18s" / "1" / "model.onnx").graph
+def test_the_configuration_in_the_repository_describes_the_graph_in_it(first: tuple[Path, Result]) -> None:
+    repository, _ = first
+    config = read_config(repository / "hrnet18s" / "config.pbtxt")
+    graph = onnx.load(repository / "hrnet18s" / "1" / "model.onnx").graph
     described = [[tensor.name, *tensor.dims] for tensor in [*config.input, *config.output]]
     assert described == [
         [value.name, *(axis.dim_value or -1 for axis in value.type.tensor_type.shape.dim[1:])]
@@ -289,10 +302,9 @@ def command(checkpoint: Path, repository: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("is_new", [True, False])
-def test_a_write_that_fails_half_way_leaves_nothing(checkpoint: Path, tmp_path: Path, is_new: bool) -> None:
-    repository = tmp_path / "models"
-    if not is_new:
-        run("hrnet18s", checkpoint, repository)
+def test_a_write_that_fails_half_way_leaves_nothing(checkpoint: Path, repository: Path, is_new: bool) -> None:
+    if is_new:
+        shutil.rmtree(repository)
     before = files(repository)
 
     def allow_small_files_only() -> None:
@@ -332,7 +344,6 @@ def test_a_full_disk_is_told_before_anything_is_written(checkpoint: Path, tmp_pa
     assert str(disk) not in result.stdout  # of find: nothing is there
 
 
-def test_the_parameter_of_the_configuration_is_readable_json(checkpoint: Path, tmp_path: Path) -> None:
-    run("hrnet18s", checkpoint, tmp_path)
-    parameter = read_config(tmp_path / "hrnet18s" / "config.pbtxt").parameters["polywand"].string_value
+def test_the_parameter_of_the_configuration_is_readable_json(first: tuple[Path, Result]) -> None:
+    parameter = read_config(first[0] / "hrnet18s" / "config.pbtxt").parameters["polywand"].string_value
     assert json.loads(parameter)["kind"] == "interactor"

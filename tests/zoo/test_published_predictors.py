@@ -1,4 +1,4 @@
-"""The published predictors give what their authors' code gives, all the way through the running service and Triton.
+"""The published predictors answer as their authors' code does, through the running service and Triton.
 
 Replies hold masks, so masks are compared, at several thresholds. A pixel may be on the other side only where the
 authors' probability is as close to the threshold as rounding explains, or where the service drops a speck.
@@ -104,10 +104,10 @@ def check_masks(
 ) -> pb.Segmentation:
     """Compare the masks of a prompt's replies at all thresholds; returns the reply at the model's own."""
     for threshold in THRESHOLDS:
-        asked = pb.Prompt()
-        asked.CopyFrom(message)
-        asked.output.CopyFrom(pb.OutputOptions(threshold=threshold, include_mask=True))
-        mask = stream.ask(asked).segmentation.shape.mask
+        message_at_threshold = pb.Prompt()
+        message_at_threshold.CopyFrom(message)
+        message_at_threshold.output.CopyFrom(pb.OutputOptions(threshold=threshold, include_mask=True))
+        mask = stream.ask(message_at_threshold).segmentation.shape.mask
         check_mask(decode_rle(mask.counts, mask.width, mask.height), probability, threshold, rounding)
     return stream.ask(message).segmentation
 

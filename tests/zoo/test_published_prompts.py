@@ -20,7 +20,7 @@ Map = NDArray[np.float32]
 
 
 def points(*rows: tuple[float, float, int], count: int = ROWS) -> Points:
-    """Return POINTS [1, count, 3] of these rows, padded with places that would show."""
+    """Return POINTS [1, count, 3] of these rows, padded with coordinates that would show."""
     padded = np.full((1, count, 3), 100, np.float32)
     padded[..., 2] = Label.PADDING
     padded[0, : len(rows)] = np.array(rows, np.float32).reshape(-1, 3)

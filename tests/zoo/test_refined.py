@@ -59,7 +59,7 @@ def edit(config: Path, *replacements: tuple[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the golden predictor's weights (its README tells them); random ones where it is not at hand."""
+    """Write the golden predictor's weights (by its README's rule); random ones without it."""
     with torch.device("meta"):
         shapes = [(name, tensor.shape) for name, tensor in ARCHITECTURES[NAME]().state_dict().items()]
     content = golden.weights(shapes) if golden.FOLDER else golden.seeded_network(NAME).state_dict()
@@ -100,7 +100,7 @@ def image() -> NDArray[np.uint8]:
     return np.stack([columns % 256, rows, (rows // 32 + columns // 32) % 2 * 255], 2).astype(np.uint8)
 
 
-def ask(session: polywand.Session, model: str, count: int, **options: Any) -> Any:
+def segment(session: polywand.Session, model: str, count: int, **options: Any) -> Any:
     """Prompt with the first clicks; the mask comes with the answer."""
     kinds: dict[str, list[tuple[float, float]]] = {"positive": [], "negative": []}
     for x, y, is_positive in CLICKS[:count]:
@@ -170,7 +170,7 @@ def test_masks_of_the_service_are_those_of_the_authors_code(refined: Refined, mo
     with polywand.connect(refined.service.target) as client, client.open(image()) as session:
         for count, expected in enumerate(golden_maps(model), 1):
             for threshold in (0.5, 0.3, 0.7):
-                mask = ask(session, model, count, threshold=threshold).mask
+                mask = segment(session, model, count, threshold=threshold).mask
                 assert (mask == drawn(expected, threshold, count)).mean() > 0.98
                 for x, y, _ in CLICKS[:count] if threshold == 0.5 else ():
                     assert mask[y, x] == (expected[y, x] > threshold)
@@ -198,12 +198,12 @@ def test_the_tool_is_listed_and_its_parts_are_not(refined: Refined) -> None:
 def test_undo_leads_back_and_what_follows_does_not_depend_on_the_way(refined: Refined) -> None:
     with polywand.connect(refined.service.target) as client:
         with client.open(image()) as session:
-            straight = [ask(session, NAME, count).mask for count in (1, 2, 3)]
+            straight = [segment(session, NAME, count).mask for count in (1, 2, 3)]
         with client.open(image()) as session:
             for count in (1, 2, 4):
-                ask(session, NAME, count)
-            np.testing.assert_array_equal(ask(session, NAME, 2).mask, straight[1])
-            np.testing.assert_array_equal(ask(session, NAME, 3).mask, straight[2])
+                segment(session, NAME, count)
+            np.testing.assert_array_equal(segment(session, NAME, 2).mask, straight[1])
+            np.testing.assert_array_equal(segment(session, NAME, 3).mask, straight[2])
 
 
 def test_rows_of_a_batch_are_refined_each_for_itself(refined: Refined) -> None:
@@ -234,7 +234,7 @@ def test_clicks_beyond_the_limit_of_the_network_still_count(refined: Refined) ->
         picture = np.random.default_rng(1).integers(0, 256, (1, 64, 96, 3), dtype=np.uint8)
         state = np.zeros((1, VARIABLES), np.float32)
         eight, _ = await infer(client, NAME, IMAGE=picture, POINTS=point_rows(*clicks), STATE=state)
-        # Not on the first row or column, where a click asks for nothing.
+        # Not on the first row or column, where a click has no effect.
         low = min(((eight[0, 0, y, x], x, y) for y in range(2, 62) for x in range(2, 94)), key=lambda spot: spot[0])
         corrected = (*low[1:], bool(low[0] < 0))
         nine, _ = await infer(client, NAME, IMAGE=picture, POINTS=point_rows(*clicks, corrected), STATE=state)
@@ -262,7 +262,7 @@ def test_a_part_that_died_is_one_clear_error_and_comes_back(refined: Refined) ->
     # Either the prompt found out that the part died, or the service had, and loads it again.
     assert f"part '{PARTS[1]}'" in error.message
     with polywand.connect(refined.service.target) as client, client.open(image()) as session:
-        assert ask(session, NAME, 2).mask.any()  # sent again by the client until it is back
+        assert segment(session, NAME, 2).mask.any()  # sent again by the client until it is back
 
 
 def test_a_tool_whose_part_is_broken_is_not_ready_and_says_so(refined: Refined, tmp_path: Path) -> None:

@@ -128,8 +128,8 @@ def test_what_cannot_be_is_refused_in_one_sentence(models: Path) -> None:
     assert fails(models, "rollback", "dextr").endswith(
         "dextr has only version 1 in service: there is none to go back to"
     )
-    assert fails(models, "rollback", "nobody") == (
-        f"{models} has no model 'nobody'; it has: dextr, fbrs, fbrs_encoder, fbrs_head, hrnet18"
+    assert fails(models, "rollback", "unknown") == (
+        f"{models} has no model 'unknown'; it has: dextr, fbrs, fbrs_encoder, fbrs_head, hrnet18"
     )
     assert fails(models, "restore", "dextr") == f"{models}/dextr has no version that was taken out of service"
     (models / "hrnet18" / "03").mkdir()
@@ -148,7 +148,7 @@ def test_a_part_that_cannot_be_moved_leaves_all_as_it_was(models: Path) -> None:
 
 
 def test_a_rename_that_fails_half_way_leaves_all_as_it_was(models: Path) -> None:
-    (models / "fbrs_head" / "02").symlink_to("nowhere")  # a folder cannot take a link's place
+    (models / "fbrs_head" / "02").symlink_to("nowhere")  # a folder cannot replace a link
     assert fails(models, "rollback", "fbrs") == (
         f"{models}/fbrs_head/2 cannot be renamed: Not a directory; all is as it was"
     )

@@ -323,6 +323,12 @@ def save(folder: Path, weights: dict[str, torch.Tensor]) -> Path:
     return folder / "checkpoint.pt"
 
 
+@pytest.fixture
+def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the export: for tests of where the command writes, not of what."""
+    monkeypatch.setattr(wand_export, "export", lambda *_: Export(b"a network", b"a head", 0.0, 0.0, 0.0))
+
+
 def test_a_checkpoint_loads_whole(network: WandNetwork, weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     loaded = load_network(save(tmp_path, weights)).state_dict()
     for name, tensor in network.state_dict().items():
@@ -386,6 +392,7 @@ def test_an_export_that_fails_leaves_the_old_file(
     assert [path.name for path in target.parent.iterdir()] == ["model.onnx"]
 
 
+@pytest.mark.usefixtures("quick_export")
 def test_an_export_becomes_the_next_version_and_replaces_none_unasked(
     weights: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
@@ -459,6 +466,7 @@ def test_wand_brs_is_set_up_as_wand_click_and_as_f_brs() -> None:
     assert different == {"net_clicks_limit", "refine_after_clicks"}
 
 
+@pytest.mark.usefixtures("quick_export")
 def test_an_export_adds_a_version_of_wand_brs_where_that_is(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     for name in ("wand_brs", "wand_brs_head"):
         (tmp_path / name).mkdir()

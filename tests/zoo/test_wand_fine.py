@@ -33,8 +33,8 @@ Network = TypeVar("Network", bound=nn.Module)
 def random_prompt(seed: int) -> Prompt:
     """Make up some clicks, with a box or with extreme points every now and then, anywhere."""
     random = np.random.default_rng(seed)
-    places = random.integers(0, INPUT_SIZE, (5, 2))
-    prompt = Prompt([(int(x), int(y), bool(random.integers(2))) for x, y in places])
+    positions = random.integers(0, INPUT_SIZE, (5, 2))
+    prompt = Prompt([(int(x), int(y), bool(random.integers(2))) for x, y in positions])
     if seed % 3 == 1:
         prompt.extremes = [(int(x), int(y)) for x, y in random.integers(0, INPUT_SIZE, (4, 2))]
     elif seed % 3 == 2:
@@ -71,7 +71,7 @@ def test_maps_are_those_of_the_training(drawing: tuple[str, Run]) -> None:
     np.testing.assert_array_equal(maps[:, :PREVIOUS], trained[:, :PREVIOUS])
     assert (maps[:, PREVIOUS] == 1).all()
     off = np.abs(maps[:, DIAMOND] - trained[:, DIAMOND])
-    # Training draws in 256 levels; bfloat16 knows a coordinate to a pixel or two of a ramp of 24.
+    # Training draws in 256 levels; bfloat16 holds a coordinate to a pixel or two of a ramp of 24.
     assert off.max() < (0.15 if runtime == "OpenVINO bf16" else 0.0025)
     assert off.mean() < 1e-3
 
@@ -186,8 +186,8 @@ def landscape(seed: int) -> NDArray[np.float32]:
 def sides(logits: NDArray[np.float32], clicks: list[tuple[float, float, bool]]) -> list[float]:
     """Read the probability at each click as the service does, bilinear; how far it is on the click's side of 0.5."""
     probabilities = 1 / (1 + np.exp(-logits[0, 0]))
-    places = np.array([click[:2] for click in clicks], np.float32)
-    read = cv2.remap(probabilities, places[:, :1], places[:, 1:], cv2.INTER_LINEAR)[:, 0]
+    positions = np.array([click[:2] for click in clicks], np.float32)
+    read = cv2.remap(probabilities, positions[:, :1], positions[:, 1:], cv2.INTER_LINEAR)[:, 0]
     return [
         (float(value) - 0.5) * (1 if positive else -1) for value, (_, _, positive) in zip(read, clicks, strict=True)
     ]
@@ -250,7 +250,7 @@ def enforced(monkeypatch: pytest.MonkeyPatch) -> Callable[[NDArray[np.float32], 
 def test_f_brs_bends_its_answer_as_the_graph_does(enforced, seed: int) -> None:
     random = np.random.default_rng(seed)
     points = random_request(seed).points[:1]
-    points[0, :20, :2] = random.uniform(100, 160, (20, 2))  # some in each other's way
+    points[0, :20, :2] = random.uniform(100, 160, (20, 2))  # some too close to each other
     logits = landscape(seed)
     expected = Obedience(INPUT_SIZE)(torch.from_numpy(logits), torch.from_numpy(points)).numpy()
     assert np.abs(expected - logits).max() > 1

@@ -57,8 +57,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def order(data: Path, folder: Path, **changes: Any) -> Order:
-    told = Order(folder, [data / "training"], None, data / "recipe.toml", None, processes=1)
-    return replace(told, **changes)
+    made = Order(folder, [data / "training"], None, data / "recipe.toml", None, processes=1)
+    return replace(made, **changes)
 
 
 def trained(folder: Path) -> Weights:
@@ -219,24 +219,24 @@ def test_a_process_that_fails_ends_the_training(data: Path, tmp_path: Path, monk
         train(order(data, tmp_path, processes=2))
 
 
-def test_a_training_ends_though_its_processes_end_between_two_looks_at_them(
+def test_a_training_ends_though_its_processes_end_between_two_polls(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look, looks = BaseProcess.exitcode.fget, iter(range(10_000))  # type: ignore[attr-defined]
+    read_exit_code, reads = BaseProcess.exitcode.fget, iter(range(10_000))  # type: ignore[attr-defined]
 
-    def looked_at_too_early(process: BaseProcess) -> int | None:
-        if next(looks):
-            code: int | None = look(process)
+    def poll_too_early(process: BaseProcess) -> int | None:
+        if next(reads):
+            code: int | None = read_exit_code(process)
             return code
         while multiprocessing.active_children():
             time.sleep(0.05)
         return None
 
-    def give_up(number: int, frame: FrameType | None) -> None:
-        pytest.fail("it waits for nobody")
+    def fail_late(number: int, frame: FrameType | None) -> None:
+        pytest.fail("the training still waits for processes that have ended")
 
-    monkeypatch.setattr(BaseProcess, "exitcode", property(looked_at_too_early))
-    before = signal.signal(signal.SIGALRM, give_up)
+    monkeypatch.setattr(BaseProcess, "exitcode", property(poll_too_early))
+    before = signal.signal(signal.SIGALRM, fail_late)
     signal.alarm(120)
     try:
         assert train(order(data, tmp_path, processes=2, samples=4)).samples == 4

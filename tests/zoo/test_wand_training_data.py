@@ -34,9 +34,9 @@ def test_all_three_ways_of_coco_to_write_a_mask_give_the_same(tmp_path: Path) ->
     mask = np.zeros((60, 80), np.uint8)
     mask[10:40, 20:60] = 1
     runs = [10 + 20 * 60, *[30, 30] * 39, 30, 60 * 80 - (59 * 60 + 40)]
-    ways = [[[20, 10, 60, 10, 60, 40, 20, 40]], {"size": [60, 80], "counts": runs}, compressed(mask)]
+    forms = [[[20, 10, 60, 10, 60, 40, 20, 40]], {"size": [60, 80], "counts": runs}, compressed(mask)]
     photo = np.full((60, 80, 3), 90, np.uint8)
-    folder = write(tmp_path / "data", {"a.png": photo}, [{"image_id": 1, "segmentation": way} for way in ways])
+    folder = write(tmp_path / "data", {"a.png": photo}, [{"image_id": 1, "segmentation": form} for form in forms])
     read = dataset.load([folder])
     assert len(read.things) == 3
     for thing in read.things:

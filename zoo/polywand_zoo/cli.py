@@ -99,7 +99,7 @@ def convert_nanodet(source: Path, repository: Path) -> None:
 @click.option(
     "--validation",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Such a folder to validate on; its photos are not trained on, whatever else they stand in.",
+    help="Such a folder to validate on; its photos are not trained on, even if they are in --data, too.",
 )
 @click.option(
     "--recipe",

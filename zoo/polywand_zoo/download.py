@@ -38,7 +38,7 @@ class _BrokenError(Exception):
 class _Origin:
     """Where the bytes beside it come from, as JSON in a file.
 
-    validator: a strong ETag or a date, by which the server tells whether the file is still the same; empty if it gave
+    validator: a strong ETag or a date, by which the server detects whether the file is still the same; empty if it gave
     none. sha256: of the whole file, empty until it is whole.
     """
 
@@ -74,7 +74,7 @@ def download(
 ) -> str:
     """Download a file unless it is there already; returns its SHA-256.
 
-    url: with which `file_name` is content.
+    url: one that `file_name` accepts.
     target: where it is kept, with a small `.json` beside it that says where it comes from.
     sha256: that it has to have, in small letters; None if it is not known.
     tell: called with a line when the file exists already, and when a transfer failed and is resumed.
@@ -97,7 +97,7 @@ def download(
 
 
 def _downloaded_before(url: str, target: Path, wanted: str | None) -> str:
-    """Return the sum of a whole file from the same URL; empty if it is not there, has suffered or is not the wanted."""
+    """Return the sum of a whole file from the same URL; empty if it is missing, damaged or another one."""
     origin = _origin_of(target)
     if not target.is_file() or origin is None or origin.url != url or not origin.sha256:
         return ""
@@ -151,7 +151,7 @@ def _transfer(client: httpx.Client, url: str, part: Path, progress: Progress) ->
 
 
 def _accept(response: httpx.Response, url: str, part: Path) -> tuple[int, int | None]:
-    """Look at a response's head: where its bytes begin, and how large the whole file is, if that is known.
+    """Read a response's headers: the offset of its first byte, and the whole file's size if known.
 
     Raises:
         DownloadError, _BrokenError
@@ -193,7 +193,7 @@ def _content_range(response: httpx.Response) -> tuple[int, int | None]:
 
 
 def _finish(url: str, target: Path, wanted: str | None) -> str:
-    """Check the whole part and give it its name."""
+    """Check the whole part and rename it to the target."""
     part = _part_of(target)
     with part.open("rb") as content:
         if content.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html")):
@@ -217,7 +217,7 @@ def _discard(part: Path) -> None:
 
 
 def _may_go_on(url: str, part: Path) -> bool:
-    """Whether a part can be continued: it is of this URL, whose server can tell whether its file is still the same."""
+    """Whether a part can be continued: it is of this URL, and its server sent a validator."""
     origin = _origin_of(part)
     return _size(part) > 0 and origin is not None and origin.url == url and bool(origin.validator)
 

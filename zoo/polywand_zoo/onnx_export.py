@@ -38,7 +38,7 @@ def trace(
         torch.onnx.export(
             module,
             inputs,
-            file,  # type: ignore[arg-type]  # the older exporter takes a buffer, too
+            file,  # type: ignore[arg-type]  # the older exporter accepts a buffer, too
             input_names=list(names),
             output_names=list(outputs),
             dynamic_axes=axes,

@@ -11,7 +11,7 @@ ALWAYS_SINGLE = {"Resize": frozenset({1, 2})}
 
 
 def compute_in_half(model: onnx.ModelProto, belongs: Callable[[onnx.NodeProto], bool]) -> onnx.ModelProto:
-    """Return a model in which the nodes that belong compute in half precision; what they read and give is converted.
+    """Return a model in which the chosen nodes compute in half precision; their inputs and outputs are converted.
 
     Inputs and outputs of the model keep their types.
     """

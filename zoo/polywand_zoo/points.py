@@ -8,7 +8,7 @@ if TYPE_CHECKING:  # code that needs labels alone does not load PyTorch
 
 
 class Label(IntEnum):
-    """What a row of POINTS says."""
+    """The label of a row of POINTS; the service's own copy is not imported, since that would load gRPC before forks."""
 
     PADDING = -1
     NEGATIVE = 0
@@ -21,7 +21,7 @@ class Label(IntEnum):
 def borders_passed(points: "Tensor", borders: "Tensor") -> "Tensor":
     """Count for each value of points [B, N, 3] how many of the borders [K] lie below it: [B, N, 3], integers.
 
-    The borders take the new axis in front, so that the comparison reads `points` itself and no reshaped copy: that is
+    The borders get the new axis in front, so that the comparison reads `points` itself and no reshaped copy: that is
     what keeps it exact in OpenVINO's bfloat16, where a comparison reads the graph's inputs and constants as they are.
     """
     return (points > borders.view(-1, 1, 1, 1)).sum(0)

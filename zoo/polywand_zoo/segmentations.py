@@ -11,7 +11,7 @@ from polywand_contract import raster
 MAX_PIXELS = 2**28
 # Coordinates so many times the photo's longer side away are an error of the file.
 FAR = 16
-# Of one polygon, in pixels along its edges, for each of which pycocotools takes some hundred bytes.
+# Of one polygon, in pixels along its edges, for each of which pycocotools needs some hundred bytes.
 MAX_LENGTH = 2**22
 
 

@@ -1,4 +1,4 @@
-"""Takes a version of a model out of service and brings it back, by the name of its folder.
+"""Rollback and restoration of a model's versions, by the names of their folders.
 
 Triton overlooks a version whose name begins with a zero: `hrnet18/2` is in service, `hrnet18/02` is set aside. So a
 version never leaves its model's folder, a listing shows where it is, and a rename, which is atomic, moves it.
@@ -150,7 +150,7 @@ def _is_tool(model: Path) -> bool:
 
 
 def _read(model: Path) -> Any:
-    """Read the configuration of a model that others are asked about; None where that cannot be read."""
+    """Read a model's configuration; None where that cannot be read."""
     try:
         return _find(model.parent, model.name)[1]
     except VersionError:

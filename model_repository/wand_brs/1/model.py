@@ -57,7 +57,7 @@ class PartError(Exception):
 
 
 class CancelledError(Exception):
-    """Nobody waits for the answer any more."""
+    """The request was cancelled."""
 
 
 def read_switch(text: str) -> bool:
@@ -321,17 +321,17 @@ def clicked_pixels(prompts: Array, size: tuple[int, int]) -> Array:
         for x, y, label in points:
             if label in (NEGATIVE, POSITIVE):
                 # As in the authors' code: slices that begin before the image's first pixel count from its last one, so
-                # a click on the first row or column asks for nothing.
+                # a click on the first row or column has no effect.
                 rows, columns = (
                     slice(centre - CLICK_RADIUS, centre + CLICK_RADIUS + 1)
                     for centre in (round(float(y)), round(float(x)))
                 )
                 drawn[0 if label == POSITIVE else 1, rows, columns] = True
     weights = maps / (maps.sum((0, 2, 3), keepdims=True) + EPSILON)
-    places = [np.nonzero(drawn.any(0)) for drawn in maps]
-    longest = max(len(rows) for rows, _ in places)
+    positions = [np.nonzero(drawn.any(0)) for drawn in maps]
+    longest = max(len(rows) for rows, _ in positions)
     pixels = np.zeros((len(prompts), PIXELS_STEP * max(1, math.ceil(longest / PIXELS_STEP)), 4), np.float32)
-    for row, (ys, xs), (positive, negative) in zip(pixels, places, weights, strict=True):
+    for row, (ys, xs), (positive, negative) in zip(pixels, positions, weights, strict=True):
         fractions = xs / max(1, width - 1), ys / max(1, height - 1)
         row[: len(xs)] = np.stack([*fractions, positive[ys, xs], negative[ys, xs]], 1)
     return pixels
@@ -344,10 +344,10 @@ def enlarged(logits: Array, size: tuple[int, int]) -> Array:
     """
     for axis, length in enumerate(size, 1):
         small = logits.shape[axis]
-        places = np.arange(length) * (small - 1) / max(1, length - 1)
-        before = places.astype(np.int64)
+        positions = np.arange(length) * (small - 1) / max(1, length - 1)
+        before = positions.astype(np.int64)
         after = np.minimum(before + 1, small - 1)
-        fraction = (places - before).astype(np.float32).reshape((-1, 1) if axis == 1 else (1, -1))
+        fraction = (positions - before).astype(np.float32).reshape((-1, 1) if axis == 1 else (1, -1))
         low = np.take(logits, before, axis)
         logits = low + (np.take(logits, after, axis) - low) * fraction
     return logits
@@ -365,9 +365,9 @@ def enforced(logits: Array, points: Array) -> Array:
     For a threshold at 0. Opposite clicks within two pixels of each other cannot both be obeyed.
     """
     height, width = logits.shape
-    places = np.rint(points[:, :2]).astype(np.int64)
-    is_click = np.isin(points[:, 2], (NEGATIVE, POSITIVE)) & ((places >= 0) & (places < (width, height))).all(1)
-    (columns, rows), side = places[is_click].T, np.where(points[is_click, 2] == POSITIVE, 1, -1).astype(np.float32)
+    positions = np.rint(points[:, :2]).astype(np.int64)
+    is_click = np.isin(points[:, 2], (NEGATIVE, POSITIVE)) & ((positions >= 0) & (positions < (width, height))).all(1)
+    (columns, rows), side = positions[is_click].T, np.where(points[is_click, 2] == POSITIVE, 1, -1).astype(np.float32)
     reach = np.arange(-TOP, TOP + 1)
     near_rows = np.clip(rows[:, None, None] + reach[:, None], 0, height - 1)
     near_columns = np.clip(columns[:, None, None] + reach, 0, width - 1)

@@ -57,7 +57,7 @@ def test_the_command_tells_how_much_better_outlines_are_than_boxes(server: Servi
     ]
     folder = coco_folder.write(tmp_path / "data", {"astronaut.png": pixels}, entries)
     content = json.loads((folder / "annotations.json").read_text())
-    content["categories"] = [{"id": 1, "name": "person"}, {"id": 2, "name": "nothing that nanodet knows"}]
+    content["categories"] = [{"id": 1, "name": "person"}, {"id": 2, "name": "no class of nanodet"}]
     (folder / "annotations.json").write_text(json.dumps(content))
     out = tmp_path / "matches.json"
     arguments = ["wand_click", "grabcut", "--coco", str(folder / "annotations.json"), "--service", server.target]

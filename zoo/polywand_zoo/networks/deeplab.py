@@ -98,7 +98,7 @@ class AtrousPyramid(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, channels_in, H, W] to [B, channels, H, W]."""
-        projected: Tensor = self.project(torch.cat([look(x) for look in self.concurent], 1))
+        projected: Tensor = self.project(torch.cat([branch(x) for branch in self.concurent], 1))
         return projected
 
 

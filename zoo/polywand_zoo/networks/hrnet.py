@@ -14,7 +14,7 @@ STEM_CHANNELS = 64
 
 
 class HighResolutionOcr(nn.Module):
-    """Four branches, each at half of the former's resolution, that exchange what they know; then OCR.
+    """Four branches, each at half of the former's resolution, that exchange features; then OCR.
 
     width: channels of the branch at stride 4; the others have 2, 4 and 8 times as many.
     ocr_width: channels of the object's representation.

@@ -62,7 +62,7 @@ class Backbone(nn.Module):
 
 
 class CoarseNet(nn.Module):
-    """Carries what the deepest features know up to the finest ones.
+    """Carries the deepest features up to the finest ones.
 
     `predict` gave a logit of each map to the loss in training; nothing reads it when the network is used.
     """

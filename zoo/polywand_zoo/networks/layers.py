@@ -5,7 +5,7 @@ from torch.nn import functional
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution without bias, batch normalisation and, unless told otherwise, ReLU; pads to keep the size."""
+    """Convolution without bias, batch normalisation and, unless switched off, ReLU; pads to keep the size."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Object-contextual representations (Yuan et al. 2020) of one object: each pixel learns what the whole looks like."""
+"""Object-contextual representations (Yuan et al. 2020) of one object: each pixel gets a summary of the object."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from polywand_zoo.networks.layers import ConvNorm
 class ObjectContext(nn.Module):
     """Adds to each pixel's features what the object's pixels have in common.
 
-    The paper lets each pixel attend to several objects. These networks know one, and a softmax over one is 1, so each
+    The paper lets each pixel attend to several objects. These networks have one, and a softmax over one is 1, so each
     pixel gets that object's value whole; `f_pixel` and `f_object`, whose product would be the attention, are parameters
     without an effect.
     """

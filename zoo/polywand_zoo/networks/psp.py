@@ -33,7 +33,7 @@ class CellAverages(nn.Module):
     """Averages over the cells of a grid, as PyTorch's adaptive average pooling does.
 
     Where the cells do not divide the map they overlap, and ONNX has no operator for that. An average over a rectangle
-    is one over its rows of ones over its columns, so two small matrices give the same.
+    is one over its rows of ones over its columns, so two small matrices compute the same.
     """
 
     weights: Tensor

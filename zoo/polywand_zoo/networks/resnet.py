@@ -11,7 +11,7 @@ EXPANSION = 4  # a bottleneck's channels out, relative to its width
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1, added to what was there, which a 1x1 convolution projects if asked to."""
+    """1x1, 3x3, 1x1, added to what was there, optionally projected by a 1x1 convolution."""
 
     def __init__(
         self,

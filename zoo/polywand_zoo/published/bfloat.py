@@ -18,13 +18,13 @@ from polywand_zoo.published.scenes import Scene, draw, points
 SMALLEST_IOU = 0.997
 SCENES = 6
 SILENT = 2  # of them may say nothing, at most
-SCENE_SIZE = (384, 448)  # for networks that take any
+SCENE_SIZE = (384, 448)  # for networks without a fixed input size
 # A mask of less or more than these shares of the crop says nothing about precision.
 TELLING = (0.01, 0.9)
 
 
 class Bfloat(StrEnum):
-    """What the user wants."""
+    """The option `--bfloat16`."""
 
     AUTO = "auto"  # if the masks stay the same
     ON = "on"

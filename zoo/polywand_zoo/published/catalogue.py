@@ -44,7 +44,7 @@ class Published:
 
     @property
     def weights_source(self) -> str:
-        """Whose weights these are, in one line."""
+        """The authors of the weights, the training data and the page, in one line."""
         return f"{self.paper}; trained on {self.trained_on}; {self.page}"
 
     def url(self, checkpoint: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Reads the authors' checkpoints: detects the network, runs no code of the file, and says what is wrong with one."""
+"""Readers of the authors' checkpoints: they detect the network, run no code of the file, and name what is wrong."""
 
 import functools
 import re
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from polywand_zoo.published.architectures import ARCHITECTURES
 from polywand_zoo.published.interactors import IMAGENET_DEVIATION, IMAGENET_MEAN, RITM_DISK_RADIUS
 
-LISTED = 3  # names in a message; of more only the number is told
+LISTED = 3  # names in a message; more are only counted
 
 # How often a normalisation was trained: counted since PyTorch 0.4.1, and of no use here.
 COUNTER = ".num_batches_tracked"
@@ -24,7 +24,7 @@ COUNTER = ".num_batches_tracked"
 TRAINING_ONLY = frozenset({"aspp_dropout"})
 WRAPPER = "module."  # before every name, where a network was trained on several GPUs
 
-# What RITM's configuration has to say, since the weights do not tell it; a checkpoint may leave out any of it.
+# What RITM's configuration has to say, since the weights do not show it; a checkpoint may leave out any of it.
 RITM_CONFIGURATION: Mapping[str, object] = {
     "use_leaky_relu": True,
     "use_rgb_conv": False,
@@ -118,14 +118,14 @@ def read_entries(path: Path) -> tuple[dict[str, Tensor], Mapping[str, object]]:
 
 
 def _is_weight(entry: object) -> bool:
-    """Tell plain tensors from everything else, PyTorch's own stranger kinds of tensors included."""
+    """Whether an entry is a plain tensor: dense, on the CPU, real and not quantized."""
     if not isinstance(entry, Tensor) or entry.layout is not torch.strided or entry.device.type != "cpu":
         return False
     return not (entry.is_quantized or entry.is_complex())
 
 
 def identify(path: Path, entries: Mapping[str, Tensor], name: str | None) -> str:
-    """Tell which network entries belong to: the named one, or any.
+    """Identify the network that entries belong to: the named one, or any.
 
     Raises:
         CheckpointError
@@ -165,17 +165,17 @@ def _shapes(name: str) -> Mapping[str, torch.Size]:
 
 
 def _unpickle(path: Path) -> Any:
-    """Read what PyTorch saved, without running anything that the file asks for."""
-    _check_sums(path)  # opens the file, so what cannot even be opened is told as such
+    """Read what PyTorch saved, without running any code of the file."""
+    _check_sums(path)  # opens the file, so a file that cannot be opened raises OSError here
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about formats of files that are refused or read just as well
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a file that may hold anything makes the reader stumble over
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        if asked:
+    except Exception as error:  # a file with arbitrary content can make the reader raise anything
+        forbidden = re.search(r"GLOBAL (\S+)", str(error))
+        if forbidden:
             raise CheckpointError(
-                f"{path} wants to run code when it is read ({asked[1]}), which weights need not: it is refused"
+                f"{path} wants to run code when it is read ({forbidden[1]}), which weights need not: it is refused"
             ) from error
         raise CheckpointError(
             f"{path} is no checkpoint, or it is cut off or damaged: PyTorch cannot read it"

@@ -61,7 +61,7 @@ def parameter(published: Published) -> str:
 
 
 def notice(published: Published, *, checkpoint: str, sha256: str, precision: str) -> str:
-    """Return a version's NOTICE: whose weights these are, and what was done to them."""
+    """Return a version's NOTICE: the weights' authors and licence, and how they were converted."""
     return f"""\
 {published.name}: {published.title}
 

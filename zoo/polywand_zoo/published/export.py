@@ -36,7 +36,7 @@ VARIABLE_SIZE: Axes = {
     "PREV_MASK": {2: "height", 3: "width"},
     OUTPUT: {2: "height", 3: "width"},
 }
-EXAMPLE_SIZE = (96, 128)  # of the trace of a network that takes any
+EXAMPLE_SIZE = (96, 128)  # of the trace of a network without a fixed input size
 CHECKED_SIZES = ((192, 160), (97, 131))  # of those networks; batches of two, then of one
 
 

@@ -1,4 +1,4 @@
-"""Folds what follows a convolution at once into its weights: the same network, with fewer layers and less to round."""
+"""Folding of what directly follows a convolution into its weights: the same network with fewer layers."""
 
 import copy
 import itertools
@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from polywand_zoo.networks.ritm import Scale
 
 Network = TypeVar("Network", bound=nn.Module)
-Place = tuple[nn.Module, str]  # a module, by the one that holds it and its name there
+Slot = tuple[nn.Module, str]  # a module, by its parent and its name there
 
 
 def fold(network: Network) -> Network:
@@ -37,8 +37,8 @@ def fold(network: Network) -> Network:
     return folded.float()
 
 
-def _successions(module: nn.Module) -> Iterator[tuple[Place, Place]]:
-    """List which of a module's parts reads what another one computes, and nothing else does."""
+def _successions(module: nn.Module) -> Iterator[tuple[Slot, Slot]]:
+    """List pairs of a module's parts of which the second is the only reader of what the first computes."""
     if isinstance(module, nn.Sequential):
         yield from itertools.pairwise(_in_order(module))
     for number in (1, 2, 3):  # the names in blocks and stems
@@ -47,12 +47,12 @@ def _successions(module: nn.Module) -> Iterator[tuple[Place, Place]]:
             yield last, (module, f"bn{number}")
 
 
-def _in_order(sequence: nn.Sequential) -> Iterator[Place]:
+def _in_order(sequence: nn.Sequential) -> Iterator[Slot]:
     for name, _ in sequence.named_children():
         yield from _flat(sequence, name)
 
 
-def _flat(owner: nn.Module, name: str) -> Iterator[Place]:
+def _flat(owner: nn.Module, name: str) -> Iterator[Slot]:
     """List what a part runs, one after the other: itself, or if it is a sequence what is in it."""
     part = getattr(owner, name)
     if isinstance(part, nn.Sequential):

@@ -36,7 +36,7 @@ def import_checkpoint(
     bfloat: Bfloat,
     tell: Tell,
 ) -> Import:
-    """Add a checkpoint as a version of a catalogued model to a repository; tell: gets a line for all that was verified.
+    """Add a checkpoint as a version of a catalogued model to a repository; tell: is called with a line for each check.
 
     Raises:
         CheckpointError, ExportError, RepositoryError, OSError: nothing was added then.

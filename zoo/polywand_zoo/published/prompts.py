@@ -1,8 +1,8 @@
 """Prompt maps of the published networks: Gaussians, click disks and distances, drawn inside of the exported graphs.
 
 Formulas are those of the authors' code; every module says which. All of them have to stay right where OpenVINO
-computes in bfloat16, whose 8 bits cannot tell pixel 256 from pixel 257. What is exact there: comparisons with the
-graph's own inputs, sums of what those found, and integers. So places are found by counting the borders that a
+computes in bfloat16, whose 8 bits cannot separate pixel 256 from pixel 257. What is exact there: comparisons with the
+graph's own inputs, sums of what those found, and integers. So positions are found by counting the borders that a
 coordinate has passed, and what is left for arithmetic is small.
 """
 
@@ -19,7 +19,7 @@ OUTSIDE_SHIFT = 10  # of the box's corners outwards, in pixels
 FAR = 10_000  # pixels, outside of every map; its square still fits an integer
 
 COARSE_STEP = 16  # pixels
-LARGEST_MAP = 4096  # pixels on a side, up to which places stay exact in bfloat16
+LARGEST_MAP = 4096  # pixels on a side, up to which positions stay exact in bfloat16
 NOWHERE = 1e6  # the squared distance to a click that is not there
 
 
@@ -78,10 +78,10 @@ class InsideOutsideHeat(nn.Module):
 
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Map points [B, N, 3] to the heat inside and outside, each [B, 1, S, S], 0..255."""
-        places, labels = self.whole(points), points[..., 2:]
-        inside = nearest_heat(places, labels[..., 0] == Label.POSITIVE, self.pixels)
-        first = torch.where(labels == Label.BOX_TOP_LEFT, (places - OUTSIDE_SHIFT).clamp(min=0), FAR)
-        last = torch.where(labels == Label.BOX_BOTTOM_RIGHT, (places + OUTSIDE_SHIFT).clamp(max=self.size), FAR)
+        positions, labels = self.whole(points), points[..., 2:]
+        inside = nearest_heat(positions, labels[..., 0] == Label.POSITIVE, self.pixels)
+        first = torch.where(labels == Label.BOX_TOP_LEFT, (positions - OUTSIDE_SHIFT).clamp(min=0), FAR)
+        last = torch.where(labels == Label.BOX_BOTTOM_RIGHT, (positions + OUTSIDE_SHIFT).clamp(max=self.size), FAR)
         # The nearest of four corners is the nearer of two columns and the nearer of two rows.
         corners = torch.stack([first.amin(1), last.amin(1)], 1)[..., :2]  # [B, 2, (x, y)]
         nearest = squared(corners.unsqueeze(3) - self.pixels).amin(1)  # [B, (x, y), S]
@@ -125,8 +125,8 @@ class ClickDisks(nn.Module):
     def forward(self, points: Tensor, size: tuple[int, int]) -> Tensor:
         """Draw points [B, N, 3] into maps [B, 2, *size] of 0 and 1.
 
-        Only the pixels of a window around each click are looked at. Those in its disk are written into the maps, all
-        others into a place in front of them that is cut off, so that the number of writes stays fixed.
+        Only the pixels of a window around each click are computed. Those in its disk are written into the maps, all
+        others into one element in front of them that is cut off, so that the number of writes stays fixed.
         """
         height, width = size
         coarse, fine = self.distances.split(points)
@@ -138,12 +138,12 @@ class ClickDisks(nn.Module):
         drawn = (down + across <= self.radius**2) & (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
 
         area = height * width
-        places = rows * width + columns + 1
-        indices = torch.zeros_like(places)
+        positions = rows * width + columns + 1
+        indices = torch.zeros_like(positions)
         seen = is_seen(points)
         for channel, label in enumerate(self.LABELS):
             clicked = (seen & (points[..., 2] == label)).unsqueeze(2).unsqueeze(3)
-            indices = torch.where(drawn & clicked, places + channel * area, indices)
+            indices = torch.where(drawn & clicked, positions + channel * area, indices)
         indices = indices.flatten(1)
         maps = points.new_zeros(points.shape[0], len(self.LABELS) * area + 1)
         maps = maps.scatter(1, indices, torch.ones_like(indices, dtype=maps.dtype))
@@ -179,10 +179,10 @@ class DistanceMaps(nn.Module):
         return (torch.stack(nearest, 1).sqrt() * 2).tanh()
 
 
-def nearest_heat(places: Tensor, wanted: Tensor, pixels: Tensor) -> Tensor:
-    """Draw a Gaussian at those places [B, N, 3] that are wanted [B, N]; the higher one wins: [B, 1, S, S], 0..255."""
-    across = squared(places[..., :1] - pixels)  # [B, N, S]
-    down = torch.where(wanted.unsqueeze(2), squared(places[..., 1:2] - pixels), FAR**2)
+def nearest_heat(positions: Tensor, wanted: Tensor, pixels: Tensor) -> Tensor:
+    """Draw a Gaussian at the positions [B, N, 3] that are wanted [B, N]; the higher one wins: [B, 1, S, S], 0..255."""
+    across = squared(positions[..., :1] - pixels)  # [B, N, S]
+    down = torch.where(wanted.unsqueeze(2), squared(positions[..., 1:2] - pixels), FAR**2)
     return gaussian((down.unsqueeze(3) + across.unsqueeze(2)).amin(1, keepdim=True))
 
 
@@ -192,7 +192,7 @@ def gaussian(squared_distances: Tensor) -> Tensor:
 
 
 def is_seen(points: Tensor) -> Tensor:
-    """Tell which of points [B, N, 3] have a coordinate that is not negative: [B, N]."""
+    """Find the points of [B, N, 3] with a coordinate that is not negative: bool [B, N]."""
     above = points >= 0
     return above[..., 0] | above[..., 1]
 

@@ -45,7 +45,7 @@ class Addition:
 
     @property
     def size(self) -> int:
-        """How many bytes it takes."""
+        """Its size in bytes."""
         return sum(map(len, self.files.values())) + len(self.config)
 
 
@@ -111,7 +111,7 @@ def _staging(parent: Path, prefix: str) -> Iterator[Path]:
 
 @contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """Make a folder and those above it, and take away again those that were not there if the block fails."""
+    """Make a folder and its parents; if the block fails, remove those that were made."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -46,7 +46,7 @@ def draw(seed: int, size: tuple[int, int]) -> Scene:
 
 
 def points(scene: Scene, prompt: Mapping[str, Any], rows: int) -> NDArray[np.float32]:
-    """Point at a scene's object as a tool asks for it (its `prompt` parameters); POINTS as [rows, 3]."""
+    """Point at a scene's object as a tool's `prompt` parameters require; POINTS as [rows, 3]."""
     inside = np.argwhere(scene.mask)[:, ::-1]  # x, y
     left, right = inside[inside[:, 0].argmin()], inside[inside[:, 0].argmax()]
     top, bottom = inside[inside[:, 1].argmin()], inside[inside[:, 1].argmax()]

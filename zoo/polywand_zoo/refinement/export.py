@@ -56,7 +56,7 @@ class Graphs:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a head is asked, as pixels of an image, and what its answer is compared by.
+    """A request to a head in pixels of an image, to compare its answer by.
 
     size: of the image. xs, ys, positive: [B, K] of the clicked pixels. scale, bias: [B, C].
     """
@@ -219,7 +219,9 @@ def build_head(parts: Parts, request: Request, **metadata: str) -> bytes:
         features = _as_tuple(parts.encoder(*map(torch.from_numpy, request)))
         head = Head(parts).eval()
         model = trace(head, (*features, *evaluation.inputs()), names, Head.OUTPUTS, variable=variable)
-    size = image.shape[1:3] if parts.is_fixed else variable["LOGITS"].values()  # a fixed head answers as it was asked
+    size = (
+        image.shape[1:3] if parts.is_fixed else variable["LOGITS"].values()
+    )  # a fixed head answers at the image's size
     shapes: list[list[int | str]] = [[1, *size], [1], [2], [parts.variables], [parts.variables]]
     for output, name, shape in zip(model.graph.output, Head.OUTPUTS, shapes, strict=True):
         output.CopyFrom(_described(name, shape))

@@ -1,7 +1,7 @@
 """Gradients of a network's last part, written as a forward computation, so that they can be exported with it.
 
 A module is traced into its operations. Each has a rule that carries a gradient from its output to its inputs by
-ordinary tensor operations: a convolution's is another convolution, a softmax's a product. No autograd takes part.
+ordinary tensor operations: a convolution's is another convolution, a softmax's a product. Autograd is not used.
 """
 
 import operator
@@ -221,7 +221,7 @@ def _unsqueeze(call: Call, gradient: Tensor) -> Sequence[Tensor]:
 
 
 def _expand_pixel(call: Call, gradient: Tensor) -> Sequence[Tensor | None]:
-    """[B, C, 1, 1] at every pixel; what gives the size is no input of the value."""
+    """[B, C, 1, 1] at every pixel; the tensor that sets the size has no gradient."""
     return gradient.sum((2, 3), keepdim=True), None
 
 

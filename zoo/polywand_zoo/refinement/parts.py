@@ -102,5 +102,5 @@ class Head(nn.Module):
 
 def interpolation(fractions: Tensor, length: int) -> Tensor:
     """Weights [B, K, length] of a bilinear resizing's row at fractions [B, K] of the way along an axis."""
-    places = fractions * (length - 1)
-    return (1 - (places.unsqueeze(2) - torch.arange(length, device=fractions.device)).abs()).relu()
+    positions = fractions * (length - 1)
+    return (1 - (positions.unsqueeze(2) - torch.arange(length, device=fractions.device)).abs()).relu()

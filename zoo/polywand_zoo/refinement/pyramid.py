@@ -1,7 +1,7 @@
 """Convolutions over a pyramid: maps of several sizes, all resized to the finest one's and put together.
 
 What was enlarged holds no more than before. So the coarse maps' share of a convolution is computed where they are
-small: first the mixing of the channels, once for each place in the kernel, then the resizing, with the kernel's shift
+small: first the mixing of the channels, once for each tap of the kernel, then the resizing, with the kernel's shift
 in it, as two products of matrices. That is exact, and for maps of a quarter of the size or less much less work.
 """
 
@@ -70,21 +70,21 @@ class PyramidConvolution(nn.Module):
         return tuple(pulled)
 
     def _mix(self, x: Tensor, number: int) -> Tensor:
-        """Mix the channels of [B, C, h, w] for each place in the kernel: [B, outputs, k h, k w]."""
+        """Mix the channels of [B, C, h, w] for each tap of the kernel: [B, outputs, k h, k w]."""
         mixed = functional.conv2d(x, self.get_buffer(f"mixing_{number}"))
         size = x.shape[2], x.shape[3]
-        places = mixed.view(-1, self.outputs, self.kernel, self.kernel, *size).transpose(3, 4)
-        return places.reshape(-1, self.outputs, self.kernel * size[0], self.kernel * size[1])
+        taps = mixed.view(-1, self.outputs, self.kernel, self.kernel, *size).transpose(3, 4)
+        return taps.reshape(-1, self.outputs, self.kernel * size[0], self.kernel * size[1])
 
     def _unmix(self, gradient: Tensor, x: Tensor, number: int) -> Tensor:
         """Carry the gradient of `_mix` back to its input x."""
         size = x.shape[2], x.shape[3]
-        places = gradient.view(-1, self.outputs, self.kernel, size[0], self.kernel, size[1]).transpose(3, 4)
-        places = places.reshape(-1, self.outputs * self.kernel**2, *size)
-        return functional.conv2d(places, self.get_buffer(f"mixing_back_{number}"))
+        taps = gradient.view(-1, self.outputs, self.kernel, size[0], self.kernel, size[1]).transpose(3, 4)
+        taps = taps.reshape(-1, self.outputs * self.kernel**2, *size)
+        return functional.conv2d(taps, self.get_buffer(f"mixing_back_{number}"))
 
     def _shifted(self, resizing: Resizing) -> Resizing:
-        """Resize, and shift by each place in the kernel: [large, k small]; what comes from outside is 0."""
+        """Resize, and shift by each tap of the kernel: [large, k small]; what comes from outside is 0."""
         reach = self.kernel // 2
         down, across = (
             torch.cat(
@@ -113,6 +113,6 @@ def resized(x: Tensor, resizing: Resizing) -> Tensor:
 
 def interpolation(large: int, small: int) -> Tensor:
     """Weights [large, small] of a bilinear resizing; sizes that are traced stay variable."""
-    # Multiplied before divided: the last place is exact then, and no weight falls off the edge.
-    places = torch.arange(large, dtype=torch.float32) * (small - 1) / torch.clamp(torch.as_tensor(large - 1), min=1)
-    return (1 - (places.unsqueeze(1) - torch.arange(small, dtype=torch.float32)).abs()).relu()
+    # Multiplied before divided: the last position is exact then, and no weight falls off the edge.
+    positions = torch.arange(large, dtype=torch.float32) * (small - 1) / torch.clamp(torch.as_tensor(large - 1), min=1)
+    return (1 - (positions.unsqueeze(1) - torch.arange(small, dtype=torch.float32)).abs()).relu()

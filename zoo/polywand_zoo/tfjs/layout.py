@@ -1,7 +1,7 @@
 """Tensors whose transposes and paddings are only noted down, to be applied by the operation that reads them.
 
 A graph that came from PyTorch to TensorFlow swaps between NCHW and NHWC around every convolution, and pads in a node
-of its own. Noting both down instead of writing them makes the swaps cancel out and lets a convolution take the padding
+of its own. Noting both down instead of writing them makes the swaps cancel out and lets a convolution use the padding
 as its own: of NanoDet's 112 transposes and paddings, two transposes remain.
 """
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 class GraphModelError(ValueError):
-    """The files are damaged, or ask for something that this converter does not do."""
+    """The files are damaged, or use something that this converter does not support."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ _MODULES = {f"backbone.{name}": f"enc.convs.{index}" for index, name in enumerat
     "decoder.output": "dec.out",
 }
 
-# What a checkpoint holds and the network does not: the detector's laterals, and constants that the network knows.
+# What a checkpoint holds and the network does not: the detector's laterals, and constants that the network computes.
 UNUSED = frozenset(
     {f"enc.convs.{index}.{part}" for index, name in enumerate(_BACKBONE) if not name for part in ("weight", "bias")}
     | {"mean", "std"}
@@ -108,7 +108,7 @@ def load_network(path: Path) -> WandNetwork:
 
 
 def translate(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give an experiment's tensors the names, and the kind of number, of the network's own state dict."""
+    """Convert an experiment's tensors to the names and dtypes of the network's own state dict."""
     names = {name: experiment_name(name) for name in ours}
     wrong = {
         "missing": [theirs_name for theirs_name in names.values() if theirs_name not in theirs],
@@ -127,7 +127,7 @@ def translate(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[
 
 
 def experiment_name(name: str) -> str:
-    """Give the experiment's name of one of the network's tensors."""
+    """Return the experiment's name of one of the network's tensors."""
     for ours, theirs in _MODULES.items():
         if name.startswith(f"{ours}."):
             return theirs + name.removeprefix(ours)

@@ -77,7 +77,7 @@ class Request:
 
 
 class Interactor(nn.Module):
-    """A network with the mathematics around it that clients need not know: what is exported."""
+    """The exported module: a network with its pre- and postprocessing."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()

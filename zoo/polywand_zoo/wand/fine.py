@@ -137,7 +137,7 @@ class FinePath(nn.Module):
 
 
 def grow(first: WandNetwork) -> FineNetwork:
-    """Return a network of the second generation that computes what `first` does, on the maps that both know."""
+    """Return a network of the second generation that computes what `first` does, on the maps that both read."""
     network = FineNetwork()
     with torch.no_grad():
         _silence(network)

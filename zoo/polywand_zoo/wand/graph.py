@@ -69,7 +69,7 @@ def _make_identity(norm: nn.BatchNorm2d) -> None:
     assert norm.running_var is not None
     assert norm.num_batches_tracked is not None
     norm.running_var.fill_(1 - norm.eps)
-    norm.num_batches_tracked.fill_(1)  # training gives statistics to those that have never seen an image
+    norm.num_batches_tracked.fill_(1)  # training initialises those that count 0
 
 
 def _take_bias(block: ConvNorm, bias: Tensor) -> None:

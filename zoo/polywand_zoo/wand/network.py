@@ -289,7 +289,7 @@ class Residual(nn.Module):
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution, batch normalisation and, unless told otherwise, activation; keeps the size (divided by stride)."""
+    """Convolution, batch normalisation and, unless switched off, activation; keeps the size (divided by stride)."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Obedience: clicks that a network overlooked are on their side of the outline all the same."""
+"""Obedience: clicks that the network ignored still end on their side of the outline."""
 
 import torch
 from torch import Tensor, nn
@@ -40,21 +40,21 @@ class Obedience(nn.Module):
 
     def forward(self, logits: Tensor, points: Tensor) -> Tensor:
         """Correct logits [B, 1, S, S] for points [B, N, 3] (x, y, label; pixel centres at integers)."""
-        places = borders_passed(points, self.borders)[..., :2] - 1  # -1 and S are outside
-        is_inside = ((places >= 0) & (places < self.size)).all(-1)
+        positions = borders_passed(points, self.borders)[..., :2] - 1  # -1 and S are outside
+        is_inside = ((positions >= 0) & (positions < self.size)).all(-1)
         label = points[..., 2]
         side = (label == Label.POSITIVE).to(logits.dtype) - (label == Label.NEGATIVE).to(logits.dtype)
         side = side * is_inside.to(logits.dtype)  # [B, N]: 1, -1, or 0 for what is no click
-        column, row = (places.unsqueeze(-2) + self.around).clamp(0, self.size - 1).unbind(-1)  # [B, N, 9]
+        column, row = (positions.unsqueeze(-2) + self.around).clamp(0, self.size - 1).unbind(-1)  # [B, N, 9]
         found = logits.flatten(1).gather(1, (row * self.size + column).flatten(1)).view_as(column)
         agreed = (side.unsqueeze(-1) * found).amin(-1)  # [B, N]: at the worst of the nine
 
-        between = _bump(places.unsqueeze(-2) - places.unsqueeze(-3)).prod(-1)  # [B, N, N]
+        between = _bump(positions.unsqueeze(-2) - positions.unsqueeze(-3)).prod(-1)  # [B, N, N]
         height = side * (MARGIN - agreed).relu()
         for _ in range(ROUNDS - 1):
             raised = (between @ height.unsqueeze(-1)).squeeze(-1)
             height = height + side * (MARGIN - agreed - side * raised).relu()
-        across, down = _bump(self.pixels - places.unsqueeze(-1)).unbind(2)  # [B, N, S] each
+        across, down = _bump(self.pixels - positions.unsqueeze(-1)).unbind(2)  # [B, N, S] each
         return logits + ((down * height.unsqueeze(-1)).transpose(1, 2) @ across).unsqueeze(1)
 
 

@@ -25,7 +25,7 @@ class PromptMaps(nn.Module):
     A coordinate is compared with the borders of all pixels and then counts as an integer: the number of borders that
     it has passed. That costs little, it clips what lies outside, and it stays exact where OpenVINO computes in
     bfloat16, because there a comparison reads the graph's inputs and constants as they are. Arithmetic would not: 8
-    bits cannot tell pixel 256 from pixel 257.
+    bits cannot separate pixel 256 from pixel 257.
 
     Disks are written pixel by pixel into a canvas that is larger than the map by what can stick out; where they overlap
     they write the same value, so their order does not matter. Rows that are no clicks are drawn too, in a corner of the
@@ -102,9 +102,9 @@ class FinePromptMaps(PromptMaps):
     def diamond(self, points: Tensor) -> Tensor:
         """Draw the diamond between the extreme points among [B, N, 3], nothing where there are none: [B, 1, S, S]."""
         extreme = points[..., 2:] == Label.EXTREME
-        places = points[..., :2]
-        first = torch.where(extreme, places, FAR).argmin(1)  # [B, 2]: the leftmost and the topmost
-        last = torch.where(extreme, places, -FAR).argmax(1)
+        positions = points[..., :2]
+        first = torch.where(extreme, positions, FAR).argmin(1)  # [B, 2]: the leftmost and the topmost
+        last = torch.where(extreme, positions, -FAR).argmax(1)
         order = torch.cat([first, last], dim=1)  # [B, 4], clockwise from the leftmost
         corners = torch.stack([points[..., axis].gather(1, order) for axis in (0, 1)], dim=-1)  # [B, 4, 2]
         along = torch.cat([corners[:, 1:], corners[:, :1]], dim=1) - corners

@@ -28,7 +28,7 @@ Pixels = NDArray[np.uint8]
 
 
 class DatasetError(ValueError):
-    """A folder holds nothing to train on; the message says what was looked for."""
+    """A folder holds nothing to train on; the message names what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,12 +183,12 @@ def _decode(path: Path, data: bytes) -> Pixels:
 
 def _check_size(path: Path, photo: dict[str, Any], pixels: Pixels) -> None:
     """Refuse a photo whose outlines are of another shape: they would be stretched over it."""
-    (height, width), told = pixels.shape[:2], (photo["width"], photo["height"])
+    (height, width), declared = pixels.shape[:2], (photo["width"], photo["height"])
     # A smaller or larger copy is as good, but for rounding.
-    if abs(width * told[1] - height * told[0]) > max(told):
+    if abs(width * declared[1] - height * declared[0]) > max(declared):
         raise DatasetError(
             f"{path} is {width} x {height} pixels, upright as its EXIF orientation says, and its outlines are drawn on "
-            f"{told[0]} x {told[1]}"
+            f"{declared[0]} x {declared[1]}"
         )
 
 

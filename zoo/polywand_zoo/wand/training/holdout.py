@@ -20,7 +20,7 @@ LIKENESS = 8.0
 
 
 class HeldOut:
-    """Knows copies of photos by their bytes, by COCO's number, or by their name if their pixels are similar.
+    """Recognises copies of photos by their bytes, by COCO's number, or by their name if their pixels are similar.
 
     A photo that is listed but missing is recognised by its name alone.
     """

@@ -40,7 +40,7 @@ class MuonAdamW(torch.optim.AdamW):
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(gradient)
-            state["step"] = torch.zeros(())  # AdamW looks for it when it is loaded
+            state["step"] = torch.zeros(())  # AdamW reads it when it is loaded
         momentum: Tensor = state["momentum"].lerp_(gradient, 1 - MOMENTUM)
         ahead = gradient.lerp(momentum, MOMENTUM).permute(0, 2, 3, 1)  # Nesterov's; channels last, as in memory
         matrix = ahead.reshape(len(ahead), -1)

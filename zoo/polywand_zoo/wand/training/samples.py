@@ -15,7 +15,7 @@ from polywand_zoo.wand.training.scenes import Scene, Scenes
 from polywand_zoo.wand.training.windows import Box, Window
 
 SMALLEST_TARGET = 60  # pixels of the input
-SMALLEST_SHARE = 0.006  # of the whole photo, below which a target is not looked for in all of it
+SMALLEST_SHARE = 0.006  # of the whole photo, below which a target is not shown in the whole photo
 
 
 @dataclass(frozen=True, slots=True)

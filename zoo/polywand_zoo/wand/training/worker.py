@@ -50,7 +50,7 @@ class Task:
 
 
 class Signals:
-    """While entered, SIGTERM and SIGINT ask to stop after the step, and SIGUSR1 to begin the last phase."""
+    """While entered, SIGTERM and SIGINT stop the training after the step, and SIGUSR1 to begin the last phase."""
 
     def __init__(self) -> None:
         self.stop = False
@@ -152,7 +152,7 @@ class Worker:
         return stop, validate
 
     def _calibrate(self) -> None:
-        """Give normalisations that have never seen an image the statistics of a few samples."""
+        """Initialise the statistics of untrained normalisations with a few samples."""
         fresh = [
             module
             for module in self._network.modules()
@@ -215,7 +215,7 @@ class Worker:
             torch._foreach_lerp_(self._averaged, self._trained, 1 - kept)
 
     def _validate(self) -> None:
-        """Measure the average; each process takes its part of the objects."""
+        """Measure the average; each process measures its part of the objects."""
         self._last_validation = time.process_time()
         dataset = self._task.validation
         if dataset is None:
