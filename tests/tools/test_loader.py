@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from polywand_server.errors import ModelFailedError
-from polywand_server.tools import folders, history
+from polywand_server.tools import history
 from polywand_server.triton.client import DeadProcess, TritonClient
 from polywand_server.triton.embedded.server import EmbeddedTriton
 from polywand_server.triton.embedded.wheel import assemble, command, environment, find_wheel, socket_url
@@ -48,7 +48,6 @@ async def triton(repository: Path) -> AsyncIterator[EmbeddedTriton]:
 def soon(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let what failed be tried again soon, and leave no model to the next test."""
     monkeypatch.setattr(history, "FIRST_RETRY_SECONDS", 0.3)
-    monkeypatch.setattr(folders, "SETTLING_SECONDS", 0.1)
     yield
     for folder in repository.iterdir():
         shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
