@@ -104,6 +104,15 @@ def add_disk(repository: Path, name: str, *, change: tuple[str, str] | None = No
     return repository / name
 
 
+def add_network_without_its_file(repository: Path, name: str) -> None:
+    folder = repository / name
+    shutil.copytree(REPOSITORY / "nanodet", folder)
+    config = (folder / "config.pbtxt").read_text()
+    assert 'name: "nanodet"' in config
+    (folder / "config.pbtxt").write_text(config.replace('name: "nanodet"', f'name: "{name}"', 1))
+    (folder / "1" / "model.onnx").unlink()
+
+
 def retry_seconds(status) -> float:
     """When the server says to try again."""
     delay = error_details_pb2.RetryInfo()
@@ -118,7 +127,7 @@ def test_broken_models_say_why_a_new_folder_appears_and_the_others_serve(tmp_pat
     add_disk(repository, "no_card", change=('key: "polywand"', 'key: "other"'))
     add_disk(repository, "no_points", change=('name: "POINTS"', 'name: "PLACES"'))
     add_interactor(repository, "no_pairs", DISK, flip="true", batch=1)
-    (Path(shutil.copytree(REPOSITORY / "nanodet", repository / "a_lost_file")) / "1" / "model.onnx").unlink()
+    add_network_without_its_file(repository, "a_lost_file")
     (add_disk(repository, "no_config") / "config.pbtxt").unlink()
     with (
         running_service(tmp_path / "log", f"--model-repository={repository}", *PROMPTLY) as service,
