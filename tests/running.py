@@ -99,6 +99,12 @@ async def until(condition: Callable[[], object], seconds: float = 60) -> None:
         await asyncio.sleep(0.02)
 
 
+async def run_the_others() -> None:
+    """Let all other tasks of the event loop go on until each waits for something."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
 @contextmanager
 def running_service(log: Path, *options: str) -> Iterator[Service]:
     """Run `polywand-server` on free ports until the block ends."""

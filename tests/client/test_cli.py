@@ -1,4 +1,4 @@
-"""The `polywand` command, as a shell runs it, on the real service."""
+"""The `polywand` command on the real service."""
 
 import json
 import os
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 import polywand
 from polywand import overlay
+from polywand.cli import main
 from polywand.params import InClickOrder, Numbers, clicks_as_typed
 from tests.running import WAND_VERSION, Service
 
@@ -28,12 +29,22 @@ Run: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
 FACE = "225,110"
 
 
-def run_polywand(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_process(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as a shell does."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("POLYWAND_")}
     command = [str(POLYWAND), *map(str, arguments)]
     result = subprocess.run(command, env=clean | environment, capture_output=True, text=True, timeout=60, check=False)
     assert "Traceback" not in result.stderr
     return result
+
+
+def run_polywand(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in this process, which takes a tenth of the time."""
+    unset = {name: None for name in os.environ if name.startswith("POLYWAND_")}
+    result = CliRunner().invoke(main, [*map(str, arguments)], env=unset | environment)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 
 
 @pytest.fixture
@@ -66,7 +77,7 @@ def the_json(result: subprocess.CompletedProcess[str]) -> Any:
 
 
 def test_the_version_is_the_packages() -> None:
-    assert run_polywand("--version").stdout == f"polywand {version('polywand')}\n"
+    assert run_process("--version").stdout == f"polywand {version('polywand')}\n"
 
 
 def test_help_names_every_command_and_the_default_target() -> None:
@@ -75,7 +86,7 @@ def test_help_names_every_command_and_the_default_target() -> None:
 
 
 def test_no_server_is_told_in_one_line_with_exit_code_1() -> None:
-    result = run_polywand("--target", "localhost:1", "models")
+    result = run_process("--target", "localhost:1", "models")
     assert result.returncode == 1
     assert result.stderr == "Error: No Polywand server answers at localhost:1. Is it running? (make serve)\n"
     assert result.stdout == ""
@@ -127,8 +138,9 @@ def test_models_as_json(run: Run) -> None:
 # interact
 
 
-def test_a_click_prints_what_was_found(run: Run, photos: tuple[Path, Path]) -> None:
-    result = run("interact", photos[0], "--model", "wand_click", "--positive", FACE)
+def test_a_click_prints_what_was_found(server: Service, photos: tuple[Path, Path]) -> None:
+    arguments = ("interact", photos[0], "--model", "wand_click", "--positive", FACE)
+    result = run_process(*arguments, POLYWAND_TARGET=server.target)
     assert result.returncode == 0, result.stderr
     for word in ("part", "vert", "square pixels", "box", "wand_click version", "threshold 0.5", "ms (", "at Triton"):
         assert word in result.stdout

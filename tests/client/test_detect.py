@@ -14,6 +14,7 @@ from polywand import Client, Detections, PolywandError
 from polywand.frames import FRAMES_AHEAD
 from polywand.wire import DetectOptions
 from tests.client.helpers import FACE, polywand_threads
+from tests.client.scripted import Script, scripted_server
 from tests.running import WAND_VERSION
 
 
@@ -157,13 +158,13 @@ def test_what_the_callers_frames_raise_comes_after_the_answers_before(
         next(stream)
 
 
-def test_slow_frames_are_no_reason_to_give_a_server_up(client: Client, astronaut: NDArray[np.uint8]) -> None:
+def test_slow_frames_are_no_reason_to_give_a_server_up(astronaut: NDArray[np.uint8]) -> None:
     def frames() -> Iterator[NDArray[np.uint8]]:
         for _ in range(2):
-            time.sleep(3)
+            time.sleep(1.8)
             yield astronaut
 
-    with polywand.connect(client.target, timeout=2.5) as impatient:
+    with scripted_server(Script()) as target, polywand.connect(target, timeout=1.5) as impatient:
         assert [type(result) for _, result in impatient.detect_stream(frames())] == [Detections, Detections]
 
 

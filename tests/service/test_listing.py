@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import grpc
@@ -14,10 +13,13 @@ from tritonclient.grpc import InferenceServerClient, model_config_pb2
 
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1 import annotation_pb2_grpc
-from tests.running import REPOSITORY, running_service
+from tests.interactors import DISK, add_interactor
+from tests.puppets import add_detector
+from tests.running import REPOSITORY, running_service, wait_for
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 
 GONE_SECONDS = 60
+PROMPTLY = ("--poll-seconds=0.2", "--settling-seconds=0.2")
 WAND = {"wand_click", "wand_extreme", "wand_box"}
 
 
@@ -26,10 +28,7 @@ def models(stub) -> dict[str, pb.Model]:
 
 
 def wait_until(condition) -> None:
-    deadline = time.monotonic() + GONE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {GONE_SECONDS} s"
-        time.sleep(0.1)
+    wait_for(condition, GONE_SECONDS)
 
 
 def test_every_tool_says_what_an_annotator_must_know(stub):
@@ -76,38 +75,42 @@ def test_one_model_is_several_tools_and_each_tells_its_own_needs(stub):
     assert len({str(listed[name].versions) for name in WAND}) == 1
 
 
-def test_all_tools_of_a_model_go_when_it_is_unloaded_and_come_back_with_it(server, stub):
-    with InferenceServerClient(server.triton) as triton:
-        triton.unload_model("wand")
+def test_all_tools_of_a_model_go_when_it_is_unloaded_stay_away_and_come_back_with_it(
+    puppets, puppet_stub, puppet_models
+):
+    tools = {"upper_half", "upper_half_flipped", "wand_click"}
+    with InferenceServerClient(puppets.triton) as triton:
+        triton.unload_model("upper_half")
         try:
-            wait_until(lambda: not WAND & models(stub).keys())
+            wait_until(lambda: not tools & models(puppet_stub).keys())
+            # What was unloaded by hand stays unloaded: a scan and a poll later, it is still away.
+            add_detector(puppet_models, "newcomer")
+            wait_until(lambda: "newcomer" in models(puppet_stub) and models(puppet_stub)["newcomer"].ready)
+            shutil.rmtree(puppet_models / "newcomer")
+            wait_until(lambda: "newcomer" not in models(puppet_stub))
+            assert not tools & models(puppet_stub).keys()
         finally:
-            triton.load_model("wand")
-    wait_until(lambda: all(name in models(stub) and models(stub)[name].ready for name in WAND))
+            triton.load_model("upper_half")
+    wait_until(lambda: all(name in models(puppet_stub) and models(puppet_stub)[name].ready for name in tools))
 
 
-def test_a_tool_goes_when_its_model_is_unloaded_and_comes_back_when_it_is_loaded(server, stub):
-    with InferenceServerClient(server.triton) as triton:
-        triton.unload_model("grabcut")
-        try:
-            wait_until(lambda: "grabcut" not in models(stub))
-            time.sleep(3)  # what somebody unloaded stays unloaded
-            assert "grabcut" not in models(stub)
-        finally:
-            triton.load_model("grabcut")
-    wait_until(lambda: "grabcut" in models(stub) and models(stub)["grabcut"].ready)
-
-
-def copy_model(source: str, repository: Path, name: str, *, change: tuple[str, str] | None = None) -> Path:
-    """Copy a shipped model under another name, with one thing in its config changed."""
-    folder = repository / name
-    shutil.copytree(REPOSITORY / source, folder)
-    config = (folder / "config.pbtxt").read_text().replace(f'name: "{source}"', f'name: "{name}"', 1)
+def add_disk(repository: Path, name: str, *, change: tuple[str, str] | None = None) -> Path:
+    """Add a puppet, with one thing in its config changed."""
+    add_interactor(repository, name, DISK)
+    config = repository / name / "config.pbtxt"
     if change is not None:
-        assert change[0] in config
-        config = config.replace(*change)
-    (folder / "config.pbtxt").write_text(config)
-    return folder
+        assert change[0] in config.read_text()
+        config.write_text(config.read_text().replace(*change))
+    return repository / name
+
+
+def add_network_without_its_file(repository: Path, name: str) -> None:
+    folder = repository / name
+    shutil.copytree(REPOSITORY / "nanodet", folder)
+    config = (folder / "config.pbtxt").read_text()
+    assert 'name: "nanodet"' in config
+    (folder / "config.pbtxt").write_text(config.replace('name: "nanodet"', f'name: "{name}"', 1))
+    (folder / "1" / "model.onnx").unlink()
 
 
 def retry_seconds(status) -> float:
@@ -119,18 +122,18 @@ def retry_seconds(status) -> float:
 
 def test_broken_models_say_why_a_new_folder_appears_and_the_others_serve(tmp_path):
     repository = tmp_path / "repository"
-    copy_model("grabcut", repository, "grabcut")
-    copy_model("grabcut", repository, "a_wrong_card", change=('"box": "optional"', '"box": "perhaps"'))
-    copy_model("grabcut", repository, "somebody_elses", change=('key: "polywand"', 'key: "other"'))
-    copy_model("grabcut", repository, "no_points", change=('name: "POINTS"', 'name: "PLACES"'))
-    copy_model("grabcut", repository, "no_pairs", change=('"crop": {', '"flip": true, "crop": {'))
-    (copy_model("nanodet", repository, "a_lost_file") / "1" / "model.onnx").unlink()
-    (copy_model("grabcut", repository, "no_config") / "config.pbtxt").unlink()
+    add_disk(repository, "disk")
+    add_disk(repository, "a_wrong_card", change=('"box": "optional"', '"box": "perhaps"'))
+    add_disk(repository, "no_card", change=('key: "polywand"', 'key: "other"'))
+    add_disk(repository, "no_points", change=('name: "POINTS"', 'name: "PLACES"'))
+    add_interactor(repository, "no_pairs", DISK, flip="true", batch=1)
+    add_network_without_its_file(repository, "a_lost_file")
+    (add_disk(repository, "no_config") / "config.pbtxt").unlink()
     with (
-        running_service(tmp_path / "log", f"--model-repository={repository}") as service,
+        running_service(tmp_path / "log", f"--model-repository={repository}", *PROMPTLY) as service,
         grpc.insecure_channel(service.target) as channel,
     ):
-        service.wait_ready("grabcut")
+        service.wait_ready("disk")
         stub = annotation_pb2_grpc.AnnotationServiceStub(channel)
         for name, reason in (
             ("no_points", "POINTS"),
@@ -141,16 +144,16 @@ def test_broken_models_say_why_a_new_folder_appears_and_the_others_serve(tmp_pat
         ):
             wait_until(lambda name=name, reason=reason: reason in models(stub)[name].not_ready_reason)
             assert not models(stub)[name].ready
-        wait_until(lambda: len(models(stub)) == 6)  # somebody else's is there until it is loaded and known
-        assert models(stub)["grabcut"].ready
+        wait_until(lambda: len(models(stub)) == 6)  # no_card is listed until it is loaded and known
+        assert models(stub)["disk"].ready
         with pytest.raises(grpc.RpcError, match=r"model\.onnx") as caught:
             stub.Detect(pb.DetectRequest(model="a_lost_file", image=pb.Image(encoded=b"x")))
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-        # Nobody is told to wait for what somebody has to mend first.
+        # A retry soon would be no use: a person has to repair it first.
         assert retry_seconds(rpc_status.from_call(caught.value)) >= 60
 
         (repository / ".being_prepared").mkdir()
-        copy_model("grabcut", repository, "brand_new")
+        add_disk(repository, "brand_new")
         wait_until(lambda: "brand_new" in models(stub) and models(stub)["brand_new"].ready)
         assert not any(name.startswith(".") for name in models(stub))
 
@@ -167,41 +170,41 @@ def declare(folder: Path, **tools: dict) -> None:
 
 def test_a_name_that_two_models_claim_stays_with_the_first_and_the_other_says_so(tmp_path, astronaut):
     repository = tmp_path / "repository"
-    first = copy_model("grabcut", repository, "grabcut")
+    first = add_disk(repository, "disk")
     with (
-        running_service(tmp_path / "log", f"--model-repository={repository}") as service,
+        running_service(tmp_path / "log", f"--model-repository={repository}", *PROMPTLY) as service,
         grpc.insecure_channel(service.target) as channel,
     ):
-        service.wait_ready("grabcut")
+        service.wait_ready("disk")
         stub = annotation_pb2_grpc.AnnotationServiceStub(channel)
-        another = copy_model("grabcut", tmp_path, "another")
-        declare(another, grabcut={"display_name": "Mine"}, finer={"display_name": "Finer"})
+        another = add_disk(tmp_path, "another")
+        declare(another, disk={"display_name": "Mine"}, finer={"display_name": "Finer"})
         another = another.rename(repository / "another")
         wait_until(lambda: "finer" in models(stub) and models(stub)["finer"].ready)
         listed = models(stub)
-        assert listed.keys() == {"grabcut", "finer", "another/grabcut"}
-        assert (listed["grabcut"].ready, listed["grabcut"].display_name) == (True, "GrabCut")
-        why = "the name 'grabcut' belongs to model 'grabcut' already: rename one of the two tools"
-        lost = listed["another/grabcut"]
+        assert listed.keys() == {"disk", "finer", "another/disk"}
+        assert (listed["disk"].ready, listed["disk"].display_name) == (True, "disk")
+        why = "the name 'disk' belongs to model 'disk' already: rename one of the two tools"
+        lost = listed["another/disk"]
         assert (lost.ready, lost.not_ready_reason, lost.display_name) == (False, why, "Mine")
         assert [version.ready for version in lost.versions] == [False]
         with InteractStream(stub) as stream:
             stream.ask(raw_image(astronaut))
-            for name in ("grabcut", "finer"):
+            for name in ("disk", "finer"):
                 assert stream.ask(prompt(name, (150, 400, POSITIVE))).segmentation.model == name
-            refused = stream.ask(prompt("another/grabcut", (150, 400, POSITIVE))).error
+            refused = stream.ask(prompt("another/disk", (150, 400, POSITIVE))).error
         assert refused.code == grpc.StatusCode.UNAVAILABLE.value[0]
         assert why in refused.message
         assert retry_seconds(refused) >= 60
 
         # Tools that are known stay in the list while their configuration is wrong.
-        declare(another, grabcut={"display_name": "Mine"}, finer={"crop": {"policy": "wide"}})
+        declare(another, disk={"display_name": "Mine"}, finer={"crop": {"policy": "wide"}})
         wait_until(lambda: "tools.finer" in models(stub)["finer"].not_ready_reason)
-        assert models(stub)["grabcut"].ready
-        declare(another, grabcut={"display_name": "Mine"}, finest={"display_name": "Finest"})
+        assert models(stub)["disk"].ready
+        declare(another, disk={"display_name": "Mine"}, finest={"display_name": "Finest"})
         wait_until(lambda: "finest" in models(stub) and models(stub)["finest"].ready)
         assert "finer" not in models(stub)
 
         shutil.rmtree(first)  # and the name is free
-        wait_until(lambda: models(stub).keys() == {"grabcut", "finest"} and models(stub)["grabcut"].ready)
-        assert models(stub)["grabcut"].display_name == "Mine"
+        wait_until(lambda: models(stub).keys() == {"disk", "finest"} and models(stub)["disk"].ready)
+        assert models(stub)["disk"].display_name == "Mine"

@@ -122,7 +122,7 @@ def quadrangle(*points: tuple[float, float]) -> pb.SeedMask:
     return pb.SeedMask(polygons=pb.PolygonSet(polygons=[pb.Polygon(exterior=ring)]))
 
 
-@pytest.mark.parametrize("thickness", [1, 2, 3, 5])
+@pytest.mark.parametrize("thickness", [1, 2])
 def test_thin_parts_of_a_large_seed_are_kept(stub, thickness):
     mask = lines(thickness)
     with InteractStream(stub) as stream:

@@ -23,7 +23,7 @@ from polywand_server.session.outbox import Unread
 from polywand_server.session.services import Services
 from polywand_server.session.stream import Session
 from polywand_server.timing import Stopwatch
-from tests.running import until
+from tests.running import run_the_others, until
 
 SOURCE = RawImage(bytes(12), 2, 2, "image.raw")
 LACKING = Incomplete(positive=1)
@@ -152,7 +152,7 @@ async def test_the_newest_prompt_of_an_object_replaces_the_one_that_waits_howeve
         async with asyncio.timeout(10):
             await stream.submit(4, click("a", seed_bytes=half), Stopwatch())
         another = asyncio.create_task(stream.submit(5, click("c", seed_bytes=half), Stopwatch()))
-        await asyncio.sleep(0.01)
+        await run_the_others()
         assert not another.done()  # it would come on top
         tools.gate.set()
         await another
@@ -185,7 +185,7 @@ async def test_a_stream_that_is_cancelled_twice_while_it_ends_leaves_nothing_beh
 
 async def cancel_twice(task: "asyncio.Task[None]") -> None:
     task.cancel()
-    await asyncio.sleep(0.01)
+    await run_the_others()
     assert not task.done()  # what it has in work is not over yet
     task.cancel()
     async with asyncio.timeout(10):

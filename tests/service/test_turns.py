@@ -3,16 +3,26 @@
 import asyncio
 import time
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 
 import pytest
 
+from polywand_server.admission import turns as turns_module
 from polywand_server.admission.turns import MOST_IN_A_ROW, REST_SECONDS, TURNS_AFTER_REST, Turns
 from polywand_server.caller import begin
 from polywand_server.detectors.permits import FramePermits
 from polywand_server.errors import QuotaError
 from polywand_server.lanes import PATIENCE_SECONDS, RightOfWay
 from polywand_server.timing import Stopwatch
-from tests.running import until
+from tests.running import run_the_others, until
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The clock of the turns, in seconds: it stands still until a test moves it."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(turns_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
 
 
 async def stream(turns: Turns, client: str, names: list[str], order: list[str]) -> list[asyncio.Task[None]]:
@@ -57,7 +67,7 @@ async def test_clients_take_turns_and_so_do_the_streams_of_each():
         streams = []
         for client, names in (("a", ["a1", "a2", "a3"]), ("a", ["A1", "A2", "A3"]), ("b", ["b1", "b2"])):
             streams.append(asyncio.create_task(stream(turns, client, names, order)))
-            await asyncio.sleep(0.01)
+            await run_the_others()
     await gather(*streams)
     assert order == ["a1", "A1", "a2", "A2", "b1", "b2", "a3", "A3"]
 
@@ -74,42 +84,42 @@ async def test_a_client_alone_has_all_turns_and_with_another_its_share():
             await gate.wait()
 
     first = [asyncio.create_task(hold("a", f"a{number}")) for number in range(6)]
-    await asyncio.sleep(0.01)
+    await run_the_others()
     assert order == ["a0", "a1", "a2", "a3"]
     second = [asyncio.create_task(hold("b", f"b{number}")) for number in range(3)]
-    await asyncio.sleep(0.01)
+    await run_the_others()
     first[0].cancel()
     first[1].cancel()
-    await asyncio.sleep(0.01)
+    await run_the_others()
     assert order[4:] == ["b0", "b1"]  # half of the turns each
     gate.set()
     await asyncio.gather(*first, *second, return_exceptions=True)
     assert (turns.in_use, turns.waiting) == (0, 0)
 
 
-async def test_hands_go_first_and_one_of_the_others_after_some_of_them():
+async def test_hands_go_first_and_one_of_the_others_after_some_of_them(clock):
     """Six clients have rested and click; one wants many things without a rest, and stands in line before them."""
     turns, order = Turns(1), list[str]()
     hands = [f"hand {number}" for number in range(6)]
     await without_a_rest(turns, "bulk", *hands)
-    await asyncio.sleep(1.5 * REST_SECONDS)
+    clock.now += 1.5 * REST_SECONDS
     await without_a_rest(turns, "bulk")
     begin("bulk")
     async with turns.turn():
         streams = [asyncio.create_task(stream(turns, "bulk", ["b1", "b2", "b3"], order))]
-        await asyncio.sleep(0.01)
+        await run_the_others()
         streams += [asyncio.create_task(stream(turns, hand, [hand], order)) for hand in hands]
-        await asyncio.sleep(0.01)
+        await run_the_others()
     await gather(*streams)
     first, rest = hands[:MOST_IN_A_ROW], hands[MOST_IN_A_ROW:]
     assert order == [*first, "b1", *rest, "b2", "b3"]
 
 
-async def test_where_a_hand_is_expected_others_leave_it_turns():
+async def test_where_a_hand_is_expected_others_leave_it_turns(clock):
     turns, order = Turns(16), list[str]()
     gate = asyncio.Event()
     await without_a_rest(turns, "bulk", "hand")
-    await asyncio.sleep(1.5 * REST_SECONDS)
+    clock.now += 1.5 * REST_SECONDS
     await without_a_rest(turns, "bulk")
     await asyncio.gather(*await asyncio.create_task(stream(turns, "hand", ["a click"], [])))
 
@@ -120,16 +130,16 @@ async def test_where_a_hand_is_expected_others_leave_it_turns():
             await gate.wait()
 
     bulk = [asyncio.create_task(hold("bulk", f"b{number}")) for number in range(6)]
-    await asyncio.sleep(0.01)
+    await run_the_others()
     assert order == ["b0", "b1"]  # an eighth of the turns
     hand = asyncio.create_task(hold("hand", "hand"))
-    await asyncio.sleep(0.01)
+    await run_the_others()
     assert order == ["b0", "b1", "hand"]
     gate.set()
     await asyncio.gather(*bulk, hand)
 
 
-async def test_who_leaves_the_line_takes_no_turn():
+async def test_a_task_that_leaves_the_line_takes_no_turn():
     turns, order = Turns(1), list[str]()
     async with turns.turn():
         (leaves, stays) = await asyncio.create_task(stream(turns, "a", ["leaves", "stays"], order))
@@ -152,7 +162,7 @@ async def test_a_line_has_an_end_and_each_client_its_share_of_it():
 
 
 async def test_a_frame_of_many_outlines_lets_others_go_between_two_batches():
-    """Where nothing waits, it goes on; and where too much is held already, it keeps its place."""
+    """Where nothing waits, it goes on; and where too much is held already, it goes on."""
     permits, order, gate = FramePermits(Turns(1), paused_bytes=100), list[str](), asyncio.Event()
 
     async def frame(client: str, batches: int, nbytes: int) -> None:
@@ -181,7 +191,7 @@ async def test_a_frame_of_many_outlines_lets_others_go_between_two_batches():
     assert (await play(nbytes=100))[-1] == "many"
 
 
-async def test_a_frame_that_is_cancelled_while_others_go_leaves_no_place_taken():
+async def test_a_frame_that_is_cancelled_while_others_go_leaves_no_permit_taken():
     permits = FramePermits(Turns(1), paused_bytes=100)
     gate = asyncio.Event()
 
@@ -233,9 +243,8 @@ async def test_a_drag_leaves_frames_one_stage_in_a_quarter_of_a_second():
         release = following
     elapsed, during = time.monotonic() - began, stages
     release()
-    await asyncio.sleep(0.05)
     assert during <= elapsed / PATIENCE_SECONDS
-    assert stages > during  # there is a pause now
+    await until(lambda: stages > during)  # there is a pause now
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)

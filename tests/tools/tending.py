@@ -112,6 +112,7 @@ async def tended(
     allowed: bool = True,
     ready_models: Sequence[str] = (),
     end_processes: EndProcesses = no_op,
+    settling_seconds: float = 0.1,
 ) -> AsyncIterator[Tended]:
     """Look after the models of a Triton until the block ends."""
     wake, published = asyncio.Event(), list[bool]()
@@ -120,9 +121,8 @@ async def tended(
         loader.revive(report)
 
     client = TritonClient(url, on_dead_process=on_dead_process)
-    loader = ModelLoader(
-        client, ModelFolders(repository), allowed=allowed, on_change=wake.set, end_processes=end_processes
-    )
+    folders = ModelFolders(repository, settling_seconds)
+    loader = ModelLoader(client, folders, allowed=allowed, on_change=wake.set, end_processes=end_processes)
     registry = Registry(
         client,
         loader,

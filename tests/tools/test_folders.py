@@ -1,4 +1,4 @@
-"""What a look at a model repository finds, and what it does not conclude from what it cannot read."""
+"""What a scan of a model repository finds, and what it does not conclude from what it cannot read."""
 
 import os
 import shutil
@@ -6,13 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from polywand_server.tools import folders
 from polywand_server.tools.folders import ModelFolder, ModelFolders, scan_repository
-
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folders, "SETTLING_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -36,9 +30,9 @@ def write(path: Path) -> None:
     path.write_text("another")
 
 
-async def seen(looked: ModelFolders, *names: str) -> list[ModelFolder | None]:
-    await looked.scan()
-    return [looked.get(name) for name in names]
+async def seen(folders: ModelFolders, *names: str) -> list[ModelFolder | None]:
+    await folders.scan()
+    return [folders.get(name) for name in names]
 
 
 def test_models_are_folders_with_a_configuration_or_a_version(repository: Path) -> None:
@@ -58,19 +52,19 @@ def test_models_are_folders_with_a_configuration_or_a_version(repository: Path) 
 
 
 async def test_a_change_of_any_file_shows_and_of_what_python_keeps_beside_does_not(repository: Path) -> None:
-    looked = ModelFolders(repository)
-    (before,) = await seen(looked, "one")
+    folders = ModelFolders(repository, settling_seconds=0.0)
+    (before,) = await seen(folders, "one")
     write(repository / "one" / "1" / "__pycache__" / "model.pyc")
-    assert await seen(looked, "one") == [before]
+    assert await seen(folders, "one") == [before]
     write(repository / "one" / "1" / "model.onnx")
-    assert await seen(looked, "one") != [before]
+    assert await seen(folders, "one") != [before]
 
 
 def unmount_all(root: Path) -> None:
     root.rename(root.parent / "away")
 
 
-def unmount_all_and_leave_the_place(root: Path) -> None:
+def unmount_all_and_leave_the_mount_point(root: Path) -> None:
     root.rename(root.parent / "away")
     root.mkdir()
     (root / "NOT MOUNTED").touch()
@@ -105,7 +99,7 @@ def unmount_what_a_versions_link_leads_to(root: Path) -> None:
     "harm",
     [
         unmount_all,
-        unmount_all_and_leave_the_place,
+        unmount_all_and_leave_the_mount_point,
         become_a_file,
         unmount_a_model,
         unmount_its_versions,
@@ -114,52 +108,52 @@ def unmount_what_a_versions_link_leads_to(root: Path) -> None:
     ],
 )
 async def test_what_cannot_be_read_is_neither_gone_nor_changed(repository: Path, caplog, harm) -> None:
-    looked = ModelFolders(repository)
-    before = await seen(looked, "one")
+    folders = ModelFolders(repository, settling_seconds=0.0)
+    before = await seen(folders, "one")
     harm(repository)
-    assert (await seen(looked, "one"))[0] in (before[0], None)
-    assert not looked.is_deleted("one")
-    assert not looked.is_missing("one")
-    await looked.scan()
-    assert len(caplog.records) == 1  # however often it looks
+    assert (await seen(folders, "one"))[0] in (before[0], None)
+    assert not folders.is_deleted("one")
+    assert not folders.is_missing("one")
+    await folders.scan()
+    assert len(caplog.records) == 1  # however often it scans
 
 
-@pytest.mark.parametrize("place", ["", "one", "one/2"])
-async def test_a_disk_with_errors_is_neither_gone_nor_changed(repository: Path, monkeypatch, place: str) -> None:
-    looked = ModelFolders(repository)
-    before = await seen(looked, "one", "two")
+@pytest.mark.parametrize("folder", ["", "one", "one/2"])
+async def test_a_disk_with_errors_is_neither_gone_nor_changed(repository: Path, monkeypatch, folder: str) -> None:
+    folders = ModelFolders(repository, settling_seconds=0.0)
+    before = await seen(folders, "one", "two")
     scandir = os.scandir
 
     def fail(path: os.PathLike[str]) -> object:
-        if Path(path) == repository / place:
+        if Path(path) == repository / folder:
             raise OSError(5, "Input/output error")
         return scandir(path)
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "scandir", fail)
-        one, two = await seen(looked, "one", "two")
-        assert not looked.is_deleted("one")
-        assert (one, two) == (tuple(before) if place else (None, None))
-        fresh = ModelFolders(repository)
+        one, two = await seen(folders, "one", "two")
+        assert not folders.is_deleted("one")
+        assert (one, two) == (tuple(before) if folder else (None, None))
+        fresh = ModelFolders(repository, settling_seconds=0.0)
         await fresh.scan()
         assert not fresh.is_missing("one")  # so that it is loaded all the same
-    assert await seen(looked, "one", "two") == before
+    assert await seen(folders, "one", "two") == before
 
 
 async def test_a_folder_that_was_deleted_is_gone_and_so_is_the_last_one(repository: Path) -> None:
-    looked = ModelFolders(repository)
-    await looked.scan()
+    folders = ModelFolders(repository, settling_seconds=0.0)
+    await folders.scan()
     for name in ("one", "two"):
         shutil.rmtree(repository / name)
-        await looked.scan()
-        assert looked.is_deleted(name)
+        await folders.scan()
+        assert folders.is_deleted(name)
 
 
 async def test_a_repository_that_was_exchanged_for_another_one_is_believed(repository: Path) -> None:
-    looked = ModelFolders(repository)
-    await looked.scan()
+    folders = ModelFolders(repository, settling_seconds=0.0)
+    await folders.scan()
     unmount_all(repository)
     add(repository / "three", 1)
-    await looked.scan()
-    assert looked.is_deleted("one")
-    assert looked.get("three")
+    await folders.scan()
+    assert folders.is_deleted("one")
+    assert folders.get("three")

@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from polywand_server.errors import ModelFailedError
-from polywand_server.tools import folders, history
+from polywand_server.tools import history
 from polywand_server.triton.client import DeadProcess, TritonClient
 from polywand_server.triton.embedded.server import EmbeddedTriton
 from polywand_server.triton.embedded.wheel import assemble, command, environment, find_wheel, socket_url
@@ -48,7 +48,6 @@ async def triton(repository: Path) -> AsyncIterator[EmbeddedTriton]:
 def soon(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let what failed be tried again soon, and leave no model to the next test."""
     monkeypatch.setattr(history, "FIRST_RETRY_SECONDS", 0.3)
-    monkeypatch.setattr(folders, "SETTLING_SECONDS", 0.1)
     yield
     for folder in repository.iterdir():
         shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
@@ -271,16 +270,16 @@ async def test_a_repository_that_cannot_be_read_for_a_while_takes_nothing_out_of
         models.published.clear()
         repository.rename(away)
         await until(lambda: "does not list its models" in caplog.text and "cannot be read" in caplog.text)
-        await looks(models)
+        await poll_until_settled(models)
         assert models.versions("steady") == {1: ""}
         repository.mkdir()
         await until(lambda: "is it not mounted?" in caplog.text)
-        await looks(models)
+        await poll_until_settled(models)
         await models.order("steady", 0)
         assert models.versions("steady") == {1: ""}
         repository.rmdir()
         away.rename(repository)
-        await looks(models)
+        await poll_until_settled(models)
         assert models.versions("steady") == {1: ""}
         assert False not in models.published
         assert starts(repository, "steady", 1) == begun
@@ -292,7 +291,7 @@ async def test_a_folder_that_has_become_empty_takes_its_model_not_out_of_service
         await until(lambda: models.versions("mounted") == {1: ""})
         folder.rename(repository.parent / "mounted")
         folder.mkdir()
-        await looks(models)
+        await poll_until_settled(models)
         await models.order("mounted", 0)
         assert models.versions("mounted") == {1: ""}
         folder.rmdir()
@@ -327,12 +326,12 @@ async def test_an_error_of_a_model_is_no_death(triton, repository):
         begun = starts(repository, "wrong", 1)
         with pytest.raises(ModelFailedError, match="strings cut"):
             await models.order("wrong", RAISES)
-        await looks(models)
+        await poll_until_settled(models)
         assert starts(repository, "wrong", 1) == begun
 
 
-async def looks(models) -> None:
-    """Let it look at Triton for longer than a folder takes to settle."""
+async def poll_until_settled(models) -> None:
+    """Poll Triton for longer than a folder takes to settle."""
     ends = time.monotonic() + 0.4
     while time.monotonic() < ends:
         await models.registry.refresh()

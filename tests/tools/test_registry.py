@@ -23,7 +23,7 @@ HEADERS_BYTES = 8 * 1024
 async def following(triton: ScriptedTriton, *, allowed: bool = False) -> AsyncIterator[tuple[Registry, list[bool]]]:
     """A registry that looks when it is told to, and whether it was ready at each change that it told."""
     wake, published = asyncio.Event(), list[bool]()
-    loader = ModelLoader(triton, ModelFolders(None), allowed=allowed, on_change=wake.set)
+    loader = ModelLoader(triton, ModelFolders(None, 0.0), allowed=allowed, on_change=wake.set)
     registry = Registry(
         triton,
         loader,

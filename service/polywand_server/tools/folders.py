@@ -15,8 +15,6 @@ log = logging.getLogger(__name__)
 CONFIG_FILE = "config.pbtxt"
 # A scan that takes longer goes on in its thread, and the next call takes its result.
 SCAN_TIMEOUT_SECONDS = 1.0
-# How long files must not have changed before they count as completely written.
-SETTLING_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +57,13 @@ class ModelFolders:
 
     A repository that cannot be read for a moment, or whose path now leads to another folder without any model (a
     network folder that is not mounted), tells nothing: then no model counts as deleted.
+
+    settling_seconds: time for which files must not have changed before they count as completely written.
     """
 
-    def __init__(self, repository: Path | None, settling_seconds: float | None = None) -> None:
+    def __init__(self, repository: Path | None, settling_seconds: float) -> None:
         self._repository = repository
-        self._settling_seconds = settling_seconds if settling_seconds is not None else SETTLING_SECONDS
+        self._settling_seconds = settling_seconds
         self._scan: asyncio.Task[Scan] | None = None
         self._current: Mapping[str, ModelFolder] | None = None  # None while nothing is known
         self._last: Mapping[str, ModelFolder] | None = None  # of the last scan that succeeded
