@@ -72,10 +72,10 @@ def hilbert(order: int) -> NDArray[np.bool_]:
         far = 2 * size - 1
         last = (far - path.imag) + 1j * (size - 1 - path.real)
         path = np.concatenate([turned, path + 1j * size, path + size * (1 + 1j), last])
-    places = np.repeat(2 * path, 2)[:-1]
-    places[1::2] = path[:-1] + path[1:]
+    pixels = np.repeat(2 * path, 2)[:-1]
+    pixels[1::2] = path[:-1] + path[1:]
     mask = np.zeros((2 << order, 2 << order), np.bool_)
-    mask[places.imag.astype(int), places.real.astype(int)] = True
+    mask[pixels.imag.astype(int), pixels.real.astype(int)] = True
     return mask
 
 

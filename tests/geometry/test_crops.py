@@ -264,7 +264,7 @@ class TestRegionsOfInterest:
     crops = on_image(policy, fixed_size=None, threshold=0.49)
 
     def seen(self, region: Region, x0: int, y0: int, x1: int, y1: int) -> Estimate:
-        """What is known after the network looked at a region: a rectangle of pixels, at the image's resolution."""
+        """What is known after a pass over a region: a rectangle of pixels, at the image's resolution."""
         plain = Region(region.left, region.top, region.width, region.height, (region.height, region.width))
         mask = mask_in(plain, x0, y0, x1, y1)
         return Estimate(ProbabilityMap(plain, mask.values, region))

@@ -71,11 +71,13 @@ def test_a_crop_shows_what_the_region_says(size):
     for left, top, right, bottom in ((0, 0, width, height), (width * 0.2, height * 0.1, width * 0.9, height * 0.6)):
         region = snap(left, top, right, bottom, (96, 64))
         shown = crop(image, region).astype(np.float32) / 250
-        places = region.from_input(np.stack(np.meshgrid(np.arange(64), np.arange(96)), -1).reshape(-1, 2).astype(float))
+        positions = region.from_input(
+            np.stack(np.meshgrid(np.arange(64), np.arange(96)), -1).reshape(-1, 2).astype(float)
+        )
         inside = (
-            (places >= 2 * region.pixel_size) & (places <= np.array([width, height]) - 2 * region.pixel_size)
+            (positions >= 2 * region.pixel_size) & (positions <= np.array([width, height]) - 2 * region.pixel_size)
         ).all(1)
-        error = np.abs(shown.reshape(-1, 3)[:, :2] * (width, height) - places)[inside]
+        error = np.abs(shown.reshape(-1, 3)[:, :2] * (width, height) - positions)[inside]
         rounding = np.array([width, height]) / 250
         assert (error <= rounding + 0.6 * region.pixel_size).all()
         assert np.abs(error.mean(axis=0)).max() <= rounding.max()
@@ -137,12 +139,12 @@ def test_as_published_a_point_is_the_pixel_that_it_lies_in(resampling, x, fracti
 
 
 def test_as_published_a_place_just_below_a_whole_number_stays_below_it_in_single_precision():
-    """DEXTR's code cuts places down to whole numbers; these fall short of one by the last digit of a double."""
+    """DEXTR's code cuts positions down to whole numbers; these fall short of one by the last digit of a double."""
     for width in range(100, 600):
         region = Region(0, 0, width, width, (512, 512), Resampling.CUBIC)
         pixels = np.arange(width, dtype=float)
-        places = region.to_input(np.stack([pixels, pixels], 1)).astype(np.float32)
-        np.testing.assert_array_equal(places[:, 0].astype(int), (512 * pixels * (1 / width)).astype(int))
+        positions = region.to_input(np.stack([pixels, pixels], 1)).astype(np.float32)
+        np.testing.assert_array_equal(positions[:, 0].astype(int), (512 * pixels * (1 / width)).astype(int))
 
 
 @pytest.mark.parametrize(
@@ -201,8 +203,8 @@ def test_an_answer_on_a_large_crop_takes_no_more_than_its_share(resampling):
     found = from_network(values, seen)
     assert found.values.size <= 1.01 * LARGEST_MAP
     y, x = np.unravel_index(found.values.argmax(), found.values.shape)
-    place = found.region.from_input(np.array([[x, y]], float))
-    np.testing.assert_allclose(place, seen.from_input(np.array([[250.0, 120.0]])), atol=found.region.pixel_size)
+    position = found.region.from_input(np.array([[x, y]], float))
+    np.testing.assert_allclose(position, seen.from_input(np.array([[250.0, 120.0]])), atol=found.region.pixel_size)
 
 
 def test_a_map_fed_back_as_published_is_cut_out_of_the_image_and_resized_by_corners():

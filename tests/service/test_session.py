@@ -113,7 +113,7 @@ async def replies_of(stream: Session) -> list[Reply]:
 
 
 @pytest.mark.parametrize("where", ["before the reply", "after the reply"])
-async def test_a_failure_that_nobody_thought_of_is_answered_logged_and_counted_and_costs_no_other_prompt(
+async def test_an_unexpected_failure_is_answered_logged_and_counted_and_costs_no_other_prompt(
     where: str, caplog: pytest.LogCaptureFixture
 ):
     tools = Tools()

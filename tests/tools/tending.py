@@ -1,4 +1,4 @@
-"""A Triton and what looks after its models, as the service puts them together."""
+"""A Triton client, loader and registry of its models, as the service puts them together."""
 
 import asyncio
 import json
@@ -114,7 +114,7 @@ async def tended(
     end_processes: EndProcesses = no_op,
     settling_seconds: float = 0.1,
 ) -> AsyncIterator[Tended]:
-    """Look after the models of a Triton until the block ends."""
+    """Load and poll the models of a Triton until the block ends."""
     wake, published = asyncio.Event(), list[bool]()
 
     def on_dead_process(report: DeadProcess) -> None:

@@ -197,7 +197,7 @@ async def test_a_dead_model_of_a_triton_without_explicit_control_is_left_alone(t
 
 @contextmanager
 def triton_without_control(root: Path) -> Iterator[str]:
-    """NVIDIA's tritonserver as somebody else would run it: it loads all at its start, and nothing later."""
+    """NVIDIA's tritonserver as other operators run it: it loads all at its start, and nothing later."""
     wheel, scratch = find_wheel(), root / "scratch"
     assemble(wheel, scratch)
     arguments = command(wheel, root / "models", scratch, secrets.token_hex(4), None)
@@ -261,7 +261,7 @@ async def test_folders_that_are_no_models_and_no_versions_are_none(triton, repos
 
 
 async def test_a_repository_that_cannot_be_read_for_a_while_takes_nothing_out_of_service(triton, repository, caplog):
-    """It is away, or another folder stands in its place, as where a network folder is not mounted."""
+    """It is away, or another folder has its path, as where a network folder is not mounted."""
     add_puppet(repository, "steady", 1)
     away = repository.parent / "away"
     async with tended(triton.url, repository) as models:

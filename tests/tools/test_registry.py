@@ -1,4 +1,4 @@
-"""What the registry promises to those who ask it, and those who wait for it."""
+"""What the registry promises to its callers, and to those that wait for it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ HEADERS_BYTES = 8 * 1024
 
 @asynccontextmanager
 async def following(triton: ScriptedTriton, *, allowed: bool = False) -> AsyncIterator[tuple[Registry, list[bool]]]:
-    """A registry that looks when it is told to, and whether it was ready at each change that it told."""
+    """A registry that polls when it is told to, and whether it was ready at each change that it told."""
     wake, published = asyncio.Event(), list[bool]()
     loader = ModelLoader(triton, ModelFolders(None, 0.0), allowed=allowed, on_change=wake.set)
     registry = Registry(
@@ -42,7 +42,7 @@ async def following(triton: ScriptedTriton, *, allowed: bool = False) -> AsyncIt
 
 
 @pytest.mark.parametrize("steps", range(12))
-async def test_a_prompt_that_is_cancelled_while_it_waits_for_a_look_takes_no_change_along(steps: int) -> None:
+async def test_a_prompt_that_is_cancelled_while_it_waits_for_a_poll_takes_no_change_along(steps: int) -> None:
     triton = ScriptedTriton()
     async with following(triton) as (registry, published):
         assert published[-1] is True
@@ -59,7 +59,7 @@ async def test_a_prompt_that_is_cancelled_while_it_waits_for_a_look_takes_no_cha
         assert published[-1] is registry.ready is True
 
 
-async def test_after_a_restart_that_nobody_noticed_all_models_are_waited_for_again() -> None:
+async def test_after_an_unnoticed_restart_all_models_are_waited_for_again() -> None:
     triton = ScriptedTriton("m", "n")
     async with following(triton, allowed=True) as (registry, _):
         assert registry.ready
@@ -73,7 +73,7 @@ async def test_after_a_restart_that_nobody_noticed_all_models_are_waited_for_aga
         assert [tool.ready for tool in registry.tools] == [True, True]
 
 
-async def test_those_who_ask_together_share_a_look_that_began_after_they_asked() -> None:
+async def test_callers_at_once_share_a_poll_that_began_after_they_called() -> None:
     triton = ScriptedTriton()
     async with following(triton) as (registry, _):
         before = triton.indices
