@@ -82,6 +82,7 @@ def make_repository(root: Path) -> Path:
     add_model(root, "queue", QUEUE_CONFIG, PUPPET)
     add_model(root, "doomed", PUPPET_CONFIG, "import nothing_of_that_name")
     add_model(root, "pick", PICK_CONFIG, pick_network())
+    add_model(root, "never_loaded", PUPPET_CONFIG, PUPPET)
     add_model(root, "mix", MIX_CONFIG, mix_network())
     add_model(root, "mix_nice", MIX_CONFIG + NICE, mix_network())
     for precision in ("f32", "bf16", "auto", "f64"):

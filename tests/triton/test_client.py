@@ -41,7 +41,7 @@ async def test_a_started_server_is_live_and_ready(client: TritonClient) -> None:
 
 
 async def test_the_index_lists_models_that_were_never_loaded(client: TritonClient) -> None:
-    entry = next(entry for entry in await client.repository_index() if entry.name == "pick")
+    entry = next(entry for entry in await client.repository_index() if entry.name == "never_loaded")
     assert (entry.version, entry.state) == (None, "")
 
 
@@ -98,7 +98,7 @@ async def test_a_missing_output_is_a_model_failure(puppet: TritonClient) -> None
         await order(puppet, ANSWERS_NOTHING)
 
 
-@pytest.mark.parametrize(("model", "version"), [("unknown", 0), ("pick", 0), ("puppet", 7)])
+@pytest.mark.parametrize(("model", "version"), [("unknown", 0), ("never_loaded", 0), ("puppet", 7)])
 async def test_a_model_that_is_not_loaded_is_unavailable(puppet: TritonClient, model: str, version: int) -> None:
     with pytest.raises(UnavailableError, match=f"{model}.* is not loaded"):
         await puppet.infer(model, version, {"X": np.zeros((1, 2, 3), np.float32)}, ["Y"], timeout_s=5.0)
