@@ -18,8 +18,9 @@ serve-check:  ## prove that what `make serve` installs is enough: in an environm
 	$(MAKE) VENV=$(VENV)/serve-check $(VENV)/serve-check/.serve
 	$(VENV)/serve-check/bin/python scripts/check_start.py
 
+# Three files side by side on two cores: half of their time is waiting.
 test: $(VENV)/.dev  ## run all tests that need no PyTorch
-	$(BIN)/python -m pytest tests --ignore tests/zoo -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest tests --ignore tests/zoo -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Two files side by side with one thread each take two thirds of the time of one with two.
 test-zoo: $(VENV)/.zoo  ## run the tests of the networks and their export
