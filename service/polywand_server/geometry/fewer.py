@@ -75,7 +75,7 @@ def _triangles(ring: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _taken_out_one_by_one(ring: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """The indices that are left, int64 [count]."""
-    places: list[tuple[float, float]] = [(x, y) for x, y in ring.tolist()]
+    points: list[tuple[float, float]] = [(x, y) for x, y in ring.tolist()]
     before = [(index - 1) % len(ring) for index in range(len(ring))]
     after = [(index + 1) % len(ring) for index in range(len(ring))]
     areas = _triangles(ring).tolist()
@@ -92,7 +92,7 @@ def _taken_out_one_by_one(ring: NDArray[np.float64], count: int) -> NDArray[np.i
         one, other = before[index], after[index]
         after[one], before[other] = other, one
         for neighbour in (one, other):
-            (x0, y0), (x, y), (x1, y1) = places[before[neighbour]], places[neighbour], places[after[neighbour]]
+            (x0, y0), (x, y), (x1, y1) = points[before[neighbour]], points[neighbour], points[after[neighbour]]
             areas[neighbour] = abs((x - x0) * (y1 - y) - (y - y0) * (x1 - x))
             heapq.heappush(heap, (areas[neighbour], neighbour))
     return np.flatnonzero(is_left)

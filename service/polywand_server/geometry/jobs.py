@@ -52,7 +52,7 @@ def read_drawn(answer: Answer) -> Drawn:
     )
 
 
-def plant(_: Conversation, seed: Seed, size: tuple[int, int]) -> Answer:
+def draw_seed_map(_: Conversation, seed: Seed, size: tuple[int, int]) -> Answer:
     """Make a map of a seed. size: width, height of the image."""
     made = seed_map(seed, *size)
     region = made.region
@@ -60,7 +60,7 @@ def plant(_: Conversation, seed: Seed, size: tuple[int, int]) -> Answer:
 
 
 def read_map(answer: Answer) -> ProbabilityMap:
-    """Read what `plant` has answered."""
+    """Read what `draw_seed_map` has answered."""
     left, top, width, height, (rows, columns) = answer.facts["region"]
     (values,) = answer.arrays
     return ProbabilityMap(Region(left, top, width, height, (rows, columns)), np.array(values, np.float32))

@@ -42,17 +42,17 @@ def _counted(
     grid: int,
 ) -> tuple[int, int]:
     """The pixels of intersection and union on a grid [grid, grid]; low, scale: (x, y), where it begins and how fine."""
-    places = [_turns(polygons, low, scale, grid) for polygons in (first, second)]
-    # Along all columns, one behind the other, each outline turns from outside to inside and back at its places.
-    merged = np.concatenate(places)
+    turns = [_crossing_keys(polygons, low, scale, grid) for polygons in (first, second)]
+    # Along all columns, one behind the other, each outline turns from outside to inside and back at its turns.
+    merged = np.concatenate(turns)
     order = np.argsort(merged, kind="stable")
     lengths = np.diff(merged[order])
-    is_first = order < len(places[0])
+    is_first = order < len(turns[0])
     in_first, in_second = np.cumsum(is_first)[:-1] % 2 == 1, np.cumsum(~is_first)[:-1] % 2 == 1
     return int(lengths[in_first & in_second].sum()), int(lengths[in_first | in_second].sum())
 
 
-def _turns(
+def _crossing_keys(
     polygons: shapely.MultiPolygon, low: NDArray[np.float64], scale: NDArray[np.float64], grid: int
 ) -> NDArray[np.int64]:
     columns, rows = crossings([(vertices(ring) - low) * scale for ring in rings(polygons)], grid, grid)

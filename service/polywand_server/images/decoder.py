@@ -272,7 +272,7 @@ def _small(source: EncodedImage, width: int, height: int) -> Pixels:
 
     def admit(header: Header) -> MakeRoom:
         if (header.width, header.height) != (width, height):
-            raise UnreadableError("the image is damaged: it states two different sizes")
+            raise UnreadableError("the image is damaged: it tells of two sizes")
         return make_room
 
     read_into(memoryview(source.data), admit, source.value_range)

@@ -48,7 +48,7 @@ class _Target:
 
     def _make_room(self, width: int, height: int) -> Pixels:
         if width * height != self._pixels:
-            raise UnreadableError("the image is damaged: it states two different sizes")
+            raise UnreadableError("the image is damaged: it tells of two sizes")
         self.descriptor, memory = self._conversation.share(pyramid_bytes(width, height))
         self.levels = levels_in(memory, width, height)
         return self.levels[0]

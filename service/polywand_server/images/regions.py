@@ -69,7 +69,7 @@ class Region:
         return rows, columns
 
     def _grid(self) -> tuple[tuple[float, float], tuple[float, float], float]:
-        """Return origin, scale, shift: the centres of the input's pixels are at (image pixels - origin) * scale - shift."""
+        """Return origin, scale, shift: a point's input pixels are (image pixels - origin) * scale - shift."""
         if self.resampling is not Resampling.CORNERS:
             return (self.left, self.top), self.scale, 0.5
         # A single pixel has no scale.
