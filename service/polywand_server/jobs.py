@@ -1,4 +1,4 @@
-"""All work that children do: imported once by the process that they are forked from, so that each begins at once."""
+"""All work of children: imported once by the process that they are forked from, so that each starts fast."""
 
 import cv2
 

@@ -1,4 +1,4 @@
-"""Lanes: what one kind of work runs on (threads, a priority at Triton), and which kind has the right of way."""
+"""Lanes: the threads and Triton priority of one kind of work, and which kind has the right of way."""
 
 import asyncio
 import time
@@ -23,10 +23,10 @@ T = TypeVar("T")
 PROMPT_PRIORITY = 1
 FRAME_PRIORITY = 0
 
-# While prompts are in work, frames go on by one stage in so many seconds, all frames together: under any load they
-# come to an end, and a click never waits for more than one of them.
+# While prompts are in work, all frames together run one stage per this time: they finish under any load, and a click
+# never waits for more than one stage.
 PATIENCE_SECONDS = 0.25
-# So long after a prompt another one is expected.
+# After a prompt, another one is expected for this long.
 EXPECTED_SECONDS = 2.0
 
 _OUTCOMES = {DeadlineError: "deadline", ModelFailedError: "failed"}
@@ -44,11 +44,11 @@ class RightOfWay:
 
     @property
     def prompts_expected(self) -> bool:
-        """Whether a prompt is in work, or was a moment ago: then frames' stages have to be short."""
+        """Whether a prompt is in work, or was within EXPECTED_SECONDS: then frames' stages have to be short."""
         return self._prompts > 0 or time.monotonic() - self._last_prompt < EXPECTED_SECONDS
 
     def prompt(self) -> Callable[[], None]:
-        """Hold frames back from now on, until the returned function is called, once or more often."""
+        """Make frames wait until the returned function is called; further calls of it do nothing."""
         self._prompts += 1
         self._pause.clear()
         is_held = True
@@ -62,7 +62,7 @@ class RightOfWay:
         return release
 
     async def frame(self) -> None:
-        """Wait for a pause between prompts, or until it is this frame's turn to go on without one."""
+        """Wait until no prompt is in work, or until this frame may run one stage in spite of it."""
         patient_until = time.monotonic() + PATIENCE_SECONDS
         while self._prompts:
             now = time.monotonic()
@@ -84,9 +84,9 @@ class RightOfWay:
 
 
 class ModelTurns:
-    """Turns at each model in Triton, of all kinds of work together. most: inferences that one model is given at once.
+    """Turns at each model in Triton, for all kinds of work. most: inferences that run at one model at once.
 
-    What Triton has been given it works on in order, so what waits for its turn waits here, where turns are fair.
+    Triton's own queue is in order of arrival; requests wait here instead, where turns are fair.
     """
 
     def __init__(self, most: int) -> None:
@@ -94,7 +94,7 @@ class ModelTurns:
         self._turns: dict[str, Turns] = {}
 
     def at(self, model: str) -> Turns:
-        """Those at one model."""
+        """Return the turns at one model."""
         return self._turns.setdefault(model, Turns(self._most))
 
 
@@ -133,7 +133,7 @@ class Lane:
         return self._gives_way_to is not None and self._gives_way_to.prompts_expected
 
     async def turn(self, timer: Stopwatch) -> None:
-        """Wait until no more urgent work is under way, or for as long as can be asked; call it before each stage."""
+        """Wait until no more urgent work is under way, or as `RightOfWay.frame` limits it; call before each stage."""
         if self._gives_way_to is not None:
             with timer.stage("wait"):
                 await self._gives_way_to.frame()
@@ -146,7 +146,7 @@ class Lane:
     def exchange(
         self, model: str, version: int, inputs: Mapping[str, TensorSpec], outputs: TensorSpecs
     ) -> AbstractAsyncContextManager[Exchange]:
-        """Make room for one inference's tensors until the block ends; fill them, then `run`.
+        """Allocate one inference's tensors until the block ends; fill them, then `run`.
 
         Raises:
             UnavailableError, DeadlineError

@@ -1,4 +1,4 @@
-"""The service's life: run -> start -> serve -> drain -> stop, each readable top to bottom."""
+"""The service's process: run -> start -> serve -> drain -> stop."""
 
 import asyncio
 import errno
@@ -73,7 +73,7 @@ class Server:
         limit.start()
 
     async def _start_triton(self, stack: AsyncExitStack) -> TritonLocation | None:
-        """Start our own Triton, unless another one was named; None when told to stop meanwhile."""
+        """Start our own Triton, unless another one is configured; return None if a signal arrives first."""
         starting = asyncio.create_task(locate_triton(self._settings, stack), name="start Triton")
         stopping = asyncio.create_task(self._stop.wait(), name="wait for a signal")
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -139,7 +139,7 @@ class Server:
 
 
 def _leave(why: str) -> NoReturn:
-    """End this process; its children, and the embedded Triton's launcher, notice, and end as well."""
+    """End this process; its children and the embedded Triton's launcher detect that, and end as well."""
     log.critical("ending at once: %s", why)
     logging.shutdown()
     os._exit(1)
@@ -157,7 +157,7 @@ async def _publish_changes(health: Health, changed: asyncio.Event) -> None:
 
 
 def _bind(server: GrpcServer, host: str, port: int) -> int:
-    """Have a gRPC server listen; returns the port."""
+    """Bind a gRPC server; return the port. Raises StartError."""
     address = f"{_in_url(host)}:{port}"
     try:
         return server.bind(address)

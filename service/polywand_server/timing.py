@@ -1,4 +1,4 @@
-"""Where the time of one answer goes: a stopwatch that travels with a request from its receipt to its reply."""
+"""The time of each stage of a request, from its receipt to its reply."""
 
 import time
 from collections.abc import Iterator
@@ -30,13 +30,13 @@ class Stopwatch:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin
 
     def add(self, other: "Stopwatch") -> None:
-        """Count the stages and inferences of work that was done beside this request's own, on its behalf."""
+        """Add the stages and inferences of other work that was done for this request."""
         for stage, seconds in other.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         self.inferences += other.inferences
 
     def waited(self) -> None:
-        """Count everything since receipt that no stage has claimed as waiting."""
+        """Count all time since receipt that is in no stage as "wait"."""
         self.seconds["wait"] = self.total() - sum(self.seconds.values())
 
     def total(self) -> float:

@@ -1,4 +1,4 @@
-"""How the parts of the service are put together; `server` gives them their life."""
+"""Creates and connects the parts of the service; `server` starts and stops them."""
 
 import asyncio
 from collections.abc import Callable
@@ -39,13 +39,13 @@ from polywand_server.triton.location import TritonLocation
 from polywand_server.triton.shared_memory import SharedMemory, is_on_this_host
 from polywand_server.workers.pool import Workers
 
-# Of all decoded images, the part that paused frames may hold.
+# Paused frames may hold 1 / PAUSED_FRAMES_PART of the budget of decoded images.
 PAUSED_FRAMES_PART = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts that have a life of their own, or that the edges need."""
+    """The parts that the server runs or passes to its ports."""
 
     registry: Registry
     ingress: Ingress

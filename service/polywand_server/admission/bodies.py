@@ -1,4 +1,4 @@
-"""Admission: what clients have sent and nobody has worked on yet, bounded in calls and in bytes."""
+"""Admission: bounds the calls and bytes that clients have sent and that wait to be processed."""
 
 import asyncio
 import time
@@ -16,22 +16,22 @@ from polywand_server.ops import metrics
 # Messages up to this size are not counted: they are prompts, and each stream holds one at most.
 SMALL_BODY_BYTES = 64 * 1024
 RETRY_SECONDS = 1.0
-# What may be sent at once, and then in a second, while prompts are in work: to hand over a message of 60 MB, gRPC holds
-# the interpreter for some 60 ms.
+# Read without a pause, and then per second, while prompts are expected: gRPC holds the interpreter for about 60 ms to
+# deliver a message of 60 MB.
 BURST_BYTES = 128 * MEBIBYTE
 BYTES_PER_SECOND = 60 * MEBIBYTE
-# Nothing waits longer than this to be read.
+# The longest pause before a message is read.
 MOST_PAUSE_SECONDS = 10.0
-# So long messages of unary calls are read one by one; one that takes longer goes on beside the next.
+# Unary calls are read one by one; a read that takes longer goes on beside the next.
 READ_ALONE_SECONDS = 1.0
-# Who pays for all frames.
+# The payer of all frames.
 FRAMES = "frames"
 
 
 class Pace:
-    """How soon what sends much is read again, while hands wait. prompts_expected: whether they do.
+    """Limits how fast large messages are read while prompts are expected.
 
-    payer: all frames together are one, and each client with its images is one.
+    payer: the name that bytes are counted under: FRAMES for all frames together, else the client.
     """
 
     def __init__(self, prompts_expected: Callable[[], bool]) -> None:
@@ -39,14 +39,14 @@ class Pace:
         self._debts: dict[str, _Debt] = {}
 
     async def pause(self, payer: str) -> int:
-        """Wait until the next message may be read; returns the bytes that are counted beforehand for that."""
+        """Wait until the next message may be read; return the bytes that are counted for it in advance."""
         debt = self._debts.get(payer)
         if debt is None or not self._prompts_expected():
             return 0
         over = debt.nbytes - BURST_BYTES
         if over <= 0:
             return 0
-        expected = debt.last  # so that those that wait at the same time are not read at the same time
+        expected = debt.last  # so that messages that wait together are not read together
         debt.add(expected)
         await asyncio.sleep(min(over / BYTES_PER_SECOND, MOST_PAUSE_SECONDS))
         return expected
@@ -61,7 +61,7 @@ class Pace:
 
 
 class _Debt:
-    """What was sent, less what time has paid off. last: bytes of the last large message."""
+    """Bytes that were read, less BYTES_PER_SECOND since. last: bytes of the last large message."""
 
     def __init__(self) -> None:
         self.last = 0
@@ -70,18 +70,18 @@ class _Debt:
 
     @property
     def nbytes(self) -> float:
-        """Now."""
+        """The debt now."""
         return max(0.0, self._nbytes - (time.monotonic() - self._at) * BYTES_PER_SECOND)
 
     def add(self, nbytes: int) -> None:
-        """Count more, or less."""
+        """Add bytes; a negative number removes some."""
         self._nbytes, self._at = self.nbytes + nbytes, time.monotonic()
 
 
 class Admission:
-    """Lets calls with images in: some at once, some in a line, and no more; the rest is told to come back.
+    """Admits calls with images: some run, some wait, and the rest are refused.
 
-    calls: turns of unary calls with an image, taken before a message is read. pace: of reading.
+    calls: turns of unary calls with an image, acquired before a message is read. pace: of reading.
     """
 
     def __init__(self, limits: Limits, prompts_expected: Callable[[], bool]) -> None:
@@ -94,7 +94,7 @@ class Admission:
         self._held: Counter[str] = Counter()
 
     async def one_by_one(self, read: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
-        """Read the message of a unary call, and not at the same moment as others."""
+        """Read the message of a unary call; reads of several calls do not begin together."""
         async with self._reading.turn():
             reading = asyncio.create_task(read(), name="read a call")
             try:
@@ -126,7 +126,7 @@ class Admission:
             self._grow(client, -nbytes)
 
     def _check(self, client: str, nbytes: int) -> None:
-        # Half is for others; a single message of the greatest size is always let in while there is room.
+        # Half is for other clients; one message of the largest size is always admitted while the total allows it.
         own_most = max(self._largest, self._most // 2)
         if self._bytes + nbytes > self._most or self._held[client] + nbytes > own_most:
             held = f"{self._bytes // MEBIBYTE} of at most {self._most // MEBIBYTE} MiB of images wait to be decoded"

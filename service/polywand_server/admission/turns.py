@@ -1,7 +1,7 @@
 """Turns: fair shares of what only a few may use at once, over clients first, then over each client's streams.
 
-Hands go first: a client that has rested since its last turns, and wants one thing at a time, is taken to be somebody
-who looks and then clicks. Its next few turns come before those of clients that want one after another without a pause.
+Interactive turns go first: a client that paused since its last turns and requests one turn at a time is taken for a
+person who clicks. Its next few turns come before those of clients that request turns without a pause.
 """
 
 import asyncio
@@ -15,29 +15,29 @@ from itertools import count
 from polywand_server.caller import Caller, current
 from polywand_server.errors import QuotaError
 
-# A client that had a turn so short a time ago counts as active: the others leave it its share.
+# A client counts as active for this long after its last turn: the others leave it its share.
 ACTIVE_SECONDS = 1.0
-# A client that wanted nothing for so long has rested.
+# A client that requested nothing for this long has rested.
 REST_SECONDS = 0.1
-# So many turns after a rest come first: those of a click, with all passes that it may take.
+# This many turns after a rest are interactive: enough for all passes of a click.
 TURNS_AFTER_REST = 16
-# So many at first, of a client that was not here before.
-TURNS_OF_A_NEW_ONE = 5
-# So many turns a client has before it goes to the end of the line: a click that has begun is finished before the next
-# one begins, or all would be finished late.
-TURNS_OF_A_PLACE = 4
-# So long it is known that a client was here.
+# The same for a client that is new.
+NEW_CLIENT_TURNS = 5
+# A client gets this many turns before it goes to the end of the queue: a click that has begun is finished before the
+# next one begins, or all would be finished late.
+TURNS_PER_RANK = 4
+# A client that is not active is forgotten this long after its last use.
 KNOWN_SECONDS = 60.0
-# So long after a hand's turn another one is expected.
-HANDS_SECONDS = 10.0
-# Then the others hold no more than this part of all turns, so that it finds one free.
+# After an interactive turn, another one is expected for this long.
+INTERACTIVE_SECONDS = 10.0
+# Meanwhile the other turns in use are at most 1 / OTHERS_PART of all, so that an interactive one finds a free turn.
 OTHERS_PART = 8
-# After so many of these in a row, one of the others goes.
+# After this many interactive turns in a row, one of the others is granted.
 MOST_IN_A_ROW = 4
 
 
 class Line:
-    """Waiters by client; each one's streams take turns, and a stream's stand in line."""
+    """Waiters by client; a client's streams take turns, and the waiters of a stream are in order of arrival."""
 
     def __init__(self) -> None:
         self._clients: OrderedDict[str, OrderedDict[int, deque[asyncio.Future[None]]]] = OrderedDict()
@@ -48,21 +48,21 @@ class Line:
 
     @property
     def clients(self) -> list[str]:
-        """Those that wait."""
+        """The clients that wait."""
         return list(self._clients)
 
     def count(self, client: str) -> int:
-        """How many of a client's wait."""
+        """Count the waiters of a client."""
         return sum(map(len, self._clients.get(client, {}).values()))
 
     def push(self, caller: Caller, waiter: "asyncio.Future[None]") -> None:
-        """Stand in line."""
+        """Add a waiter."""
         streams = self._clients.setdefault(caller.client, OrderedDict())
         streams.setdefault(caller.stream, deque()).append(waiter)
         self._length += 1
 
     def remove(self, caller: Caller, waiter: "asyncio.Future[None]") -> None:
-        """Leave the line, if it still stands in it."""
+        """Remove a waiter, if it is still queued."""
         streams = self._clients.get(caller.client, OrderedDict())
         waiters = streams.get(caller.stream, deque())
         if waiter not in waiters:
@@ -75,7 +75,7 @@ class Line:
             del self._clients[caller.client]
 
     def pop(self, client: str) -> "asyncio.Future[None]":
-        """Take the next one of a client's."""
+        """Remove and return a client's next waiter."""
         streams = self._clients[client]
         stream, waiters = next(iter(streams.items()))
         waiter = waiters.popleft()
@@ -90,13 +90,14 @@ class Line:
 
 @dataclass(slots=True)
 class _Client:
-    """held: turns now. wanted: those, and what waits. used_at: when it had one last.
+    """The turns of one client.
 
-    since_rest: turns since it rested. has_rested: ever; a new one has not. place: in the line, counted from the first
-    one ever; turns: of this place.
+    held: turns in use. wanted: turns in use and requests that wait. used_at: its last request, grant or release.
+    since_rest: turns since its last rest. has_rested: whether it has rested since it is known. rank: the client with
+    the lowest is next. turns: granted at this rank.
     """
 
-    place: int = 0
+    rank: int = 0
     turns: int = 0
     held: int = 0
     wanted: int = 0
@@ -106,11 +107,11 @@ class _Client:
 
 
 class Turns:
-    """Lets `capacity` in at once.
+    """Grants at most `capacity` turns at once.
 
-    Where several clients are active, none has more than its share, and each has one; where hands are expected, the
-    others leave most turns free. most_waiting: longer than that the lines do not grow; None is no limit. what: is
-    waited for, in words, for errors. others_part: of the turns, what is left to others where hands are expected.
+    Where several clients are active, none has more than its share, and each has one; where interactive turns are
+    expected, the others leave most turns free. most_waiting: the most requests that wait; None is no limit. what: name
+    of the work, for errors. others_part: while interactive turns are expected, others get 1 / others_part of all.
     """
 
     def __init__(
@@ -120,23 +121,23 @@ class Turns:
         self._most_others = max(1, capacity // others_part)
         self._most_waiting = most_waiting
         self._what = what
-        self._hands, self._others = Line(), Line()
+        self._interactive, self._others = Line(), Line()
         self._clients: dict[str, _Client] = {}
-        self._inactive: dict[str, _Client] = {}  # the one that was used last stands last
-        self._hands_at: dict[str, float] = {}  # when each had its last turn as one
+        self._inactive: dict[str, _Client] = {}  # by used_at, oldest first
+        self._interactive_at: dict[str, float] = {}  # time of each client's last interactive turn
         self._in_use = 0
         self._others_in_use = 0
         self._in_a_row = 0
-        self._places = count(1)
+        self._ranks = count(1)
 
     @property
     def waiting(self) -> int:
-        """How many stand in line."""
-        return len(self._hands) + len(self._others)
+        """Count the requests that wait."""
+        return len(self._interactive) + len(self._others)
 
     @property
     def in_use(self) -> int:
-        """How many turns are held."""
+        """Count the turns in use."""
         return self._in_use
 
     @asynccontextmanager
@@ -144,26 +145,26 @@ class Turns:
         """Wait for a turn, and hold it until the block ends.
 
         Raises:
-            QuotaError: the line is full, or this client has its share of it.
+            QuotaError: the queue is full, or this client has its share of it.
         """
         caller = current()
-        is_hand = await self._acquire(caller)
+        is_interactive = await self._acquire(caller)
         try:
             yield
         finally:
-            self._release(caller.client, is_hand=is_hand)
+            self._release(caller.client, is_interactive=is_interactive)
 
     async def _acquire(self, caller: Caller) -> bool:
-        """Wait for a turn; returns whether it is a hand's."""
+        """Wait for a turn; return whether it is interactive."""
         client, name = self._client(caller.client), caller.client
-        is_hand = client.since_rest < TURNS_AFTER_REST and client.wanted == 0
-        # Many new ones at once are no hands that have just arrived.
-        is_hand &= client.has_rested or len(self._hands) < self._capacity
-        line = self._hands if is_hand else self._others
-        if name not in line.clients and self._may(name, is_hand=is_hand):
+        is_interactive = client.since_rest < TURNS_AFTER_REST and client.wanted == 0
+        # Many new clients at once are not interactive.
+        is_interactive &= client.has_rested or len(self._interactive) < self._capacity
+        line = self._interactive if is_interactive else self._others
+        if name not in line.clients and self._is_allowed(name, is_interactive=is_interactive):
             client.wanted += 1
-            self._take(name, is_hand=is_hand)
-            return is_hand
+            self._grant(name, is_interactive=is_interactive)
+            return is_interactive
         self._check_line(name)
         client.wanted += 1
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -172,38 +173,38 @@ class Turns:
             await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
-                self._release(name, is_hand=is_hand)
+                self._release(name, is_interactive=is_interactive)
             else:
                 line.remove(caller, waiter)
                 self._want_less(name)
-                self._hand_on()
+                self._grant_free()
             raise
-        return is_hand
+        return is_interactive
 
-    def _release(self, name: str, *, is_hand: bool) -> None:
+    def _release(self, name: str, *, is_interactive: bool) -> None:
         self._clients[name].held -= 1
         self._in_use -= 1
-        self._others_in_use -= not is_hand
+        self._others_in_use -= not is_interactive
         self._want_less(name)
-        self._hand_on()
+        self._grant_free()
 
     def _client(self, name: str) -> _Client:
-        """What is known of a client; of one that has rested, turns are counted anew."""
+        """Return the record of a client; if it has rested, its turns are counted anew."""
         now = time.monotonic()
         client = self._clients.get(name) or self._inactive.pop(name, None)
         if client is None:
-            client = _Client(since_rest=TURNS_AFTER_REST - TURNS_OF_A_NEW_ONE)
-            self._to_the_end(client)
+            client = _Client(since_rest=TURNS_AFTER_REST - NEW_CLIENT_TURNS)
+            self._move_to_end(client)
         elif client.wanted == 0 and now - client.used_at > REST_SECONDS:
             client.since_rest, client.has_rested = 0, True
-            self._to_the_end(client)
+            self._move_to_end(client)
         client.used_at = now
         self._clients[name] = client
         return client
 
-    def _to_the_end(self, client: _Client) -> None:
-        """Give a client the last place."""
-        client.place, client.turns = next(self._places), 0
+    def _move_to_end(self, client: _Client) -> None:
+        """Move a client behind all others."""
+        client.rank, client.turns = next(self._ranks), 0
 
     def _want_less(self, name: str) -> None:
         client = self._clients[name]
@@ -211,62 +212,63 @@ class Turns:
         client.used_at = time.monotonic()
 
     def _check_line(self, client: str) -> None:
-        """Refuse who would make the line too long: of a client that waits for more than others do, the next one."""
+        """Refuse a request if the client already has its share of the queue. Raises QuotaError."""
         most = self._most_waiting
         if most is None:
             return
-        waiting = {client, *self._hands.clients, *self._others.clients}
-        if self._hands.count(client) + self._others.count(client) >= max(1, most // len(waiting)):
+        waiting = {client, *self._interactive.clients, *self._others.clients}
+        if self._interactive.count(client) + self._others.count(client) >= max(1, most // len(waiting)):
             text = f"{self.waiting} wait for {self._what} already, of at most {most}: try again later"
             raise QuotaError(self._what, text, 1.0)
 
-    def _take(self, name: str, *, is_hand: bool) -> None:
+    def _grant(self, name: str, *, is_interactive: bool) -> None:
         client = self._clients[name]
         client.held += 1
         client.since_rest += 1
         client.turns += 1
-        if client.turns == TURNS_OF_A_PLACE:
-            self._to_the_end(client)
+        if client.turns == TURNS_PER_RANK:
+            self._move_to_end(client)
         client.used_at = time.monotonic()
         self._in_use += 1
-        self._others_in_use += not is_hand
-        self._in_a_row = self._in_a_row + 1 if is_hand else 0
-        if is_hand and client.has_rested:
-            self._hands_at[name] = client.used_at
+        self._others_in_use += not is_interactive
+        self._in_a_row = self._in_a_row + 1 if is_interactive else 0
+        if is_interactive and client.has_rested:
+            self._interactive_at[name] = client.used_at
 
-    def _hand_on(self) -> None:
+    def _grant_free(self) -> None:
         while self._in_use < self._capacity and (found := self._next()) is not None:
-            name, is_hand = found
-            waiter = (self._hands if is_hand else self._others).pop(name)
-            if not waiter.cancelled():  # it may not have left the line yet
-                self._take(name, is_hand=is_hand)
+            name, is_interactive = found
+            waiter = (self._interactive if is_interactive else self._others).pop(name)
+            if not waiter.cancelled():  # it may still be queued
+                self._grant(name, is_interactive=is_interactive)
                 waiter.set_result(None)
 
     def _next(self) -> tuple[str, bool] | None:
-        """Whose turn it is, and whether it is a hand's."""
-        hand, other = self._first(self._hands, is_hand=True), self._first(self._others, is_hand=False)
-        if hand is not None and (other is None or self._in_a_row < MOST_IN_A_ROW):
-            return hand, True
+        """Choose the client of the next turn, and whether the turn is interactive."""
+        interactive = self._first(self._interactive, is_interactive=True)
+        other = self._first(self._others, is_interactive=False)
+        if interactive is not None and (other is None or self._in_a_row < MOST_IN_A_ROW):
+            return interactive, True
         return None if other is None else (other, False)
 
-    def _first(self, line: Line, *, is_hand: bool) -> str | None:
-        """The client of a line that has the first place of those that may have a turn."""
-        allowed = [name for name in line.clients if self._may(name, is_hand=is_hand)]
-        return min(allowed, key=lambda name: self._clients[name].place, default=None)
+    def _first(self, line: Line, *, is_interactive: bool) -> str | None:
+        """Return the client of a line with the lowest rank among those that may have a turn."""
+        allowed = [name for name in line.clients if self._is_allowed(name, is_interactive=is_interactive)]
+        return min(allowed, key=lambda name: self._clients[name].rank, default=None)
 
-    def _may(self, name: str, *, is_hand: bool) -> bool:
-        """Whether a client may have a turn more now."""
+    def _is_allowed(self, name: str, *, is_interactive: bool) -> bool:
+        """Whether a client may have one more turn now."""
         self._forget_inactive()
         if self._in_use >= self._capacity:
             return False
-        if not is_hand and self._hands_at.keys() - {name}:
+        if not is_interactive and self._interactive_at.keys() - {name}:
             return self._others_in_use < self._most_others
         return self._clients[name].held < max(1, self._capacity // len(self._clients))
 
     def _forget_inactive(self) -> None:
         now = time.monotonic()
         since = now - ACTIVE_SECONDS
-        self._hands_at = {name: at for name, at in self._hands_at.items() if at > now - HANDS_SECONDS}
+        self._interactive_at = {name: at for name, at in self._interactive_at.items() if at > now - INTERACTIVE_SECONDS}
         gone = [name for name, client in self._clients.items() if not client.wanted and client.used_at < since]
         for name in gone:
             self._inactive[name] = self._clients.pop(name)

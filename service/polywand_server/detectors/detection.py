@@ -32,7 +32,7 @@ async def detect(
 ) -> list[Detection]:
     """Find the boxes of objects on an image, by descending score.
 
-    options: their labels are the tool's (see `FrameTools`).
+    options: their labels must be the tool's (see `check_labels`).
 
     Raises:
         UnavailableError, DeadlineError, ModelFailedError
@@ -56,7 +56,7 @@ async def detect(
 
 
 def _spec_of(config: TensorConfig) -> TensorSpec | None:
-    """Return the spec of an output; None if its size is not known before."""
+    """Return the spec of an output; None if its size is not known in advance."""
     return None if min(config.dims) < 0 else TensorSpec(config.dtype, (1, *config.dims))
 
 

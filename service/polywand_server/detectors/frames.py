@@ -16,9 +16,9 @@ from polywand_server.timing import Stopwatch
 
 @dataclass(frozen=True, slots=True)
 class FrameResult:
-    """What a frame shows.
+    """The result of one frame.
 
-    model, version: of the detector. width, height: of the image, pixels. outlines: None where none were asked for.
+    model, version: of the detector. width, height: of the image, pixels. outlines: None where none were requested.
     """
 
     model: str
@@ -30,7 +30,7 @@ class FrameResult:
 
 
 class Frames:
-    """Works on frames. lane: of frames, which gives way to prompts before each stage."""
+    """Processes frames. lane: of frames, which gives way to prompts before each stage."""
 
     def __init__(
         self, toolbox: FrameToolbox, lane: Lane, decoder: Decoder, outlines: OutlineMaker, permits: FramePermits
@@ -52,7 +52,7 @@ class Frames:
         """
         model, outcome = metrics.UNKNOWN_MODEL, "error"
         try:
-            model = self._toolbox.choose(options).detector.name  # a wrong request is refused before it waits
+            model = self._toolbox.choose(options).detector.name  # an invalid request is refused before it waits
             async with self._permits.permit(until_paused) as permit:
                 timer.waited()
                 await self._lane.turn(timer)

@@ -1,4 +1,4 @@
-"""What a request wants of a frame."""
+"""Options of a request for a frame."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

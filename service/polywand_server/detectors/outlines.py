@@ -19,7 +19,7 @@ from polywand_server.timing import Stopwatch
 
 @dataclass(frozen=True, slots=True)
 class Outlines:
-    """The shapes of one image's detections, in their order, and what made them."""
+    """The shapes of one image's detections, in their order, and the interactor that made them."""
 
     shapes: Sequence[Drawn]
     model: str
@@ -37,7 +37,7 @@ class OutlineMaker:
     async def outline(
         self, outliner: Outliner, picture: Picture, boxes: Sequence[Box], timer: Stopwatch, permit: FramePermit
     ) -> Outlines:
-        """Outline the object in each box; where the interactor finds nothing, the shape has no polygons.
+        """Outline the object in each box; if the interactor finds nothing, the shape has no polygons.
 
         permit: of the frame, which yields to others between two batches.
 

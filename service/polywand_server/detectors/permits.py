@@ -13,8 +13,7 @@ MOST_PAUSED = 32
 class FramePermits:
     """Permits to work on a frame.
 
-    turns: bound how many there are, and share them among clients. paused_bytes: what the pictures of paused frames may
-    take together.
+    turns: bound the permits, and share them among clients. paused_bytes: limit of the pictures of all paused frames.
     """
 
     def __init__(self, turns: Turns, paused_bytes: int) -> None:
@@ -26,14 +25,14 @@ class FramePermits:
     async def permit(self, until_paused: AsyncExitStack) -> AsyncIterator["FramePermit"]:
         """Wait for a permit, and hold it until the block ends.
 
-        until_paused: what else the frame holds that others wait for; closed when it yields for the first time.
+        until_paused: other resources of the frame, which are released when it first yields.
         """
         async with AsyncExitStack() as turn:
             await turn.enter_async_context(self.turns.turn())
             yield FramePermit(self, turn, until_paused)
 
     def try_to_pause(self, nbytes: int) -> bool:
-        """Count a picture that is held without a permit, unless there are too many of them."""
+        """Count a picture that is held without a permit; return False if that exceeds a limit."""
         if nbytes > self._bytes_left or self._paused == MOST_PAUSED:
             return False
         self._bytes_left -= nbytes
@@ -41,7 +40,7 @@ class FramePermits:
         return True
 
     def resume(self, nbytes: int) -> None:
-        """Stop to count a picture."""
+        """Uncount a picture."""
         self._bytes_left += nbytes
         self._paused -= 1
 
@@ -55,9 +54,9 @@ class FramePermit:
         self._until_paused = until_paused
 
     async def yield_to_others(self, nbytes: int, timer: Stopwatch) -> None:
-        """Give the permit to a frame that waits, if one does, and wait for the next one.
+        """Release the permit if a frame waits for one, and acquire another.
 
-        nbytes: of the picture that is held meanwhile. Where that would be too much, this frame goes on.
+        nbytes: of the picture that is held meanwhile. If that exceeds a limit, the permit is kept.
         """
         permits = self._permits
         if not permits.turns.waiting or not permits.try_to_pause(nbytes):

@@ -1,4 +1,4 @@
-"""Proposals: where a detector sees objects in a picture, so that an interactor looks there for what a click means."""
+"""Proposals: a detector's boxes in a picture, which become candidate crops of clicks."""
 
 import asyncio
 import logging
@@ -16,17 +16,17 @@ from polywand_server.timing import Stopwatch
 from polywand_server.tools.registry import Registry
 from polywand_server.tools.specs import ProposalSpec
 
-# How long a click waits for them: without proposals its answer is not as good, and it is an answer.
-PATIENCE_SECONDS = 4.0
-# How long the clicks on a picture go without, before a detector that failed is asked again.
-PAUSE_SECONDS = 30.0
+# How long a click waits for proposals; after that it is answered without them.
+DETECT_SECONDS = 4.0
+# A detector that failed is not run again on the same picture for this long.
+RETRY_SECONDS = 30.0
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
-    """What is asked of a detector. score: from which a box counts."""
+class _DetectorKey:
+    """A detector and its threshold. score: the lowest of a box that counts."""
 
     model: str
     version: int
@@ -34,82 +34,82 @@ class _Question:
 
 
 class DetectorProposals:
-    """What detectors see in one picture: each is run when a click needs it, once. These are its `Proposals`."""
+    """Implements `Proposals` for one picture: each detector is run once, when a click needs it."""
 
     def __init__(self, registry: Registry, lane: Lane, picture: Picture) -> None:
         self._registry = registry
         self._lane = lane
         self._picture = picture
-        self._seen: dict[_Question, Proposed] = {}
-        self._asking: dict[_Question, asyncio.Task[None]] = {}
-        self._paused_until: dict[_Question, float] = {}
+        self._found: dict[_DetectorKey, Proposed] = {}
+        self._running: dict[_DetectorKey, asyncio.Task[None]] = {}
+        self._paused_until: dict[_DetectorKey, float] = {}
 
     def close(self) -> None:
         """See `Proposals`."""
-        for task in self._asking.values():
+        for task in self._running.values():
             task.cancel()
 
     async def find(self, wanted: ProposalSpec, timer: Stopwatch, newer: Supersession) -> Proposed:
         """See `Proposals`."""
         try:
-            question = self._question(wanted)
-        except (NotFoundError, UnavailableError):  # the registry tells what is not there, and why
+            key = self._resolve(wanted)
+        except (NotFoundError, UnavailableError):  # the registry reports why
             return Proposed()
         except PolywandError as error:
             _log.warning("no proposals: %s", error)
             return Proposed()
-        if question not in self._seen and time.monotonic() >= self._paused_until.get(question, 0.0):
-            await self._wait_for(question, timer, newer)
-        return self._seen.get(question, Proposed())
+        if key not in self._found and time.monotonic() >= self._paused_until.get(key, 0.0):
+            await self._wait_for(key, timer, newer)
+        return self._found.get(key, Proposed())
 
     def are_current(self, wanted: ProposalSpec, version: int) -> bool:
         """See `Proposals`."""
         try:
-            question = self._question(wanted)
+            key = self._resolve(wanted)
         except PolywandError:
-            return True  # what was seen before is as good as can be
-        return question not in self._seen if version == 0 else version == question.version
+            return True  # nothing newer can be found
+        return key not in self._found if version == 0 else version == key.version
 
     def may_come(self, wanted: ProposalSpec) -> bool:
         """See `Proposals`."""
         return self._registry.knows(wanted.model)
 
-    def _question(self, wanted: ProposalSpec) -> _Question:
+    def _resolve(self, wanted: ProposalSpec) -> _DetectorKey:
         """Resolve the detector's version. Raises what `Registry.detector` does."""
         detector = self._registry.detector(wanted.model, 0)
-        return _Question(detector.name, detector.version, wanted.score)
+        return _DetectorKey(detector.name, detector.version, wanted.score)
 
-    async def _wait_for(self, question: _Question, timer: Stopwatch, newer: Supersession) -> None:
-        """Have a detector asked, and wait for it; objects that start at the same time share one answer."""
-        began, asked = timer.total(), Stopwatch()
-        if question not in self._asking:
-            task = asyncio.create_task(self._ask(question, asked), name="ask for proposals")
-            self._asking[question] = task
-            task.add_done_callback(lambda _: self._asking.pop(question, None))
-        task = self._asking[question]
+    async def _wait_for(self, key: _DetectorKey, timer: Stopwatch, newer: Supersession) -> None:
+        """Run a detector, or wait for its run; objects that start at the same time share one run."""
+        began, run_timer = timer.total(), Stopwatch()
+        if key not in self._running:
+            task = asyncio.create_task(self._run(key, run_timer), name="detect proposals")
+            self._running[key] = task
+            task.add_done_callback(lambda _: self._running.pop(key, None))
+        task = self._running[key]
         superseded = asyncio.create_task(newer.wait(), name="wait for a newer prompt")
         try:
             await asyncio.wait((task, superseded), return_when=asyncio.FIRST_COMPLETED)
         finally:
             superseded.cancel()
-        if task.done() and asked.seconds:
-            timer.add(asked)  # of the prompts that waited, this is the one for which it was asked
+        if task.done() and run_timer.seconds:
+            timer.add(run_timer)  # this prompt started the run; others only waited for it
         else:
             timer.seconds["wait"] = timer.seconds.get("wait", 0.0) + timer.total() - began
 
-    async def _ask(self, question: _Question, timer: Stopwatch) -> None:
-        found = await or_error(self._detect(question, timer))
+    async def _run(self, key: _DetectorKey, timer: Stopwatch) -> None:
+        found = await or_error(self._detect(key, timer))
         if isinstance(found, PolywandError):
-            self._paused_until[question] = time.monotonic() + PAUSE_SECONDS
-            _log.warning("clicks on an image go without the proposals of '%s': %s", question.model, found)
+            self._paused_until[key] = time.monotonic() + RETRY_SECONDS
+            _log.warning("clicks on an image are answered without proposals of '%s': %s", key.model, found)
         else:
-            self._seen[question] = Proposed(question.version, [detection.box for detection in found])
+            self._found[key] = Proposed(key.version, [detection.box for detection in found])
 
-    async def _detect(self, question: _Question, timer: Stopwatch) -> list[Detection]:
-        options = DetectOptions(question.model, question.version, question.score)
-        detector = self._registry.detector(question.model, question.version)
+    async def _detect(self, key: _DetectorKey, timer: Stopwatch) -> list[Detection]:
+        options = DetectOptions(key.model, key.version, key.score)
+        detector = self._registry.detector(key.model, key.version)
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            async with asyncio.timeout(DETECT_SECONDS):
                 return await detect(self._lane, detector, self._picture, options, timer)
         except TimeoutError:
-            raise DeadlineError(f"no answer within {PATIENCE_SECONDS:g} s") from None
+            raise DeadlineError(f"no answer within {DETECT_SECONDS:g} s") from None

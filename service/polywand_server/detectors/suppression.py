@@ -1,4 +1,4 @@
-"""Non-maximum suppression: of boxes that show the same object, the best."""
+"""Non-maximum suppression: keeps the best of the boxes that show the same object."""
 
 from dataclasses import dataclass
 
@@ -22,12 +22,12 @@ class Candidates:
         return Candidates(self.boxes[rows], self.scores[rows], self.classes[rows])
 
 
-# Only so many of the best enter the suppression, whose cost grows with their square.
+# The best boxes that enter the suppression, whose cost grows with their square.
 MAX_CANDIDATES = 1000
 
 
 def above(boxes: NDArray[np.float32], scores: NDArray[np.float32], threshold: float) -> Candidates:
-    """List the (box, class) pairs whose score reaches the threshold, the best if many; boxes [M, 4], scores [M, C]."""
+    """List the (box, class) pairs that reach the threshold, at most MAX_CANDIDATES; boxes [M, 4], scores [M, C]."""
     rows, classes = np.nonzero(scores >= threshold)
     found = Candidates(boxes[rows], scores[rows, classes], classes)
     if len(found.scores) <= MAX_CANDIDATES:

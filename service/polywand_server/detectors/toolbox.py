@@ -1,4 +1,4 @@
-"""Which tools work on a frame: the detector that was asked for, and the interactor that outlines its detections."""
+"""The tools of a frame: the requested detector, and the interactor that outlines its detections."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ _FIELD = "polygons."
 
 @dataclass(frozen=True, slots=True)
 class Outliner:
-    """An interactor that starts from a box, and how its outlines are wanted."""
+    """An interactor that starts from a box, and the options of its outlines."""
 
     tool: Interactor
     output: OutputOptions
 
-    # Of the request, for errors.
+    # Field of the request, for errors.
     threshold_field = f"{_FIELD}output.threshold"
 
     @property
@@ -39,7 +39,7 @@ class Outliner:
 
 @dataclass(frozen=True, slots=True)
 class FrameTools:
-    """The tools of one frame. outliner: None where no outlines are wanted."""
+    """The tools of one frame. outliner: None where no outlines are requested."""
 
     detector: Detector
     outliner: Outliner | None
@@ -64,10 +64,10 @@ class FrameToolbox:
         return FrameTools(detector, outliner)
 
     async def use(self, options: DetectOptions, work: Callable[[FrameTools], Awaitable[Result]]) -> Result:
-        """Choose tools and work with them; once more where a version was unloaded meanwhile.
+        """Choose tools and run `work` with them; again if a version was unloaded meanwhile.
 
         Raises:
-            What `choose` and `work` raise.
+            Errors of `choose` and `work`.
         """
         return await use_tool(self._registry, lambda: self.choose(options), work)
 
@@ -92,39 +92,41 @@ def find_outliner(registry: Registry, options: PolygonOptions) -> Outliner:
     try:
         tool = registry.interactor(options.model, options.version, _FIELD)
     except UnavailableError as error:
-        raise _not_now(error) from error
-    lacking = _lacking(tool)
-    if lacking:
-        raise InvalidInputError(f"{_FIELD}model", f"model '{tool.name}' {lacking}")
+        raise _naming_field(error) from error
+    missing = _missing(tool)
+    if missing:
+        raise InvalidInputError(f"{_FIELD}model", f"model '{tool.name}' {missing}")
     return Outliner(tool, options.output)
 
 
 def _default(registry: Registry) -> Interactor:
-    away: UnavailableError | None = None
+    unready: UnavailableError | None = None
     for name in DEFAULT_MODELS:
         try:
             tool = registry.interactor(name, 0, _FIELD)
         except UnavailableError as error:
-            away = away or error
+            unready = unready or error
         except PolywandError:
-            continue  # it is not there, or it is something else of that name
+            continue  # it does not exist, or is not an interactor
         else:
-            if not _lacking(tool):
+            if not _missing(tool):
                 return tool
-    if away is not None:
-        raise _not_now(away) from away
-    listed = " and ".join(f"'{name}'" for name in DEFAULT_MODELS)
-    raise NotFoundError(f"{_FIELD}model", f"of {listed} none is here that starts from a box: name another interactor")
+    if unready is not None:
+        raise _naming_field(unready) from unready
+    listed = " nor ".join(f"'{name}'" for name in DEFAULT_MODELS)
+    raise NotFoundError(
+        f"{_FIELD}model", f"neither {listed} is an interactor here that starts from a box: name another interactor"
+    )
 
 
-def _not_now(error: UnavailableError) -> UnavailableError:
-    """Say which of a request's two models it is that is not ready."""
+def _naming_field(error: UnavailableError) -> UnavailableError:
+    """Add the field of the model, as the request names two."""
     return UnavailableError(f"{_FIELD}model: {error}", error.retry_seconds)
 
 
-def _lacking(tool: Interactor) -> str:
-    """Why a box is not enough for an interactor; "" when it is."""
+def _missing(tool: Interactor) -> str:
+    """Return why a box is not enough for an interactor; "" if it is."""
     if tool.spec.prompt.box == "none":
         return "reads no box"
-    lacking = incomplete(Prompt(tool.name, tool.version, "", box=Box(0, 0, 1, 1)), tool.spec.prompt)
-    return f"needs more than a box: {lacking}" if lacking else ""
+    missing = incomplete(Prompt(tool.name, tool.version, "", box=Box(0, 0, 1, 1)), tool.spec.prompt)
+    return f"needs more than a box: {missing}" if missing else ""

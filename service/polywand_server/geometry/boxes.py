@@ -20,7 +20,7 @@ class Box:
         return bool(((points >= (self.x0, self.y0)) & (points <= (self.x1, self.y1))).all())
 
     def overlap(self, other: "Box") -> float:
-        """Intersection over union with another."""
+        """Intersection over union with another box."""
         width = max(0.0, min(self.x1, other.x1) - max(self.x0, other.x0))
         height = max(0.0, min(self.y1, other.y1) - max(self.y0, other.y0))
         return width * height / (self.area + other.area - width * height)

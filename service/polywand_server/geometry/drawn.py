@@ -1,4 +1,4 @@
-"""Drawn outlines: shapes as plain arrays, which are small, quick to write, and travel between processes."""
+"""Drawn outlines: shapes as plain arrays, which are small, quick to write, and can be sent between processes."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from polywand_server.geometry.shapes import Shape
 
-# What an outline takes beside its vertices.
+# Memory of an outline beside its vertices.
 _DRAWN_BYTES = 512
 
 
@@ -19,7 +19,7 @@ class Drawn:
     coordinates: float32 [N, 2] (x, y) of all vertices, ring after ring; the first of a ring is not repeated at its end.
     ring_sizes: int32 [R], vertices of each ring. part_sizes: int32 [P], rings of each part, its exterior first; the
         largest part is the first.
-    area, rle, tolerance, iou: as of `Shape`.
+    area, rle, tolerance, iou: see `Shape`.
     """
 
     coordinates: NDArray[np.float32]
@@ -46,7 +46,7 @@ class Drawn:
 
 
 def drawn(shape: Shape) -> Drawn:
-    """Lay a shape out as arrays."""
+    """Convert a shape to arrays."""
     parts = shapely.get_parts(shape.polygons)
     rings = shapely.get_rings(parts)
     part_sizes = 1 + shapely.get_num_interior_rings(parts)

@@ -1,4 +1,4 @@
-"""A budget of vertices that no tolerance meets: the smallest rings go, and then vertices of the last one."""
+"""Vertex budgets that no tolerance meets: drops the smallest rings, then vertices of the largest."""
 
 import heapq
 
@@ -9,7 +9,7 @@ from shapely.geometry.polygon import orient
 
 from polywand_server.geometry.rings import assemble, count_vertices, vertices
 
-# One vertex after another is taken out of so many at most; of longer rings many at a time.
+# Vertices are removed one by one from rings of at most this many; from longer rings, many at a time.
 HEAP_VERTICES = 2**13
 
 
@@ -18,8 +18,8 @@ def with_fewer_vertices(
 ) -> tuple[shapely.MultiPolygon, float]:
     """Drop the smallest rings until a budget holds; the largest part stays, as a triangle if need be.
 
-    Holes go with their part. Returns the polygons and the tolerance that was applied: the given one, or more where
-    vertices of the largest part had to go.
+    Holes are dropped with their part. Returns the polygons and the applied tolerance, image pixels: the given one, or
+    more if vertices of the largest part were removed.
     """
     if count_vertices(polygons) <= max_points:
         return polygons, tolerance
@@ -43,39 +43,39 @@ def with_fewer_vertices(
 
 
 def _fewer_vertices(ring: NDArray[np.float64], max_points: int) -> tuple[NDArray[np.float64], float]:
-    """Take out the vertices that change the area least until the budget holds (Visvalingam and Whyatt 1993).
+    """Remove the vertices that change the area least until the budget holds (Visvalingam and Whyatt 1993).
 
-    Where what is left crosses itself, those of the convex hull are taken instead, and fewer of them.
-    Returns the ring [N, 2] and how far it runs from the given one.
+    If the result crosses itself, return vertices of the convex hull instead, reduced to the budget.
+    Returns the ring [N, 2] and its greatest distance from the given one.
     """
-    kept = _least_taken_out(ring, np.arange(len(ring)), max_points)
+    kept = _reduced(ring, np.arange(len(ring)), max_points)
     if not shapely.Polygon(ring[kept]).is_valid:
-        kept = _least_taken_out(ring, _on_hull(ring), max_points)
+        kept = _reduced(ring, _on_hull(ring), max_points)
     return ring[kept], _deviation(ring, kept)
 
 
-def _least_taken_out(ring: NDArray[np.float64], kept: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+def _reduced(ring: NDArray[np.float64], kept: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     while len(kept) > max(count, HEAP_VERTICES):
         areas = _triangles(ring[kept])
-        # Never two side by side, and not much more than the smallest half: the rest changes meanwhile.
+        # Never two neighbours, and at most the smaller half: areas change as vertices are removed.
         goes = (areas < np.roll(areas, 1)) & (areas <= np.roll(areas, -1)) & (areas <= np.median(areas))
         spare = len(kept) - max(count, HEAP_VERTICES)
         chosen = np.flatnonzero(goes) if goes.any() else np.arange(0, len(kept) - 1, 2)
         chosen = chosen[np.argsort(areas[chosen], kind="stable")[:spare]]
         kept = np.delete(kept, chosen)
-    return kept[_taken_out_one_by_one(ring[kept], count)] if len(kept) > count else kept
+    return kept[_reduced_one_by_one(ring[kept], count)] if len(kept) > count else kept
 
 
 def _triangles(ring: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Twice the area between each vertex and its neighbours, which is what goes with it, float64 [N]."""
+    """Twice the area between each vertex and its neighbours, which its removal changes, float64 [N]."""
     (ax, ay), (bx, by) = (ring - np.roll(ring, 1, axis=0)).T, (np.roll(ring, -1, axis=0) - ring).T
     areas: NDArray[np.float64] = np.abs(ax * by - ay * bx)
     return areas
 
 
-def _taken_out_one_by_one(ring: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """The indices that are left, int64 [count]."""
-    places: list[tuple[float, float]] = [(x, y) for x, y in ring.tolist()]
+def _reduced_one_by_one(ring: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Return the indices that remain, int64 [count]."""
+    points: list[tuple[float, float]] = [(x, y) for x, y in ring.tolist()]
     before = [(index - 1) % len(ring) for index in range(len(ring))]
     after = [(index + 1) % len(ring) for index in range(len(ring))]
     areas = _triangles(ring).tolist()
@@ -86,28 +86,28 @@ def _taken_out_one_by_one(ring: NDArray[np.float64], count: int) -> NDArray[np.i
     while left > count:
         area, index = heapq.heappop(heap)
         if not is_left[index] or area != areas[index]:
-            continue  # it is gone, or its neighbours changed
+            continue  # it was removed, or its neighbours changed
         is_left[index] = False
         left -= 1
         one, other = before[index], after[index]
         after[one], before[other] = other, one
         for neighbour in (one, other):
-            (x0, y0), (x, y), (x1, y1) = places[before[neighbour]], places[neighbour], places[after[neighbour]]
+            (x0, y0), (x, y), (x1, y1) = points[before[neighbour]], points[neighbour], points[after[neighbour]]
             areas[neighbour] = abs((x - x0) * (y1 - y) - (y - y0) * (x1 - x))
             heapq.heappush(heap, (areas[neighbour], neighbour))
     return np.flatnonzero(is_left)
 
 
 def _on_hull(ring: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The indices of the vertices that the convex hull has; along a ring that does not cross itself, in its order."""
+    """Return the indices of the vertices on the convex hull, ascending."""
     corners = shapely.get_coordinates(shapely.convex_hull(shapely.multipoints(ring)))[:-1]
-    index = {(x, y): place for place, (x, y) in enumerate(ring.tolist())}
+    index = {(x, y): number for number, (x, y) in enumerate(ring.tolist())}
     return np.sort(np.array([index[x, y] for x, y in corners.tolist()], np.int64))
 
 
 def _deviation(ring: NDArray[np.float64], kept: NDArray[np.int64]) -> float:
-    """How far a ring runs at most from the segments between the vertices that are kept."""
-    segment = np.searchsorted(kept, np.arange(len(ring)), side="right") - 1  # -1 is the one that closes the ring
+    """Return the greatest distance of a ring from the segments between the kept vertices."""
+    segment = np.searchsorted(kept, np.arange(len(ring)), side="right") - 1  # -1 is the segment that closes the ring
     start, end = ring[kept[segment]], ring[np.roll(kept, -1)[segment]]
     along, out = end - start, ring - start
     length = np.maximum((along**2).sum(axis=1), np.finfo(np.float64).tiny)

@@ -1,4 +1,4 @@
-"""Outlines and seeds in a child: for masks whose outline takes long to trace, and seeds that take long to fill."""
+"""Outlines and seeds in a child: for masks that take long to trace, and seeds that take long to fill."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def _written(made: Drawn) -> Answer:
 
 
 def read_drawn(answer: Answer) -> Drawn:
-    """Read what `draw` has answered."""
+    """Read the answer of `draw` or `draw_seed`."""
     coordinates, ring_sizes, part_sizes = (np.array(array) for array in answer.arrays)
     facts = answer.facts
     rle: Any = facts["rle"]
@@ -52,7 +52,7 @@ def read_drawn(answer: Answer) -> Drawn:
     )
 
 
-def plant(_: Conversation, seed: Seed, size: tuple[int, int]) -> Answer:
+def draw_seed_map(_: Conversation, seed: Seed, size: tuple[int, int]) -> Answer:
     """Make a map of a seed. size: width, height of the image."""
     made = seed_map(seed, *size)
     region = made.region
@@ -60,7 +60,7 @@ def plant(_: Conversation, seed: Seed, size: tuple[int, int]) -> Answer:
 
 
 def read_map(answer: Answer) -> ProbabilityMap:
-    """Read what `plant` has answered."""
+    """Read the answer of `draw_seed_map`."""
     left, top, width, height, (rows, columns) = answer.facts["region"]
     (values,) = answer.arrays
     return ProbabilityMap(Region(left, top, width, height, (rows, columns)), np.array(values, np.float32))

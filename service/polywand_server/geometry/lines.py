@@ -11,21 +11,21 @@ from polywand_server.geometry.rings import assemble
 # Longer lines are simplified in pieces: Douglas and Peucker's algorithm may take the square of their vertices.
 WHOLE_VERTICES = 3 * 2**10
 PIECE_VERTICES = 2**10
-# Of segments whose neighbours are looked up at once, and of pairs beyond which all of them count as meeting.
+# Segments whose neighbours are queried at once, and pairs beyond which all segments count as meeting.
 CHUNK_SEGMENTS = 1024
 MOST_PAIRS = 2**22
 
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """The rings of an outline as closed lines, one behind another.
+    """The rings of an outline as closed lines, one after another.
 
     points: float64 [N, 2] (x, y, image pixels); every line's first vertex is repeated at its end.
     bounds: where each line begins, and the end of the last, int64 [R + 1].
     part_of: the part that each line belongs to, int64 [R], ascending from 0; a part's first line is its exterior.
     is_ccw: which way each line turns, bool [R].
 
-    What a simplification keeps are ascending indices of points, int64 [K]; the first and last of every line stay.
+    A simplification returns the ascending indices of the kept points, int64 [K]; the first and last of every line stay.
     """
 
     points: NDArray[np.float64]
@@ -41,7 +41,7 @@ class Lines:
         return cls(shapely.get_coordinates(rings), bounds, part_of, shapely.is_ccw(rings))
 
     def simplified(self, tolerance: float) -> NDArray[np.int64]:
-        """Simplify line by line, long ones in pieces, heedless of what crosses then."""
+        """Simplify line by line, long ones in pieces; the results may cross."""
         spans = np.diff(self.bounds) - 1
         pieces = np.where(spans > WHOLE_VERTICES, -(-spans // PIECE_VERTICES), 1)
         if (pieces == 1).all():
@@ -55,9 +55,9 @@ class Lines:
     def simplified_between(
         self, begins: NDArray[np.int64], ends: NDArray[np.int64], tolerance: float | NDArray[np.float64]
     ) -> NDArray[np.int64]:
-        """Simplify what runs from one index of a point to another, int64 [L] each, both of which stay.
+        """Simplify pieces between two points, by index, int64 [L] each; both points stay.
 
-        tolerance: image pixels, of all or of each.
+        tolerance: image pixels, one for all or float64 [L].
         """
         lengths = ends - begins + 1
         index = np.arange(lengths.sum()) + np.repeat(begins - np.cumsum(lengths) + lengths, lengths)
@@ -77,14 +77,14 @@ class Lines:
         return self._polygons(points, line_of) if len(simple) == len(lines) else None
 
     def assembled(self, kept: NDArray[np.int64]) -> shapely.MultiPolygon | None:
-        """Make polygons of the points that are kept; None where these are not valid."""
+        """Make polygons of the kept points; None if they are not valid."""
         return self._polygons(self.points[kept], self._line_of(kept))
 
     def meeting(self, kept: NDArray[np.int64], queried: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which of the segments between points that are kept, bool [K - 1], leave points out and meet other segments.
+        """Find the segments between kept points, bool [K - 1], that skip points and meet other segments.
 
-        queried: which segments are compared with all others, bool [K - 1]. All segments of a line that collapsed count,
-        and those from line to line never do.
+        queried: which segments are compared with all others, bool [K - 1]. All segments of a collapsed line count,
+        and those from one line to the next never do.
         """
         line = self._line_of(kept)
         is_segment = line[1:] == line[:-1]
@@ -113,9 +113,9 @@ class Lines:
         return wrong
 
     def jumping(self, kept: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which segments may have jumped over a whole line, bool [K - 1], where no two segments meet.
+        """Find the segments that may have jumped over a whole line, bool [K - 1], where no two segments meet.
 
-        They leave points out whose box holds another line's first point; all that leave points out, if there are none.
+        The box of the points that they skip holds another line's first point; if there are none, all that skip points.
         """
         line = self._line_of(kept)
         is_shortcut = (line[1:] == line[:-1]) & (np.diff(kept) > 1)
@@ -139,7 +139,7 @@ class Lines:
         return polygons if polygons.is_valid else None
 
     def _turned_as_before(self, points: NDArray[np.float64], line_of: NDArray[np.int64]) -> NDArray[np.float64]:
-        """A thin ring that loses most of its vertices may come to turn the other way."""
+        """Restore the direction of rings; a thin one may turn the other way when vertices are removed."""
         after = shapely.linearrings(points, indices=line_of)
         has_turned = self.is_ccw != shapely.is_ccw(after)
         if not has_turned.any():

@@ -12,11 +12,11 @@ from polywand_server.geometry.rings import assemble
 from polywand_server.geometry.specks import SPECK_SHARE, without_specks
 from polywand_server.images.regions import ProbabilityMap
 
-# Of an outline before simplification. The largest map has 2^20 pixels, and a detailed outline on it 100,000 vertices.
+# Before simplification. The largest map has 2^20 pixels, and a detailed outline on it 100,000 vertices.
 MAX_OUTLINE_VERTICES = 250_000
-# Of exteriors and holes, after specks are gone.
+# Exteriors and holes, after specks are dropped.
 MAX_OUTLINE_RINGS = 5_000
-# Of a probability from the threshold, while lines are traced: keeps vertices apart when they are rounded to float32.
+# Least distance of a probability from the threshold, for tracing: keeps vertices apart when rounded to float32.
 SMALLEST_DISTANCE = 2.0**-8
 
 
@@ -61,12 +61,12 @@ def outline(
     if window is None:
         return shapely.MultiPolygon()
     y0, y1, x0, x1 = window
-    # One ring of pixels more, so that the line closes around the object. Where the map ends it is repeated outwards, so
-    # that the line runs on to the edge, where it is cut.
+    # Padded by one pixel, so that the line closes around the object. At the map's edges values are repeated: the line
+    # reaches the edge, and is cut there.
     pad = [(int(y0 == 0), int(y1 == values.shape[0])), (int(x0 == 0), int(x1 == values.shape[1]))]
     inner = values[max(y0 - 1, 0) : y1 + 1, max(x0 - 1, 0) : x1 + 1]
     grid = np.pad(inner, pad, mode="edge")
-    # A line through a pixel's very centre may touch itself there, so it passes by at a distance that nobody sees.
+    # A line through a pixel's very centre may touch itself there, so the value is moved by an invisible amount.
     near = np.abs(grid - threshold) < SMALLEST_DISTANCE
     grid[near] = threshold + np.where(grid[near] > threshold, SMALLEST_DISTANCE, -SMALLEST_DISTANCE)
     origin = np.array([columns.start + x0 - 1, rows.start + y0 - 1], np.float64)
@@ -78,15 +78,15 @@ def outline(
 
 
 def count_crossings(probabilities: ProbabilityMap, threshold: float, image_width: int, image_height: int) -> int:
-    """Count the grid edges that the outline would cross: its vertices before specks go and lines are simplified.
+    """Count the grid edges that the outline would cross: its vertices before specks are dropped and lines simplified.
 
-    An upper bound, and exact where the object does not reach the map's edges. Takes at most some milliseconds.
+    An upper bound, and exact where the object does not reach the map's edges. Takes a few milliseconds at most.
     """
     return _count_crossings(probabilities.values[probabilities.region.inside(image_width, image_height)] > threshold)
 
 
 def _count_crossings(mask: NDArray[np.bool_]) -> int:
-    """The changes along rows and columns; along the map's edges the line follows every pixel, and meets changes twice.
+    """Count the changes along rows and columns; at the map's edges lines follow each pixel, and meet changes twice.
 
     mask: bool [h, w].
     """
@@ -103,10 +103,9 @@ def _count_changes(mask: NDArray[np.bool_]) -> int:
 def _filled(
     values: NDArray[np.float32], threshold: float
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """Trace what is above the threshold; points, ring_bounds and part_bounds as in `_Traced`, in pixels of the grid.
+    """Trace the area above the threshold; points, ring_bounds and part_bounds as in `_Traced`, in pixels of the grid.
 
-    By what `contourpy.contour_generator` makes of a grid of numbers, without its search for those that are none, which
-    takes longer than the contours.
+    Uses the generator of `contourpy.contour_generator` without its check for NaN, which takes longer than the contours.
     """
     x, y = np.empty(values.shape), np.empty(values.shape)
     x[:], y[:] = np.arange(values.shape[1]), np.arange(values.shape[0])[:, None]
@@ -124,7 +123,7 @@ def _filled(
 
 
 def _tight_window(mask: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
-    """First and past-the-last row and column that hold a true value."""
+    """Return the first and past-the-last row, then column, that hold a true value; None if there are none."""
     rows = np.flatnonzero(mask.any(axis=1))
     if rows.size == 0:
         return None
@@ -143,7 +142,7 @@ def _bounds(
 
 @dataclass(frozen=True, slots=True)
 class _Traced:
-    """All rings of an outline one behind another, before any of them becomes an object of its own.
+    """All rings of an outline, one after another, as plain arrays.
 
     points: float32 [N, 2] (x, y, image pixels); every ring's first vertex is repeated at its end.
     ring_bounds: where each ring begins in `points`, and the end of the last, int64 [R + 1].
@@ -184,7 +183,7 @@ class _Traced:
         return assemble(points, np.repeat(np.arange(count), lengths), part_of)
 
     def _areas(self) -> NDArray[np.float64]:
-        """What each ring encloses, in square pixels, float64 [R]."""
+        """Compute the area of each ring, in square pixels, float64 [R]."""
         begins, lengths = self.ring_bounds[:-1], np.diff(self.ring_bounds)
         # From each ring's own first vertex, so that digits are not lost far from the image's corner.
         moved = self.points.astype(np.float64)
@@ -195,7 +194,7 @@ class _Traced:
         return areas
 
     def _holding(self, candidates: NDArray[np.int64], keep: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Which rings, bool [R], have a point to keep inside or on their line; candidates: those to look at."""
+        """Find rings, bool [R], with a point of `keep` inside or on their line; candidates: indices to check."""
         result = np.zeros(len(self.ring_bounds) - 1, np.bool_)
         if len(candidates) == 0:
             return result

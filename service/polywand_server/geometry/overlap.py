@@ -1,4 +1,4 @@
-"""Overlap: how much of an outline its simplification kept."""
+"""Overlap: intersection over union of an outline and its simplification."""
 
 import numpy as np
 import shapely
@@ -7,13 +7,13 @@ from numpy.typing import NDArray
 from polywand_contract.raster import crossings
 from polywand_server.geometry.rings import count_vertices, rings, vertices
 
-# Longest side of the grid on which areas are counted: the areas are right to about a thousandth.
+# Longest side of the grid on which areas are counted, with a relative error of about 1/1000.
 GRID = 256
-# Of thin shapes with many vertices.
+# The same for thin shapes with many vertices.
 FINE_GRID = 4096
-# A union of a smaller share of the grid is too thin or tiny for it.
+# A union that covers a smaller share of the grid is too thin for it.
 LEAST_SHARE = 1 / 16
-# Of both outlines together: of so many the exact areas take some milliseconds, of more they may take seconds.
+# Vertices of both outlines: up to this many, exact areas take milliseconds; for more, maybe seconds.
 EXACT_VERTICES = 2000
 
 
@@ -27,7 +27,7 @@ def intersection_over_union(first: shapely.MultiPolygon, second: shapely.MultiPo
     if union >= LEAST_SHARE * GRID**2:
         return shared / union
     if count_vertices(first) + count_vertices(second) > EXACT_VERTICES:
-        # Along each axis by itself, which changes both areas alike.
+        # Each axis has its own scale, which changes both areas alike.
         shared, union = _counted(first, second, low, FINE_GRID / sides, FINE_GRID)
         return shared / max(union, 1)
     shared_area = first.intersection(second).area
@@ -41,18 +41,21 @@ def _counted(
     scale: NDArray[np.float64],
     grid: int,
 ) -> tuple[int, int]:
-    """The pixels of intersection and union on a grid [grid, grid]; low, scale: (x, y), where it begins and how fine."""
-    places = [_turns(polygons, low, scale, grid) for polygons in (first, second)]
-    # Along all columns, one behind the other, each outline turns from outside to inside and back at its places.
-    merged = np.concatenate(places)
+    """Count the pixels of intersection and union on a grid [grid, grid].
+
+    low: its origin (x, y), image pixels. scale: its pixels per image pixel, (x, y).
+    """
+    keys = [_crossing_keys(polygons, low, scale, grid) for polygons in (first, second)]
+    # Along all columns, one after another, each outline turns from outside to inside and back at its crossings.
+    merged = np.concatenate(keys)
     order = np.argsort(merged, kind="stable")
     lengths = np.diff(merged[order])
-    is_first = order < len(places[0])
+    is_first = order < len(keys[0])
     in_first, in_second = np.cumsum(is_first)[:-1] % 2 == 1, np.cumsum(~is_first)[:-1] % 2 == 1
     return int(lengths[in_first & in_second].sum()), int(lengths[in_first | in_second].sum())
 
 
-def _turns(
+def _crossing_keys(
     polygons: shapely.MultiPolygon, low: NDArray[np.float64], scale: NDArray[np.float64], grid: int
 ) -> NDArray[np.int64]:
     columns, rows = crossings([(vertices(ring) - low) * scale for ring in rings(polygons)], grid, grid)

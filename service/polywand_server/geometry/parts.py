@@ -1,4 +1,4 @@
-"""Polygons of one object as people and tools draw them: united, each as it is wherever that is an outline already."""
+"""Parts: the polygons of one object as drawn by people and tools, united; valid outlines stay as they are."""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,17 +14,17 @@ from polywand_server.geometry.rings import rings, vertices
 Ring = NDArray[np.float32 | np.float64]
 Part = Sequence[Ring]
 
-# Of pairs of edges whose boxes overlap, for each edge (with itself, and those it joins, it has three) and beyond that:
-# where there are more, lines are not cut at their crossings.
+# Pairs of edges whose boxes overlap: this many per edge (three are itself and those that it joins), and this many more.
+# If there are more, lines are not cut at their crossings.
 MOST_NEIGHBOURS, MORE_NEIGHBOURS = 4, 2**10
-# Of edges whose neighbours are looked up at once.
+# Edges whose neighbours are queried at once.
 CHUNK_EDGES = 256
-# In square pixels: what is left between lines that meet almost, and would not outlast rounding.
+# Smallest piece, in square pixels; smaller ones lie between lines that almost meet, and would vanish by rounding.
 SLIVER = 2.0**-10
 
 
 def part_runs(parts: Sequence[Part], width: int, height: int) -> Runs:
-    """The pixels of an image that any part covers: each by the contract's rule over its own rings.
+    """Return the pixels of an image that any part covers, each by the contract's rule over its own rings.
 
     parts: rings [N, 2] (x, y) of each, exterior and holes.
     """
@@ -40,10 +40,10 @@ def part_runs(parts: Sequence[Part], width: int, height: int) -> Runs:
 
 
 def own_outline(parts: Sequence[Part], width: int, height: int) -> shapely.MultiPolygon | None:
-    """Make one outline of all parts, inside the image: their own vertices wherever lines neither cross nor reach out.
+    """Make one outline of all parts, cut at the image; vertices stay where lines neither cross nor leave the image.
 
-    Returns parts with holes, largest first, exteriors clockwise on a screen, coordinates as float32 holds them; None
-    where polygons do not say exactly what `part_runs` does, or that would take long to find out.
+    Returns parts with holes, largest first, exteriors clockwise on a screen, coordinates rounded to float32;
+    None if it would not cover exactly the pixels of `part_runs`, or that would take long to find out.
     """
     drawn = [polygon for polygon in map(_polygon, parts) if polygon is not None]
     if not drawn:
@@ -66,18 +66,18 @@ def own_outline(parts: Sequence[Part], width: int, height: int) -> shapely.Multi
 
 
 def largest_first(polygons: Iterable[shapely.Polygon]) -> shapely.MultiPolygon:
-    """Sort by area, exteriors clockwise on a screen; every ring begins where it begins now."""
+    """Sort by area, exteriors clockwise on a screen; every ring keeps its first vertex."""
     return shapely.MultiPolygon([orient(polygon) for polygon in sorted(polygons, key=lambda part: -part.area)])
 
 
 def _polygon(part: Part) -> shapely.Polygon | None:
-    """A part without vertices that are repeated; None where nothing is left that encloses anything."""
+    """Make a polygon of a part, without repeated vertices; None if its exterior has fewer than three."""
     exterior, *holes = (_without_repetition(ring.astype(np.float64)) for ring in part)
     return shapely.Polygon(exterior, [hole for hole in holes if len(hole) > 2]) if len(exterior) > 2 else None
 
 
 def _pieces(polygon: shapely.Polygon) -> Iterable[shapely.Polygon]:
-    """Cut a part along its lines into what is inside by the even-odd rule, as the contract has it."""
+    """Cut a part along its lines into the pieces inside, by the contract's even-odd rule."""
     if polygon.is_valid:
         return [polygon]
     lines = shapely.node(shapely.union_all(rings(polygon)))
@@ -94,7 +94,7 @@ def _without_repetition(ring: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _crosses_much(polygons: shapely.MultiPolygon) -> bool:
-    """Whether so many edges are near others that to find all crossings would take long."""
+    """Whether so many edges are near others that finding all crossings would take long."""
     lines = [shapely.get_coordinates(ring) for ring in rings(polygons)]
     edges = np.concatenate([np.stack([line[:-1], line[1:]], axis=1) for line in lines])
     segments = shapely.linestrings(edges)

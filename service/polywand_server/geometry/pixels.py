@@ -1,4 +1,4 @@
-"""Outlines of masks along the edges of their pixels: they hold the very same pixels, and no part is too small."""
+"""Outlines of masks along the edges of their pixels: they cover the same pixels, and keep the smallest parts."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ from polywand_server.errors import TooLargeError
 from polywand_server.geometry.outlines import MAX_OUTLINE_RINGS, MAX_OUTLINE_VERTICES
 from polywand_server.geometry.rings import assemble
 
-# Along both edges, from a corner where pixels touch diagonally: what joins them has some width, as rings must.
+# Cut along both edges at a corner where pixels touch diagonally: rings must join with some width.
 DIAGONAL_CUT = 1 / 16
-# From both corners of a step by one pixel: half of each of its edges, so that slanted lines are smooth.
+# Cut at both corners of a step by one pixel: half of each edge, so that slanted lines are smooth.
 STEP_CUT = 1 / 2
 
 
@@ -20,7 +20,7 @@ STEP_CUT = 1 / 2
 class Runs:
     """The pixels of a mask, cut into columns: column, first row and the one past the last, int64 [K] each.
 
-    By column and row; no two of a column touch.
+    Sorted by column and row; no two of a column touch.
     """
 
     columns: NDArray[np.int64]
@@ -29,7 +29,7 @@ class Runs:
 
     @property
     def area(self) -> int:
-        """Pixels."""
+        """The number of pixels."""
         return int((self.bottoms - self.tops).sum())
 
     def __eq__(self, other: object) -> bool:
@@ -46,13 +46,13 @@ class Runs:
 
 
 def united(columns: NDArray[np.int64], tops: NDArray[np.int64], bottoms: NDArray[np.int64]) -> Runs:
-    """Sort runs of columns, int64 [K] each, and join those that overlap or touch; empty ones go."""
+    """Sort runs of columns, int64 [K] each, and join those that overlap or touch; drop empty ones."""
     is_run = tops < bottoms
     columns, tops, bottoms = columns[is_run], tops[is_run], bottoms[is_run]
     if not len(columns):
         return Runs(columns, tops, bottoms)
     lowest = int(tops.min())
-    span = int(bottoms.max()) - lowest + 1  # a row more than there is, so that columns stay apart
+    span = int(bottoms.max()) - lowest + 1  # one row more, so that columns stay apart
     begins = np.sort(columns * span + tops - lowest)
     order = np.argsort(columns * span + tops - lowest, kind="stable")
     ends = np.maximum.accumulate((columns * span + bottoms - lowest)[order])
@@ -67,7 +67,7 @@ def pixel_outline(runs: Runs, field: str) -> shapely.MultiPolygon:
     """Trace a mask along its pixels' edges.
 
     Pixels that touch at a corner belong together. A step by one pixel becomes a slope between the middles
-    of the edges beside it; all other corners stay. Takes the time and memory of the runs, whatever the image's size.
+    of the edges beside it; all other corners stay. Time and memory grow with the runs, not with the image.
 
     field: of the request, for the error.
     Returns parts with holes, largest first, in image pixels (corners at integers); rasterised by the contract's rule
@@ -96,7 +96,7 @@ def _check(count: int, limit: int, what: str, field: str) -> None:
 
 
 def _ring_of(order: NDArray[np.int64], bounds: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The ring of each corner."""
+    """Return the ring of each corner, int64 [N]."""
     rings = np.empty(len(order), np.int64)
     rings[order] = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
     return rings
@@ -106,7 +106,7 @@ def _ring_of(order: NDArray[np.int64], bounds: NDArray[np.int64]) -> NDArray[np.
 class _Corners:
     """Where the edges of a mask turn, by row and column, int64 [N] each.
 
-    turn: 1 where inside begins right of the corner and below, or ends left of it; -1 where the other way round; 2 and
+    turn: 1 where inside begins right of the corner and below, or ends left of it; -1 the other way round; 2 and
     -2 where two pixels touch diagonally: such a corner stands twice, first the end of the edge on its left.
     """
 
@@ -120,18 +120,18 @@ class _Corners:
         width = int(runs.columns.max()) + 2
         steps = [(runs.columns, runs.tops, 1), (runs.columns, runs.bottoms, -1)]
         steps += [(runs.columns + 1, runs.tops, -1), (runs.columns + 1, runs.bottoms, 1)]
-        places = np.concatenate([rows * width + columns for columns, rows, _ in steps])
-        order = np.argsort(places, kind="stable")
+        keys = np.concatenate([rows * width + columns for columns, rows, _ in steps])
+        order = np.argsort(keys, kind="stable")
         turns = np.repeat([turn for _, _, turn in steps], len(runs.columns))[order]
-        places = places[order]
-        first = np.flatnonzero(np.append(True, places[1:] != places[:-1]))
+        keys = keys[order]
+        first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
         turn = np.add.reduceat(turns, first)
-        rows, columns = np.divmod(places[first], width)
+        rows, columns = np.divmod(keys[first], width)
         times = np.abs(turn)
         return cls(np.repeat(columns, times), np.repeat(rows, times), np.repeat(turn, times))
 
     def linked(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Walk along the edges: corners of ring after ring, int64 [N], and where each ring begins, [R + 1].
+        """Follow the edges; return the corners, ring after ring, int64 [N], and the bounds of rings, int64 [R + 1].
 
         Every ring begins in its topmost corner, the leftmost of these; exteriors run to the right from there, holes
         down.
@@ -140,7 +140,7 @@ class _Corners:
         across = np.arange(count) ^ 1  # by row and column, corners are the ends of horizontal edges in turns
         is_second = np.zeros(count, np.bool_)
         is_second[1:] = (self.x[1:] == self.x[:-1]) & (self.y[1:] == self.y[:-1])
-        # Where two pixels touch diagonally, each line turns round one of those outside.
+        # Where two pixels touch diagonally, each line turns around one of the pixels outside.
         by_column = np.lexsort((is_second ^ (self.turn == 2), self.y, self.x))
         along = np.empty(count, np.int64)
         along[by_column] = by_column[np.arange(count) ^ 1]
@@ -165,7 +165,7 @@ class _Corners:
     def parents(
         self, starts: NDArray[np.int64], is_exterior: NDArray[np.bool_], ring_of: NDArray[np.int64], runs: Runs
     ) -> NDArray[np.int64]:
-        """The exterior of each ring's part, int64 [R]: itself, or that of what is above a hole.
+        """Return the exterior of each ring's part, int64 [R]: itself, or for a hole that of the run above it.
 
         starts: the first corner of each ring.
         """
@@ -179,7 +179,7 @@ class _Corners:
         edges = self.y[::2] * width + self.x[::2]
         edge = np.searchsorted(edges, runs.tops[above] * width + x, side="right") - 1
         parents[holes] = ring_of[2 * edge]
-        while True:  # each step leads higher up, and twice as far as the one before
+        while True:  # each iteration doubles the distance to the ancestor
             further = parents[parents]
             if np.array_equal(further, parents):
                 return parents
@@ -189,18 +189,18 @@ class _Corners:
 def _smooth_steps(
     corners: _Corners, order: NDArray[np.int64], bounds: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The rings' vertices, float64 [N, 2], and the ring of each, int64 [N]."""
+    """Return the rings' vertices, float64 [N, 2], and the ring of each, int64 [N]."""
     points = np.stack([corners.x[order], corners.y[order]], axis=1).astype(np.float64)
     ring_of = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
     before, after = _neighbours(ring_of)
     edges = points[after] - points
     lengths = np.abs(edges).sum(axis=1)
-    way = edges / lengths[:, np.newaxis]
-    turns = _cross(way[before], way)
+    direction = edges / lengths[:, np.newaxis]
+    turns = _cross(direction[before], direction)
     is_step = (lengths == 1) & (turns * turns[after] < 0)
     cut = np.where(np.abs(corners.turn[order]) == 2, DIAGONAL_CUT, 0.0)
     cut[is_step | is_step[before]] = STEP_CUT
-    both = np.stack([points - cut[:, np.newaxis] * way[before], points + cut[:, np.newaxis] * way], axis=1)
+    both = np.stack([points - cut[:, np.newaxis] * direction[before], points + cut[:, np.newaxis] * direction], axis=1)
     points, ring_of = both.reshape(-1, 2), np.repeat(ring_of, 2)
     before, _ = _neighbours(ring_of)
     is_new = (points != points[before]).any(axis=1)
@@ -211,7 +211,7 @@ def _smooth_steps(
 
 
 def _neighbours(ring_of: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of the vertices before and after each; ring_of: ascending."""
+    """Return the indices of the vertices before and after each; ring_of: ascending."""
     index = np.arange(len(ring_of))
     first = np.flatnonzero(np.append(True, ring_of[1:] != ring_of[:-1]))
     last = np.append(first[1:], len(ring_of)) - 1
@@ -232,7 +232,7 @@ def _assembled(
     parents: NDArray[np.int64],
 ) -> shapely.MultiPolygon:
     _, after = _neighbours(ring_of)
-    areas = np.bincount(ring_of, _cross(points, points[after])) / 2  # holes run the other way, and count as less
+    areas = np.bincount(ring_of, _cross(points, points[after])) / 2  # holes run the other way, and count as negative
     part_areas = np.bincount(parents, areas, minlength=len(areas))
     # The largest part first, and in it the exterior before its holes, from the top.
     ring_order = np.lexsort((np.arange(len(areas)), ~is_exterior, parents, -part_areas[parents]))

@@ -11,13 +11,13 @@ from polywand_server.geometry.rings import rings, vertices
 def to_rle(polygons: shapely.MultiPolygon, width: int, height: int) -> str:
     """Rasterise polygons (image pixels, corners at integers) into COCO's compressed counts (column-major).
 
-    A pixel is set when its centre lies inside by the even-odd rule; a centre exactly on an edge belongs to what is
-    below that edge, on a vertical one to what is on its right.
+    A pixel is set when its centre lies inside by the even-odd rule; a centre exactly on an edge belongs to
+    the area below that edge, on a vertical edge to the area on its right.
     """
     columns, rows = crossings([vertices(ring) for ring in rings(polygons)], width, height)
-    # Two crossings in front of the same pixel undo each other.
-    places, times = np.unique(columns * height + rows, return_counts=True)
-    counts = np.diff(np.concatenate([[0], places[times % 2 == 1], [width * height]]))
+    # Two crossings before the same pixel cancel each other.
+    positions, times = np.unique(columns * height + rows, return_counts=True)
+    counts = np.diff(np.concatenate([[0], positions[times % 2 == 1], [width * height]]))
     encoded = coco.frPyObjects({"counts": counts.tolist(), "size": [height, width]}, height, width)
     text: str = encoded["counts"].decode("ascii")
     return text

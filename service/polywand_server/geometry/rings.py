@@ -1,4 +1,4 @@
-"""Rings: what every other module of this room walks over."""
+"""Rings: helpers for the rings of polygons, for all modules of this package."""
 
 import numpy as np
 import shapely
@@ -24,7 +24,7 @@ def count_vertices(polygons: shapely.Geometry) -> int:
 def assemble(
     points: NDArray[np.float64 | np.float32], ring_of: NDArray[np.int64], part_of: NDArray[np.int64]
 ) -> shapely.MultiPolygon:
-    """Make polygons of closed rings that lie one behind another.
+    """Make polygons of closed rings, given one after another.
 
     points: [N, 2] (x, y), every ring's first vertex repeated at its end.
     ring_of: the ring of each point, int [N], ascending from 0.

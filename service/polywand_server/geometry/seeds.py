@@ -1,4 +1,4 @@
-"""Seeds: masks that an object starts from, as run lengths or polygons, and the outlines and the maps that they are."""
+"""Seeds: masks that an object starts from, as run lengths or polygons, and their outlines and maps."""
 
 import hashlib
 import math
@@ -21,17 +21,17 @@ from polywand_server.geometry.rings import vertices as vertices_of
 from polywand_server.geometry.shapes import SMALLEST_DEFAULT_TOLERANCE, OutputOptions, Shape, shape_of
 from polywand_server.images.regions import LARGEST_MAP, ProbabilityMap, Region, map_size
 
-# A pixel of a map that is covered so far has a seed's inside around it, and not only a thin part.
+# A map pixel with at least this coverage lies inside a seed, and not on a thin part.
 FILLED = 0.9
-# Of polygons with columns of the image's pixels: more take too long to look at one by one.
+# Crossings of polygons with the image's pixel columns; more take too long to process.
 MOST_CROSSINGS = 2**20
 # Pixels of a map that edges run through, of all edges together; the map of longer edges is coarser.
 MOST_EDGE_PIXELS = 2**22
-# Of run lengths or vertices of a seed whose outline is drawn quickly: some thousand corners. And of its edges.
+# Size of a seed whose outline is drawn quickly, with a few thousand corners: its bytes, and its edge pixels.
 QUICK_BYTES, QUICK_EDGE_PIXELS = 2**14, 2**17
-# Coverage is counted at so many places along each side of a map's pixel, or at fewer where edges are long.
+# Coverage is sampled at this many points along each side of a map's pixel, or at fewer where edges are long.
 OVERSAMPLING = 4
-# Of `seed_cost`, in pixels: what a character of run lengths takes, a pixel of a map, and one that an edge runs through.
+# Costs in `seed_cost`, in pixels: of a character of run lengths, a pixel of a map, and a pixel on an edge.
 CHARACTER_COST, MAP_PIXEL_COST, EDGE_PIXEL_COST = 20, 5, 20
 
 
@@ -58,7 +58,7 @@ class RleSeed:
 class PolygonSeed:
     """Rings float32 [N, 2] (x, y, image pixels), part after part, exteriors and holes alike.
 
-    part_sizes: rings of each part; none: all rings are of one. Inside a part is by the even-odd rule over its rings,
+    part_sizes: rings of each part; empty: all rings are one part. Inside a part is by the even-odd rule over its rings,
     and what any part covers is inside.
     """
 
@@ -83,7 +83,7 @@ class PolygonSeed:
         return sum(ring.nbytes for ring in self.rings)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As two arrays: thousands of small ones would hold the event loop while they are pickled."""
+        """Pickle as a few arrays: thousands of small ones would block the event loop."""
         sizes = np.array([len(ring) for ring in self.rings])
         return _seed_of, (np.concatenate(self.rings), sizes, np.array(self.part_sizes, np.int64))
 
@@ -98,21 +98,23 @@ Rings = Sequence[NDArray[np.float32 | np.float64]]
 
 
 def seed_map(seed: Seed, width: int, height: int) -> ProbabilityMap:
-    """Lay a seed out as the probabilities 0 to 1 of the region around it; costs milliseconds, so keep it off the loop.
+    """Fill the map of a seed: its coverage, 0 to 1, of the region around it.
+
+    width, height: of the image, in pixels. Takes milliseconds: call it off the event loop.
 
     Raises:
-        InvalidInputError: its run lengths are not those of the image, or nothing of it lies inside the image.
+        InvalidInputError: its run lengths do not fit the image, or no pixel of it lies inside the image.
     """
     return _map_of_rle(seed, width, height) if isinstance(seed, RleSeed) else _map_of_polygons(seed, width, height)
 
 
 def is_exact(seed: Seed, width: int, height: int) -> bool:
-    """Whether `seed_shape` can draw a seed: not where lines run to and fro across the image, pixel by pixel."""
+    """Whether `seed_shape` can draw a seed; it cannot where lines cross too many pixels."""
     return isinstance(seed, RleSeed) or _edge_pixels(seed.rings, (0, 0, width, height)) <= MOST_CROSSINGS
 
 
 def is_quick(seed: Seed, width: int, height: int) -> bool:
-    """Whether `seed_shape` takes some ten milliseconds at most, as for what people draw."""
+    """Whether `seed_shape` takes about 10 ms at most, as for hand-drawn seeds."""
     if seed.nbytes > QUICK_BYTES:
         return False
     return isinstance(seed, RleSeed) or _edge_pixels(seed.rings, (0, 0, width, height)) <= QUICK_EDGE_PIXELS
@@ -121,8 +123,8 @@ def is_quick(seed: Seed, width: int, height: int) -> bool:
 def seed_shape(seed: Seed, options: OutputOptions, width: int, height: int) -> Shape:
     """Outline a seed that `is_exact`, pixel for pixel and with its smallest parts.
 
-    Vertices of polygons stay as they are where no tolerance is asked for, so that what is opened again and again does
-    not change. Costs milliseconds, so keep it off the loop.
+    Vertices of polygons stay unchanged if no tolerance is requested, so that a shape does not change when it is opened
+    again and again. Takes milliseconds: call it off the event loop. width, height: of the image, in pixels.
 
     Raises:
         InvalidInputError: as `seed_map`. TooLargeError: the outline has too many vertices or rings.
@@ -135,11 +137,11 @@ def seed_shape(seed: Seed, options: OutputOptions, width: int, height: int) -> S
         outline = pixel_outline(runs, "prompt.seed")
         shape = shape_of(outline, options, width, height, SMALLEST_DEFAULT_TOLERANCE)
         shape = replace(shape, area=float(runs.area))  # without the slopes of steps by one pixel
-    return replace(shape, polygons=largest_first(shape.polygons.geoms))  # as they will be when it comes back
+    return replace(shape, polygons=largest_first(shape.polygons.geoms))  # the order that this shape has as a seed, too
 
 
 def seed_cost(seed: Seed, width: int, height: int) -> int:
-    """Estimate from above what `seed_map` takes, in pixels of a mask that is decoded: about 3 ns of one core each.
+    """Estimate an upper bound of the time of `seed_map`, in pixels of a decoded mask: about 3 ns of one core each.
 
     width, height: of the image, in pixels. Takes no longer than a millisecond itself.
     """
@@ -152,7 +154,7 @@ def seed_cost(seed: Seed, width: int, height: int) -> int:
 
 
 def _runs(seed: Seed, width: int, height: int) -> Runs:
-    """The pixels of a seed. Raises InvalidInputError: as `seed_map`, of run lengths."""
+    """Return the pixels of a seed. Raises InvalidInputError: as `seed_map`, of run lengths."""
     if isinstance(seed, PolygonSeed):
         return part_runs(seed.parts, width, height)
     if (seed.width, seed.height) != (width, height):
@@ -192,7 +194,7 @@ def _map_of_polygons(seed: PolygonSeed, width: int, height: int) -> ProbabilityM
     if holding is not None and not holding.any():
         raise InvalidInputError("prompt.seed.polygons", "they hold no pixel of the image")
     values = _coverage(rings, region)
-    # What lies outside the image belongs to nobody.
+    # Outside the image, nothing is covered.
     inside = np.zeros_like(values)
     rows, columns = region.inside(width, height)
     inside[rows, columns] = values[rows, columns]
@@ -210,7 +212,7 @@ def _united_rings(seed: PolygonSeed, width: int, height: int) -> Rings:
 
 
 def _edge_pixels(rings: Rings, window: tuple[int, int, int, int]) -> float:
-    """How far all edges run along x and along y, in image pixels, inside a window or less than it measures outside.
+    """Sum the lengths of all edges along x and y, in image pixels, after clipping to a window.
 
     window: left, top, right, bottom.
     """
@@ -219,7 +221,7 @@ def _edge_pixels(rings: Rings, window: tuple[int, int, int, int]) -> float:
 
 
 def _coverage(rings: Rings, region: Region) -> NDArray[np.float32]:
-    """How much of each pixel of a region's map is inside, float32 [h, w] in 0..1."""
+    """Compute the coverage of each pixel of a region's map, float32 [h, w] in 0..1."""
     length = _edge_pixels(rings, (region.left, region.top, region.left + region.width, region.top + region.height))
     finer = OVERSAMPLING
     while finer > 1 and length * max(region.scale) * finer > MOST_EDGE_PIXELS:
@@ -230,7 +232,7 @@ def _coverage(rings: Rings, region: Region) -> NDArray[np.float32]:
     fine = fill_rings(moved, width, height)
     fine *= 255
     coverage = _reduced(fine, region)
-    if finer == OVERSAMPLING:  # what is thinner than these places are apart shows by its edges, which are wider than it
+    if finer == OVERSAMPLING:  # parts thinner than the samples' distance are drawn by their edges, which are wider
         cv2.polylines(fine, [np.rint(ring - 0.5).astype(np.int32) for ring in moved], isClosed=True, color=255)
         is_thin = cv2.dilate(coverage, np.ones((3, 3), np.uint8)) < FILLED
         coverage[is_thin] = _reduced(fine, region)[is_thin]
@@ -238,16 +240,16 @@ def _coverage(rings: Rings, region: Region) -> NDArray[np.float32]:
 
 
 def _reduced(fine: NDArray[np.uint8], region: Region) -> NDArray[np.float32]:
-    """The mean of what is 0 or 255 over each pixel of a region's map, as 0..1."""
+    """Average values of 0 or 255 over each pixel of a region's map, to 0..1."""
     reduced: NDArray[np.float32] = cv2.resize(fine, region.size[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
     reduced /= 255
     return reduced
 
 
 def _holding(rings: Rings, window: tuple[int, int, int, int], region: Region) -> Held | None:
-    """Which pixels of a region's map have pixels of the image in them that are inside, by the contract's rule.
+    """Find the pixels of a region's map, bool [h, w], that hold image pixels inside, by the contract's rule.
 
-    window: left, top, right, bottom of the part of the image to look at, in the region. None: that would take too long.
+    window: left, top, right, bottom of a part of the image, inside the region. None if that would take too long.
     """
     if _edge_pixels(rings, window) > MOST_CROSSINGS:
         return None
@@ -269,24 +271,24 @@ def _holding(rings: Rings, window: tuple[int, int, int, int], region: Region) ->
 
 
 def _with_thin_parts(coverage: NDArray[np.float32], holding: Held | None = None) -> NDArray[np.float32]:
-    """Count pixels as covered where something runs that is too thin to fill any: cords, legs, masts.
+    """Set pixels on parts that are too thin to fill any pixel to covered: cords, legs, masts.
 
-    holding: where something is inside at all, and not only touched by an edge, such as a bridge of no width.
+    holding: pixels that hold image pixels inside, and not only an edge, such as a bridge without width.
     """
     square = np.ones((3, 3), np.uint8)
     most = cv2.dilate(coverage, square)
-    # Of those side by side that it touches, the ones that hold most of it.
+    # Of neighbouring pixels that a thin part touches, those that hold most of it.
     thin = (coverage > 0) & (coverage >= most / 2) & (most < FILLED)
     if holding is not None:
-        thin &= cv2.dilate(holding.view(np.uint8), square) > 0  # what runs on between two such pixels, too
+        thin &= cv2.dilate(holding.view(np.uint8), square) > 0  # gaps between two such pixels, too
     coverage[thin] = 1
     return coverage
 
 
 def _around(left: int, top: int, right: int, bottom: int, edge_pixels: float = 0) -> Region:
-    """The region of these edges and one pixel of nothing around, so that the outline closes where the image goes on.
+    """Make the region of these edges and an empty margin of one pixel, so that the outline closes inside the image.
 
-    edge_pixels: of what will be drawn there; the map is coarser where that would take too long.
+    edge_pixels: of the rings to draw; the map is coarser if drawing would take too long.
     """
     width, height = right - left + 2, bottom - top + 2
     size = map_size(width, height)

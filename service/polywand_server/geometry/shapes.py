@@ -1,4 +1,4 @@
-"""Shapes: a probability map and output options to what is answered to the client."""
+"""Shapes: from a probability map and output options to the answer's outline."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ SMALLEST_DEFAULT_TOLERANCE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
-    """How an answer is to be made; None means the default that the contract states."""
+    """Options of an answer's outline; None means the contract's default."""
 
     threshold: float | None = None
     tolerance: float | None = None
@@ -32,7 +32,7 @@ class Shape:
 
     polygons: simplified, largest part first.
     area: before simplification, in square pixels.
-    rle: COCO's compressed counts of the outline before simplification, if asked for.
+    rle: COCO's compressed counts of the outline before simplification, if requested.
     tolerance: the simplification that was applied, in image pixels.
     iou: of the polygons with the outline before simplification.
     """
@@ -69,9 +69,9 @@ def make_shape(
 def shape_of(
     exact: shapely.MultiPolygon, options: OutputOptions, image_width: int, image_height: int, default_tolerance: float
 ) -> Shape:
-    """Make what is answered of an outline, in image pixels; the threshold does not count.
+    """Simplify an outline, in image pixels, by all options but the threshold.
 
-    default_tolerance: image pixels, where the options ask for none.
+    default_tolerance: image pixels, if the options have none.
     """
     tolerance = default_tolerance if options.tolerance is None else options.tolerance
     simple, applied = simplify(exact, tolerance, options.max_points)

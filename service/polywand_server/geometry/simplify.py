@@ -1,7 +1,7 @@
 """Simplification: fewer vertices within a tolerance or a budget, without ever crossing lines.
 
-The time grows with the vertices and hardly faster, whatever the outline: long rings are simplified in pieces, and
-crossings of large outlines are repaired where they are.
+The time is almost linear in the vertices: long rings are simplified in pieces, and crossings of large outlines are
+repaired locally.
 """
 
 import math
@@ -14,25 +14,25 @@ from polywand_server.geometry.fewer import with_fewer_vertices
 from polywand_server.geometry.lines import Lines
 from polywand_server.geometry.rings import count_vertices
 
-# Where the search for a tolerance that fits a budget begins, in image pixels, if none was asked for.
+# First tolerance of the search for one that fits a budget, in image pixels, if none was requested.
 SEARCH_FROM = 0.5
-# Halvings of the search's interval (in the tolerance's logarithm); finer would not be seen.
+# Halvings of the search's interval (in the tolerance's logarithm); finer ones would not be visible.
 SEARCH_STEPS = 8
-# The search works on outlines of so many vertices at most; larger ones are made coarser first.
+# Most vertices of an outline in the search; larger outlines are made coarser first.
 SEARCH_VERTICES = 2**14
-# Of all outlines together that are made coarser meanwhile.
+# Most vertices of all outlines that are made coarser for it.
 COARSER_VERTICES = 2**18
-# By which the tolerance grows each time, and by which it does where a tenth of the vertices did not go.
+# Growth of the tolerance in each step, and after a step that removed less than a tenth of the vertices.
 COARSER_FACTOR, IMPATIENT_FACTOR = 2, 8
-# Halvings of such a step where it went too far.
+# Halvings of a step that removed too many.
 COARSER_STEPS = 3
-# Of larger outlines GEOS cannot keep the topology within a fraction of a second.
+# For larger outlines GEOS takes too long to keep the topology.
 TOPOLOGY_VERTICES = 2**15
-# Where lines cross they are simplified again with so much of the tolerance that they had, at last with none.
+# Lines that cross are simplified again with this share of their tolerance; below the finest, with none.
 REPAIR_SHARE = 1 / 4
 REPAIR_FINEST = 0.25
 REPAIRS = 40
-# Of segments whose neighbours are looked up meanwhile.
+# Most segments whose neighbours are queried for repairs.
 REPAIR_SEGMENTS = 2**18
 
 
@@ -41,10 +41,10 @@ def simplify(
 ) -> tuple[shapely.MultiPolygon, float]:
     """Simplify by Douglas and Peucker's algorithm, keeping topology.
 
-    tolerance: image pixels that the result may run from the given outline; 0 keeps every vertex.
-    max_points: vertices over all rings at most, at least 3; None is no limit. Tolerance grows, and then the smallest
-        rings go, until that holds.
-    Returns the polygons and the tolerance that was applied.
+    tolerance: largest distance of the result from the given outline, image pixels; 0 keeps every vertex.
+    max_points: vertices over all rings at most, at least 3; None is no limit. The tolerance grows, and then the
+        smallest rings are dropped, until it holds.
+    Returns the polygons and the applied tolerance, image pixels.
     """
     simple = polygons if tolerance <= 0 else _simplified(polygons, tolerance)
     if max_points is None or count_vertices(simple) <= max_points:
@@ -56,13 +56,13 @@ def simplify(
     simple, base = _coarser(simple, base, max(max_points, SEARCH_VERTICES))
     if count_vertices(simple) <= max_points:
         return simple, base
-    if count_vertices(simple) > SEARCH_VERTICES:  # no tolerance makes it simple: combs in combs, thousands of rings
+    if count_vertices(simple) > SEARCH_VERTICES:  # no tolerance is enough: combs in combs, thousands of rings
         return with_fewer_vertices(simple, max_points, base)
     return _searched(simple, base, max(2 * base, polygons.length), max_points)
 
 
 def _coarser(simple: shapely.MultiPolygon, base: float, max_points: int) -> tuple[shapely.MultiPolygon, float]:
-    """Simplify ever more until a large budget holds or it is not worth while; base: that was applied already."""
+    """Simplify repeatedly until a large budget holds or the work limit is reached; base: tolerance applied so far."""
     finer, step, factor, work = simple, base, COARSER_FACTOR, 0
     count = count_vertices(simple)
     while count > max_points and work < COARSER_VERTICES and step < simple.length:
@@ -71,7 +71,7 @@ def _coarser(simple: shapely.MultiPolygon, base: float, max_points: int) -> tupl
         finer, simple = simple, _simplified(simple, step)
         base += step
         before, count = count, count_vertices(simple)
-        if count <= max_points / 2:  # too far at once
+        if count <= max_points / 2:  # too many removed in one step
             simple, less = _halved(finer, simple, step / factor, step, max_points, COARSER_STEPS)
             return simple, base - step + less
         factor = IMPATIENT_FACTOR if count > 0.9 * before else COARSER_FACTOR
@@ -81,7 +81,7 @@ def _coarser(simple: shapely.MultiPolygon, base: float, max_points: int) -> tupl
 def _halved(
     finer: shapely.MultiPolygon, fitting: shapely.MultiPolygon, low: float, high: float, max_points: int, steps: int
 ) -> tuple[shapely.MultiPolygon, float]:
-    """Look for a smaller tolerance that fits a budget; returns the outline and its tolerance."""
+    """Search a smaller tolerance that fits a budget; return the outline and its tolerance."""
     for _ in range(steps):
         middle = math.sqrt(low * high)
         candidate = _simplified(finer, middle)
@@ -95,7 +95,7 @@ def _halved(
 def _searched(
     simple: shapely.MultiPolygon, base: float, high: float, max_points: int
 ) -> tuple[shapely.MultiPolygon, float]:
-    """Find the smallest tolerance that fits a budget, between base and high; base: that was applied already."""
+    """Find the smallest tolerance that fits a budget, between base and high; base: applied so far."""
     fitting = _simplified(simple, high)
     if count_vertices(fitting) > max_points:
         return with_fewer_vertices(fitting, max_points, base + high)
@@ -104,10 +104,10 @@ def _searched(
 
 
 def _simplified(polygons: shapely.MultiPolygon, tolerance: float) -> shapely.MultiPolygon:
-    """Simplify all rings as closed lines: of polygons GEOS would also drop each ring's first vertex, and run up to
-    twice the tolerance away.
+    """Simplify all rings as closed lines: as polygons, GEOS would also drop each ring's first vertex, and exceed the
+    tolerance up to twice.
 
-    Line by line at first, which is ten times as quick; together, so that none crosses another, where that went wrong.
+    First line by line, which is ten times as fast; if lines cross then, all together.
     """
     if polygons.is_empty:
         return polygons
@@ -122,8 +122,8 @@ def _simplified(polygons: shapely.MultiPolygon, tolerance: float) -> shapely.Mul
 
 
 def _repaired(lines: Lines, kept: NDArray[np.int64], tolerance: float) -> shapely.MultiPolygon | None:
-    """Simplify again, and less, what meets other lines; None when that does not end soon."""
-    applied = np.full(len(lines.points), tolerance, np.float64)  # to the segment that covers each point
+    """Simplify lines that meet others again, with less tolerance; None if that takes too long."""
+    applied = np.full(len(lines.points), tolerance, np.float64)  # tolerance of the segment that covers each point
     is_new = np.ones(len(lines.points), np.bool_)
     work = 0
     for _ in range(REPAIRS):

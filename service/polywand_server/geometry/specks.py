@@ -11,12 +11,12 @@ SPECK_SHARE = 0.005
 def without_specks(
     values: NDArray[np.float32], mask: NDArray[np.bool_], keep: NDArray[np.float64]
 ) -> NDArray[np.float32]:
-    """Drop tiny parts and fill tiny holes pixel by pixel, in time that grows with the pixels and not with their number.
+    """Drop tiny parts and fill tiny holes on pixels; the time grows with the pixels, not with the specks.
 
     values, mask: float32 and bool [h, w], the probabilities and where they are above the threshold.
     keep: points [N, 2] (x, y, pixel centres at integers) whose part or hole is kept however small.
-    Returns the probabilities with 0 where parts went and 1 where holes did. Whatever touches at a corner counts as one
-    piece, so that nothing goes of which an outline might join larger pieces.
+    Returns the probabilities with 0 at dropped parts and 1 at filled holes. Pixels that touch at a corner count as one
+    piece, so that no piece is dropped that an outline might join to a larger one.
     """
     result = values.copy()
     inside = mask.astype(np.uint8)
@@ -32,7 +32,7 @@ def without_specks(
     labels, statistics = _pieces((inside == 0).view(np.uint8))
     left, top = statistics[:, cv2.CC_STAT_LEFT], statistics[:, cv2.CC_STAT_TOP]
     width, height = statistics[:, cv2.CC_STAT_WIDTH], statistics[:, cv2.CC_STAT_HEIGHT]
-    # By its box: a narrow ditch counts with what it surrounds. What reaches the map's edge is no hole.
+    # By the area of its box: a narrow ditch counts with the area that it surrounds. Holes do not reach the map's edge.
     is_hole = (left > 0) & (top > 0) & (left + width < inside.shape[1]) & (top + height < inside.shape[0])
     result[_marked(is_hole & (width * height < smallest), labels, keep)] = 1
     return result
@@ -44,7 +44,7 @@ def _pieces(inside: NDArray[np.uint8]) -> tuple[NDArray[np.int32], NDArray[np.in
 
 
 def _marked(is_speck: NDArray[np.bool_], labels: NDArray[np.int32], keep: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """The pixels of all specks that no point lies in; is_speck: of each label, the first of which is what is around."""
+    """Return the pixels of all specks without a point of `keep`; is_speck: of each label; label 0 is the background."""
     is_speck[0] = False
     height, width = labels.shape
     corner = np.floor(keep).astype(np.int64)

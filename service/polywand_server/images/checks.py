@@ -1,4 +1,4 @@
-"""What a client is told of an image that is not decoded: limits, and the reader's errors with the field they are of."""
+"""Errors of images that are not decoded: limits, and the reader's errors with the request's field."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from polywand_pictures import PictureError, RangeError, TooMuchError
 from polywand_server.errors import InvalidInputError, TooLargeError
 from polywand_server.images.picture import EncodedImage
 
-# Of one side. JPEG cannot have longer ones, and lines of a hundred million pixels are no images.
+# Pixels of one side, the most that JPEG allows.
 MAX_SIDE = 65_535
 
 

@@ -1,4 +1,4 @@
-"""The crop cache: a picture, and the crops of it that networks saw last."""
+"""The crop cache: a picture, and the last crops that networks got of it."""
 
 import threading
 from collections import OrderedDict
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from polywand_server.images import Picture
 from polywand_server.images.regions import Region, crop_into
 
-# A click that leaves the crop where it was needs the same one, and so does the drag of a later click. A few objects may
-# be worked on in turn, and a first click needs two crops, up to five where a detector proposes some.
+# A click that keeps the crop needs the same one, and so does dragging a later click. A few objects may be edited in
+# turn, and a first click needs two crops, up to five where a detector proposes some.
 KEPT_CROPS = 6
 
 

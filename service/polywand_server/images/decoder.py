@@ -1,7 +1,7 @@
 """Decoding a request's image: off the event loop, within the limits, timed, counted.
 
-What is ordinary is decoded in a thread: a photo as cameras and browsers write them, a small drawing, pixels as they
-are. All else, which takes long or whose readers have been broken before, is decoded in a child.
+Ordinary images are decoded in a thread: common JPEG photos, small PNG files, raw pixels. All other files, which take
+long or whose libraries have had vulnerabilities, are decoded in a child process.
 """
 
 import threading
@@ -53,35 +53,34 @@ class Threads(Protocol):
 
 
 class ImageHolders(Protocol):
-    """Those who hold pictures for longer than one request."""
+    """The streams that hold pictures for longer than one request."""
 
-    def give_one_up(self) -> bool:
-        """Have one of those who do not use theirs give it up; returns whether one did."""
+    def drop_one_image(self) -> bool:
+        """Drop the picture of one stream that does not use it; return whether one was dropped."""
         ...
 
 
 class Decoder:
-    """Decodes images, and bounds what all that are alive take together.
+    """Decodes images, and bounds the memory of all pictures that exist.
 
-    threads: for ordinary images. workers: for all others. holders: give pictures up when there is no room.
+    threads: for ordinary images. workers: for all others. holders: drop pictures when the budget is used up.
     """
 
     def __init__(self, threads: Threads, workers: Workers, holders: ImageHolders, limits: Limits) -> None:
         self._threads = threads
         self._workers = workers
         self._limits = limits
-        self._room = Room(limits.images_bytes, holders)
+        self._budget = PictureBudget(limits.images_bytes, holders)
 
     async def decode(self, source: ImageSource, timer: Stopwatch, replaced: Picture | None = None) -> Picture:
-        """Decode an image; its room is free again when nobody holds the picture any more.
+        """Decode an image; its bytes are released when the picture is garbage-collected.
 
-        replaced: what the caller will give up for it. The new one needs only the room that it adds, so that a stream
-        that has an image can go on to the next one of its size, however full it is; for a moment there is more than
-        allowed.
+        replaced: the picture that the caller will drop for it. Only the bytes beyond its size are checked against the
+        budget, so that a stream can always go on to an image of the same size; for a moment the budget is exceeded.
 
         Raises:
             InvalidInputError, TooLargeError
-            QuotaError: this process holds as many images as it may.
+            QuotaError: the budget of decoded images is used up.
         """
         metrics.IMAGE_BYTES.observe(len(source.data))
         try:
@@ -132,22 +131,22 @@ class Decoder:
     ) -> Picture:
         """Decode in a thread. Raises what `read` does."""
         check_size(field, width, height, self._limits.image_pixels)
-        async with self._room.taken(pyramid_bytes(width, height), field, replaced) as keep:
+        async with self._budget.reserved(pyramid_bytes(width, height), field, replaced) as keep:
             return keep(await self._threads.compute(lambda: picture_of(read())))
 
     async def _by_child(self, source: EncodedImage, replaced: Picture | None) -> Picture:
         limits = WorkLimits(
             OPENING_BYTES + len(source.data), self._limits.work_cpu_seconds, source.field, "decoding the image"
         )
-        async with self._room.later(source.field, replaced) as (take, keep):
+        async with self._budget.reservation(source.field, replaced) as (reserve, keep):
 
             async def admit(facts: dict[str, Any]) -> None:
                 width, height = int(facts["width"]), int(facts["height"])
                 check_size(source.field, width, height, self._limits.image_pixels)
                 self._check_decoder(source.field, int(facts["decoder_bytes"]))
-                take(pyramid_bytes(width, height))
+                reserve(pyramid_bytes(width, height))
 
-            about = replace(source, data=b"")  # the bytes go by themselves
+            about = replace(source, data=b"")  # the bytes are sent as the child's input
             answer, memory = await self._workers.run(
                 limits, decode, about, self._limits.image_pixels, data=[source.data], reply=admit
             )
@@ -166,72 +165,76 @@ class Decoder:
             )
 
 
-class Room:
+class PictureBudget:
     """Counts the bytes of all pictures that are alive, and keeps them within a limit."""
 
     def __init__(self, most: int, holders: ImageHolders) -> None:
         self._most = most
         self._holders = holders
         self._bytes = 0
-        self._promised = 0  # of these, what pictures take that are about to be replaced by others that are here already
-        self._lock = threading.RLock()  # reentrant: the collector may give a picture back in the middle of anything
+        self._promised = 0  # of these, of pictures that are about to be replaced by others that are counted already
+        self._lock = threading.RLock()  # reentrant: the garbage collector may release a picture at any moment
 
     @asynccontextmanager
-    async def taken(
+    async def reserved(
         self, nbytes: int, field: str, replaced: Picture | None
     ) -> AsyncIterator[Callable[[Picture], Picture]]:
-        """Take room for a picture that is made in the block, which hands it to the function that it gets."""
-        async with self.later(field, replaced) as (take, keep):
-            take(nbytes)
+        """Reserve bytes for a picture that the block makes and passes to the function that it gets."""
+        async with self.reservation(field, replaced) as (reserve, keep):
+            reserve(nbytes)
             yield keep
 
     @asynccontextmanager
-    async def later(
+    async def reservation(
         self, field: str, replaced: Picture | None
     ) -> AsyncIterator[tuple[Callable[[int], None], Callable[[Picture], Picture]]]:
-        """Let the block take room when it knows how much, once, and hand on the picture that is in it."""
-        taken = 0
+        """Yield two functions: one reserves bytes, once; the other passes on the picture."""
+        reserved = 0
         kept = False
-        promise: Callable[[], object] = lambda: None  # noqa: E731 - of nothing yet
+        promise: Callable[[], object] = lambda: None  # noqa: E731 - nothing is promised yet
 
-        def take(nbytes: int) -> None:
-            nonlocal taken, promise
+        def reserve(nbytes: int) -> None:
+            nonlocal reserved, promise
             freed = 0 if replaced is None else replaced.nbytes
-            self._take(nbytes, freed, field)
-            taken = nbytes
+            self._reserve(nbytes, freed, field)
+            reserved = nbytes
             if replaced is not None:
-                promise = weakref.finalize(replaced, self._keep_promise, freed)
+                promise = weakref.finalize(replaced, self._end_promise, freed)
 
         def keep(picture: Picture) -> Picture:
             nonlocal kept
             kept = True
-            # Not where a stream or a frame ends: a thread may hold a picture for longer than the task it works for.
-            weakref.finalize(picture, self._give_back, taken)
+            # Not when a stream or frame ends: a thread may hold the picture for longer than its task.
+            weakref.finalize(picture, self._release, reserved)
             return picture
 
         try:
-            yield take, keep
+            yield reserve, keep
         finally:
-            if taken and not kept:
-                self._give_back(taken)
-                promise()  # the old one stays
+            if reserved and not kept:
+                self._release(reserved)
+                promise()  # the replaced picture stays
 
-    def _take(self, nbytes: int, freed: int, field: str) -> None:
-        """Take room, if need be that of a picture which will go, and is promised to nobody else."""
+    def _reserve(self, nbytes: int, freed: int, field: str) -> None:
+        """Reserve bytes, less those of a picture that will be dropped.
+
+        Raises:
+            TooLargeError, QuotaError
+        """
         needs = f"needs {-(-nbytes // MEBIBYTE)} MiB"
         if nbytes > self._most:
             raise TooLargeError(
                 field, f"the image {needs} when decoded; this server takes at most {self._most // MEBIBYTE} MiB"
             )
-        while not self._try_to_take(nbytes, freed):
-            if not self._holders.give_one_up():
+        while not self._try_to_reserve(nbytes, freed):
+            if not self._holders.drop_one_image():
                 held = f"{self._bytes // MEBIBYTE} of at most {self._most // MEBIBYTE} MiB of images"
                 raise QuotaError(
                     "images", f"this server holds {held}, and this one {needs}: try later, or another replica", 1.0
                 )
         metrics.IMAGE_MEMORY.inc(nbytes)
 
-    def _try_to_take(self, nbytes: int, freed: int) -> bool:
+    def _try_to_reserve(self, nbytes: int, freed: int) -> bool:
         with self._lock:
             if self._bytes - self._promised - freed + nbytes > self._most:
                 return False
@@ -239,11 +242,11 @@ class Room:
             self._promised += freed
             return True
 
-    def _keep_promise(self, nbytes: int) -> None:
+    def _end_promise(self, nbytes: int) -> None:
         with self._lock:
             self._promised -= nbytes
 
-    def _give_back(self, nbytes: int) -> None:
+    def _release(self, nbytes: int) -> None:
         with self._lock:
             self._bytes -= nbytes
         metrics.IMAGE_MEMORY.dec(nbytes)
@@ -260,7 +263,7 @@ def _raw(source: RawImage) -> Pixels:
 
 
 def _small(source: EncodedImage, width: int, height: int) -> Pixels:
-    """Decode a small file. width, height: as it says, before it is turned upright."""
+    """Decode a small file. width, height: of its header, before EXIF orientation."""
     made: list[Pixels] = []
 
     def make_room(width: int, height: int) -> Pixels:

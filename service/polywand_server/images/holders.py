@@ -1,13 +1,13 @@
-"""Holders: streams that keep a picture, and which of them gives its picture up when there is no room for another."""
+"""Holders: streams that keep a picture, and whose picture is dropped when the budget has no room for another."""
 
 from collections import Counter
 from typing import Protocol
 
 from polywand_server.caller import current
 
-# A stream of which nothing was asked for so long is idle: its picture goes before anybody else is refused.
+# A stream without requests for this long is idle: its picture is dropped before another image is refused.
 IDLE_SECONDS = 10.0
-# A client that holds more than its share loses pictures that were not used for so long, idle or not.
+# Of a client that holds more than its share, pictures that were not used for this long are dropped, too.
 UNUSED_SECONDS = 0.5
 
 
@@ -16,20 +16,20 @@ class Holder(Protocol):
 
     @property
     def client(self) -> str:
-        """Whose stream it is."""
+        """The client of the stream."""
         ...
 
     @property
     def image_bytes(self) -> int:
-        """What its picture takes; 0 when it has none."""
+        """Memory of its picture; 0 when it has none."""
         ...
 
     def idle_seconds(self) -> float:
-        """How long nothing has been asked of it; 0 while something is in work."""
+        """Seconds since its last request or reply; 0 while something is in work."""
         ...
 
-    def give_up_image(self) -> None:
-        """Let go of the picture."""
+    def drop_image(self) -> None:
+        """Drop the picture."""
         ...
 
 
@@ -40,18 +40,18 @@ class Holders:
         self._holders: set[Holder] = set()
 
     def add(self, holder: Holder) -> None:
-        """One more."""
+        """Add a stream."""
         self._holders.add(holder)
 
     def remove(self, holder: Holder) -> None:
-        """One less."""
+        """Remove a stream."""
         self._holders.discard(holder)
 
-    def give_one_up(self) -> bool:
-        """Have one of those who do not use theirs give its picture up; returns whether one did.
+    def drop_one_image(self) -> bool:
+        """Drop the picture of one stream that does not use it; return whether one was dropped.
 
-        The client that holds most is the first, and of its streams the one that was not used for longest: an idle one,
-        or any that is not in work if the client holds more than the one that asks, and more than its share.
+        The client that holds most is first, and of its streams the least recently used: an idle one, or one that was
+        not used for UNUSED_SECONDS if the client holds more than the calling one, and more than its share.
         """
         held: Counter[str] = Counter()
         for holder in self._holders:
@@ -63,6 +63,6 @@ class Holders:
             idle = holder.idle_seconds()
             is_over = held[holder.client] > max(share, held[asking])
             if idle >= IDLE_SECONDS or (idle >= UNUSED_SECONDS and is_over):
-                holder.give_up_image()
+                holder.drop_image()
                 return True
         return False

@@ -1,4 +1,4 @@
-"""Decoding in a child: the header is told to the service first, which lets it in or ends the child."""
+"""Decoding in a child: it sends the header to the service first, which admits the image or kills the child."""
 
 from polywand_pictures import Header, MakeRoom, Pixels, UnreadableError, read_into
 from polywand_server.images.checks import check_size, in_terms_of
@@ -6,14 +6,17 @@ from polywand_server.images.picture import EncodedImage, fill_halves, levels_in,
 from polywand_server.workers.answers import Answer
 from polywand_server.workers.child import Conversation
 
-# Of reading a header, whatever the file is.
+# Memory to read a header, of any file.
 OPENING_BYTES = 96 << 20
 
 
 def decode(conversation: Conversation, source: EncodedImage, max_pixels: int) -> Answer:
-    """Decode the file that the conversation's input holds, into shared memory: the levels one behind the other.
+    """Decode the file that the conversation's input holds, into shared memory: the levels one after another.
 
-    source: all that is known of it but its bytes.
+    source: the image without its bytes.
+
+    Raises:
+        InvalidInputError, TooLargeError
     """
     target = _Target(conversation, source.field, max_pixels)
     with in_terms_of(source):
@@ -24,18 +27,18 @@ def decode(conversation: Conversation, source: EncodedImage, max_pixels: int) ->
 
 
 class _Target:
-    """Where the pixels go, once the service has let the image in. levels: as of a `Picture`. descriptor: of them."""
+    """Memory for the pixels of an admitted image. levels: see `Picture`. descriptor: of the memory."""
 
     def __init__(self, conversation: Conversation, field: str, max_pixels: int) -> None:
         self._conversation = conversation
         self._field = field
         self._max_pixels = max_pixels
-        self._pixels = 0  # of the image that was let in
+        self._pixels = 0  # of the admitted image
         self.levels: tuple[Pixels, ...] = ()
         self.descriptor = -1
 
     def admit(self, header: Header) -> MakeRoom:
-        """Have the image let in; returns what makes room for its pixels."""
+        """Ask the service to admit the image; return the function that allocates its pixels."""
         width, height = header.width, header.height
         check_size(self._field, width, height, self._max_pixels)
         self._pixels = width * height

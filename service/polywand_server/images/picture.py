@@ -1,4 +1,4 @@
-"""Pictures: decoded images with their pyramid of halves, and what they are decoded from."""
+"""Pictures: decoded images with their pyramid of halves, and the sources that they are decoded from."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -8,7 +8,7 @@ import numpy as np
 
 from polywand_pictures import Pixels, ValueRange
 
-# Below this longest side a further half would not be read by any crop.
+# No crop reads a level whose longest side is smaller.
 SMALLEST_LEVEL_SIDE = 256
 
 
@@ -16,8 +16,8 @@ SMALLEST_LEVEL_SIDE = 256
 class EncodedImage:
     """An image file's bytes.
 
-    field: the path of this field in the request, for errors. value_range: which values are black and white, of files
-    with more than 8 bits; None leaves it to the reader's rule. range_field: its path.
+    field: the path of this field in the request, for errors. value_range: the values that become black and white, for
+    files with more than 8 bits; None is the reader's default. range_field: its path.
     """
 
     data: bytes | memoryview
@@ -28,7 +28,7 @@ class EncodedImage:
 
 @dataclass(frozen=True, slots=True)
 class RawImage:
-    """Pixels as they are, RGB8, row by row. field: the path of this field in the request, for errors."""
+    """Raw pixels, RGB8, row by row. field: the path of this field in the request, for errors."""
 
     data: bytes | memoryview
     width: int
@@ -67,7 +67,7 @@ class Picture:
 
 
 def level_sizes(width: int, height: int) -> list[tuple[int, int]]:
-    """Tell the (width, height) of all levels of an image of this size."""
+    """Return the (width, height) of all levels of an image of this size."""
     sizes = [(width, height)]
     while max(width, height) >= 2 * SMALLEST_LEVEL_SIDE:
         width, height = (width + 1) // 2, (height + 1) // 2
@@ -76,12 +76,12 @@ def level_sizes(width: int, height: int) -> list[tuple[int, int]]:
 
 
 def pyramid_bytes(width: int, height: int) -> int:
-    """Tell what the levels of an image of this size take."""
+    """Return the bytes that the levels of an image of this size take."""
     return sum(level_width * level_height * 3 for level_width, level_height in level_sizes(width, height))
 
 
 def levels_in(memory: Pixels, width: int, height: int) -> tuple[Pixels, ...]:
-    """Lay out the levels of an image of this size, one behind the other, in uint8 [pyramid_bytes]."""
+    """Lay out the levels of an image of this size, one after another, in uint8 [pyramid_bytes]; views."""
     levels, start = [], 0
     for level_width, level_height in level_sizes(width, height):
         nbytes = level_width * level_height * 3
@@ -91,7 +91,7 @@ def levels_in(memory: Pixels, width: int, height: int) -> tuple[Pixels, ...]:
 
 
 def fill_halves(levels: tuple[Pixels, ...]) -> None:
-    """Make each level but the first of the one before."""
+    """Compute each level but the first from the one before, in place."""
     for last, half in pairwise(levels):
         height, width = last.shape[:2]
         # An odd last row or column counts twice, so that every pixel of the half is an average of four.
@@ -104,7 +104,7 @@ def fill_halves(levels: tuple[Pixels, ...]) -> None:
 
 
 def picture_of(pixels: Pixels) -> Picture:
-    """Make a picture of the pixels [H, W, 3], which it keeps."""
+    """Make a picture of RGB pixels uint8 [H, W, 3]; they are not copied."""
     height, width = pixels.shape[:2]
     sizes = level_sizes(width, height)[1:]
     levels = (pixels, *(np.empty((level_height, level_width, 3), np.uint8) for level_width, level_height in sizes))

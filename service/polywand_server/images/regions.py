@@ -1,4 +1,4 @@
-"""Regions of interest: from image pixels to a network's input, and back. Nobody else does arithmetic on scales."""
+"""Regions of interest: from image pixels to a network's input, and back. The only arithmetic on scales."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from polywand_server.images import Picture
 from polywand_server.images.resampling import Resampling, resize, sample
 
-# A map that is brought back to the image's pixels has no more of them; those of larger crops are merged.
+# Pixels of a map at most; maps of larger regions are coarser than the image.
 LARGEST_MAP = 2**20
 
 
@@ -21,8 +21,8 @@ class Region:
     left, top, width, height: in whole image pixels (corner convention: it spans left .. left + width); may reach
         outside the image, where pixels read as black and probabilities as 0.
     size: (height, width) of the network's input.
-    resampling: how one becomes the other.
-    margin: image pixels on each side that the network sees, and where its answer is not kept.
+    resampling: how the crop becomes the input.
+    margin: image pixels on each side that the network sees, but whose answer is not kept.
     """
 
     left: int
@@ -44,9 +44,9 @@ class Region:
         return max(1 / self.scale[0], 1 / self.scale[1])
 
     def to_input(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Tell the network where points [N, 2] lie: from image pixels (corners at integers) to input pixels (centres).
+        """Map points [N, 2] (x, y) from image pixels (corners at integers) to input pixels (centres at integers).
 
-        By any resampling but SMOOTH that is how its authors count, which is not where `from_input` leads back from.
+        For resamplings other than SMOOTH this is the convention of the network's authors, not `from_input`'s inverse.
         """
         if self.resampling is Resampling.SMOOTH:
             result: NDArray[np.float64] = (points - (self.left, self.top)) * self.scale - 0.5
@@ -60,8 +60,8 @@ class Region:
         result: NDArray[np.float64] = (points + shift) / scale + origin
         return result
 
-    def places(self, other: "Region") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Find the rows [h] and columns [w] of this region's input on which the pixel centres of another one's lie."""
+    def positions(self, other: "Region") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return where another input's pixel centres lie: rows [h] and columns [w] of this input."""
         origin, scale, shift = self._grid()
         first, second = (other.from_input(np.array([[0.0, 0.0], [1.0, 1.0]])) - origin) * scale - shift
         step = second - first
@@ -69,10 +69,10 @@ class Region:
         return rows, columns
 
     def _grid(self) -> tuple[tuple[float, float], tuple[float, float], float]:
-        """Where the input's pixels are: their centres are at (image pixels - origin) * scale - shift."""
+        """Return origin, scale, shift: a point's input pixels are (image pixels - origin) * scale - shift."""
         if self.resampling is not Resampling.CORNERS:
             return (self.left, self.top), self.scale, 0.5
-        # Of a single pixel there is no scale.
+        # A single pixel has no scale.
         steps = max(self.width - 1, 1), max(self.height - 1, 1)
         scale = max(self.size[1] - 1, 1) / steps[0], max(self.size[0] - 1, 1) / steps[1]
         return (self.left + 0.5, self.top + 0.5), scale, 0.0
@@ -84,14 +84,14 @@ class Region:
         return bool(((points >= low) & (points <= high)).all())
 
     def overlap(self, other: "Region") -> float:
-        """Intersection over union of what both see of the image."""
+        """Intersection over union of both regions."""
         width = min(self.left + self.width, other.left + other.width) - max(self.left, other.left)
         height = min(self.top + self.height, other.top + other.height) - max(self.top, other.top)
         shared = max(0, width) * max(0, height)
         return shared / (self.width * self.height + other.width * other.height - shared)
 
     def overlap_by_axes(self, other: "Region") -> float:
-        """What both share over all between their outermost edges, along x times along y."""
+        """The shared length over the length that both span, along x times along y."""
         shared = 1.0
         for low, side, other_low, other_side in (
             (self.left, self.width, other.left, other.width),
@@ -104,7 +104,7 @@ class Region:
         return shared
 
     def inside(self, width: int, height: int) -> tuple[slice, slice]:
-        """Rows and columns of the input whose centres lie in an image of this size."""
+        """Return the rows and columns of the input whose centres lie in an image of this size."""
         low = np.ceil(self.to_input(np.zeros((1, 2))))[0]
         high = np.ceil(self.to_input(np.array([[width, height]], np.float64)))[0]
         rows = slice(max(0, int(low[1])), max(0, min(self.size[0], int(high[1]))))
@@ -113,7 +113,7 @@ class Region:
 
 
 def _single_towards_zero(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Round to single precision, so that what is cut down to whole numbers afterwards comes out as from double."""
+    """Round to single precision, towards zero, so that truncation to integers gives the same as for double."""
     single = values.astype(np.float32)
     return np.where(np.abs(single) > np.abs(values), np.nextafter(single, np.float32(0)), single).astype(np.float64)
 
@@ -177,26 +177,26 @@ def _window(pixels: NDArray[np.uint8], left: int, top: int, width: int, height: 
 
 @dataclass(frozen=True, slots=True)
 class ProbabilityMap:
-    """What is known of one object: the probability per input pixel of a region, float32 [h, w] in 0..1, 0 outside.
+    """Probabilities that pixels belong to an object, per input pixel of a region: float32 [h, w] in 0..1, 0 outside.
 
-    region: of SMOOTH resampling. looked_at: the region that the network saw for it, where that is another one.
+    region: of SMOOTH resampling. network_region: the region that the network saw; None where it is the same.
     """
 
     region: Region
     values: NDArray[np.float32]
-    looked_at: Region | None = None
+    network_region: Region | None = None
 
     @property
     def seen(self) -> Region:
         """The region that the network saw for it."""
-        return self.looked_at or self.region
+        return self.network_region or self.region
 
     def resampled(self, region: Region) -> NDArray[np.float32]:
         """Bring the map onto another region's input, float32 [h, w], bilinear; 0 where this one does not reach."""
         if region == self.region:
             return self.values
         if region.resampling is not Resampling.SMOOTH:
-            rows, columns = self.region.places(region)
+            rows, columns = self.region.positions(region)
             return sample(np.pad(self.values, 1), rows + 1, columns + 1)
         # Where the target's first and second pixel centres lie, in this map's pixels.
         first, second = self.region.to_input(region.from_input(np.array([[0.0, 0.0], [1.0, 1.0]])))
@@ -213,7 +213,7 @@ class ProbabilityMap:
 
 
 def map_size(width: int, height: int) -> tuple[int, int]:
-    """The (height, width) of a map of so many image pixels: as many, or in the same proportion as many as it may."""
+    """Return the (height, width) of a map of so many image pixels: the same, or reduced to LARGEST_MAP pixels."""
     reduction = max(1.0, math.sqrt(width * height / LARGEST_MAP))
     return max(1, round(height / reduction)), max(1, round(width / reduction))
 
@@ -224,5 +224,5 @@ def from_network(values: NDArray[np.float32], seen: Region) -> ProbabilityMap:
         return ProbabilityMap(seen, values)
     width, height = seen.width - 2 * seen.margin, seen.height - 2 * seen.margin
     kept = Region(seen.left + seen.margin, seen.top + seen.margin, width, height, map_size(width, height))
-    rows, columns = seen.places(kept)
+    rows, columns = seen.positions(kept)
     return ProbabilityMap(kept, sample(values, rows, columns, cubic=seen.resampling is not Resampling.CORNERS), seen)

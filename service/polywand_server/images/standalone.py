@@ -1,4 +1,4 @@
-"""Decoding without a service around it: for scripts and tests, by the same way as the service's."""
+"""Decoding without a service around it: for scripts and tests; the same code as the service's."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from polywand_server.images.picture import ImageSource, Picture
 def decode_image(
     source: ImageSource, max_bytes: int, max_pixels: int, reserve: Callable[[int], None] = lambda _: None
 ) -> Picture:
-    """Decode an image after checking its size; what is not ordinary is decoded in a child process made for it.
+    """Decode an image after checking its size; images that are not ordinary are decoded in a child process.
 
     reserve: called with the bytes that the picture takes.
 
@@ -27,7 +27,7 @@ def decode_image(
 
 
 async def _decode(source: ImageSource, limits: Limits) -> Picture:
-    # Here, because the package of images is read by the children that the decoder starts.
+    # Imported here, because children that the decoder starts import this package, too.
     from polywand_server.images.decoder import Decoder  # noqa: PLC0415
     from polywand_server.timing import Stopwatch  # noqa: PLC0415
     from polywand_server.workers.pool import Workers  # noqa: PLC0415
@@ -45,5 +45,5 @@ class _Threads:
 
 
 class _NoHolders:
-    def give_one_up(self) -> bool:
+    def drop_one_image(self) -> bool:
         return False

@@ -1,4 +1,4 @@
-"""The plan of batches: which boxes of one image an interactor works on together."""
+"""Plans batches: which boxes of one image an interactor segments together."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -12,13 +12,13 @@ from polywand_server.interactors.prompt import Prompt
 from polywand_server.tools.kinds import Interactor
 from polywand_server.tools.specs import FLIPPED
 
-# No inference is given more pixels than this, whatever batches the model takes: some 20 MB of tensors.
+# Most pixels of one inference, whatever batches the model takes: about 20 MB of tensors.
 MAX_BATCH_PIXELS = 2**21
 
 
 @dataclass(frozen=True, slots=True)
 class BatchItem:
-    """One box. number: its index among all. prompt: the box as one. region: the crop that the network is to see."""
+    """One box. number: its index. prompt: holds the box alone. region: its crop."""
 
     number: int
     prompt: Prompt
@@ -36,9 +36,9 @@ def plan_items(tool: Interactor, picture: Picture, boxes: Sequence[Box]) -> list
 
 
 def batches(items: Sequence[BatchItem], tool: Interactor, is_short: Callable[[], bool]) -> Iterator[list[BatchItem]]:
-    """Put items of the same input size together, as many as fit into the network's batch.
+    """Group items of the same input size, as many as fit into the network's batch.
 
-    is_short: whether the next batch is to be of one item, because a prompt may come that has to wait for it.
+    is_short: whether the next batch must be a single item, because a prompt may come and would have to wait for it.
     """
     by_size: defaultdict[tuple[int, int], list[BatchItem]] = defaultdict(list)
     for item in items:

@@ -1,4 +1,4 @@
-"""Many objects of one image, each prompted by a box alone, in as few inferences as they fit into."""
+"""Segments many objects of one image, each prompted by a box alone, in as few inferences as possible."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -26,11 +26,10 @@ async def segment_boxes(
     finish: Callable[[Estimate], Awaitable[T]],
     pause: Callable[[], Awaitable[None]],
 ) -> list[T]:
-    """Run an interactor on boxes of one image; returns what each estimate was made into, in their order.
+    """Run an interactor on boxes of one image; return the results of `finish`, in the order of the boxes.
 
-    boxes: inside the image; enough of a prompt for this interactor, so that one pass does for each.
-    finish: makes of an estimate what is kept of it, so that an image of a thousand boxes never holds more than a batch
-        of probability maps.
+    boxes: inside the image; a box must be a complete prompt for this interactor. Each takes one pass.
+    finish: converts an estimate to its result, so that no more than one batch of probability maps is held.
     pause: awaited between two batches.
 
     Raises:
@@ -60,18 +59,18 @@ async def _segment_batch(
 ) -> list[T]:
     copies = rows_of(tool)
     total = copies * len(batch)
-    places = [slice(start, start + copies) for start in range(0, total, copies)]
+    row_slices = [slice(start, start + copies) for start in range(0, total, copies)]
     inputs, outputs = tensor_specs(tool.config, batch[0].region, total)
     async with lane.exchange(tool.model, tool.version, inputs, outputs) as exchange:
 
         def fill_all() -> None:
-            for item, rows in zip(batch, places, strict=True):
+            for item, rows in zip(batch, row_slices, strict=True):
                 tensors = {name: tensor[rows] for name, tensor in exchange.inputs.items()}
                 crops.crop_into(tensors["IMAGE"][0], item.region)
                 write_prompt(tensors, item.prompt, item.region, None)
 
         def read_all() -> list[Estimate]:
-            parts = [{name: tensor[rows] for name, tensor in answer.items()} for rows in places]
+            parts = [{name: tensor[rows] for name, tensor in answer.items()} for rows in row_slices]
             return [read(part, item.region, tool.name) for item, part in zip(batch, parts, strict=True)]
 
         await lane.turn(timer)

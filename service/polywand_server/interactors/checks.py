@@ -1,4 +1,4 @@
-"""Checks of a prompt against what is known only here: the image, and the tool that is asked."""
+"""Checks of a prompt against its image and its tool."""
 
 from polywand_server.errors import InvalidInputError
 from polywand_server.images import Picture
@@ -21,7 +21,7 @@ def check_inside(prompt: Prompt, picture: Picture) -> None:
 
 
 def check_fits(prompt: Prompt, tool: Interactor) -> None:
-    """Refuse what the tool does not read, and more points than it takes. Raises InvalidInputError."""
+    """Refuse inputs that the tool does not read, and more points than it takes. Raises InvalidInputError."""
     needs = tool.spec.prompt
     if prompt.box is not None and needs.box == "none":
         raise InvalidInputError("prompt.box", f"model '{tool.name}' reads no box")

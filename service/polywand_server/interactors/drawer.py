@@ -1,11 +1,11 @@
-"""Drawing: outlines of maps and maps of seeds, in a thread where that is a matter of milliseconds, else in a child."""
+"""Drawing: outlines of maps and maps of seeds, in a thread if that takes milliseconds, else in a child."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polywand_server.config import MEBIBYTE
 from polywand_server.geometry.drawn import Drawn, drawn
-from polywand_server.geometry.jobs import draw, draw_seed, plant, read_drawn, read_map
+from polywand_server.geometry.jobs import draw, draw_seed, draw_seed_map, read_drawn, read_map
 from polywand_server.geometry.outlines import count_crossings
 from polywand_server.geometry.seeds import Seed, is_exact, is_quick, seed_cost, seed_map, seed_shape
 from polywand_server.geometry.shapes import OutputOptions, make_shape
@@ -13,16 +13,16 @@ from polywand_server.images.regions import ProbabilityMap
 from polywand_server.lanes import Lane
 from polywand_server.workers.pool import Limits, Workers
 
-# Of an outline that is drawn in a thread, in some ten milliseconds; that of an ordinary click has some hundred.
+# Vertices of an outline that is drawn in a thread, in about 10 ms; an ordinary click has a few hundred.
 FEW_VERTICES = 2**12
-# The cost of a seed that is filled in a thread, in some ten milliseconds.
+# `seed_cost` of a seed that is filled in a thread, in about 10 ms.
 SMALL_SEED = 4_000_000
 DRAWING_BYTES = 768 * MEBIBYTE
-PLANTING_BYTES = 1024 * MEBIBYTE
+SEED_MAP_BYTES = 1024 * MEBIBYTE
 
 
 class Drawer:
-    """Draws for one kind of work. lane: its threads."""
+    """Draws for one kind of work. lane: its threads. cpu_seconds: limit of a child."""
 
     def __init__(self, lane: Lane, workers: Workers, cpu_seconds: int) -> None:
         self._lane = lane
@@ -59,9 +59,9 @@ class Drawer:
         return read_drawn(answer)
 
     async def seed_shape(
-        self, seed: Seed, planted: ProbabilityMap, threshold: float, options: OutputOptions, size: tuple[int, int]
+        self, seed: Seed, filled: ProbabilityMap, threshold: float, options: OutputOptions, size: tuple[int, int]
     ) -> Drawn:
-        """Draw the outline of a seed as it is. planted: its map. size: width, height of the image.
+        """Draw the outline of a seed, unchanged by any network. filled: its map. size: width, height of the image.
 
         threshold: of the map, where the seed cannot be drawn pixel by pixel.
 
@@ -69,7 +69,7 @@ class Drawer:
             InvalidInputError, TooLargeError
         """
         if not is_exact(seed, *size):
-            return await self.shape(planted, threshold, options, size, np.zeros((0, 2)), "prompt.seed")
+            return await self.shape(filled, threshold, options, size, np.zeros((0, 2)), "prompt.seed")
         if is_quick(seed, *size):
             return await self._lane.compute(lambda: drawn(seed_shape(seed, options, *size)))
         limits = Limits(DRAWING_BYTES, self._cpu_seconds, "prompt.seed", "drawing the seed")
@@ -77,13 +77,13 @@ class Drawer:
         return read_drawn(answer)
 
     async def seed_map(self, seed: Seed, size: tuple[int, int]) -> ProbabilityMap:
-        """Lay a seed out as a map. size: width, height of the image.
+        """Fill a seed's map. size: width, height of the image.
 
         Raises:
             InvalidInputError, TooLargeError
         """
         if seed_cost(seed, *size) <= SMALL_SEED:
             return await self._lane.compute(lambda: seed_map(seed, *size))
-        limits = Limits(PLANTING_BYTES, self._cpu_seconds, "prompt.seed", "filling the seed")
-        answer, _ = await self._workers.run(limits, plant, seed, size)
+        limits = Limits(SEED_MAP_BYTES, self._cpu_seconds, "prompt.seed", "filling the seed")
+        answer, _ = await self._workers.run(limits, draw_seed_map, seed, size)
         return read_map(answer)

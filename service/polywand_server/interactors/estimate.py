@@ -1,4 +1,4 @@
-"""Estimates: where an object is, as far as its prompt tells, and what an interactor answers."""
+"""Estimates: the probability map of an object after a prompt, and the answer that is made of it."""
 
 from dataclasses import dataclass
 
@@ -16,11 +16,11 @@ class Estimate:
     """A probability map and the model's state after one prompt; the next prompt starts from it.
 
     probabilities: where the object is.
-    state: the model's own (its `STATE_OUT`, float32, batch axis included), handed back unread.
-    is_seed: whether it is the client's mask, and no network has seen it yet.
-    is_partial: whether passes or clicks were left out, because a newer prompt waited: nothing is built on it.
-    detector: the version of the detector that proposed what the object's first click may mean; 0 where that did not
-        answer, None where none was to be asked.
+    state: the model's `STATE_OUT`, float32 with its batch axis; input of the next pass as it is.
+    is_seed: whether it is the client's mask, before any network ran.
+    is_partial: whether passes or clicks were left out because a newer prompt waited; not reused for other prompts.
+    detector: the version of the detector whose proposals the object's first click used; 0 where it did not answer,
+        None where the tool uses none.
     """
 
     probabilities: ProbabilityMap
@@ -44,7 +44,7 @@ class Estimate:
 class Found:
     """An estimate that is ready to be drawn, and the tool that made it.
 
-    is_provisional: whether the same prompt may be answered otherwise when it comes again.
+    is_provisional: whether the same prompt may get another answer when it is sent again.
     """
 
     tool: Interactor
@@ -54,7 +54,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Segmentation:
-    """An object's outline, and what made it.
+    """An object's outline, and the model that made it.
 
     width, height: of the image. threshold: probability above which a pixel belongs to the object.
     is_provisional: see `Found`.

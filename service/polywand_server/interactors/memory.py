@@ -1,4 +1,4 @@
-"""Memory: the estimates of a stream's prompts, so that adding a click feeds back and undo finds its way."""
+"""Memory: the estimates of a stream's prompts, so that a click extends the last one, and undo finds an earlier one."""
 
 import hashlib
 import struct
@@ -9,22 +9,21 @@ from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Prompt
 from polywand_server.ops import metrics
 
-# What a key takes, and its place in a memory (measured, rounded up).
+# Memory of a key and its entry (measured, rounded up).
 KEY_BYTES = 1024
 
-# Object, model, version, and the digest of what was prompted.
+# Object, model, version, and the digest of the prompt's seed, box and points.
 Key = tuple[str, str, int, bytes]
 
-# A memory that was not used for so long belongs to an idle stream: it forgets before those of active ones do.
+# A memory that was not used for this long is idle: its estimates are dropped before those of active streams.
 IDLE_SECONDS = 30.0
 
 
 class MemoryBudget:
-    """How much all memories may take: each max_bytes, and together total_bytes.
+    """The limits of all memories: max_bytes of each, and total_bytes together.
 
-    Where those are not enough, idle memories forget first, the one that was not used for longest before the others;
-    then the largest. So a stream that somebody works on keeps its share however many there are, and one that takes no
-    bytes takes none from the others.
+    Past the total, idle memories drop estimates first, the least recently used memory before the others; then the
+    largest does. So a stream in use keeps its share however many there are.
     """
 
     def __init__(self, max_bytes: int, total_bytes: int) -> None:
@@ -34,7 +33,7 @@ class MemoryBudget:
         self._holding: set[EstimateMemory] = set()
 
     def grow(self, memory: "EstimateMemory", nbytes: int) -> None:
-        """Count what a memory has taken, or given back."""
+        """Add bytes to a memory's count; a negative number removes some."""
         self._bytes += nbytes
         if memory.nbytes:
             self._holding.add(memory)
@@ -42,21 +41,21 @@ class MemoryBudget:
             self._holding.discard(memory)
 
     def trim(self) -> None:
-        """Have memories forget until all keep within the total."""
+        """Drop estimates until the total limit holds."""
         while self._bytes > self._total_bytes:
             now = time.monotonic()
             idle = [memory for memory in self._holding if now - memory.used_at > IDLE_SECONDS]
             if idle:
-                min(idle, key=lambda memory: memory.used_at).forget_one()
+                min(idle, key=lambda memory: memory.used_at).drop_one()
             else:
-                max(self._holding, key=lambda memory: memory.nbytes).forget_one()
+                max(self._holding, key=lambda memory: memory.nbytes).drop_one()
 
 
 class EstimateMemory:
-    """Remembers estimates by what was prompted; past its allowance the least recently used go first."""
+    """Keeps estimates by prompt; past its limit, the least recently used are dropped."""
 
-    def __init__(self, allowance: MemoryBudget) -> None:
-        self._allowance = allowance
+    def __init__(self, budget: MemoryBudget) -> None:
+        self._budget = budget
         self.nbytes = 0
         self.used_at = time.monotonic()
         self._estimates: OrderedDict[Key, Estimate] = OrderedDict()
@@ -78,23 +77,23 @@ class EstimateMemory:
         self._estimates[key] = estimate
         self._grow(_cost(estimate) - (_cost(replaced) if replaced else 0))
         self.used_at = time.monotonic()
-        while self.nbytes > self._allowance.max_bytes:
-            self.forget_one()
-        self._allowance.trim()
+        while self.nbytes > self._budget.max_bytes:
+            self.drop_one()
+        self._budget.trim()
 
-    def forget_one(self) -> None:
-        """Forget the estimate that was not used for longest."""
+    def drop_one(self) -> None:
+        """Drop the least recently used estimate."""
         self._grow(-_cost(self._estimates.popitem(last=False)[1]))
 
     def close(self) -> None:
-        """Forget everything, for good."""
+        """Drop all estimates, and keep no more."""
         self._is_closed = True
         self._estimates.clear()
         self._grow(-self.nbytes)
 
     def _grow(self, nbytes: int) -> None:
         self.nbytes += nbytes
-        self._allowance.grow(self, nbytes)
+        self._budget.grow(self, nbytes)
         metrics.MASK_MEMORY.inc(nbytes)
 
 
@@ -106,7 +105,7 @@ def seed_key(prompt: Prompt, version: int) -> Key:
 def keys_of(prompt: Prompt, version: int) -> list[Key]:
     """The keys of a prompt's beginnings: with none of its points, with the first one, ... with all of them.
 
-    version: that it was resolved to, since version 0 may mean another one tomorrow.
+    version: the resolved one, since version 0 may mean another one later.
     """
     state = _digest_of_seed(prompt)
     if prompt.box is not None:

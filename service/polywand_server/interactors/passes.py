@@ -1,4 +1,4 @@
-"""Passes: one look of a network at one crop, in four stages: crop, tensors, Triton, map."""
+"""Passes: one inference on one crop, in four stages: crop, tensors, Triton, map."""
 
 from polywand_server.images import Picture
 from polywand_server.images.crop_cache import CropCache
@@ -13,7 +13,7 @@ from polywand_server.tools.specs import FLIPPED
 
 
 class Passes:
-    """Shows networks crops of one picture."""
+    """Runs networks on crops of one picture."""
 
     def __init__(self, lane: Lane, picture: Picture) -> None:
         self._lane = lane
@@ -22,7 +22,7 @@ class Passes:
     async def run(
         self, tool: Interactor, prompt: Prompt, region: Region, previous: Estimate | None, timer: Stopwatch
     ) -> Estimate:
-        """Run a network on one crop. previous: what is fed back, of the step or the pass before.
+        """Run a network on one crop. previous: the estimate that is fed back, of the step or pass before.
 
         Raises:
             UnavailableError, DeadlineError, ModelFailedError

@@ -1,7 +1,7 @@
-"""Predictors: one image that is worked on; a prompt comes in, its object's outline goes out.
+"""Predictors: from prompts on one image to outlines.
 
-An answer depends on the prompt alone. Where its beginning is not remembered, its clicks are worked through one after
-another, each with as many passes as if it had been the last one when it came.
+An answer depends on the prompt alone. Clicks whose estimates are not remembered are run one after another, each with
+the passes that it would have had as the last click.
 """
 
 from dataclasses import replace
@@ -19,9 +19,9 @@ from polywand_server.tools.retry import use_tool
 
 
 class Predictor:
-    """Finds objects on one image: `check`, `find` and `draw` a prompt; `close` ends all.
+    """Finds objects on one image: `check`, `find` and `draw` a prompt.
 
-    memory, steps: for this picture alone; closed with it.
+    memory, steps: of this picture alone; `close` closes them.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Predictor:
         self._memory = memory
 
     def close(self) -> None:
-        """Cancel a detector's work, and forget all objects."""
+        """Cancel a detector's work, and drop all estimates."""
         self._steps.close()
         self._memory.close()
 
@@ -48,10 +48,10 @@ class Predictor:
         check_inside(prompt, self.picture)
 
     async def find(self, prompt: Prompt, timer: Stopwatch, newer: Supersession) -> Found | Incomplete:
-        """Find the object that a prompt means, or say what the prompt still lacks for its tool.
+        """Find the object that a prompt means, or return what the prompt still lacks for its tool.
 
-        Where the prompt is superseded, the pass that is under way ends, and at most one more is run, with all points;
-        the estimate is partial then.
+        If the prompt is superseded, the running pass completes, and at most one more is run, with all points; the
+        estimate is partial then.
 
         Raises:
             NotFoundError, WrongStateError, InvalidInputError (the tool does not read this prompt),
@@ -89,14 +89,14 @@ class Predictor:
         return Found(tool, estimate, self._steps.is_provisional(tool, estimate))
 
     async def _estimate(self, call: Call, prompt: Prompt) -> Estimate:
-        """Go on from the longest beginning of the prompt that is remembered, click by click."""
+        """Continue from the longest remembered prefix of the prompt, click by click."""
         tool, last, keys = call.tool, len(prompt.points), keys_of(prompt, call.tool.version)
         first = first_step(prompt, tool.spec.prompt) if self._steps.depends_on_earlier_clicks(tool) else last
-        done, estimate = self._longest_beginning(call, keys, first)
+        done, estimate = self._longest_known_prefix(call, keys, first)
         if estimate is not None and done == last:
             return estimate
         if estimate is None and prompt.seed is not None:
-            estimate = await self._seed(call, prompt)
+            estimate = await self._seed_estimate(call, prompt)
             if prompt.is_seed_alone:
                 return estimate
         for count in range(done + 1, last):
@@ -113,8 +113,8 @@ class Predictor:
             self._memory.remember(keys[last], estimate)
         return estimate
 
-    def _longest_beginning(self, call: Call, keys: list[Key], first: int) -> tuple[int, Estimate | None]:
-        """Find the longest remembered beginning with at least so many points; one point less, and None, if none is."""
+    def _longest_known_prefix(self, call: Call, keys: list[Key], first: int) -> tuple[int, Estimate | None]:
+        """Find the longest remembered prefix with at least `first` points; if none, return first - 1 and None."""
         for count in range(len(keys) - 1, first - 1, -1):
             estimate = self._remembered(call, keys[count])
             if estimate is not None:
@@ -122,19 +122,19 @@ class Predictor:
         return first - 1, None
 
     def _remembered(self, call: Call, key: Key) -> Estimate | None:
-        """Find the estimate of a beginning, if it is what would be found now."""
+        """Find the estimate of a prefix, if it is still current."""
         estimate = self._memory.find(key)
         return estimate if estimate is not None and self._steps.is_current(call.tool, estimate) else None
 
-    async def _seed(self, call: Call, prompt: Prompt) -> Estimate:
-        """Lay out a prompt's seed, what its object starts from."""
-        assert prompt.seed is not None  # the caller has made sure
+    async def _seed_estimate(self, call: Call, prompt: Prompt) -> Estimate:
+        """Fill the map of the seed that the object starts from."""
+        assert prompt.seed is not None  # checked by the caller
         key = seed_key(prompt, call.tool.version)
         known = self._memory.find(key)
         if known is not None:
             return known
         with call.timer.stage("prepare"):
-            planted = await self._drawer.seed_map(prompt.seed, (self.picture.width, self.picture.height))
-        estimate = Estimate(planted, is_seed=True)
+            filled = await self._drawer.seed_map(prompt.seed, (self.picture.width, self.picture.height))
+        estimate = Estimate(filled, is_seed=True)
         self._memory.remember(key, estimate)
         return estimate

@@ -1,4 +1,4 @@
-"""Prompts: a snapshot of what is known of one object, what it lacks for an interactor, and when it is superseded."""
+"""Prompts: the current prompt of one object, what it lacks for an interactor, and when it is superseded."""
 
 import asyncio
 from bisect import bisect_left
@@ -14,13 +14,13 @@ from polywand_server.geometry.seeds import Seed
 from polywand_server.geometry.shapes import OutputOptions
 from polywand_server.tools.specs import PromptSpec
 
-# What a prompt, and each of its points, takes in memory (measured, rounded up).
+# Memory of a prompt, and of each of its points (measured, rounded up).
 PROMPT_BYTES = 1024
 POINT_BYTES = 128
 
 
 class Label(IntEnum):
-    """What a row of the `POINTS` tensor says, as in Segment Anything; 4 is ours."""
+    """Labels of rows of the `POINTS` tensor, as in Segment Anything; 4 is our own."""
 
     PADDING = -1
     NEGATIVE = 0
@@ -43,7 +43,7 @@ class Point:
 class Prompt:
     """The whole current prompt of one object.
 
-    points: in the order in which they were clicked. seed: what the object starts from; None is nothing.
+    points: in the order in which they were clicked. seed: the mask that the object starts from, or None.
     """
 
     model: str
@@ -56,22 +56,23 @@ class Prompt:
 
     @property
     def nbytes(self) -> int:
-        """About how much memory it takes while it waits."""
+        """Estimated memory while it waits."""
         return PROMPT_BYTES + POINT_BYTES * len(self.points) + (self.seed.nbytes if self.seed is not None else 0)
 
     def builds_on(self, other: "Prompt") -> bool:
-        """Whether it asks what the other did, perhaps with points more, so that the other's answer is used for it."""
-        return (self.model, self.version, self.points[: len(other.points)], self.box) == (
-            *(other.model, other.version, other.points, other.box),
-        ) and (self.seed and self.seed.digest) == (other.seed and other.seed.digest)
+        """Whether it is the other prompt, or that with more points, so that the other's estimate is used for it."""
+        start = self.model, self.version, self.points[: len(other.points)], self.box
+        if start != (other.model, other.version, other.points, other.box):
+            return False
+        return (self.seed and self.seed.digest) == (other.seed and other.seed.digest)
 
     def up_to(self, count: int) -> "Prompt":
-        """What it was with only so many of its points: one of its beginnings."""
+        """Return the prompt with only its first `count` points."""
         return self if count == len(self.points) else replace(self, points=self.points[:count])
 
     @property
     def is_seed_alone(self) -> bool:
-        """Whether nothing is asked but what the seed is."""
+        """Whether the prompt is a seed without points and box."""
         return self.seed is not None and not self.points and self.box is None
 
     def count(self, label: Label) -> int:
@@ -87,7 +88,7 @@ class Prompt:
         return self._labelled(Label.POSITIVE)
 
     def starting_box(self) -> Box | None:
-        """The box that the object starts from: the one given, or the extreme points'."""
+        """The box that the object starts from: the prompt's, or that of its extreme points, or None."""
         extreme = [point for point in self.points if point.label == Label.EXTREME]
         if self.box is not None or not extreme:
             return self.box
@@ -141,14 +142,14 @@ def incomplete(prompt: Prompt, spec: PromptSpec) -> Incomplete:
 
 
 def first_step(prompt: Prompt, spec: PromptSpec) -> int:
-    """With how many of its points a prompt was enough of one for the first time; it is enough now.
+    """Return the fewest of its points with which a complete prompt is complete already.
 
-    Its box counts as drawn before all points, and then it is the first step by itself where a box is enough. A seed is
-    there before the box; by itself it is no step, as no network is asked.
+    Its box counts as drawn before all points: 0 where the box is enough. A seed comes before the box; alone it is no
+    step, as no network is run.
     """
     fewest = 0 if prompt.box is not None else 1
 
-    # What is missing only ever becomes less with further points.
+    # Further points never make a complete prompt incomplete.
     def is_enough(count: int) -> bool:
         return not incomplete(prompt.up_to(count), spec)
 
@@ -158,7 +159,7 @@ def first_step(prompt: Prompt, spec: PromptSpec) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Supersession:
-    """Tells the work on one prompt when to come to an end.
+    """Tells the work on one prompt when to stop.
 
     is_superseded: whether a newer prompt of the object waits that does not build on this one. prompt_came: set when
     another prompt comes; at most one task waits for it at a time.

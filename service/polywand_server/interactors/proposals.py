@@ -1,4 +1,4 @@
-"""Proposals: boxes in which a first click is looked for, because a detector sees objects there."""
+"""Proposals: a detector's boxes, in which the object of a first click is searched."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from polywand_server.tools.specs import ProposalSpec
 
 @dataclass(frozen=True, slots=True)
 class Proposed:
-    """The boxes that a detector sees, by descending score. version: its own; 0 where it did not answer."""
+    """A detector's boxes, by descending score. version: its own; 0 where it did not answer."""
 
     version: int = 0
     boxes: Sequence[Box] = ()
 
 
 class Proposals(Protocol):
-    """Knows what detectors see in one picture; `detectors.proposals` is the one that asks them."""
+    """The boxes of detectors in one picture; implemented by `detectors.proposals`."""
 
     async def find(self, wanted: ProposalSpec, timer: Stopwatch, newer: Supersession) -> Proposed:
-        """Return the boxes that an interactor's crop policy wants; none where the prompt is superseded before.
+        """Return the boxes that an interactor's crop policy wants; none if the prompt is superseded first.
 
         A detector that is not ready or that fails is not an error: then there are no proposals.
         """
@@ -37,5 +37,5 @@ class Proposals(Protocol):
         ...
 
     def close(self) -> None:
-        """Cancel what is under way."""
+        """Cancel running detections."""
         ...

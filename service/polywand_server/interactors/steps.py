@@ -1,4 +1,4 @@
-"""Steps: what one more click of a prompt, or its box, changes: as many passes as the tool's crop policy asks for."""
+"""Steps: the passes for one more click of a prompt, or its box, as the tool's crop policy chooses them."""
 
 from dataclasses import dataclass, replace
 
@@ -15,7 +15,7 @@ from polywand_server.tools.kinds import Interactor
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What the work on one prompt needs beside the prompt."""
+    """The tool, timer and supersession of the work on one prompt."""
 
     tool: Interactor
     timer: Stopwatch
@@ -35,18 +35,18 @@ class Steps:
         self._proposals.close()
 
     def depends_on_earlier_clicks(self, tool: Interactor) -> bool:
-        """Whether what an interactor found before a click changes what it finds after it."""
+        """Whether the estimate before a click changes the estimate after it."""
         return tool.feeds_back or crop_policy(tool.spec.crop).follows_mask
 
     def is_current(self, tool: Interactor, estimate: Estimate) -> bool:
-        """Whether a remembered estimate is what would be found now, with the proposals that there are."""
+        """Whether a remembered estimate used the proposals that are available now."""
         wanted = crop_policy(tool.spec.crop).proposals
         if estimate.detector is None or wanted is None:
             return True
         return self._proposals.are_current(wanted, estimate.detector)
 
     def is_provisional(self, tool: Interactor, estimate: Estimate) -> bool:
-        """Whether the same prompt may be answered otherwise when it comes again."""
+        """Whether the same prompt may get another answer when it is sent again."""
         wanted = crop_policy(tool.spec.crop).proposals
         return estimate.is_partial or (
             wanted is not None and estimate.detector == 0 and self._proposals.may_come(wanted)
@@ -55,8 +55,8 @@ class Steps:
     async def run(self, call: Call, prompt: Prompt, previous: Estimate | None) -> Estimate:
         """Run an interactor on a prompt, in as many passes as its crop policy asks for.
 
-        previous: the estimate of the step before, None where the object starts here. Where the prompt is superseded,
-        the pass that is under way is the last one, so that a drag is followed as closely as can be.
+        previous: the estimate of the step before, None where the object starts here. If the prompt is superseded, the
+        running pass is the last one, so that answers follow a drag closely.
         """
         tool, newer = call.tool, call.newer
         threshold = tool.spec.threshold

@@ -44,7 +44,7 @@ def write_prompt(tensors: Mapping[str, Array], prompt: Prompt, region: Region, p
         tensors["PREV_MASK"][0, 0] = 0 if previous is None else previous.probabilities.resampled(region)
     if "STATE" in tensors:
         state = previous.state if previous is not None else None
-        # A state of another shape is of the model that was there before a reload.
+        # A state of another shape is of the model before a reload.
         tensors["STATE"][:] = state if state is not None and state.shape == tensors["STATE"].shape else 0
     if len(tensors["IMAGE"]) == FLIPPED:
         _flip(tensors, region)
@@ -60,7 +60,11 @@ def _flip(tensors: Mapping[str, Array], region: Region) -> None:
 
 
 def read(answer: Mapping[str, Array], region: Region, model: str) -> Estimate:
-    """Copy what is to be kept out of one prompt's rows of the outputs, whose memory the next inference overwrites."""
+    """Make an estimate of one prompt's rows of the outputs, copied, as the next inference overwrites them.
+
+    Raises:
+        ModelFailedError: LOGITS of a wrong size, or not numbers.
+    """
     logits = answer["LOGITS"][:, 0]
     if logits.shape[1:] != region.size or np.isnan(logits).any():
         raise ModelFailedError(

@@ -59,7 +59,7 @@ class DetectCalls:
             async with aclosing(self._messages.of_frames(context)) as messages:
                 async for message in messages:
                     timer = Stopwatch()
-                    await queue.wait_for_room()
+                    await queue.wait_for_capacity()
                     nbytes = len(message[0])
                     received = await receive_frame(message.pop(), self._lane)
                     await queue.put(self._answer_in_stream(received, nbytes, timer))

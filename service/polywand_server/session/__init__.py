@@ -1,1 +1,1 @@
-"""One annotator's stream: which prompt is worked on next, and what waits to be read."""
+"""One annotator's stream: which prompt runs next, and which replies wait to be read."""

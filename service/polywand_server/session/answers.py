@@ -1,4 +1,4 @@
-"""What a session answers, before it is written as messages of the contract."""
+"""Answers of a session, before they are converted to messages of the contract."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ from polywand_server.interactors.estimate import Segmentation
 from polywand_server.interactors.prompt import Incomplete
 from polywand_server.timing import Stopwatch
 
-# What a reply takes beside its outline.
+# Memory of a reply beside its outline.
 REPLY_BYTES = 2048
 
 
 @dataclass(frozen=True, slots=True)
 class ImageReady:
-    """The image is decoded; pixels."""
+    """The image is decoded; width, height: in pixels."""
 
     width: int
     height: int
@@ -26,7 +26,7 @@ class Draining:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer, for the prompt or image of this sequence; skipped counts the prompts that it covers as well."""
+    """One answer, for the prompt or image of this sequence; skipped: older prompts that it also answers."""
 
     sequence: int
     object_id: str
@@ -36,5 +36,5 @@ class Reply:
 
     @property
     def nbytes(self) -> int:
-        """About how much memory it takes while it waits."""
+        """Estimated memory while it waits."""
         return REPLY_BYTES + (self.result.shape.nbytes if isinstance(self.result, Segmentation) else 0)

@@ -1,10 +1,10 @@
-"""The backlog of a stream: the bytes of its prompts that wait to be worked on."""
+"""The backlog of a stream: the bytes of its prompts that wait."""
 
 import asyncio
 
 from polywand_server.config import MEBIBYTE
 
-# Beyond this, the stream's next message is left on the wire.
+# Beyond this, the stream's next message is not read.
 BACKLOG_BYTES = 8 * MEBIBYTE
 
 
@@ -15,21 +15,20 @@ class Backlog:
         self._bytes = 0
         self._shrank = asyncio.Event()
 
-    async def wait_for_room(self, nbytes: int, replaced_bytes: int) -> None:
-        """Wait until one more prompt fits, which may be alone.
+    async def wait_for_capacity(self, nbytes: int, replaced_bytes: int) -> None:
+        """Wait until one more prompt fits; a prompt of any size fits when no other waits.
 
-        replaced_bytes: of the waiting prompt that it replaces, or the newest would wait behind what it makes
-        superfluous.
+        replaced_bytes: of the waiting prompt that it replaces, which are not counted.
         """
         while (others := self._bytes - replaced_bytes) and others + nbytes > BACKLOG_BYTES:
             self._shrank.clear()
             await self._shrank.wait()
 
     def add(self, nbytes: int) -> None:
-        """Count a prompt that waits."""
+        """Add the bytes of a prompt that waits."""
         self._bytes += nbytes
 
     def remove(self, nbytes: int) -> None:
-        """Stop to count a prompt."""
+        """Remove the bytes of a prompt."""
         self._bytes -= nbytes
         self._shrank.set()

@@ -1,4 +1,4 @@
-"""Counts of what sessions answer: each prompt is counted once, as answered or as skipped."""
+"""Metrics of sessions: each prompt is counted once, as answered or as skipped."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -28,8 +28,8 @@ class PromptCounts:
         """Count the stages of an image."""
         metrics.observe_stages(timer, metrics.NO_MODEL)
 
-    def image_given_up(self) -> None:
-        """Count an image that was dropped for others."""
+    def image_dropped(self) -> None:
+        """Count an image that was dropped to make room for others."""
         metrics.IMAGES.labels("given_up").inc()
 
     def skipped(self, model: str) -> None:

@@ -1,4 +1,4 @@
-"""The frames of one stream: some are in work at once, and the results come in the order of the frames."""
+"""The frames of one stream: several are in work at once, and the results are in the order of the frames."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
@@ -10,7 +10,7 @@ Result = TypeVar("Result")
 class FrameQueue(Generic[Result]):
     """Runs the work on frames. Use as an async context manager: on exit all work is cancelled.
 
-    at_once: frames in work; and as many may be ready that were not taken yet.
+    at_once: most frames in work, and most results that wait to be read.
     """
 
     def __init__(self, at_once: int) -> None:
@@ -27,12 +27,12 @@ class FrameQueue(Generic[Result]):
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
-    async def wait_for_room(self) -> None:
+    async def wait_for_capacity(self) -> None:
         """Wait until one more frame may be in work; to be called before each `put`."""
         await self._permits.acquire()
 
     async def put(self, work: Coroutine[Any, Any, Result]) -> None:
-        """Begin to work on a frame, and wait until its result has room."""
+        """Start the work on a frame, and wait until the queue of results has room for it."""
         task = asyncio.create_task(work, name="answer a frame")
         self._running.add(task)
         task.add_done_callback(self._end)

@@ -38,7 +38,7 @@ class CurrentImage:
         return self._predictor.picture
 
     def idle_seconds(self) -> float:
-        """How long nothing was asked or answered; 0 while something is in work."""
+        """Seconds since the last request or reply; 0 while something is in work."""
         if self._is_submitting or any(queue.is_busy for queue in self._objects.values()):
             return 0.0
         last_reply = max((queue.last_reply for queue in self._objects.values()), default=0.0)
@@ -49,14 +49,14 @@ class CurrentImage:
 
         Raises:
             InvalidInputError: it reaches outside the image.
-            TooLargeError: there are as many objects as one image may have.
+            TooLargeError: the image has the most objects already.
         """
         prompt, self._is_submitting = request.prompt, True
         try:
             self._predictor.check(prompt)
             queue = self._queue_of(prompt.object_id)
             with self._counts.skipped_if_cancelled(prompt.model):
-                await self._backlog.wait_for_room(prompt.nbytes, queue.waiting_bytes)
+                await self._backlog.wait_for_capacity(prompt.nbytes, queue.waiting_bytes)
             queue.put(request)
         finally:
             self._is_submitting, self._used_at = False, time.monotonic()
@@ -66,7 +66,7 @@ class CurrentImage:
         await asyncio.gather(*(queue.finish() for queue in self._objects.values()))
 
     async def close(self) -> int:
-        """Cancel all work, and forget the image and its objects; returns how many prompts stay unanswered."""
+        """Cancel all work, and drop the image and its objects; return the number of unanswered prompts."""
         queues = list(self._objects.values())
         running = [task for queue in queues if (task := queue.cancel()) is not None]
         try:
@@ -77,7 +77,7 @@ class CurrentImage:
         return unanswered
 
     def drop(self) -> None:
-        """Forget the image and its objects, of which none is in work."""
+        """Drop the image and its objects; none of them may be in work."""
         self._objects.clear()
         self._predictor.close()
 

@@ -34,9 +34,9 @@ class PromptRequest:
 
 @dataclass(frozen=True, slots=True)
 class ObjectServices:
-    """What the objects of one image share.
+    """Services that the objects of one image share.
 
-    permits: for prompts of the stream that are in work. prompt_seconds: how long the search for one object may take.
+    permits: for prompts of the stream in work. prompt_seconds: the time limit of `Predictor.find`.
     """
 
     predictor: Predictor
@@ -58,9 +58,9 @@ class ObjectQueue:
         self._services = services
         self._waiting: PromptRequest | None = None
         self._skipped = 0  # prompts that the waiting one has replaced
-        self._in_work: dict[PromptRequest, int] = {}  # and how many replaced prompts the reply to each will cover
+        self._in_work: dict[PromptRequest, int] = {}  # to the number of replaced prompts that its reply covers
         self._task: asyncio.Task[None] | None = None
-        self._prompt_came = asyncio.Event()
+        self._new_prompt = asyncio.Event()
         self._last_reply = 0.0
 
     @property
@@ -87,7 +87,7 @@ class ObjectQueue:
             services.counts.skipped(self._waiting.prompt.model)
         self._waiting = request
         services.backlog.add(self.waiting_bytes)
-        self._prompt_came.set()
+        self._new_prompt.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="answer prompts")
 
@@ -97,14 +97,14 @@ class ObjectQueue:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def cancel(self) -> asyncio.Task[None] | None:
-        """Stop the work; returns the task that is still to end, if one is."""
+        """Cancel the work; return the task that has still to end, or None."""
         if self._task is None or self._task.done():
             return None
         self._task.cancel()
         return self._task
 
     def abandon(self) -> int:
-        """Count what will not be answered, after `cancel`; returns the number of prompts."""
+        """Discard the unanswered prompts, after `cancel`; return their number."""
         self._task = None  # its traceback holds its frames, and these the image, until the garbage collector runs
         left = [request for request in (*self._in_work, self._waiting) if request is not None]
         for request in left:
@@ -122,7 +122,7 @@ class ObjectQueue:
                 await self._answer_all()
             except Exception:
                 _log.exception("unexpected error while answering the prompts of an object")
-                if self._waiting is first:  # it was not even taken into work
+                if self._waiting is first:  # it was not in work yet
                     self._begin()
                 for request in list(self._in_work):
                     await self._fail(request)
@@ -131,7 +131,7 @@ class ObjectQueue:
         """Answer prompts in their order; while the outline of one is drawn, the network works on the next.
 
         A prompt in work holds a permit of the stream until its reply is in the outbox. That bounds how long a stream
-        keeps others waiting, and what it holds while its client does not read.
+        keeps others waiting, and the memory that it holds while its client does not read.
         """
         services = self._services
         drawing: asyncio.Task[None] | None = None
@@ -144,7 +144,7 @@ class ObjectQueue:
                     drawing = None
                     continue
                 await services.permits.acquire()
-                frames_may_go_on = services.right_of_way.prompt()
+                release_frames = services.right_of_way.prompt()
                 try:
                     request = self._begin()
                     found = await self._find(request)
@@ -152,27 +152,27 @@ class ObjectQueue:
                         await drawing
                 except BaseException:
                     services.permits.release()
-                    frames_may_go_on()
+                    release_frames()
                     raise
-                drawing = asyncio.create_task(self._reply(request, found, frames_may_go_on), name="draw an outline")
-                drawing.add_done_callback(partial(self._end, frames_may_go_on))
+                drawing = asyncio.create_task(self._reply(request, found, release_frames), name="draw an outline")
+                drawing.add_done_callback(partial(self._end, release_frames))
         finally:
             if drawing is not None:
                 drawing.cancel()
                 await asyncio.gather(drawing, return_exceptions=True)
 
     def _begin(self) -> PromptRequest:
-        """Take the waiting prompt into work."""
+        """Move the waiting prompt into work."""
         request = self._waiting
-        assert request is not None  # the callers have looked, and only a newer prompt replaces it
+        assert request is not None  # the callers have checked, and only a newer prompt replaces it
         self._services.backlog.remove(self.waiting_bytes)
         self._in_work[request] = self._skipped
         self._waiting, self._skipped = None, 0
         return request
 
-    def _end(self, frames_may_go_on: Callable[[], None], _: object) -> None:
+    def _end(self, release_frames: Callable[[], None], _: object) -> None:
         self._services.permits.release()
-        frames_may_go_on()
+        release_frames()
 
     async def _find(self, request: PromptRequest) -> Found | Incomplete | PolywandError:
         request.timer.waited()
@@ -180,7 +180,7 @@ class ObjectQueue:
 
     async def _find_in_time(self, request: PromptRequest) -> Found | Incomplete:
         seconds = self._services.prompt_seconds
-        newer = Supersession(lambda: self._supersedes(request.prompt), self._prompt_came)
+        newer = Supersession(lambda: self._supersedes(request.prompt), self._new_prompt)
         limit = asyncio.timeout(seconds)
         try:
             async with limit:
@@ -196,13 +196,13 @@ class ObjectQueue:
             del limit  # else its task, when cancelled, and this frame hold each other, and with them the image
 
     def _supersedes(self, prompt: Prompt) -> bool:
-        """Whether a newer prompt waits that has no use for this one's answer."""
+        """Whether a newer prompt waits that does not build on this one."""
         return self._waiting is not None and not self._waiting.prompt.builds_on(prompt)
 
     async def _reply(
-        self, request: PromptRequest, found: Found | Incomplete | PolywandError, frames_may_go_on: Callable[[], None]
+        self, request: PromptRequest, found: Found | Incomplete | PolywandError, release_frames: Callable[[], None]
     ) -> None:
-        """Draw what was found, and answer one prompt, whatever happens."""
+        """Draw the outline and answer the prompt; an unexpected error is answered, too."""
         prompt, timer = request.prompt, request.timer
         try:
             result: Segmentation | Incomplete | PolywandError
@@ -210,14 +210,14 @@ class ObjectQueue:
                 result = await or_error(self._services.predictor.draw(prompt, found, timer))
             else:
                 result = found
-            frames_may_go_on()  # whether or not this reply is read
+            release_frames()  # whether or not this reply is read
             await self._put(request, result)
         except Exception:
             _log.exception("unexpected error while answering a prompt")
             await self._fail(request)
 
     async def _fail(self, request: PromptRequest) -> None:
-        """Answer a prompt that met an unexpected error, unless it has its answer."""
+        """Answer a prompt that failed with an unexpected error, unless it is answered already."""
         try:
             if request in self._in_work:
                 await self._put(request, InternalError(FAILED))
@@ -231,6 +231,6 @@ class ObjectQueue:
         reply = Reply(request.sequence, prompt.object_id, self._in_work[request], timer, result)
         await self._services.outbox.put(reply)
         self._last_reply = time.monotonic()
-        # Now that the reply is sure to leave: every prompt counts as answered or as skipped, and none as both.
+        # Only now that the reply is queued: each prompt counts as answered or as skipped, never as both.
         del self._in_work[request]
         self._services.counts.answered(prompt.model, outcome, timer, seconds)

@@ -7,15 +7,15 @@ from collections.abc import AsyncGenerator, Callable
 from polywand_server.ops import metrics
 from polywand_server.session.answers import Reply
 
-# Replies of one stream that may wait; after that its prompts are skipped and its messages left on the wire.
+# Replies of one stream that may wait; beyond, its prompts are skipped and its messages are not read.
 MOST_REPLIES = 16
 
 
 class Unread:
-    """What waits in all outboxes together.
+    """The bytes that wait in all outboxes together.
 
-    stream_bytes: of one stream, before its next answer waits. total_bytes: of all; beyond it, the stream that has most
-    is ended.
+    stream_bytes: limit of one stream; beyond, its next reply waits. total_bytes: limit of all; beyond, the stream with
+    the most bytes is ended.
     """
 
     def __init__(self, stream_bytes: int, total_bytes: int) -> None:
@@ -25,15 +25,15 @@ class Unread:
         self._boxes: set[Outbox] = set()
 
     def join(self, box: "Outbox") -> None:
-        """One outbox more."""
+        """Add an outbox."""
         self._boxes.add(box)
 
     def leave(self, box: "Outbox") -> None:
-        """One outbox less."""
+        """Remove an outbox."""
         self._boxes.discard(box)
 
     def grow(self, nbytes: int) -> None:
-        """Count bytes that wait; when there are too many, end the stream whose reader is furthest behind."""
+        """Add bytes that wait; past the total limit, end the stream with the most."""
         self._bytes += nbytes
         metrics.REPLY_MEMORY.inc(nbytes)
         if self._bytes > self._total_bytes and nbytes > 0:
@@ -54,7 +54,7 @@ class Outbox:
         unread.join(self)
 
     async def put(self, reply: Reply | None) -> None:
-        """Wait for room, and add a reply; None is the last."""
+        """Wait until a reply fits, and add it; None marks the end."""
         nbytes = 0 if reply is None else reply.nbytes
         self._grow(nbytes)
         try:
@@ -68,7 +68,7 @@ class Outbox:
             raise
 
     async def replies(self) -> AsyncGenerator[Reply, None]:
-        """Yield replies until the last; each counts until the next one is asked for, which is when it has left."""
+        """Yield replies until the end; each counts until the next one is requested, when it has been sent."""
         while True:
             async with self._changed:
                 await self._changed.wait_for(lambda: self._queue)
@@ -84,7 +84,7 @@ class Outbox:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Forget what waits."""
+        """Discard the replies that wait."""
         self._grow(-self.nbytes)
         self._is_closed = True
         self._queue.clear()

@@ -1,4 +1,4 @@
-"""What all sessions share, and the limits that it keeps."""
+"""The services and limits that all sessions share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from polywand_server.session.outbox import Unread
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Shared by all sessions. new_predictor: makes the owner of an image."""
+    """Services of all sessions. new_predictor: makes the predictor of an image."""
 
     decoder: Decoder
     new_predictor: Callable[[Picture], Predictor]

@@ -17,7 +17,7 @@ from polywand_server.timing import Stopwatch
 class Session:
     """Answers the messages of one stream; an error is an answer, and the stream goes on.
 
-    Of each object the newest prompt wins (see `ObjectQueue`). Use as an async context manager: on exit all work is
+    For each object, the newest prompt wins (see `ObjectQueue`). Use as an async context manager: on exit all work is
     cancelled.
 
     client: of the connection. overflow: ends the stream, because its replies are not read while too many wait.
@@ -27,7 +27,7 @@ class Session:
         self._services = services
         self.client = client
         self._image: CurrentImage | None = None
-        self._image_was_given_up = False
+        self._image_was_dropped = False
         self._is_loading = False
         self._loaded_at = time.monotonic()
         self._outbox = Outbox(services.unread, overflow)
@@ -54,24 +54,24 @@ class Session:
         return self._image.picture.nbytes if self._image is not None else 0
 
     def idle_seconds(self) -> float:
-        """How long nothing was asked or answered; 0 while something is in work."""
+        """Seconds since the last request or reply; 0 while something is in work."""
         if self._is_loading:
             return 0.0
         since_loaded = time.monotonic() - self._loaded_at
         return min(since_loaded, self._image.idle_seconds()) if self._image is not None else since_loaded
 
-    def give_up_image(self) -> None:
+    def drop_image(self) -> None:
         """Drop the image of this idle stream, because others need its memory; prompts are refused until it is sent
         again.
         """
         image, self._image = self._image, None
         if image is not None:
             image.drop()
-        self._image_was_given_up = True
-        self._services.counts.image_given_up()
+        self._image_was_dropped = True
+        self._services.counts.image_dropped()
 
     async def set_image(self, sequence: int, source: ImageSource, timer: Stopwatch) -> None:
-        """Make this the current image and forget the last one's objects; answered with `ImageReady` or an error."""
+        """Decode the new current image and drop the last one's objects; answered with `ImageReady` or an error."""
         self._is_loading = True
         try:
             picture = await or_error(self._decode(sequence, source, timer))
@@ -82,7 +82,7 @@ class Session:
             await self.refuse(sequence, picture, timer)
             return
         skipped = await self._close_image()
-        self._image_was_given_up = False
+        self._image_was_dropped = False
         self._image = CurrentImage(self._services, picture, self._outbox)
         await self._outbox.put(Reply(sequence, "", skipped, timer, ImageReady(picture.width, picture.height)))
 
@@ -108,7 +108,7 @@ class Session:
         counts.answered(model, "error", timer, seconds)
 
     async def finish(self, *, draining: bool) -> None:
-        """Answer all queued prompts, say goodbye if the server is draining, and end `replies`."""
+        """Answer all queued prompts, add `Draining` if the server is draining, and end `replies`."""
         if self._image is not None:
             await self._image.finish()
         if draining:
@@ -128,7 +128,7 @@ class Session:
         self._sequence = sequence
 
     def _current_image(self) -> CurrentImage:
-        if self._image_was_given_up:
+        if self._image_was_dropped:
             raise ImageGivenUpError(
                 "prompt", "this stream was idle, and its image made room for others: send the image again"
             )
@@ -137,6 +137,6 @@ class Session:
         return self._image
 
     async def _close_image(self) -> int:
-        """Cancel all work on the image, and forget it; returns how many prompts stay unanswered."""
+        """Cancel all work on the image, and drop it; return the number of unanswered prompts."""
         image, self._image = self._image, None
         return await image.close() if image is not None else 0

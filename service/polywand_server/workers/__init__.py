@@ -1,1 +1,1 @@
-"""Child processes with limits: where work on large or hostile input runs, so that it can be ended at any moment."""
+"""Child processes with limits, for work on large or hostile input; they can be killed at any moment."""

@@ -1,4 +1,4 @@
-"""What a child answers: facts as JSON and arrays as raw bytes. Never a pickle: the child has read hostile input."""
+"""Answers of children: facts as JSON and arrays as raw bytes. Never a pickle: the child has read hostile input."""
 
 import json
 from collections.abc import Sequence
@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# The kinds of numbers that an answer may hold.
+# The dtypes that an answer may hold.
 _DTYPES = ("bool", "uint8", "int32", "int64", "float32", "float64")
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What work in a child came to: plain facts, and arrays."""
+    """The result of work in a child: plain facts, and arrays."""
 
     facts: dict[str, Any]
     arrays: Sequence[NDArray[Any]] = field(default=())
 
 
 def to_bytes(answer: Answer) -> bytes:
-    """Write an answer: one line of JSON, then the arrays one behind the other."""
+    """Write an answer: one line of JSON, then the arrays one after another."""
     arrays = [np.ascontiguousarray(array) for array in answer.arrays]
     forms = [(array.dtype.name, array.shape) for array in arrays]
     head = json.dumps({"facts": answer.facts, "arrays": forms}).encode()
@@ -35,13 +35,13 @@ def from_bytes(data: bytes) -> Answer:
         ValueError: these are not the bytes of an answer.
     """
     head, _, rest = data.partition(b"\n")
-    told = json.loads(head)
+    header = json.loads(head)
     arrays, start = [], 0
-    for name, shape in told["arrays"]:
+    for name, shape in header["arrays"]:
         if name not in _DTYPES or any(not isinstance(side, int) or side < 0 for side in shape):
             raise ValueError(f"a child answered an array {name} {shape}")
         count = int(np.prod(shape, dtype=np.int64))
         array = np.frombuffer(rest, np.dtype(name), count, start)
         arrays.append(array.reshape(shape))
         start += array.nbytes
-    return Answer(dict(told["facts"]), arrays)
+    return Answer(dict(header["facts"]), arrays)

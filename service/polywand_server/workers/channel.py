@@ -1,4 +1,4 @@
-"""One message between the service and a child: its bytes lie in a memory file, whose descriptor travels by a socket.
+"""Messages between the service and a child: the bytes are in a memory file, whose descriptor is sent over a socket.
 
 So a message of any size is written without waiting for its reader, and read without waiting for its writer.
 """
@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Sequence
 
-# Descriptors of one message at most: its content, and what it tells of.
+# Descriptors of one message at most: its content, and those that it passes on.
 MAX_DESCRIPTORS = 4
 
 
@@ -17,7 +17,7 @@ def send(end: socket.socket, content: bytes, descriptors: Sequence[int] = ()) ->
     """Send one message. descriptors: passed on after the content; they stay open here.
 
     Raises:
-        OSError: the other end is gone.
+        OSError: the other end is closed.
     """
     memory = os.memfd_create("polywand-message", os.MFD_CLOEXEC)
     try:
@@ -33,8 +33,8 @@ def receive(end: socket.socket) -> tuple[bytes, list[int]] | None:
     """Receive one message and its descriptors, which belong to the caller; None when the other end is closed.
 
     Raises:
-        BlockingIOError: nothing has come yet, on a socket that does not block.
-        OSError
+        BlockingIOError: no message yet, on a non-blocking socket.
+        OSError: the message has no content, or the socket fails.
     """
     said, (memory, *descriptors) = _receive(end)
     if not said:

@@ -1,4 +1,4 @@
-"""What a child process does: one piece of work within its limits, and then it ends."""
+"""The child process: runs one piece of work within its limits, and ends."""
 
 import ctypes
 import mmap
@@ -19,21 +19,21 @@ from polywand_server.errors import InvalidInputError, PolywandError, TooLargeErr
 from polywand_server.workers import channel
 from polywand_server.workers.answers import Answer, to_bytes
 
-# So that whoever clicks goes first, and that the kernel ends a child before the service when memory runs out.
+# So that clicks go first, and the kernel kills a child before the service when memory runs out.
 NICENESS = 5
 OOM_SCORE = 800
 # Of prctl(2).
 _PR_SET_PDEATHSIG = 1
-# Of a traceback that the parent writes to its log.
+# Characters of a traceback that the parent logs.
 MAX_TRACEBACK = 2000
 
-# Work in a child: it gets its end of the conversation, and what `Workers.run` was given.
+# Work in a child: called with its conversation and the arguments of `Workers.run`.
 Work = Callable[..., Answer]
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One piece of work. memory_bytes: what it may take beyond what every child has; cpu_seconds: of the processor."""
+    """One piece of work. memory_bytes: its limit, beyond the memory of an idle child. cpu_seconds: its limit."""
 
     work: Work
     arguments: tuple[Any, ...]
@@ -42,14 +42,14 @@ class Order:
 
 
 class Conversation:
-    """What work may say to the service before it answers."""
+    """The messages between work and the service before the answer. input: the data of `Workers.run`."""
 
     def __init__(self, end: socket.socket, given: memoryview) -> None:
         self.input = given
         self._end = end
 
     def ask(self, **facts: Any) -> Any:
-        """Tell the service what is known by now, and wait for what it says; it may as well end this process."""
+        """Send facts to the service and return its reply; it may kill this process instead."""
         channel.send(self._end, to_bytes(Answer({"ask": facts})))
         message = channel.receive(self._end)
         if message is None:
@@ -57,42 +57,42 @@ class Conversation:
         return pickle.loads(message[0])
 
     def allow_memory(self, nbytes: int) -> None:
-        """Let this process take so many bytes from now on."""
+        """Limit the bytes that this process may allocate from now on."""
         limit_memory(nbytes)
 
     def share(self, nbytes: int) -> tuple[int, NDArray[np.uint8]]:
-        """Make memory that the service will map: its descriptor, and uint8 [nbytes]."""
+        """Allocate memory that the service will map; return its descriptor, and uint8 [nbytes]."""
         descriptor = os.memfd_create("polywand-pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(descriptor, nbytes)
         return descriptor, np.frombuffer(mmap.mmap(descriptor, nbytes), np.uint8)
 
 
-def live(end: socket.socket) -> NoReturn:
-    """Be a child: wait for an order, do it, answer, and end."""
-    _settle_down()
+def run_child(end: socket.socket) -> NoReturn:
+    """Run as a child: wait for an order, run it, answer, and end."""
+    _set_up_process()
     try:
         message = channel.receive(end)
         if message is not None:
-            _do(end, *message)
+            _run_order(end, *message)
     except OSError:
-        pass  # the service has hung up
+        pass  # the service has closed the socket
     finally:
         os._exit(0)
 
 
 def limit_memory(nbytes: int) -> None:
-    """Let this process take so many bytes beyond what it has now, as far as the machine lets it."""
+    """Limit what this process may allocate beyond what it has now, in bytes; a lower hard limit stays."""
     with open("/proc/self/statm", encoding="ascii") as statm:
         now = int(statm.read().split()[0]) * resource.getpagesize()
     _limit(resource.RLIMIT_AS, now + nbytes)
 
 
-def _settle_down() -> None:
+def _set_up_process() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.nice(NICENESS)
-    # C libraries write what they think of a file there; the answer says what matters.
+    # C libraries write their messages there; the answer holds the error.
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(null, stream)
@@ -104,7 +104,7 @@ def _settle_down() -> None:
         pass  # a container may forbid it
 
 
-def _do(end: socket.socket, content: bytes, descriptors: list[int]) -> None:
+def _run_order(end: socket.socket, content: bytes, descriptors: list[int]) -> None:
     order: Order = pickle.loads(content)
     used = resource.getrusage(resource.RUSAGE_SELF)
     spent = int(used.ru_utime + used.ru_stime)

@@ -1,4 +1,4 @@
-"""The service's side of its children: a few at once, each for one piece of work, and gone when nobody wants it."""
+"""The service's side of its children: a few at once, each for one piece of work, killed when that is over."""
 
 import asyncio
 import fcntl
@@ -25,21 +25,21 @@ from polywand_server.workers import channel
 from polywand_server.workers.answers import Answer, from_bytes
 from polywand_server.workers.child import Order, Work
 
-# Read by the process that children are forked from, before the first of them.
+# Imported by the process that children are forked from, before the first fork.
 MODULES = ("polywand_server.jobs",)
-# Of every child, beyond what its work is allowed: its own stack, and what libraries set up at first use.
+# Memory of every child beyond the limit of its work: its stack, and what libraries allocate at first use.
 BASE_MEMORY_BYTES = 128 << 20
-# Children that wait for work, so that none waits for a fork.
+# Children that wait for work, so that work does not wait for a fork.
 SPARE = 1
-# How long one piece of work may take by the clock; the processor's time ends it sooner, unless the machine is busy.
+# Wall-clock limit of one piece of work; the limit of processor time is reached sooner, unless the machine is busy.
 WALL_SECONDS = 60.0
-# How long a child or its parent may take to begin.
+# Limit for a child or its parent to start.
 BEGIN_SECONDS = 20.0
-# Before the parent of the children is started again.
+# Delay before the parent of the children is started again.
 RESTART_SECONDS = 1.0
-# The exit code of a child that has ended because its parent has, or without a word.
-LOST = 0
-# Of the process that forks: libraries must not start threads in it, and gRPC, which it never uses, has nothing to do.
+# The exit code of a child that ended because its parent did, or without an answer.
+PARENT_ENDED = 0
+# Of the process that forks: libraries must not start threads in it, and gRPC is not used there.
 _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
@@ -49,7 +49,7 @@ _ENVIRONMENT = {
 
 _log = logging.getLogger(__name__)
 
-# What the service says when work asks: it raises to end the work.
+# Replies to what work asks; raises to end the work.
 Reply = Callable[[dict[str, Any]], Awaitable[Any]]
 
 
@@ -57,8 +57,8 @@ Reply = Callable[[dict[str, Any]], Awaitable[Any]]
 class Limits:
     """Of one piece of work.
 
-    memory_bytes: what it may take. cpu_seconds: of the processor. field: of the request, for errors. what: it is that
-    takes them, in words ("the image").
+    memory_bytes, cpu_seconds: the most that it may use. field: of the request, for errors. what: name of the work, for
+    errors ("decoding the image").
     """
 
     memory_bytes: int
@@ -69,7 +69,7 @@ class Limits:
 
 @dataclass(slots=True, eq=False)
 class _Child:
-    """process: its pidfd; None until it has begun. ended: resolves to its exit code, negative for a signal."""
+    """A child. process: its pidfd; None until it has started. ended: resolves to its exit code, -N for signal N."""
 
     end: socket.socket
     begun: "asyncio.Future[None]"
@@ -83,11 +83,11 @@ class _Spawner:
     process: subprocess.Popen[bytes]
     requests: socket.socket
     beginning: deque[_Child] = field(default_factory=deque)
-    living: dict[int, _Child] = field(default_factory=dict)
+    running: dict[int, _Child] = field(default_factory=dict)
 
 
 class Workers:
-    """Runs work in children with limits, at most `most` at once, in fair turns; cancelling kills."""
+    """Runs work in children with limits, at most `most` at once, in fair turns; cancelling a run kills its child."""
 
     def __init__(self, most: int) -> None:
         self._turns = Turns(most)
@@ -110,7 +110,7 @@ class Workers:
             )
         ours.setblocking(False)
         self._spawner = _Spawner(process, ours)
-        asyncio.get_running_loop().add_reader(ours, self._hear, self._spawner)
+        asyncio.get_running_loop().add_reader(ours, self._read_reports, self._spawner)
         for _ in range(SPARE):
             self._add_spare()
 
@@ -121,7 +121,7 @@ class Workers:
             self._restarting.cancel()
         spawner = self._spawner
         if spawner is not None:
-            self._lose(spawner)
+            self._drop_spawner(spawner)
             spawner.process.kill()
             await asyncio.to_thread(spawner.process.wait)
 
@@ -133,21 +133,22 @@ class Workers:
         data: Sequence[bytes | memoryview] = (),
         reply: Reply | None = None,
     ) -> tuple[Answer, NDArray[np.uint8] | None]:
-        """Run work in a child; returns its answer, and the memory that it shares, if it does.
+        """Run work in a child; return its answer, and the memory that it shares, uint8 [nbytes], or None.
 
         work: a function of a module's top level, that takes a `Conversation` and the arguments.
-        data: what lies in the conversation's `input`. reply: answers what the work asks.
+        data: the conversation's `input`. reply: answers what the work asks.
 
         Raises:
-            TooLargeError: it needs more memory or time than it may take.
+            TooLargeError: it exceeds its limit of memory or processor time.
             InvalidInputError: as the work raised it.
-            DeadlineError, UnavailableError, InternalError
+            DeadlineError: it exceeds WALL_SECONDS.
+            UnavailableError, InternalError
         """
         order = pickle.dumps(Order(work, arguments, BASE_MEMORY_BYTES + limits.memory_bytes, limits.cpu_seconds))
         async with self._turns.turn(), self._child() as child:
             try:
                 async with asyncio.timeout(WALL_SECONDS):
-                    await self._give(child, order, data)
+                    await self._send_order(child, order, data)
                     return await self._hold_conversation(child, limits, reply)
             except TimeoutError:
                 raise DeadlineError(
@@ -159,7 +160,7 @@ class Workers:
         if self._spawner is None and self._restarting is None:
             self.start()
         if self._spawner is None:
-            raise UnavailableError("this server starts the processes that work on large input anew: try again", 1.0)
+            raise UnavailableError("this server restarts its processes for large input: try again", 1.0)
         child = self._spare.popleft() if self._spare else self._spawn()
         self._add_spare()
         try:
@@ -168,7 +169,7 @@ class Workers:
             self._kill(child)
 
     def _add_spare(self) -> None:
-        """Have a child ready for the next work, unless the parent has ended: that may show only now."""
+        """Start a child for the next work, unless the parent has ended, which `_spawn` may detect."""
         child = None if self._spawner is None else self._spawn()
         if child is not None and self._spawner is not None:
             self._spare.append(child)
@@ -184,10 +185,10 @@ class Workers:
             try:
                 channel.send(self._spawner.requests, b"", [theirs.fileno()])
             except OSError:
-                self._lose(self._spawner)
+                self._drop_spawner(self._spawner)
         return child
 
-    async def _give(self, child: _Child, order: bytes, data: Sequence[bytes | memoryview]) -> None:
+    async def _send_order(self, child: _Child, order: bytes, data: Sequence[bytes | memoryview]) -> None:
         async with asyncio.timeout(BEGIN_SECONDS):
             await child.begun
         memory = os.memfd_create("polywand-input", os.MFD_CLOEXEC)
@@ -204,22 +205,22 @@ class Workers:
         self, child: _Child, limits: Limits, reply: Reply | None
     ) -> tuple[Answer, NDArray[np.uint8] | None]:
         while True:
-            message = await self._listen(child)
+            message = await self._receive(child)
             if message is None:
-                raise self._why(await child.ended, limits)
+                raise self._exit_error(await child.ended, limits)
             answer, descriptors = message
             try:
                 if "ask" in answer.facts and reply is not None:
                     channel.send(child.end, pickle.dumps(await reply(answer.facts["ask"])))
                     continue
                 _raise_error(answer.facts, limits)
-                self._kill(child)  # before what it shares is used: nobody changes it any more
+                self._kill(child)  # so that it cannot change the shared memory any more
                 return answer, _map(descriptors[0]) if descriptors else None
             finally:
                 for descriptor in descriptors:
                     os.close(descriptor)
 
-    async def _listen(self, child: _Child) -> tuple[Answer, list[int]] | None:
+    async def _receive(self, child: _Child) -> tuple[Answer, list[int]] | None:
         """Receive the child's next message; None when it has ended."""
         loop = asyncio.get_running_loop()
         while True:
@@ -229,7 +230,7 @@ class Workers:
                 readable = loop.create_future()
                 loop.add_reader(child.end, _set, readable)
                 try:
-                    # Its end shows in both, unless this side has let go of it meanwhile.
+                    # Both resolve when it ends, unless this side has closed the socket.
                     await asyncio.wait((readable, child.ended), return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     if child.end.fileno() >= 0:
@@ -245,12 +246,12 @@ class Workers:
             except (ValueError, LookupError, TypeError) as error:
                 raise InternalError("the service failed on this request; its log says why") from error
 
-    def _why(self, code: int, limits: Limits) -> Exception:
-        if code == LOST:
+    def _exit_error(self, code: int, limits: Limits) -> Exception:
+        if code == PARENT_ENDED:
             return UnavailableError("the process that worked on this has ended: try again", RESTART_SECONDS)
         if code == -signal.SIGXCPU:
             return _too_long(limits)
-        if code == -signal.SIGKILL:  # by the kernel, or somebody
+        if code == -signal.SIGKILL:  # by the kernel, for lack of memory, or by an operator
             return TooLargeError(limits.field, f"{limits.what} took more memory than there is")
         _log.error("a child that worked on %s (%s) ended with %d", limits.what, limits.field, code)
         return InvalidInputError(limits.field, f"{limits.what} cannot be worked on: it made the process fail")
@@ -263,8 +264,8 @@ class Workers:
             with suppress(OSError):
                 signal.pidfd_send_signal(child.process, signal.SIGKILL)
 
-    def _hear(self, spawner: _Spawner) -> None:
-        """Take in which children have begun, and which have ended."""
+    def _read_reports(self, spawner: _Spawner) -> None:
+        """Read which children have started, and which have ended."""
         while True:
             try:
                 message = channel.receive(spawner.requests)
@@ -273,39 +274,39 @@ class Workers:
             except OSError:
                 message = None
             if message is None:
-                self._lose(spawner)
+                self._drop_spawner(spawner)
                 return
             content, descriptors = message
             what, pid, code = pickle.loads(content)  # the parent never sees input
             if what == "begun":
                 child = spawner.beginning.popleft()
                 child.process, child.pid = descriptors[0], pid
-                spawner.living[pid] = child
+                spawner.running[pid] = child
                 _set(child.begun)
-                if child.end.fileno() < 0:  # nobody waits for it any more
+                if child.end.fileno() < 0:  # its work was cancelled
                     self._kill(child)
                 continue
-            child = spawner.living.pop(pid)
+            child = spawner.running.pop(pid)
             if child.process is not None:
                 os.close(child.process)
                 child.process = None
             _set(child.ended, code)
 
-    def _lose(self, spawner: _Spawner) -> None:
-        """Forget a parent that has ended, and its children; another one is started, unless this is the end."""
+    def _drop_spawner(self, spawner: _Spawner) -> None:
+        """Drop a parent that has ended, and its children; start another one, unless the service is closing."""
         if self._spawner is not spawner:
             return
         asyncio.get_running_loop().remove_reader(spawner.requests)
         spawner.requests.close()
         self._spawner = None
         self._spare.clear()
-        for child in (*spawner.beginning, *spawner.living.values()):
+        for child in (*spawner.beginning, *spawner.running.values()):
             self._kill(child)
             if child.process is not None:
                 os.close(child.process)
                 child.process = None
             _set(child.begun)
-            _set(child.ended, LOST)
+            _set(child.ended, PARENT_ENDED)
         if not self._closing:
             _log.error("the process that children are forked from has ended: starting another one")
             spawner.process.poll()
@@ -316,7 +317,7 @@ class Workers:
             await asyncio.sleep(RESTART_SECONDS)
             try:
                 self.start()
-            except OSError as error:  # no memory, no process more
+            except OSError as error:  # out of memory or processes
                 _log.error("cannot start the process that children are forked from: %s", error.strerror)
         self._restarting = None
 
@@ -329,7 +330,7 @@ def _write(memory: int, data: Sequence[bytes | memoryview]) -> None:
 
 
 def _map(descriptor: int) -> NDArray[np.uint8]:
-    """Map what a child shares, uint8 [nbytes], for reading."""
+    """Map memory that a child shares, read-only: uint8 [nbytes]."""
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     return np.frombuffer(mmap.mmap(descriptor, os.fstat(descriptor).st_size, prot=mmap.PROT_READ), np.uint8)
 

@@ -1,6 +1,6 @@
-"""The process that all children are forked from: it has read the libraries, has one thread, and never sees input.
+"""The process that all children are forked from: it has imported the libraries, has one thread, and reads no input.
 
-A process with gRPC's threads must not fork. This one is started before anything else, and forks in some milliseconds.
+A process with gRPC's threads must not fork. This one is started before anything else, and forks in a few milliseconds.
 It ends, and its children with it, when the service closes its end of the socket.
 """
 
@@ -17,7 +17,7 @@ from polywand_server.workers import channel, child
 
 
 def main(descriptor: int, modules: list[str]) -> None:
-    """Serve requests for children until the service hangs up. modules: read before the first fork."""
+    """Serve requests for children until the service closes the socket. modules: imported before the first fork."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for module in modules:
@@ -29,7 +29,7 @@ def main(descriptor: int, modules: list[str]) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     children: set[int] = set()
-    with suppress(OSError):  # the service is gone
+    with suppress(OSError):  # the service has ended
         _serve(requests, wake_read, children)
     for pid in children:
         os.kill(pid, signal.SIGKILL)
@@ -49,13 +49,13 @@ def _serve(requests: socket.socket, wake: int, children: set[int]) -> None:
 
 
 def _fork(requests: socket.socket, end: int, children: set[int]) -> None:
-    """end: the descriptor of the child's end of its conversation."""
+    """Fork a child, and report it. end: the descriptor of the child's end of its conversation."""
     pid = os.fork()
     if pid == 0:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         requests.close()
-        child.live(socket.socket(fileno=end))
+        child.run_child(socket.socket(fileno=end))
     os.close(end)
     children.add(pid)
     process = os.pidfd_open(pid)

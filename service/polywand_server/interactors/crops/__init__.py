@@ -1,4 +1,4 @@
-"""Crop policies: which regions of the image the network sees, for a prompt and what is known of the mask."""
+"""Crop policies: which regions of the image the network sees, for a prompt and the mask so far."""
 
 from polywand_server.interactors.crops.frame import Frame
 from polywand_server.interactors.crops.margin import Margin

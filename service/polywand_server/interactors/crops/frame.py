@@ -1,4 +1,4 @@
-"""Frames: an image and the network that crops of it are for; and what all crop policies compute with."""
+"""Frames: an image and the network that crops of it are for; helpers of all crop policies."""
 
 import math
 from dataclasses import dataclass
