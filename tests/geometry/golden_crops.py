@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from polywand_server.geometry.boxes import Box
 from polywand_server.images.regions import ProbabilityMap, Region, from_network
-from polywand_server.interactors.crops import Frame, crop_policy
+from polywand_server.interactors.crops import CropSpace, crop_policy
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Label, Point, Prompt
 from polywand_server.tools.specs import CropPolicy
@@ -53,13 +53,13 @@ def cases() -> Iterator[Case]:
 
 def crops_of(case: Case) -> dict[str, Any]:
     """All crops that a policy chooses for a case, as JSON."""
-    policy, frame = crop_policy(case.spec), Frame(case.width, case.height, case.fixed_size, case.threshold)
-    candidates = policy.candidates(frame, case.first, None)
+    policy, space = crop_policy(case.spec), CropSpace(case.width, case.height, case.fixed_size, case.threshold)
+    candidates = policy.candidates(space, case.first, None)
     said: dict[str, Any] = {"first": [_listed(region) for region in candidates]}
     found = _found(candidates[-1], case.masks[0])
-    refined = policy.refined(frame, case.first, None, found)
+    refined = policy.refined(space, case.first, None, found)
     said["first_refined"] = refined and _listed(refined)
-    proposal_crops = policy.proposal_crops(frame, case.first, None)
+    proposal_crops = policy.proposal_crops(space, case.first, None)
     if proposal_crops is not None:
         said["proposed"] = [_listed(region) for region in proposal_crops.candidates(case.boxes)]
         agreeing = proposal_crops.agreeing(case.boxes, found)
@@ -68,10 +68,10 @@ def crops_of(case: Case) -> dict[str, Any]:
     if refined is not None:
         found = _found(refined, case.masks[0])
     previous = Estimate(found, is_seed=case.is_seed)
-    assert policy.proposal_crops(frame, case.second, previous) is None
-    candidates = policy.candidates(frame, case.second, previous)
+    assert policy.proposal_crops(space, case.second, previous) is None
+    candidates = policy.candidates(space, case.second, previous)
     said["second"] = [_listed(region) for region in candidates]
-    refined = policy.refined(frame, case.second, previous, _found(candidates[0], case.masks[1]))
+    refined = policy.refined(space, case.second, previous, _found(candidates[0], case.masks[1]))
     said["second_refined"] = refined and _listed(refined)
     return said
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from polywand_server.geometry.boxes import Box
 from polywand_server.images.regions import ProbabilityMap, Region
 from polywand_server.images.resampling import Resampling
-from polywand_server.interactors.crops import Frame, ProposalCrops, ZoomIn, crop_policy
+from polywand_server.interactors.crops import CropSpace, ProposalCrops, ZoomIn, crop_policy
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Label, Point, Prompt
 from polywand_server.tools.specs import CropPolicy, MarginCrop, ProposalSpec, RoiCrop, WholeCrop, ZoomInCrop
@@ -41,19 +41,19 @@ class Crops:
     """The crops that a policy chooses on one image."""
 
     spec: CropPolicy
-    frame: Frame
+    space: CropSpace
 
     def candidates(self, prompt: Prompt, previous: Estimate | None) -> list[Region]:
-        return crop_policy(self.spec).candidates(self.frame, prompt, previous)
+        return crop_policy(self.spec).candidates(self.space, prompt, previous)
 
     def first(self, prompt: Prompt, previous: Estimate | None) -> Region:
         return self.candidates(prompt, previous)[0]
 
     def refined(self, prompt: Prompt, previous: Estimate | None, found: ProbabilityMap) -> Region | None:
-        return crop_policy(self.spec).refined(self.frame, prompt, previous, found)
+        return crop_policy(self.spec).refined(self.space, prompt, previous, found)
 
     def around_mask(self, prompt: Prompt, mask: ProbabilityMap) -> Region:
-        return ZoomIn(self.spec).around_mask(self.frame, prompt, mask)
+        return ZoomIn(self.spec).around_mask(self.space, prompt, mask)
 
     def whole(self) -> Region:
         """The last candidate of a first click."""
@@ -67,7 +67,7 @@ def on_image(
     fixed_size: tuple[int, int] | None = SIZE,
     threshold: float = 0.5,
 ) -> Crops:
-    return Crops(spec, Frame(width, height, fixed_size, threshold))
+    return Crops(spec, CropSpace(width, height, fixed_size, threshold))
 
 
 def edges(region: Region) -> tuple[int, int, int, int]:
@@ -124,16 +124,16 @@ class TestProposals:
         max_aspect=10,
         proposals=ProposalSpec(model="detector", at_most=2, agree_from=0.3),
     )
-    frame = Frame(1000, 800, (100, 100), 0.5)
+    space = CropSpace(1000, 800, (100, 100), 0.5)
     close, wider, widest = Box(250, 300, 350, 500), Box(200, 300, 400, 500), Box(100, 300, 400, 500)
 
     def crops(self, prompt: Prompt, previous: Estimate | None = None) -> ProposalCrops | None:
-        return crop_policy(self.spec).proposal_crops(self.frame, prompt, previous)
+        return crop_policy(self.spec).proposal_crops(self.space, prompt, previous)
 
     def test_the_best_boxes_have_the_crops_that_they_would_have_as_prompts(self):
         regions = self.crops(clicked((300, 400))).candidates([self.wider, self.close, self.widest])
         boxed = [
-            crop_policy(self.spec).candidates(self.frame, clicked(box=box), None)[0] for box in (self.wider, self.close)
+            crop_policy(self.spec).candidates(self.space, clicked(box=box), None)[0] for box in (self.wider, self.close)
         ]
         assert regions == boxed
         assert [edges(region) for region in regions] == [(164, 264, 436, 536), (232, 264, 368, 536)]
@@ -155,7 +155,7 @@ class TestProposals:
     def test_without_agree_from_no_box_is_chosen(self):
         found = mask_in(Region(100, 200, 500, 500, (100, 100)), 200, 250, 450, 500)
         spec = self.spec.model_copy(update={"proposals": ProposalSpec(model="detector")})
-        crops = crop_policy(spec).proposal_crops(self.frame, clicked((300, 400)), None)
+        crops = crop_policy(spec).proposal_crops(self.space, clicked((300, 400)), None)
         assert crops.agreeing([self.wider], found) is None
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from polywand_server.geometry.boxes import Box
 from polywand_server.images.regions import ProbabilityMap
-from polywand_server.interactors.crops import Frame, ZoomIn
+from polywand_server.interactors.crops import CropSpace, ZoomIn
 from polywand_server.interactors.prompt import Label, Point, Prompt
 from polywand_server.tools.specs import ZoomInCrop
 from polywand_zoo.wand.training import config, dataset, prompts, windows
@@ -269,10 +269,10 @@ def test_windows_are_the_crops_of_the_service(seed: int) -> None:
     centre, axes = random.integers(50, 330, 2), random.integers(5, 120, 2)
     cv2.ellipse(mask, [int(v) for v in centre], [int(v) for v in axes], random.uniform(0, 180), 0, 360, 1.0, -1)
     points = [(float(x), float(y)) for x, y in random.uniform(0, 384, (2, 2))]
-    policy, frame = ZoomIn(spec), Frame(384, 384, (384, 384), 0.5)
+    policy, space = ZoomIn(spec), CropSpace(384, 384, (384, 384), 0.5)
 
     clicked = Prompt("wand", 1, "one", tuple(Point(x, y, Label.POSITIVE) for x, y in points))
-    closer = policy.around_mask(frame, clicked, ProbabilityMap(frame.whole(384), mask))
+    closer = policy.around_mask(space, clicked, ProbabilityMap(space.whole(384), mask))
     shape = (384, 384)
     ours = windows.around(
         windows.mask_box(mask), shape, windows.EXPANSION, windows.MIN_FRACTION * 384, np.array(points)
@@ -281,6 +281,6 @@ def test_windows_are_the_crops_of_the_service(seed: int) -> None:
 
     box = (*np.sort(random.uniform(0, 384, 2)), *np.sort(random.uniform(0, 384, 2)))
     edges = (box[0], box[2], box[1], box[3])
-    boxed = policy.around_box(frame, Box(*edges))
+    boxed = policy.around_box(space, Box(*edges))
     ours = windows.around(edges, shape, 1 + 2 * windows.BOX_MARGIN, windows.SMALLEST)
     assert ours == windows.Window(boxed.left, boxed.top, boxed.left + boxed.width, boxed.top + boxed.height)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from polywand_server.geometry.boxes import Box
 from polywand_server.images import Picture
 from polywand_server.images.regions import Region
-from polywand_server.interactors.crops import Frame, crop_policy
+from polywand_server.interactors.crops import CropSpace, crop_policy
 from polywand_server.interactors.prompt import Prompt
 from polywand_server.tools.kinds import Interactor
 from polywand_server.tools.specs import FLIPPED
@@ -28,10 +28,10 @@ class BatchItem:
 def plan_items(tool: Interactor, picture: Picture, boxes: Sequence[Box]) -> list[BatchItem]:
     """Choose the crop of each box."""
     policy = crop_policy(tool.spec.crop)
-    frame = Frame(picture.width, picture.height, tool.fixed_size, tool.spec.threshold)
+    space = CropSpace(picture.width, picture.height, tool.fixed_size, tool.spec.threshold)
     prompts = [Prompt(tool.name, tool.version, "", box=box) for box in boxes]
     return [
-        BatchItem(number, prompt, policy.candidates(frame, prompt, None)[0]) for number, prompt in enumerate(prompts)
+        BatchItem(number, prompt, policy.candidates(space, prompt, None)[0]) for number, prompt in enumerate(prompts)
     ]
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from polywand_server.geometry.boxes import Box
 from polywand_server.images import Picture
-from polywand_server.interactors.crops import Frame, crop_policy
+from polywand_server.interactors.crops import CropSpace, crop_policy
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.passes import Passes
 from polywand_server.interactors.prompt import Prompt, Supersession
@@ -61,10 +61,10 @@ class Steps:
         tool, newer = call.tool, call.newer
         threshold = tool.spec.threshold
         policy = crop_policy(tool.spec.crop)
-        frame = Frame(self._picture.width, self._picture.height, tool.fixed_size, threshold)
-        candidates = policy.candidates(frame, prompt, previous)
+        space = CropSpace(self._picture.width, self._picture.height, tool.fixed_size, threshold)
+        candidates = policy.candidates(space, prompt, previous)
         found = await self._passes.run(call.tool, prompt, candidates[0], previous, call.timer)
-        proposal_crops, boxes = policy.proposal_crops(frame, prompt, previous), list[Box]()
+        proposal_crops, boxes = policy.proposal_crops(space, prompt, previous), list[Box]()
         detector = previous.detector if previous is not None else None
         if proposal_crops is not None:
             if newer.is_superseded():
@@ -80,7 +80,7 @@ class Steps:
                 return replace(found, is_partial=True)
             also = await self._passes.run(call.tool, prompt, other, previous, call.timer)
             found = max(found, also, key=lambda estimate: estimate.confidence(threshold))
-        closer = policy.refined(frame, prompt, previous, found.probabilities)
+        closer = policy.refined(space, prompt, previous, found.probabilities)
         if closer is not None:
             if newer.is_superseded():
                 return replace(found, is_partial=True)

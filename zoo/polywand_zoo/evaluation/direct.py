@@ -14,7 +14,7 @@ from polywand_server.images import Picture
 from polywand_server.images.picture import picture_of
 from polywand_server.images.regions import Region, crop_into
 from polywand_server.interactors import prompt as served
-from polywand_server.interactors.crops import Frame, ProposalCrops, crop_policy
+from polywand_server.interactors.crops import CropSpace, ProposalCrops, crop_policy
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.tensors import read, write_prompt
 from polywand_zoo.evaluation.masks import to_mask, without_specks
@@ -72,15 +72,15 @@ class DirectTool:
 
         previous: the estimate that the prompt extends; None where the object starts here.
         """
-        frame = Frame(picture.width, picture.height, self._folder.fixed_size, self._folder.spec.threshold)
-        candidates = self._policy.candidates(frame, prompt, previous)
-        proposal_crops, boxes = self._policy.proposal_crops(frame, prompt, previous), list[Box]()
+        space = CropSpace(picture.width, picture.height, self._folder.fixed_size, self._folder.spec.threshold)
+        candidates = self._policy.candidates(space, prompt, previous)
+        proposal_crops, boxes = self._policy.proposal_crops(space, prompt, previous), list[Box]()
         if proposal_crops is not None:
             boxes = self._proposed(picture, prompt)
             candidates = list(dict.fromkeys(candidates + proposal_crops.candidates(boxes)))
         estimates = [self._pass(picture, prompt, region, previous) for region in candidates]
-        found = max(estimates, key=lambda estimate: estimate.confidence(frame.threshold))
-        closer = self._policy.refined(frame, prompt, previous, found.probabilities)
+        found = max(estimates, key=lambda estimate: estimate.confidence(space.threshold))
+        closer = self._policy.refined(space, prompt, previous, found.probabilities)
         if closer is not None:
             found = self._pass(picture, prompt, closer, found)
         return found if proposal_crops is None else self._boxed(picture, prompt, proposal_crops, boxes, found)

@@ -5,7 +5,7 @@ from typing import ClassVar, Protocol
 
 from polywand_server.geometry.boxes import Box
 from polywand_server.images.regions import ProbabilityMap, Region
-from polywand_server.interactors.crops.frame import Frame
+from polywand_server.interactors.crops.space import CropSpace
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Prompt
 from polywand_server.tools.specs import ProposalSpec
@@ -24,18 +24,20 @@ class CropPolicy(Protocol):
         """The detector whose boxes become candidate crops where clicks alone start an object; None without one."""
         return None
 
-    def candidates(self, frame: Frame, prompt: Prompt, previous: Estimate | None) -> list[Region]:
+    def candidates(self, space: CropSpace, prompt: Prompt, previous: Estimate | None) -> list[Region]:
         """Choose the candidate crops of a prompt, one or more: the network sees each, the best answer stands.
 
         previous: the estimate that the prompt extends; None where the object starts here.
         """
         ...
 
-    def proposal_crops(self, frame: Frame, prompt: Prompt, previous: Estimate | None) -> "ProposalCrops | None":
+    def proposal_crops(self, space: CropSpace, prompt: Prompt, previous: Estimate | None) -> "ProposalCrops | None":
         """Choose how a detector's boxes add candidate crops to this prompt; None where they add none."""
         return None
 
-    def refined(self, frame: Frame, prompt: Prompt, previous: Estimate | None, found: ProbabilityMap) -> Region | None:
+    def refined(
+        self, space: CropSpace, prompt: Prompt, previous: Estimate | None, found: ProbabilityMap
+    ) -> Region | None:
         """Choose the crop of one more pass that refines the best answer; None where that answer is final.
 
         previous: as for `candidates`. found: the best answer.

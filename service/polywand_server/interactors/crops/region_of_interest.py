@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from polywand_server.images.regions import Region
 from polywand_server.images.resampling import Resampling
-from polywand_server.interactors.crops.frame import Frame, mask_box
 from polywand_server.interactors.crops.policy import CropPolicy
+from polywand_server.interactors.crops.space import CropSpace, mask_box
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Prompt
 from polywand_server.tools.specs import RoiCrop
@@ -23,25 +23,25 @@ class RegionOfInterest(CropPolicy):
 
     spec: RoiCrop
 
-    def candidates(self, frame: Frame, prompt: Prompt, previous: Estimate | None) -> list[Region]:
+    def candidates(self, space: CropSpace, prompt: Prompt, previous: Estimate | None) -> list[Region]:
         """See CropPolicy."""
-        return [self._whole(frame) if previous is None else self._around_mask(frame, prompt, previous)]
+        return [self._whole(space) if previous is None else self._around_mask(space, prompt, previous)]
 
-    def _whole(self, frame: Frame) -> Region:
-        side = min(self.spec.longest_side, max(frame.width, frame.height))
-        return _region(frame, 0, 0, frame.width, frame.height, side)
+    def _whole(self, space: CropSpace) -> Region:
+        side = min(self.spec.longest_side, max(space.width, space.height))
+        return _region(space, 0, 0, space.width, space.height, side)
 
-    def _around_mask(self, frame: Frame, prompt: Prompt, previous: Estimate) -> Region:
+    def _around_mask(self, space: CropSpace, prompt: Prompt, previous: Estimate) -> Region:
         spec, mask = self.spec, previous.probabilities
         box = mask_box(mask, spec.inside_above, 1)
         if box is None or len(prompt.clicks()) < 2:
-            return self._whole(frame)
-        clicked = [frame.pixel(x, y) for x, y in prompt.positive_clicks()]
+            return self._whole(space)
+        clicked = [space.pixel(x, y) for x, y in prompt.positive_clicks()]
         left, right = self._expanded([box.x0, box.x1 - 1, *(x for x, _ in clicked)])
         top, bottom = self._expanded([box.y0, box.y1 - 1, *(y for _, y in clicked)])
-        left, top, right, bottom = max(left, 0), max(top, 0), min(right, frame.width), min(bottom, frame.height)
-        region = _region(frame, left, top, right, bottom, spec.zoomed_side)
-        return mask.seen if self._stays(frame, previous, clicked, region) else region
+        left, top, right, bottom = max(left, 0), max(top, 0), min(right, space.width), min(bottom, space.height)
+        region = _region(space, left, top, right, bottom, spec.zoomed_side)
+        return mask.seen if self._stays(space, previous, clicked, region) else region
 
     def _expanded(self, pixels: list[float]) -> tuple[int, int]:
         """Find both edges, along one axis, of the region around pixels."""
@@ -50,7 +50,7 @@ class RegionOfInterest(CropPolicy):
         centre = (first + last) / 2
         return round(centre - side / 2), round(centre + side / 2) + 1
 
-    def _stays(self, frame: Frame, previous: Estimate, clicked: list[tuple[int, int]], region: Region) -> bool:
+    def _stays(self, space: CropSpace, previous: Estimate, clicked: list[tuple[int, int]], region: Region) -> bool:
         """Whether the region that the network saw before is kept, instead of a new one."""
         seen = previous.probabilities.seen
         holds_clicks = all(
@@ -58,12 +58,12 @@ class RegionOfInterest(CropPolicy):
             for x, y in clicked
         )
         overlaps = seen.overlap_by_axes(region) >= self.spec.keep_from
-        return holds_clicks and overlaps and not previous.is_seed and seen != self._whole(frame)
+        return holds_clicks and overlaps and not previous.is_seed and seen != self._whole(space)
 
 
-def _region(frame: Frame, left: int, top: int, right: int, bottom: int, longest_side: int) -> Region:
+def _region(space: CropSpace, left: int, top: int, right: int, bottom: int, longest_side: int) -> Region:
     """Make the region within these edges; longest_side: of the network's input, exactly."""
     width, height = right - left, bottom - top
     scale = longest_side / max(width, height)
-    size = frame.fixed_size or (max(1, round(height * scale)), max(1, round(width * scale)))
+    size = space.fixed_size or (max(1, round(height * scale)), max(1, round(width * scale)))
     return Region(left, top, width, height, size, Resampling.CORNERS)

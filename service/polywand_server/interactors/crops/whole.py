@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from polywand_server.images.regions import Region
-from polywand_server.interactors.crops.frame import Frame
 from polywand_server.interactors.crops.policy import CropPolicy
+from polywand_server.interactors.crops.space import CropSpace
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.prompt import Prompt
 from polywand_server.tools.specs import WholeCrop
@@ -16,6 +16,6 @@ class Whole(CropPolicy):
 
     spec: WholeCrop
 
-    def candidates(self, frame: Frame, prompt: Prompt, previous: Estimate | None) -> list[Region]:
+    def candidates(self, space: CropSpace, prompt: Prompt, previous: Estimate | None) -> list[Region]:
         """See CropPolicy."""
-        return [frame.whole(self.spec.longest_side)]
+        return [space.whole(self.spec.longest_side)]

@@ -1,4 +1,4 @@
-"""Frames: an image and the network that crops of it are for; helpers of all crop policies."""
+"""Crop spaces: an image, and the network that its crops are for."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from polywand_server.images.regions import ProbabilityMap, Region, snap
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class CropSpace:
     """The image that crops are chosen on, and the network that they are for.
 
     width, height: of the image, in pixels.
