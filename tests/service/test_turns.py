@@ -97,31 +97,31 @@ async def test_a_client_alone_has_all_turns_and_with_another_its_share():
     assert (turns.in_use, turns.waiting) == (0, 0)
 
 
-async def test_hands_go_first_and_one_of_the_others_after_some_of_them(clock):
+async def test_interactive_turns_go_first_and_one_of_the_others_after_some_of_them(clock):
     """Six clients have rested and click; one wants many things without a rest, and stands in line before them."""
     turns, order = Turns(1), list[str]()
-    hands = [f"hand {number}" for number in range(6)]
-    await without_a_rest(turns, "bulk", *hands)
+    annotators = [f"annotator {number}" for number in range(6)]
+    await without_a_rest(turns, "bulk", *annotators)
     clock.now += 1.5 * REST_SECONDS
     await without_a_rest(turns, "bulk")
     begin("bulk")
     async with turns.turn():
         streams = [asyncio.create_task(stream(turns, "bulk", ["b1", "b2", "b3"], order))]
         await run_the_others()
-        streams += [asyncio.create_task(stream(turns, hand, [hand], order)) for hand in hands]
+        streams += [asyncio.create_task(stream(turns, annotator, [annotator], order)) for annotator in annotators]
         await run_the_others()
     await gather(*streams)
-    first, rest = hands[:MOST_IN_A_ROW], hands[MOST_IN_A_ROW:]
+    first, rest = annotators[:MOST_IN_A_ROW], annotators[MOST_IN_A_ROW:]
     assert order == [*first, "b1", *rest, "b2", "b3"]
 
 
 async def test_where_a_hand_is_expected_others_leave_it_turns(clock):
     turns, order = Turns(16), list[str]()
     gate = asyncio.Event()
-    await without_a_rest(turns, "bulk", "hand")
+    await without_a_rest(turns, "bulk", "annotator")
     clock.now += 1.5 * REST_SECONDS
     await without_a_rest(turns, "bulk")
-    await asyncio.gather(*await asyncio.create_task(stream(turns, "hand", ["a click"], [])))
+    await asyncio.gather(*await asyncio.create_task(stream(turns, "annotator", ["a click"], [])))
 
     async def hold(client: str, name: str) -> None:
         begin(client)
@@ -132,11 +132,11 @@ async def test_where_a_hand_is_expected_others_leave_it_turns(clock):
     bulk = [asyncio.create_task(hold("bulk", f"b{number}")) for number in range(6)]
     await run_the_others()
     assert order == ["b0", "b1"]  # an eighth of the turns
-    hand = asyncio.create_task(hold("hand", "hand"))
+    annotator = asyncio.create_task(hold("annotator", "annotator"))
     await run_the_others()
-    assert order == ["b0", "b1", "hand"]
+    assert order == ["b0", "b1", "annotator"]
     gate.set()
-    await asyncio.gather(*bulk, hand)
+    await asyncio.gather(*bulk, annotator)
 
 
 async def test_a_task_that_leaves_the_line_takes_no_turn():

@@ -83,7 +83,7 @@ def _options(limits: Limits, most_connections: int) -> list[tuple[str, int]]:
         ("grpc.server_handshake_timeout_ms", 10_000),
         ("grpc.max_connection_idle_ms", 10 * 60_000),
         ("grpc.http2.max_ping_strikes", 2),
-        # Past its own number, 1,000, gRPC refuses some of anybody's calls by chance, and a client that begins and
+        # Past its own number, 1,000, gRPC refuses calls of any client by chance, and a client that begins and
         # resets calls on connection after connection gets there.
         ("grpc.server.max_pending_requests", PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_CALLS),
