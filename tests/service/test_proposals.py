@@ -108,7 +108,7 @@ def test_a_detector_that_does_not_answer_costs_no_click_its_answer(puppets, pupp
     """What it costs is a moment, once an image; and the log tells, and so do the answers, unless it was never there."""
 
     def told() -> int:
-        return puppets.log.read_text().count(f"without the proposals of '{detector}'")
+        return puppets.log.read_text().count(f"without proposals of '{detector}'")
 
     before = told()
     with Gate(puppet_models, "stalls"):
