@@ -151,8 +151,11 @@ async def _publish_changes(health: Health, changed: asyncio.Event) -> None:
         await changed.wait()
         changed.clear()
         health.publish()
-        if health.ready != was_ready:
-            log.info("ready" if health.ready else f"waiting: {health.reason}")
+        if health.ready:
+            if not was_ready:
+                log.info("ready")
+        elif was_ready is not False:
+            log.info("%s: %s", "not ready any more" if was_ready else "waiting", health.reason)
         was_ready = health.ready
 
 
