@@ -10,7 +10,6 @@ from polywand_server.images.regions import Region
 from polywand_server.interactors.crops import CropSpace, crop_policy
 from polywand_server.interactors.prompt import Prompt
 from polywand_server.tools.kinds import Interactor
-from polywand_server.tools.specs import FLIPPED
 
 # Most pixels of one inference, whatever batches the model takes: about 20 MB of tensors.
 MAX_BATCH_PIXELS = 2**21
@@ -47,11 +46,6 @@ def batches(items: Sequence[BatchItem], tool: Interactor, is_short: Callable[[],
         rows = min(tool.config.max_batch_size, MAX_BATCH_PIXELS // (height * width))
         start = 0
         while start < len(alike):
-            length = 1 if is_short() else max(1, rows // rows_of(tool))
+            length = 1 if is_short() else max(1, rows // tool.rows)
             yield alike[start : start + length]
             start += length
-
-
-def rows_of(tool: Interactor) -> int:
-    """Return the rows of a batch that one prompt takes."""
-    return FLIPPED if tool.spec.flip else 1

@@ -7,7 +7,7 @@ from polywand_server.errors import ModelFailedError
 from polywand_server.geometry.boxes import Box
 from polywand_server.images import Picture
 from polywand_server.images.crop_cache import CropCache
-from polywand_server.interactors.batch_plan import BatchItem, batches, plan_items, rows_of
+from polywand_server.interactors.batch_plan import BatchItem, batches, plan_items
 from polywand_server.interactors.estimate import Estimate
 from polywand_server.interactors.tensors import read, tensor_specs, write_prompt
 from polywand_server.lanes import Lane
@@ -57,7 +57,7 @@ async def _segment_batch(
     timer: Stopwatch,
     finish: Callable[[Estimate], Awaitable[T]],
 ) -> list[T]:
-    copies = rows_of(tool)
+    copies = tool.rows
     total = copies * len(batch)
     row_slices = [slice(start, start + copies) for start in range(0, total, copies)]
     inputs, outputs = tensor_specs(tool.config, batch[0].region, total)

@@ -9,7 +9,6 @@ from polywand_server.interactors.tensors import read, tensor_specs, write_prompt
 from polywand_server.lanes import Lane
 from polywand_server.timing import Stopwatch
 from polywand_server.tools.kinds import Interactor
-from polywand_server.tools.specs import FLIPPED
 
 
 class Passes:
@@ -28,7 +27,7 @@ class Passes:
             UnavailableError, DeadlineError, ModelFailedError
         """
         lane = self._lane
-        inputs, outputs = tensor_specs(tool.config, region, FLIPPED if tool.spec.flip else 1)
+        inputs, outputs = tensor_specs(tool.config, region, tool.rows)
         async with lane.exchange(tool.model, tool.version, inputs, outputs) as exchange:
 
             def crop_and_write() -> None:

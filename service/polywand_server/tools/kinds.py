@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from polywand_server.tools.specs import DetectorSpec, InteractorSpec
+from polywand_server.tools.specs import FLIPPED, DetectorSpec, InteractorSpec
 from polywand_server.triton.client import ModelConfig
 
 Spec = TypeVar("Spec", InteractorSpec, DetectorSpec)
@@ -42,6 +42,11 @@ class Interactor(_VersionOfTool[InteractorSpec]):
     def feeds_back(self) -> bool:
         """Whether each pass is given the mask or the state of the pass before."""
         return "PREV_MASK" in self.config.inputs or "STATE" in self.config.inputs
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch that one prompt takes: two where crops are flipped."""
+        return FLIPPED if self.spec.flip else 1
 
     @property
     def fixed_size(self) -> tuple[int, int] | None:
