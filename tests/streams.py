@@ -19,19 +19,28 @@ REPLY_SECONDS = 30.0
 def raw_image(pixels: NDArray[np.uint8]) -> pb.Image:
     """RGB uint8 [H, W, 3] as a raw image."""
     height, width = pixels.shape[:2]
-    return pb.Image(raw=pb.RawImage(data=pixels.tobytes(), width=width, height=height))
+    return pb.Image(raw=pb.RawImage(data=pixels.tobytes(), width=width, height=height, format=pb.PIXEL_FORMAT_RGB8))
 
 
-def prompt(model: str, *points: tuple[float, float, int], box=None, object_id="", version=0, **output) -> pb.Prompt:
-    """A prompt from (x, y, label) points and an (x0, y0, x1, y1) box."""
+def prompt(
+    model: str, *points: tuple[float, float, int], box=None, object_id="", version=0, mask=False, **output
+) -> pb.Prompt:
+    """A prompt from (x, y, label) points and an (x0, y0, x1, y1) box; mask: whether its answer has run lengths too."""
     message = pb.Prompt(model=model, object_id=object_id, version=version)
     for x, y, label in points:
         message.points.add(x=x, y=y, label=label)
     if box is not None:
         message.box.CopyFrom(pb.Box(x0=box[0], y0=box[1], x1=box[2], y1=box[3]))
+    if mask:
+        output["forms"] = [pb.OUTPUT_FORM_POLYGONS, pb.OUTPUT_FORM_RLE]
     if output:
         message.output.CopyFrom(pb.OutputOptions(**output))
     return message
+
+
+def receipt(timing: pb.Timing) -> int:
+    """When a request was received: Unix time, microseconds, the service's clock."""
+    return timing.receive_time.ToMicroseconds()
 
 
 def departure(timing: pb.Timing) -> int:
@@ -39,7 +48,12 @@ def departure(timing: pb.Timing) -> int:
 
     What happened before what is told by this clock: a client's threads read answers when they come to it.
     """
-    return timing.received_unix_us + timing.total_us
+    return receipt(timing) + timing.total_us
+
+
+def is_ready(listed: pb.Model | pb.ModelVersion) -> bool:
+    """Whether a tool or a version of ListModels serves requests."""
+    return listed.state == pb.MODEL_STATE_READY
 
 
 class InteractStream:

@@ -59,7 +59,7 @@ def start(needs: pb.InteractorSpec, side: float, generator: np.random.Generator)
     """Point at the portrait's woman in the way that a tool starts from, a little elsewhere each time."""
     jitter = generator.uniform(-0.02, 0.02, 4) * side
     left, top, right, bottom = np.array([0.03, 0.03, 0.71, 0.99]) * side + np.minimum(jitter, 0.009 * side)
-    if needs.extreme_points:
+    if needs.min_extreme_points:
         middle_x, middle_y = (left + right) / 2, (top + bottom) / 2
         ends = [(left, bottom), (middle_x, top), (right, middle_y), (middle_x, bottom)]
         return [(float(x), float(y), EXTREME) for x, y in ends], None

@@ -38,7 +38,7 @@ NAMES = [None, 5, b"m", "\udcff", "m" * 257]
     ("name", "value"),
     [
         *(("max_points", value) for value in [*WHOLE, 2, 100_001]),
-        *(("version", value) for value in [*WHOLE, 2**63]),
+        *(("version", value) for value in [*WHOLE, 2**32]),
         *(("threshold", value) for value in [*REAL, 0, 1]),
         *(("tolerance", value) for value in [*REAL, 1000.5]),
         *(("object_id", value) for value in [*NAMES, "o" * 129]),

@@ -107,7 +107,9 @@ def test_a_message_that_would_unpack_to_much_is_refused_by_its_limit(bounded, st
 
 
 def test_labels_without_end_are_refused_by_their_limit(stub):
-    request = pb.DetectRequest(model="snail", image=BRIGHT, labels={f"label {i}": "x" for i in range(3000)})
+    request = pb.DetectRequest(
+        model="snail", image=BRIGHT, labels=[pb.LabelMapping(model_label=f"label {i}", label="x") for i in range(3000)]
+    )
     with pytest.raises(grpc.RpcError) as caught:
         stub.Detect(request)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -133,7 +135,7 @@ def test_compressed_messages_are_refused(bounded, stub):
 images = st.one_of(
     st.builds(pb.Image, encoded=st.binary(max_size=5000)),
     st.builds(
-        lambda data, width: pb.Image(raw=pb.RawImage(data=data, width=width, height=3)),
+        lambda data, width: pb.Image(raw=pb.RawImage(data=data, width=width, height=3, format=pb.PIXEL_FORMAT_RGB8)),
         st.binary(min_size=1, max_size=5000),
         st.integers(0, 9),
     ),
@@ -144,11 +146,12 @@ images = st.one_of(
     images,
     st.text(max_size=5),
     st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=5),
-    st.integers(0, 2**60),
+    st.integers(0, 2**32 - 1),
 )
 def test_an_image_set_apart_leaves_the_message_as_it_was(image, model, labels, frame_id):
+    mappings = [pb.LabelMapping(model_label=theirs, label=ours) for theirs, ours in labels.items()]
     frame = pb.DetectStreamRequest(
-        frame_id=frame_id, request=pb.DetectRequest(model=model, image=image, labels=labels, max_detections=7)
+        frame_id=frame_id, request=pb.DetectRequest(model=model, image=image, labels=mappings, max_detections=7)
     )
     parts = wire.split(frame.SerializeToString(), wire.DETECT_STREAM, 1000)
     rest = pb.DetectStreamRequest.FromString(parts.rest)

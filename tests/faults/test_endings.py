@@ -37,7 +37,7 @@ def large_answers(count: int) -> Iterator[pb.Image | pb.Prompt]:
     """An image, and prompts whose answers have a megabyte each."""
     yield comb(512)
     for number in range(count):
-        yield prompt("shade", (1, 1, POSITIVE), object_id=str(number), tolerance=0, include_mask=True)
+        yield prompt("shade", (1, 1, POSITIVE), object_id=str(number), tolerance=0, mask=True)
 
 
 def last_words(replies: list[pb.InteractResponse]) -> str:

@@ -12,7 +12,7 @@ from polywand_contract.v1 import annotation_pb2 as pb
 from tests.faults.clients import BRIGHT, END_SECONDS, Talk, status
 from tests.faults.models import count, journal_of
 from tests.running import wait_for
-from tests.streams import POSITIVE, InteractStream, departure, prompt
+from tests.streams import POSITIVE, InteractStream, departure, prompt, receipt
 
 PROMPTS = 3_000
 MAX_OBJECTS = 1000  # the server's default
@@ -53,7 +53,7 @@ def test_thousands_of_prompts_at_once_are_all_accounted_for_and_no_other_client_
             clicks.append(reply.timing)
     assert talk.end() == grpc.StatusCode.OK
     departures = sorted(departure(reply.timing) for reply in talk.replies)
-    between = [bisect(departures, departure(click)) - bisect(departures, click.received_unix_us) for click in clicks]
+    between = [bisect(departures, departure(click)) - bisect(departures, receipt(click)) for click in clicks]
     assert statistics.median(between) <= REPLIES_BETWEEN
 
     image, *replies = talk.replies

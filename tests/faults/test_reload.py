@@ -91,7 +91,7 @@ def model(service: Service) -> pb.Model:
 
 def listed(service: Service) -> dict[int, str]:
     """Why each version is not ready; empty for one that is."""
-    return {version.version: version.not_ready_reason for version in model(service).versions}
+    return {version.version: version.state_message for version in model(service).versions}
 
 
 def threshold(service: Service) -> float:

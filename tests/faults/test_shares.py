@@ -20,7 +20,7 @@ from tests.faults.footprint import INTERACT_STREAMS, MASK_MEMORY, wait_for_rest
 from tests.faults.models import count, journal_of
 from tests.faults.test_bounds import detail_of
 from tests.running import Service, running_service, wait_for
-from tests.streams import POSITIVE, InteractStream, departure, prompt, raw_image
+from tests.streams import POSITIVE, InteractStream, departure, prompt, raw_image, receipt
 
 MEBIBYTE = 2**20
 FULL = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -104,7 +104,7 @@ def test_a_client_with_many_streams_leaves_another_client_its_turns(sturdy):
         for thread in floods:
             thread.join(150)
     # At the first click the client is not known yet.
-    between = [sum(click.received_unix_us <= answer < departure(click) for answer in answers) for click in clicks[1:]]
+    between = [sum(receipt(click) <= answer < departure(click) for answer in answers) for click in clicks[1:]]
     assert statistics.median(between) <= ANSWERS_BETWEEN, between
 
 
@@ -172,9 +172,7 @@ def test_answers_that_are_not_read_are_bounded_over_all_streams(narrow):
         ended_before = ended(narrow)
         for _ in range(6):
             stub = AnnotationServiceStub(stack.enter_context(own_connection(narrow, *NARROW)))
-            prompts = [
-                prompt("shade", (1, 1, POSITIVE), object_id=str(i), tolerance=0, include_mask=True) for i in range(10)
-            ]
+            prompts = [prompt("shade", (1, 1, POSITIVE), object_id=str(i), tolerance=0, mask=True) for i in range(10)]
             talks.append(Talk(stub, unfinished([comb(512), *prompts], never), before_reading=reading.wait))
         wait_for(lambda: ended(narrow) > ended_before, 120, narrow)
         for number in range(20):

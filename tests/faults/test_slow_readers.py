@@ -28,7 +28,7 @@ def large_answers() -> Iterator[pb.Image | pb.Prompt]:
     """Ask for the outlines of 1000 objects, each of 128,000 vertices, with their masks: a megabyte each."""
     yield comb(512)
     for number in range(1000):
-        yield prompt("shade", (1, 1, POSITIVE), object_id=str(number), tolerance=0, include_mask=True)
+        yield prompt("shade", (1, 1, POSITIVE), object_id=str(number), tolerance=0, mask=True)
 
 
 def large_prompts() -> Iterator[pb.Image | pb.Prompt]:
@@ -44,7 +44,7 @@ def large_images() -> Iterator[pb.Image | pb.Prompt]:
     image = comb(1500, tooth=50)
     for _ in range(100):
         yield image
-        yield prompt("shade", (1, 1, POSITIVE), tolerance=0, include_mask=True)
+        yield prompt("shade", (1, 1, POSITIVE), tolerance=0, mask=True)
 
 
 @pytest.fixture(scope="module")

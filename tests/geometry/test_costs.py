@@ -19,7 +19,7 @@ from polywand_server.geometry.outlines import count_crossings
 from polywand_server.geometry.overlap import intersection_over_union
 from polywand_server.geometry.rings import count_vertices, rings
 from polywand_server.geometry.seeds import PolygonSeed, RleSeed, seed_cost, seed_map
-from polywand_server.geometry.shapes import OutputOptions, Shape, make_shape
+from polywand_server.geometry.shapes import Form, OutputOptions, Shape, make_shape
 from polywand_server.geometry.specks import without_specks
 from polywand_server.images.regions import ProbabilityMap, Region
 
@@ -27,7 +27,7 @@ NOWHERE = np.zeros((0, 2))
 SIDE = 340  # a tenth of the largest map's pixels
 
 OPTIONS = [
-    OutputOptions(tolerance=0, include_mask=True),
+    OutputOptions(tolerance=0, forms=(Form.POLYGONS, Form.RLE)),
     OutputOptions(),
     OutputOptions(tolerance=3),
     OutputOptions(tolerance=1000),

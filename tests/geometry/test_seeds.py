@@ -14,10 +14,10 @@ from polywand_server.errors import TooLargeError
 from polywand_server.geometry import pixels
 from polywand_server.geometry.rings import count_vertices, rings, vertices
 from polywand_server.geometry.seeds import PolygonSeed, RleSeed, is_exact, seed_map, seed_shape
-from polywand_server.geometry.shapes import OutputOptions, Shape, make_shape
+from polywand_server.geometry.shapes import Form, OutputOptions, Shape, make_shape
 
 WIDTH, HEIGHT = 60, 50
-EXACT = OutputOptions(tolerance=0, include_mask=True)
+EXACT = OutputOptions(tolerance=0, forms=(Form.POLYGONS, Form.RLE))
 SQUARE = [(10, 10), (30, 10), (30, 30), (10, 30)]
 Ring = list[tuple[float, float]]
 
@@ -125,7 +125,7 @@ POLYGONS = {
 @pytest.mark.parametrize("name", POLYGONS)
 def test_polygons_alone_come_back_as_they_are(name):
     seed = POLYGONS[name]
-    shape = seed_shape(seed, OutputOptions(include_mask=True), WIDTH, HEIGHT)
+    shape = seed_shape(seed, OutputOptions(forms=(Form.POLYGONS, Form.RLE)), WIDTH, HEIGHT)
     check(shape, pixels_of(seed))
     assert (shape.tolerance, shape.iou, len(rings(shape.polygons))) == (0, 1, len(seed.rings))
     for before, after in zip(seed.rings, rings(shape.polygons), strict=True):

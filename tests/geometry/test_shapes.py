@@ -11,11 +11,11 @@ from pycocotools import mask as coco
 
 from polywand_server.geometry.overlap import intersection_over_union
 from polywand_server.geometry.rings import count_vertices, rings
-from polywand_server.geometry.shapes import OutputOptions, Shape, make_shape
+from polywand_server.geometry.shapes import Form, OutputOptions, Shape, make_shape
 from polywand_server.images.regions import ProbabilityMap, Region
 
 NOWHERE = np.zeros((0, 2))
-EXACT = OutputOptions(tolerance=0, include_mask=True)
+EXACT = OutputOptions(tolerance=0, forms=(Form.POLYGONS, Form.RLE))
 
 
 def field(seed: int, size: tuple[int, int] = (96, 128), blur: float = 4.0) -> np.ndarray:

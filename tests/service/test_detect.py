@@ -10,7 +10,7 @@ import pytest
 import skimage.data
 
 from polywand_contract.v1 import annotation_pb2 as pb
-from tests.streams import departure, raw_image
+from tests.streams import departure, raw_image, receipt
 
 
 def detect(stub, pixels, **options) -> pb.DetectResponse:
@@ -59,7 +59,9 @@ def test_boxes_lie_inside_the_image(stub, astronaut):
 def test_labels_are_mapped_and_unmapped_ones_dropped(stub, astronaut):
     everything = detect(stub, astronaut, threshold=0.05).detections
     assert {"person", "tie"} & {found.label for found in everything} == {"person", "tie"}
-    mapped = detect(stub, astronaut, threshold=0.05, labels={"person": "human"}).detections
+    mapped = detect(
+        stub, astronaut, threshold=0.05, labels=[pb.LabelMapping(model_label="person", label="human")]
+    ).detections
     assert {(found.label, found.model_label) for found in mapped} == {("human", "person")}
 
 
@@ -113,4 +115,4 @@ def test_timing_adds_up(stub, astronaut):
     assert timing.inferences == 1
     assert timing.triton_us > 0
     assert stages <= timing.total_us
-    assert timing.received_unix_us > 1.7e15
+    assert receipt(timing) > 1.7e15

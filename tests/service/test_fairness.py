@@ -11,7 +11,7 @@ from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_server.config import Limits
 from polywand_server.lanes import PATIENCE_SECONDS
 from tests.running import wait_for
-from tests.streams import POSITIVE, InteractStream, departure, prompt, raw_image
+from tests.streams import POSITIVE, InteractStream, departure, prompt, raw_image, receipt
 
 LIMITS = Limits()
 FACE, SUIT = (220, 130, POSITIVE), (150, 400, POSITIVE)
@@ -73,7 +73,7 @@ def test_frames_give_way_to_prompts_and_get_on_all_the_same(stub, astronaut):
         before = answered()
         wait_for(lambda: answered() >= before + 10, 60)  # no prompt in work; the frames of all clicks have come by now
         for click in clicks:
-            begin, end = click.received_unix_us + click.wait_us, departure(click)
+            begin, end = receipt(click) + click.wait_us, departure(click)
             meanwhile = sum(begin <= frame < end for frame in first.departures + second.departures)
             turns = 1 + int((end - begin) / 1e6 / PATIENCE_SECONDS)
             assert meanwhile <= turns + LIMITS.frames_in_work
@@ -108,6 +108,6 @@ def test_a_stream_with_a_thousand_objects_does_not_starve_another(stub, astronau
             timing = modest.ask(prompt("wand_click", *clicks)).timing
             while departures[-1] < departure(timing):
                 departures.append(departure(greedy.receive().timing))
-            overtaken = sum(timing.received_unix_us <= other < departure(timing) for other in departures)
+            overtaken = sum(receipt(timing) <= other < departure(timing) for other in departures)
             # Each of its objects needs three inferences, as the modest one's first click does.
             assert overtaken <= 3 * LIMITS.stream_inflight, overtaken

@@ -116,7 +116,7 @@ def test_transparency_is_laid_on_white(stub, astronaut):
 
 def test_the_smallest_image_is_an_image(stub):
     with InteractStream(stub) as stream:
-        info = stream.ask(pb.Image(raw=pb.RawImage(data=b"abc", width=1, height=1))).image
+        info = stream.ask(pb.Image(raw=pb.RawImage(data=b"abc", width=1, height=1, format=pb.PIXEL_FORMAT_RGB8))).image
         assert (info.width, info.height) == (1, 1)
         reply = stream.ask(pb.Prompt(model="wand_click", points=[pb.Point(x=0.5, y=0.5, label=1)]))
         assert reply.WhichOneof("result") == "segmentation"
@@ -136,7 +136,7 @@ def test_a_range_of_values_counts(stub, astronaut):
 GREY16 = png(np.full((8, 8), 1000, np.uint16))
 EIGHT_BITS = png(np.full((8, 8), 100, np.uint8))
 JPEG = opencv_file(".jpg", np.full((8, 8, 3), 100, np.uint8))
-RAW = pb.RawImage(data=bytes(12), width=2, height=2)
+RAW = pb.RawImage(data=bytes(12), width=2, height=2, format=pb.PIXEL_FORMAT_RGB8)
 
 
 @pytest.mark.parametrize(

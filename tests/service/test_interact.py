@@ -52,12 +52,12 @@ def brute_force_raster(shape: pb.Shape, width: int, height: int) -> np.ndarray:
 
 
 def mask_of(reply: pb.InteractResponse) -> np.ndarray:
-    return decoded(reply.segmentation.shape.mask)
+    return decoded(reply.segmentation.shape.rle)
 
 
 @pytest.mark.parametrize(("model", "version"), [("wand_click", WAND_VERSION), ("grabcut", 1)])
 def test_a_click_gives_an_outline_that_holds_it(stream, model, version):
-    reply = stream.ask(prompt(model, SUIT, include_mask=True))
+    reply = stream.ask(prompt(model, SUIT, mask=True))
     shape = reply.segmentation.shape
     assert (reply.segmentation.model, reply.segmentation.version) == (model, version)
     assert mask_of(reply)[400, 150]
@@ -67,23 +67,23 @@ def test_a_click_gives_an_outline_that_holds_it(stream, model, version):
 
 @pytest.mark.parametrize("model", ["wand_click", "grabcut"])
 def test_a_box_alone_is_enough_where_it_is_optional(stream, model):
-    reply = stream.ask(prompt(model, box=(10, 10, 370, 510), include_mask=True))
+    reply = stream.ask(prompt(model, box=(10, 10, 370, 510), mask=True))
     assert mask_of(reply).sum() > 30_000
 
 
 def test_the_wand_outlines_the_astronaut_by_her_box(stream):
     """A person would keep it: head and suit are inside; the flag, the shuttle and the helmet are not."""
-    mask = mask_of(stream.ask(prompt("wand_click", box=(15, 14, 364, 508), include_mask=True)))
+    mask = mask_of(stream.ask(prompt("wand_click", box=(15, 14, 364, 508), mask=True)))
     assert all(mask[y, x] for x, y in ((220, 130), (220, 40), (150, 400), (100, 300)))
     assert not any(mask[y, x] for x, y in ((30, 60), (330, 100), (345, 450), (60, 200)))
     assert 95_000 < mask.sum() < 115_000
 
 
 def test_the_wand_outlines_the_astronauts_suit_in_three_clicks(stream):
-    first = mask_of(stream.ask(prompt("wand_click", (200, 330, POSITIVE), include_mask=True)))
+    first = mask_of(stream.ask(prompt("wand_click", (200, 330, POSITIVE), mask=True)))
     clicks = [(200, 330, POSITIVE), (100, 400, POSITIVE), (400, 440, NEGATIVE)]
     stream.ask(prompt("wand_click", *clicks[:2]))
-    mask = mask_of(stream.ask(prompt("wand_click", *clicks, include_mask=True)))
+    mask = mask_of(stream.ask(prompt("wand_click", *clicks, mask=True)))
     assert first.any()
     assert all(mask[y, x] for x, y in ((200, 330), (100, 400), (150, 300)))
     assert not any(mask[y, x] for x, y in ((400, 440), (30, 60), (450, 100)))
@@ -92,7 +92,7 @@ def test_the_wand_outlines_the_astronauts_suit_in_three_clicks(stream):
 
 @pytest.mark.parametrize("model", ["wand_click", "grabcut"])
 def test_rasterising_the_polygons_gives_the_mask_back(stream, model):
-    reply = stream.ask(prompt(model, FACE, SUIT, include_mask=True, tolerance=0))
+    reply = stream.ask(prompt(model, FACE, SUIT, mask=True, tolerance=0))
     mask = mask_of(reply)
     assert mask.any()
     np.testing.assert_array_equal(brute_force_raster(reply.segmentation.shape, 512, 512), mask)
@@ -126,7 +126,7 @@ def test_fewer_points_on_request(stream):
 
 def test_the_reply_says_how_much_of_the_mask_the_simplification_kept(stream):
     def kept(**output) -> float:
-        reply = stream.ask(prompt("wand_click", FACE, SUIT, include_mask=True, **output))
+        reply = stream.ask(prompt("wand_click", FACE, SUIT, mask=True, **output))
         drawn = brute_force_raster(reply.segmentation.shape, 512, 512)
         mask = mask_of(reply)
         assert reply.segmentation.shape.iou == pytest.approx((drawn & mask).sum() / (drawn | mask).sum(), abs=0.005)
@@ -138,9 +138,9 @@ def test_the_reply_says_how_much_of_the_mask_the_simplification_kept(stream):
 
 
 def test_changing_only_output_options_never_infers(stream):
-    first = stream.ask(prompt("wand_click", FACE, include_mask=True))
+    first = stream.ask(prompt("wand_click", FACE, mask=True))
     assert first.timing.inferences > 0
-    stricter = stream.ask(prompt("wand_click", FACE, include_mask=True, threshold=0.9))
+    stricter = stream.ask(prompt("wand_click", FACE, mask=True, threshold=0.9))
     assert stricter.timing.inferences == 0
     assert stricter.segmentation.threshold == pytest.approx(0.9)
     assert mask_of(stricter).sum() < mask_of(first).sum()
@@ -212,9 +212,9 @@ def test_a_24_megapixel_photo_gives_the_outline_of_the_small_one(stub, astronaut
     with InteractStream(stub) as small_stream, InteractStream(stub) as large_stream:
         small_stream.ask(raw_image(astronaut))
         assert large_stream.ask(raw_image(large)).image.width == 4900
-        small = small_stream.ask(prompt("wand_click", FACE, SUIT, BACKGROUND, include_mask=True))
+        small = small_stream.ask(prompt("wand_click", FACE, SUIT, BACKGROUND, mask=True))
         points = [(x * scale, y * scale, label) for x, y, label in (FACE, SUIT, BACKGROUND)]
-        big = large_stream.ask(prompt("wand_click", *points, include_mask=True))
+        big = large_stream.ask(prompt("wand_click", *points, mask=True))
     shrunk = cv2.resize(mask_of(big).astype(np.uint8), (512, 512), interpolation=cv2.INTER_AREA) > 0.5
     union = (shrunk | mask_of(small)).sum()
     assert (shrunk & mask_of(small)).sum() / union > 0.95

@@ -16,7 +16,7 @@ from polywand_contract.v1 import annotation_pb2_grpc
 from tests.interactors import DISK, add_interactor
 from tests.puppets import add_detector
 from tests.running import REPOSITORY, running_service, wait_for
-from tests.streams import POSITIVE, InteractStream, prompt, raw_image
+from tests.streams import POSITIVE, InteractStream, is_ready, prompt, raw_image
 
 GONE_SECONDS = 60
 PROMPTLY = ("--poll-seconds=0.2", "--settling-seconds=0.2")
@@ -36,13 +36,13 @@ def test_every_tool_says_what_an_annotator_must_know(stub):
     assert set(listed) >= {"nanodet", "grabcut", *WAND}
     assert list(listed) == sorted(listed)
     for model in listed.values():
-        assert model.ready, model.not_ready_reason
+        assert is_ready(model), model.state_message
         assert model.display_name
         assert model.help_message
         assert model.license
         assert model.weights_source
         assert 0 < model.default_threshold < 1
-        assert [version.version for version in model.versions if version.ready]
+        assert [version.version for version in model.versions if is_ready(version)]
 
 
 def test_a_detector_tells_its_labels(stub):
@@ -65,7 +65,7 @@ def test_one_model_is_several_tools_and_each_tells_its_own_needs(stub):
     listed = models(stub)
     assert "wand" not in listed  # the model's own name is no tool
     needs = {name: listed[name].interactor for name in WAND}
-    assert {name: (spec.min_positive_points, spec.extreme_points, spec.box) for name, spec in needs.items()} == {
+    assert {name: (spec.min_positive_points, spec.min_extreme_points, spec.box) for name, spec in needs.items()} == {
         "wand_click": (1, 0, pb.BOX_USE_OPTIONAL),
         "wand_extreme": (0, 4, pb.BOX_USE_NONE),
         "wand_box": (0, 0, pb.BOX_USE_REQUIRED),
@@ -85,13 +85,13 @@ def test_all_tools_of_a_model_go_when_it_is_unloaded_stay_away_and_come_back_wit
             wait_until(lambda: not tools & models(puppet_stub).keys())
             # What was unloaded by hand stays unloaded: a scan and a poll later, it is still away.
             add_detector(puppet_models, "newcomer")
-            wait_until(lambda: "newcomer" in models(puppet_stub) and models(puppet_stub)["newcomer"].ready)
+            wait_until(lambda: "newcomer" in models(puppet_stub) and is_ready(models(puppet_stub)["newcomer"]))
             shutil.rmtree(puppet_models / "newcomer")
             wait_until(lambda: "newcomer" not in models(puppet_stub))
             assert not tools & models(puppet_stub).keys()
         finally:
             triton.load_model("upper_half")
-    wait_until(lambda: all(name in models(puppet_stub) and models(puppet_stub)[name].ready for name in tools))
+    wait_until(lambda: all(name in models(puppet_stub) and is_ready(models(puppet_stub)[name]) for name in tools))
 
 
 def add_disk(repository: Path, name: str, *, change: tuple[str, str] | None = None) -> Path:
@@ -142,10 +142,10 @@ def test_broken_models_say_why_a_new_folder_appears_and_the_others_serve(tmp_pat
             ("a_lost_file", "model.onnx"),
             ("no_config", "no_config"),
         ):
-            wait_until(lambda name=name, reason=reason: reason in models(stub)[name].not_ready_reason)
-            assert not models(stub)[name].ready
+            wait_until(lambda name=name, reason=reason: reason in models(stub)[name].state_message)
+            assert not is_ready(models(stub)[name])
         wait_until(lambda: len(models(stub)) == 6)  # no_card is listed until it is loaded and known
-        assert models(stub)["disk"].ready
+        assert is_ready(models(stub)["disk"])
         with pytest.raises(grpc.RpcError, match=r"model\.onnx") as caught:
             stub.Detect(pb.DetectRequest(model="a_lost_file", image=pb.Image(encoded=b"x")))
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
@@ -154,7 +154,7 @@ def test_broken_models_say_why_a_new_folder_appears_and_the_others_serve(tmp_pat
 
         (repository / ".being_prepared").mkdir()
         add_disk(repository, "brand_new")
-        wait_until(lambda: "brand_new" in models(stub) and models(stub)["brand_new"].ready)
+        wait_until(lambda: "brand_new" in models(stub) and is_ready(models(stub)["brand_new"]))
         assert not any(name.startswith(".") for name in models(stub))
 
 
@@ -180,14 +180,14 @@ def test_a_name_that_two_models_claim_stays_with_the_first_and_the_other_says_so
         another = add_disk(tmp_path, "another")
         declare(another, disk={"display_name": "Mine"}, finer={"display_name": "Finer"})
         another = another.rename(repository / "another")
-        wait_until(lambda: "finer" in models(stub) and models(stub)["finer"].ready)
+        wait_until(lambda: "finer" in models(stub) and is_ready(models(stub)["finer"]))
         listed = models(stub)
         assert listed.keys() == {"disk", "finer", "another/disk"}
-        assert (listed["disk"].ready, listed["disk"].display_name) == (True, "disk")
+        assert (is_ready(listed["disk"]), listed["disk"].display_name) == (True, "disk")
         why = "the name 'disk' belongs to model 'disk' already: rename one of the two tools"
         lost = listed["another/disk"]
-        assert (lost.ready, lost.not_ready_reason, lost.display_name) == (False, why, "Mine")
-        assert [version.ready for version in lost.versions] == [False]
+        assert (is_ready(lost), lost.state_message, lost.display_name) == (False, why, "Mine")
+        assert [is_ready(version) for version in lost.versions] == [False]
         with InteractStream(stub) as stream:
             stream.ask(raw_image(astronaut))
             for name in ("disk", "finer"):
@@ -199,12 +199,12 @@ def test_a_name_that_two_models_claim_stays_with_the_first_and_the_other_says_so
 
         # Tools that are known stay in the list while their configuration is wrong.
         declare(another, disk={"display_name": "Mine"}, finer={"crop": {"policy": "wide"}})
-        wait_until(lambda: "tools.finer" in models(stub)["finer"].not_ready_reason)
-        assert models(stub)["disk"].ready
+        wait_until(lambda: "tools.finer" in models(stub)["finer"].state_message)
+        assert is_ready(models(stub)["disk"])
         declare(another, disk={"display_name": "Mine"}, finest={"display_name": "Finest"})
-        wait_until(lambda: "finest" in models(stub) and models(stub)["finest"].ready)
+        wait_until(lambda: "finest" in models(stub) and is_ready(models(stub)["finest"]))
         assert "finer" not in models(stub)
 
         shutil.rmtree(first)  # and the name is free
-        wait_until(lambda: models(stub).keys() == {"disk", "finest"} and models(stub)["disk"].ready)
+        wait_until(lambda: models(stub).keys() == {"disk", "finest"} and is_ready(models(stub)["disk"]))
         assert models(stub)["disk"].display_name == "Mine"

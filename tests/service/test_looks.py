@@ -77,7 +77,7 @@ def test_the_same_prompt_again_does_not_make_the_first_one_a_drag(stream, puppet
     with Gate(puppet_models, "dazzled") as gate:
         first = stream.send(prompt("dazzled", CENTRE))
         gate.wait_until_begun()
-        second = stream.send(prompt("dazzled", CENTRE, include_mask=True))
+        second = stream.send(prompt("dazzled", CENTRE, mask=True))
         stream.wait_until_read()
     replies = [stream.receive(), stream.receive()]
     assert [(reply.sequence, reply.timing.inferences) for reply in replies] == [(first, 2), (second, 0)]

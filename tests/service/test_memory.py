@@ -67,7 +67,7 @@ def seeded(message: pb.Prompt, seed: pb.SeedMask) -> pb.Prompt:
 
 
 def mask_of(reply: pb.InteractResponse) -> np.ndarray:
-    mask = reply.segmentation.shape.mask
+    mask = reply.segmentation.shape.rle
     return coco.decode({"size": [mask.height, mask.width], "counts": mask.counts}).astype(bool)
 
 
@@ -96,14 +96,14 @@ def test_a_seed_alone_is_answered_by_its_own_outline_without_an_inference(stub, 
     mask = blob(width, height)
     with InteractStream(stub) as stream:
         stream.ask(raw_image(np.zeros((height, width, 3), np.uint8)))
-        reply = stream.ask(seeded(prompt(model, include_mask=True), rle_seed(mask)))
+        reply = stream.ask(seeded(prompt(model, mask=True), rle_seed(mask)))
         assert reply.timing.inferences == 0
         np.testing.assert_array_equal(mask_of(reply), mask)
         assert reply.segmentation.shape.area == mask.sum()
         assert len(reply.segmentation.shape.polygons) == 2
         # What it answered is a seed just as well.
         again = pb.SeedMask(polygons=pb.PolygonSet(polygons=reply.segmentation.shape.polygons))
-        second = stream.ask(seeded(prompt(model, include_mask=True, object_id="again"), again))
+        second = stream.ask(seeded(prompt(model, mask=True, object_id="again"), again))
         assert iou(mask_of(second), mask) > 0.995
         assert second.segmentation.shape.polygons == reply.segmentation.shape.polygons
 
@@ -127,12 +127,12 @@ def test_thin_parts_of_a_large_seed_are_kept(stub, thickness):
     mask = lines(thickness)
     with InteractStream(stub) as stream:
         stream.ask(raw_image(np.zeros((*mask.shape, 3), np.uint8)))
-        reply = stream.ask(seeded(prompt("keeper", include_mask=True, tolerance=0), rle_seed(mask)))
+        reply = stream.ask(seeded(prompt("keeper", mask=True, tolerance=0), rle_seed(mask)))
         found = mask_of(reply)
         assert len(reply.segmentation.shape.polygons) == 3
         np.testing.assert_array_equal(found, mask)
         again = pb.SeedMask(polygons=pb.PolygonSet(polygons=reply.segmentation.shape.polygons))
-        second = stream.ask(seeded(prompt("keeper", include_mask=True, object_id="again", tolerance=0), again))
+        second = stream.ask(seeded(prompt("keeper", mask=True, object_id="again", tolerance=0), again))
         np.testing.assert_array_equal(mask_of(second), mask)
 
 
@@ -143,7 +143,7 @@ def test_a_seed_with_thousands_of_corners_is_drawn_in_a_child_just_as_exactly(st
     assert len(seed.rle.counts) > 2**14
     with InteractStream(stub) as stream:
         stream.ask(raw_image(np.zeros((600, 800, 3), np.uint8)))
-        reply = stream.ask(seeded(prompt("keeper", include_mask=True, tolerance=0), seed))
+        reply = stream.ask(seeded(prompt("keeper", mask=True, tolerance=0), seed))
         np.testing.assert_array_equal(mask_of(reply), mask)
         parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] - 1
         assert len(reply.segmentation.shape.polygons) == parts
@@ -155,10 +155,10 @@ def test_a_long_thin_seed_is_held_as_it_is(stub, thickness):
     mask[50 : 50 + thickness, 10:3990] = 1
     with InteractStream(stub) as stream:
         stream.ask(raw_image(np.zeros((*mask.shape, 3), np.uint8)))
-        found = mask_of(stream.ask(seeded(prompt("keeper", include_mask=True, tolerance=0), rle_seed(mask))))
+        found = mask_of(stream.ask(seeded(prompt("keeper", mask=True, tolerance=0), rle_seed(mask))))
         np.testing.assert_array_equal(found, mask)
         drawn = quadrangle((10, 50), (3990, 50), (3990, 50 + thickness), (10, 50 + thickness))
-        found = mask_of(stream.ask(seeded(prompt("keeper", include_mask=True, object_id="b", tolerance=0), drawn)))
+        found = mask_of(stream.ask(seeded(prompt("keeper", mask=True, object_id="b", tolerance=0), drawn)))
         np.testing.assert_array_equal(found, mask)
 
 
@@ -171,7 +171,7 @@ def test_a_polygon_between_the_pixels_holds_none_of_them(stub):
         assert "prompt.seed.polygons: they hold no pixel of the image" in reply.error.message
         corners = [(10, 40), (2990, 1900), (2990, 1900.7), (10, 40.7)]  # of seven columns in ten it holds a pixel
         sloping = quadrangle(*corners)
-        found = mask_of(stream.ask(seeded(prompt("keeper", include_mask=True, tolerance=0), sloping)))
+        found = mask_of(stream.ask(seeded(prompt("keeper", mask=True, tolerance=0), sloping)))
         by_the_rule = polywand.rasterise([polywand.Polygon(np.array(corners, np.float32))], 3000, 2000)
         np.testing.assert_array_equal(found, by_the_rule)
 
@@ -185,7 +185,7 @@ def test_a_bridge_of_no_width_between_the_parts_of_a_seed_is_nothing(stub):
         mask[step : 4 * step, step : 4 * step] = mask[step : 4 * step, 8 * step : 11 * step] = 1
         with InteractStream(stub) as stream:
             stream.ask(raw_image(np.zeros((width, width, 3), np.uint8)))
-            reply = stream.ask(seeded(prompt("keeper", include_mask=True), bridged))
+            reply = stream.ask(seeded(prompt("keeper", mask=True), bridged))
             assert len(reply.segmentation.shape.polygons) == 2
             assert iou(mask_of(reply), mask) > 0.98
 
@@ -204,21 +204,21 @@ def test_a_seed_that_runs_to_and_fro_across_a_large_image_takes_no_longer_than_a
 
 def test_an_object_starts_from_its_seed_and_undo_leads_back_to_it(stream):
     mask, seed = blob(), rle_seed(blob())
-    start = stream.ask(seeded(prompt("keeper", include_mask=True), seed))
-    grown = stream.ask(seeded(prompt("keeper", (30, 30, POSITIVE), include_mask=True), seed))
+    start = stream.ask(seeded(prompt("keeper", mask=True), seed))
+    grown = stream.ask(seeded(prompt("keeper", (30, 30, POSITIVE), mask=True), seed))
     assert grown.timing.inferences == 1
     assert mask_of(grown)[30, 30]
     assert iou(mask_of(grown) & mask.astype(bool), mask) > 0.95
     # A seed stands in for positive points: the first click may take something away.
-    cut = stream.ask(seeded(prompt("keeper", (205, 64, NEGATIVE), include_mask=True), seed))
+    cut = stream.ask(seeded(prompt("keeper", (205, 64, NEGATIVE), mask=True), seed))
     assert mask[64, 205]
     assert not mask_of(cut)[64, 205]
-    undone = stream.ask(seeded(prompt("keeper", include_mask=True), seed))
+    undone = stream.ask(seeded(prompt("keeper", mask=True), seed))
     assert undone.segmentation == start.segmentation
     assert undone.timing.inferences == 0
     # Another seed of the same object is another start.
     other = np.roll(mask, 20, axis=0)
-    moved = stream.ask(seeded(prompt("keeper", (30, 30, POSITIVE), include_mask=True), rle_seed(other)))
+    moved = stream.ask(seeded(prompt("keeper", (30, 30, POSITIVE), mask=True), rle_seed(other)))
     assert iou(mask_of(moved) & other.astype(bool), other) > 0.95
 
 
@@ -230,7 +230,7 @@ def test_a_shipped_tool_refines_a_seed(stub, server, astronaut):
             stream.ask(raw_image(astronaut))
             rough = stream.ask(prompt("grabcut", box=(15, 14, 364, 508))).segmentation.shape
             seed = pb.SeedMask(polygons=pb.PolygonSet(polygons=rough.polygons))
-            click = prompt("wand_click", (150, 400, POSITIVE), include_mask=True)
+            click = prompt("wand_click", (150, 400, POSITIVE), mask=True)
             reply = stream.ask(seeded(click, seed))
             assert reply.timing.inferences == 1
             assert mask_of(reply)[400, 150]
@@ -419,8 +419,7 @@ def test_flip_averaging_asks_about_the_mirror_image_too_and_each_half_keeps_its_
     pixels[:, 200:] = 255
     stream.ask(raw_image(pixels))
     one_sided, averaged = (
-        mask_of(stream.ask(prompt(name, (64.5, 128, POSITIVE), include_mask=True)))
-        for name in ("leaning", "leaning_flipped")
+        mask_of(stream.ask(prompt(name, (64.5, 128, POSITIVE), mask=True))) for name in ("leaning", "leaning_flipped")
     )
     assert one_sided[:, 65:200].all()
     assert not one_sided[:, :64].any()

@@ -39,6 +39,9 @@ def decoded(mask: pb.RleMask) -> np.ndarray:
     return coco.decode({"size": [mask.height, mask.width], "counts": mask.counts}).astype(bool)
 
 
+BOTH = [pb.OUTPUT_FORM_POLYGONS, pb.OUTPUT_FORM_RLE]
+
+
 def vertices(shape: pb.Shape) -> int:
     return sum(len(ring.coordinates) // 2 for part in shape.polygons for ring in (part.exterior, *part.holes))
 
@@ -48,7 +51,7 @@ def vertices(shape: pb.Shape) -> int:
 
 @pytest.mark.parametrize(("model", "version"), [("wand_click", WAND_VERSION), ("grabcut", 1)])
 def test_every_detection_gets_the_outline_that_a_prompt_with_its_box_gets(stub, astronaut, model, version):
-    asked = {"model": model, "output": pb.OutputOptions(include_mask=True, threshold=0.6)}
+    asked = {"model": model, "output": pb.OutputOptions(forms=BOTH, threshold=0.6)}
     response = detect(stub, astronaut, asked, threshold=0.1, max_detections=3)
     assert (response.polygons.model, response.polygons.version) == (model, version)
     assert response.polygons.threshold == pytest.approx(0.6)
@@ -56,10 +59,10 @@ def test_every_detection_gets_the_outline_that_a_prompt_with_its_box_gets(stub, 
     with InteractStream(stub) as stream:
         stream.ask(raw_image(astronaut))
         for number, found in enumerate(response.detections):
-            output = {"include_mask": True, "threshold": 0.6}
+            output = {"mask": True, "threshold": 0.6}
             answer = stream.ask(prompt(model, box=corners(found.box), object_id=str(number), **output))
             alone = answer.segmentation.shape
-            ours, theirs = decoded(found.shape.mask), decoded(alone.mask)
+            ours, theirs = decoded(found.shape.rle), decoded(alone.rle)
             assert (ours & theirs).sum() >= 0.97 * (ours | theirs).sum()
             assert found.shape.tolerance == alone.tolerance
 
@@ -89,14 +92,14 @@ def test_output_options_apply_to_each_outline(stub, astronaut):
     asked = {"model": "wand_click", "output": pb.OutputOptions(max_points=12)}
     coarse = detect(stub, astronaut, asked, threshold=0.1, max_detections=3).detections
     assert all(3 <= vertices(found.shape) <= 12 for found in coarse if found.shape.polygons)
-    assert not any(found.shape.HasField("mask") for found in coarse)
-    asked["output"] = pb.OutputOptions(tolerance=0, include_mask=True)
+    assert not any(found.shape.HasField("rle") for found in coarse)
+    asked["output"] = pb.OutputOptions(tolerance=0, forms=[pb.OUTPUT_FORM_POLYGONS, pb.OUTPUT_FORM_RLE])
     exact = detect(stub, astronaut, asked, threshold=0.1, max_detections=3).detections
     assert len(exact) == len(coarse) == 3
     assert vertices(exact[0].shape) > 100
     for found in exact:
-        assert (found.shape.mask.width, found.shape.mask.height) == (512, 512)
-        assert decoded(found.shape.mask).sum() == pytest.approx(found.shape.area, rel=0.05, abs=30)
+        assert (found.shape.rle.width, found.shape.rle.height) == (512, 512)
+        assert decoded(found.shape.rle).sum() == pytest.approx(found.shape.area, rel=0.05, abs=30)
 
 
 def test_an_image_without_objects_has_no_outlines_and_asks_no_interactor(stub):

@@ -15,7 +15,7 @@ from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1 import annotation_pb2_grpc
 from tests.bench.at_once import detect_and_click
 from tests.running import Service, copy_newest, running_service, wait_for
-from tests.streams import raw_image
+from tests.streams import is_ready, raw_image
 from tests.tools.tending import add_puppet
 
 MANY = 150
@@ -73,8 +73,8 @@ def test_a_version_that_is_broken_at_the_start_says_why_and_comes_when_its_file_
     def nanodet() -> dict[int, str]:
         models = {model.name: model for model in stub.ListModels(pb.ListModelsRequest()).models}
         assert not {"notes", "__pycache__"} & models.keys()
-        assert models["nanodet"].ready
-        return {version.version: version.not_ready_reason for version in models["nanodet"].versions}
+        assert is_ready(models["nanodet"])
+        return {version.version: version.state_message for version in models["nanodet"].versions}
 
     assert nanodet()[1] == ""
     assert "model.onnx" in nanodet()[2]

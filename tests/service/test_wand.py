@@ -28,7 +28,7 @@ def stream(stub, astronaut):
 
 def mask_of(reply: pb.InteractResponse) -> np.ndarray:
     assert reply.HasField("segmentation"), reply
-    return decoded(reply.segmentation.shape.mask)
+    return decoded(reply.segmentation.shape.rle)
 
 
 @pytest.mark.parametrize(
@@ -43,24 +43,24 @@ def mask_of(reply: pb.InteractResponse) -> np.ndarray:
 def test_each_tool_finds_her_and_a_click_corrects_it(stream, server, tool, pointing, suit):
     points, box = pointing.get("points", []), pointing.get("box")
     before = server.metric(INFERENCES) + server.metric(DETECTIONS)
-    first = stream.ask(prompt(tool, *points, box=box, include_mask=True))
+    first = stream.ask(prompt(tool, *points, box=box, mask=True))
     assert (first.segmentation.model, first.segmentation.version) == (tool, WAND_VERSION)
     assert server.metric(INFERENCES) + server.metric(DETECTIONS) == before + first.timing.inferences
     found = mask_of(first)
     assert found[suit]
     assert not found[60, 480]
     assert found.sum() > 30_000
-    corrected = mask_of(stream.ask(prompt(tool, *points, NOT_THE_FACE, box=box, include_mask=True)))
+    corrected = mask_of(stream.ask(prompt(tool, *points, NOT_THE_FACE, box=box, mask=True)))
     assert corrected[suit]
     assert not corrected[130, 220]
-    undone = stream.ask(prompt(tool, *points, box=box, include_mask=True))
+    undone = stream.ask(prompt(tool, *points, box=box, mask=True))
     assert undone.timing.inferences == 0
     np.testing.assert_array_equal(mask_of(undone), found)
 
 
 def test_extreme_points_and_a_box_around_the_same_object_agree(stream):
-    by_points = mask_of(stream.ask(prompt("wand_extreme", *ENDS, include_mask=True)))
-    by_box = mask_of(stream.ask(prompt("wand_box", box=WOMAN, include_mask=True)))
+    by_points = mask_of(stream.ask(prompt("wand_extreme", *ENDS, mask=True)))
+    by_box = mask_of(stream.ask(prompt("wand_box", box=WOMAN, mask=True)))
     assert (by_points & by_box).sum() / (by_points | by_box).sum() > 0.85
 
 
@@ -93,7 +93,7 @@ def test_what_a_tool_does_not_read_is_refused(stream, message, field):
 
 
 def clicks(stream, tool: str, *points) -> np.ndarray:
-    return mask_of(stream.ask(prompt(tool, *points, include_mask=True)))
+    return mask_of(stream.ask(prompt(tool, *points, mask=True)))
 
 
 def test_wand_brs_answers_as_wand_click_does_where_all_clicks_are_agreed_with(stream):
@@ -104,7 +104,7 @@ def test_wand_brs_answers_as_wand_click_does_where_all_clicks_are_agreed_with(st
 @pytest.mark.parametrize("version", WAND_VERSIONS)
 def test_wand_brs_refines_its_answer_until_it_agrees_and_an_undo_finds_the_answer_before(stream, version):
     def refined(*points) -> np.ndarray:
-        return mask_of(stream.ask(prompt("wand_brs", *points, include_mask=True, version=version)))
+        return mask_of(stream.ask(prompt("wand_brs", *points, mask=True, version=version)))
 
     first = refined(CHEST)
     # Of the same cloth: nothing in the photo says why it does not belong to it.
@@ -122,5 +122,5 @@ def test_wand_brs_obeys_clicks_that_no_refinement_reaches(stream, seed, version)
     grid = [(column, row) for column in range(40, 500, 60) for row in range(40, 500, 60)]
     pairs = random.permutation(grid)[:12]  # of opposite clicks, closer than the features that are refined
     points = [point for x, y in pairs for point in ((x + 0.5, y + 0.5, POSITIVE), (x + 4.5, y + 1.5, NEGATIVE))]
-    mask = mask_of(stream.ask(prompt("wand_brs", *points, include_mask=True, version=version)))
+    mask = mask_of(stream.ask(prompt("wand_brs", *points, mask=True, version=version)))
     assert [bool(mask[int(y), int(x)]) for x, y, _ in points] == [label == POSITIVE for *_, label in points]

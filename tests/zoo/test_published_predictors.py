@@ -106,8 +106,10 @@ def check_masks(
     for threshold in THRESHOLDS:
         message_at_threshold = pb.Prompt()
         message_at_threshold.CopyFrom(message)
-        message_at_threshold.output.CopyFrom(pb.OutputOptions(threshold=threshold, include_mask=True))
-        mask = stream.ask(message_at_threshold).segmentation.shape.mask
+        message_at_threshold.output.CopyFrom(
+            pb.OutputOptions(threshold=threshold, forms=[pb.OUTPUT_FORM_POLYGONS, pb.OUTPUT_FORM_RLE])
+        )
+        mask = stream.ask(message_at_threshold).segmentation.shape.rle
         check_mask(decode_rle(mask.counts, mask.width, mask.height), probability, threshold, rounding)
     return stream.ask(message).segmentation
 

@@ -274,10 +274,10 @@ def test_a_tool_whose_part_is_broken_is_not_ready_and_says_so(refined: Refined, 
         wait_for(lambda: f"model {PARTS[1]} did not load" in service.log.read_text(), 60, service)
         with polywand.connect(service.target) as client:
             says_so = f"its part '{PARTS[1]}' is not ready"
-            wait_for(lambda: any(says_so in model.not_ready_reason for model in client.models()), 60, service)
+            wait_for(lambda: any(says_so in model.state_message for model in client.models()), 60, service)
             (model,) = client.models()
             assert not model.ready
-            assert f"its part '{PARTS[1]}' is not ready" in model.not_ready_reason
+            assert f"its part '{PARTS[1]}' is not ready" in model.state_message
             good = refined.repository / PARTS[1] / "1" / "model.onnx"
             shutil.copyfile(good, repository / PARTS[1] / "1" / "model.onnx")
             deadline = time.monotonic() + 60

@@ -12,7 +12,7 @@ import numpy as np
 from polywand.errors import InvalidRequest, Violation
 from polywand_common.texts import printable
 
-MAX_VERSION = 2**63 - 1
+MAX_VERSION = 2**32 - 1
 MAX_DETECTIONS = 1000
 MIN_POINTS, MAX_POINTS = 3, 100_000  # vertices of one outline
 MAX_TOLERANCE = 1000.0  # pixels

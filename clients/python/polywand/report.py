@@ -26,7 +26,7 @@ def models_text(models: Sequence[Model]) -> str:
     rows = [("NAME", "KIND", "VERSIONS", "NEEDS", "LICENCE", "READY")]
     for model in models:
         versions = ", ".join(str(version.version) for version in model.versions) or "-"
-        ready = "yes" if model.ready else f"no: {model.not_ready_reason or 'the server does not say why'}"
+        ready = "yes" if model.ready else f"no: {model.state_message or 'the server does not say why'}"
         rows.append((model.name, model.kind, versions, _needs(model), model.license or "-", ready))
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return "\n".join(
@@ -165,7 +165,7 @@ def _prompt_needs(spec: InteractorSpec) -> str:
     parts = [
         _count(count, f"{label} point")
         for label, count in (
-            ("extreme", spec.extreme_points),
+            ("extreme", spec.min_extreme_points),
             ("positive", spec.min_positive_points),
             ("negative", spec.min_negative_points),
         )

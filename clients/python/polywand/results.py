@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ModelKind: TypeAlias = Literal["interactor", "detector", "unknown"]
+ModelState: TypeAlias = Literal["loading", "ready", "unavailable", "failed", "unknown"]
 BoxUse: TypeAlias = Literal["none", "optional", "required", "unknown"]
 
 
@@ -153,11 +154,16 @@ class Detections(Sequence[Detection]):
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """One version of a model; `not_ready_reason` is empty when it is ready."""
+    """One version of a model; `state_message` says why it is not ready, and is empty when it is."""
 
     version: int
-    ready: bool
-    not_ready_reason: str
+    state: ModelState
+    state_message: str
+
+    @property
+    def ready(self) -> bool:
+        """Whether Triton serves it."""
+        return self.state == "ready"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,13 +171,13 @@ class InteractorSpec:
     """What a prompt must have; with less, it raises `IncompletePrompt`.
 
     min_positive_points (0 if there is an optional box), min_negative_points: least number of clicks.
-    extreme_points: left-, top-, right- and bottom-most points that start the object; 0 if the tool reads none.
+    min_extreme_points: left-, top-, right- and bottom-most points that start the object; 0 if the tool reads none.
     max_points: most points of all labels.
     """
 
     min_positive_points: int
     min_negative_points: int
-    extreme_points: int
+    min_extreme_points: int
     box: BoxUse
     max_points: int
 
@@ -180,7 +186,8 @@ class InteractorSpec:
 class Model:
     """One tool of the server.
 
-    ready: whether a request would be served now; `not_ready_reason` says why not.
+    state: whether a request would be served now ("ready"), and if not, whether it will be by itself: "loading" and
+    "unavailable" end, "failed" stays until it is repaired. state_message: why, in a sentence; empty if it is ready.
     default_threshold: probability or score of requests that give none.
     license: SPDX identifier of the weights' licence.
     interactor: what a prompt must have; None for detectors. labels: of a detector, by class index; () for interactors.
@@ -190,8 +197,8 @@ class Model:
     kind: ModelKind
     display_name: str
     versions: tuple[ModelVersion, ...]
-    ready: bool
-    not_ready_reason: str
+    state: ModelState
+    state_message: str
     help_message: str
     animated_gif: str
     license: str
@@ -199,3 +206,8 @@ class Model:
     default_threshold: float
     interactor: InteractorSpec | None
     labels: tuple[str, ...]
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be served now."""
+        return self.state == "ready"

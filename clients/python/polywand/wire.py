@@ -18,6 +18,7 @@ from polywand.results import (
     InteractorSpec,
     Model,
     ModelKind,
+    ModelState,
     ModelVersion,
     Outline,
     Polygon,
@@ -62,6 +63,12 @@ class DetectOptions(TypedDict, total=False):
 
 
 _KINDS: dict[int, ModelKind] = {pb.MODEL_KIND_INTERACTOR: "interactor", pb.MODEL_KIND_DETECTOR: "detector"}
+_STATES: dict[int, ModelState] = {
+    pb.MODEL_STATE_LOADING: "loading",
+    pb.MODEL_STATE_READY: "ready",
+    pb.MODEL_STATE_UNAVAILABLE: "unavailable",
+    pb.MODEL_STATE_FAILED: "failed",
+}
 _BOX_USES: dict[int, BoxUse] = {
     pb.BOX_USE_NONE: "none",
     pb.BOX_USE_OPTIONAL: "optional",
@@ -129,16 +136,19 @@ def output_options(
         max_points=None
         if max_points is None
         else checks.integer("max_points", max_points, checks.MIN_POINTS, checks.MAX_POINTS),
-        include_mask=bool(mask),
+        forms=[pb.OUTPUT_FORM_POLYGONS, pb.OUTPUT_FORM_RLE] if mask else [],
     )
 
 
-def _labels(labels: Mapping[str, str] | None) -> dict[str, str]:
+def _labels(labels: Mapping[str, str] | None) -> list[pb.LabelMapping]:
     if labels is None:
-        return {}
+        return []
     if not isinstance(labels, Mapping):
         raise checks.invalid("labels", f"a mapping from the model's labels to the task's, not {type(labels).__name__}")
-    return {checks.text("labels", theirs): checks.text("labels", ours) for theirs, ours in labels.items()}
+    return [
+        pb.LabelMapping(model_label=checks.text("labels", theirs), label=checks.text("labels", ours))
+        for theirs, ours in labels.items()
+    ]
 
 
 def model(message: pb.Model) -> Model:
@@ -148,9 +158,11 @@ def model(message: pb.Model) -> Model:
         name=message.name,
         kind=_KINDS.get(message.kind, "unknown"),
         display_name=message.display_name,
-        versions=tuple(ModelVersion(v.version, v.ready, v.not_ready_reason) for v in message.versions),
-        ready=message.ready,
-        not_ready_reason=message.not_ready_reason,
+        versions=tuple(
+            ModelVersion(v.version, _STATES.get(v.state, "unknown"), v.state_message) for v in message.versions
+        ),
+        state=_STATES.get(message.state, "unknown"),
+        state_message=message.state_message,
         help_message=message.help_message,
         animated_gif=message.animated_gif,
         license=message.license,
@@ -159,13 +171,13 @@ def model(message: pb.Model) -> Model:
         interactor=InteractorSpec(
             spec.min_positive_points,
             spec.min_negative_points,
-            spec.extreme_points,
+            spec.min_extreme_points,
             _BOX_USES.get(spec.box, "unknown"),
             spec.max_points,
         )
         if message.HasField("interactor")
         else None,
-        labels=tuple(message.detector.labels),
+        labels=tuple(label.name for label in message.detector.labels),
     )
 
 
@@ -216,7 +228,7 @@ class _OutlineFields(TypedDict):
 
 def _outline(shape: pb.Shape) -> _OutlineFields:
     try:
-        mask = decode_rle(shape.mask.counts, shape.mask.width, shape.mask.height) if shape.HasField("mask") else None
+        mask = decode_rle(shape.rle.counts, shape.rle.width, shape.rle.height) if shape.HasField("rle") else None
     except ValueError as error:
         raise errors.ServerError(f"The server sent an invalid mask: {error}.", grpc.StatusCode.DATA_LOSS) from error
     return {
@@ -242,7 +254,7 @@ def _box(message: pb.Box) -> Box:
 
 def _timing(message: pb.Timing) -> Timing:
     return Timing(
-        received_unix_us=message.received_unix_us,
+        received_unix_us=message.receive_time.ToMicroseconds(),
         wait_us=message.wait_us,
         decode_us=message.decode_us,
         prepare_us=message.prepare_us,

@@ -14,13 +14,15 @@ right). With `tolerance` 0 and no `max_points`, rasterising the polygons of a re
 pixel.
 
 ERRORS. A unary call fails with a canonical gRPC status. In a stream, an error of one message is answered in the
-stream as `google.rpc.Status`, and the stream goes on. The stream itself ends with an error status only if it cannot
-go on. For invalid input, details contain a `google.rpc.BadRequest` that names the field and its limit. Codes:
-  INVALID_ARGUMENT    the message is invalid; do not send it again
-  NOT_FOUND           no such model or version
+stream as `google.rpc.Status`, and the stream goes on; `Segment` answers an error of one prompt in the same way. The
+stream itself ends with an error status only if it cannot go on. Every error's details contain a
+`google.rpc.ErrorInfo` with domain "polywand" and a reason for programs, such as IMAGE_NOT_HELD; docs/api.md lists
+them. Reasons are only added. Codes:
+  INVALID_ARGUMENT    the message is invalid; do not send it again. `google.rpc.BadRequest` names the field
+  NOT_FOUND           no such model or version, or the server does not hold this image; `google.rpc.ResourceInfo`
+                      names it
   FAILED_PRECONDITION a prompt came before an image, or the model is of the other kind; or the stream was idle, and
-                      its image was removed to make room for others: send the image again. Then details contain a
-                      `google.rpc.ErrorInfo` with domain "polywand" and reason IMAGE_GIVEN_UP
+                      its image was removed to make room for others (IMAGE_GIVEN_UP): send the image again
   RESOURCE_EXHAUSTED  a limit of this server, which the text names. With `google.rpc.BadRequest` in the details, the
                       message itself exceeds the limit: do not send it again. With `google.rpc.QuotaFailure`, the
                       server is full now: send it again later
@@ -33,14 +35,19 @@ Where the same message may succeed later, details also contain a `google.rpc.Ret
 METADATA. Every call has a request id, with which the server's log and Triton's log mark what belongs to the call. A
 client may choose it: the key `x-request-id`, of 1 to 128 letters, digits and `. _ : / + = -`. Otherwise, the server
 makes one. Either comes back in the call's trailing metadata, under the same key, and as `google.rpc.RequestInfo` in
-the details of every error. A stream is one call. No other key is read.
+the details of every error. `traceparent` (W3C Trace Context) is logged, passed on to Triton, and comes back in the
+trailing metadata; one that is invalid is ignored. A stream is one call. No other key is read.
 
-COMPATIBILITY. Fields are only added. Receivers ignore unknown fields, and treat unknown enum values as UNSPECIFIED.
+COMPATIBILITY. Fields are only added. Receivers ignore unknown fields. A client treats an unknown enum value in a
+reply as UNSPECIFIED; the server refuses one in a request. Room is kept for what may come: see "kept for".
+
+NUMBERS. No field has 64 bits where 32 will do: in JavaScript, those are not numbers.
 """
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
@@ -62,18 +69,66 @@ class _PixelFormat:
 class _PixelFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PixelFormat.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PIXEL_FORMAT_UNSPECIFIED: _PixelFormat.ValueType  # 0
-    """Read as RGB8."""
+    """Invalid."""
     PIXEL_FORMAT_RGB8: _PixelFormat.ValueType  # 1
     """Three bytes a pixel: red, green, blue."""
+    PIXEL_FORMAT_BGR8: _PixelFormat.ValueType  # 2
+    """Three bytes a pixel: blue, green, red, as in OpenCV."""
+    PIXEL_FORMAT_GRAY8: _PixelFormat.ValueType  # 3
+    """One byte a pixel: 0 is black."""
+    PIXEL_FORMAT_RGBA8: _PixelFormat.ValueType  # 4
+    """Four bytes a pixel: red, green, blue, and opacity (not premultiplied); it is laid on white."""
+    PIXEL_FORMAT_GRAY16: _PixelFormat.ValueType  # 5
+    """Two bytes a pixel, the lower one first: 0 is black. Converted to 8 bits by `Image.value_range`."""
 
 class PixelFormat(_PixelFormat, metaclass=_PixelFormatEnumTypeWrapper):
     """The layout of a raw image's bytes."""
 
 PIXEL_FORMAT_UNSPECIFIED: PixelFormat.ValueType  # 0
-"""Read as RGB8."""
+"""Invalid."""
 PIXEL_FORMAT_RGB8: PixelFormat.ValueType  # 1
 """Three bytes a pixel: red, green, blue."""
+PIXEL_FORMAT_BGR8: PixelFormat.ValueType  # 2
+"""Three bytes a pixel: blue, green, red, as in OpenCV."""
+PIXEL_FORMAT_GRAY8: PixelFormat.ValueType  # 3
+"""One byte a pixel: 0 is black."""
+PIXEL_FORMAT_RGBA8: PixelFormat.ValueType  # 4
+"""Four bytes a pixel: red, green, blue, and opacity (not premultiplied); it is laid on white."""
+PIXEL_FORMAT_GRAY16: PixelFormat.ValueType  # 5
+"""Two bytes a pixel, the lower one first: 0 is black. Converted to 8 bits by `Image.value_range`."""
 Global___PixelFormat: _TypeAlias = PixelFormat  # noqa: Y015
+
+class _OutputForm:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OutputFormEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutputForm.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OUTPUT_FORM_UNSPECIFIED: _OutputForm.ValueType  # 0
+    """Invalid."""
+    OUTPUT_FORM_POLYGONS: _OutputForm.ValueType  # 1
+    """`Shape.polygons`."""
+    OUTPUT_FORM_RLE: _OutputForm.ValueType  # 2
+    """`Shape.rle`."""
+    OUTPUT_FORM_PNG: _OutputForm.ValueType  # 3
+    """`Shape.png`."""
+    OUTPUT_FORM_BOX: _OutputForm.ValueType  # 4
+    """`Shape.box` alone, where no other form is asked for."""
+
+class OutputForm(_OutputForm, metaclass=_OutputFormEnumTypeWrapper):
+    """A form of an outline in a reply."""
+
+OUTPUT_FORM_UNSPECIFIED: OutputForm.ValueType  # 0
+"""Invalid."""
+OUTPUT_FORM_POLYGONS: OutputForm.ValueType  # 1
+"""`Shape.polygons`."""
+OUTPUT_FORM_RLE: OutputForm.ValueType  # 2
+"""`Shape.rle`."""
+OUTPUT_FORM_PNG: OutputForm.ValueType  # 3
+"""`Shape.png`."""
+OUTPUT_FORM_BOX: OutputForm.ValueType  # 4
+"""`Shape.box` alone, where no other form is asked for."""
+Global___OutputForm: _TypeAlias = OutputForm  # noqa: Y015
 
 class _ModelKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -84,20 +139,52 @@ class _ModelKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelKind.V
     MODEL_KIND_UNSPECIFIED: _ModelKind.ValueType  # 0
     """Not known, since the model has never been loaded."""
     MODEL_KIND_INTERACTOR: _ModelKind.ValueType  # 1
-    """From prompts to the outline of one object: for Interact."""
+    """From prompts to the outline of one object: for Segment and Interact."""
     MODEL_KIND_DETECTOR: _ModelKind.ValueType  # 2
     """From an image to labelled boxes: for Detect and DetectStream."""
 
 class ModelKind(_ModelKind, metaclass=_ModelKindEnumTypeWrapper):
-    """The kind of a tool."""
+    """The kind of a tool. 3 to 15 are kept for trackers, embedders and others."""
 
 MODEL_KIND_UNSPECIFIED: ModelKind.ValueType  # 0
 """Not known, since the model has never been loaded."""
 MODEL_KIND_INTERACTOR: ModelKind.ValueType  # 1
-"""From prompts to the outline of one object: for Interact."""
+"""From prompts to the outline of one object: for Segment and Interact."""
 MODEL_KIND_DETECTOR: ModelKind.ValueType  # 2
 """From an image to labelled boxes: for Detect and DetectStream."""
 Global___ModelKind: _TypeAlias = ModelKind  # noqa: Y015
+
+class _ModelState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_STATE_UNSPECIFIED: _ModelState.ValueType  # 0
+    """Not known."""
+    MODEL_STATE_LOADING: _ModelState.ValueType  # 1
+    """It is being loaded, or waits for it."""
+    MODEL_STATE_READY: _ModelState.ValueType  # 2
+    """It serves requests."""
+    MODEL_STATE_UNAVAILABLE: _ModelState.ValueType  # 3
+    """Not now, but by itself later: Triton is away, or the model was unloaded."""
+    MODEL_STATE_FAILED: _ModelState.ValueType  # 4
+    """It cannot be used until it is repaired."""
+
+class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper):
+    """Whether a request would be served now."""
+
+MODEL_STATE_UNSPECIFIED: ModelState.ValueType  # 0
+"""Not known."""
+MODEL_STATE_LOADING: ModelState.ValueType  # 1
+"""It is being loaded, or waits for it."""
+MODEL_STATE_READY: ModelState.ValueType  # 2
+"""It serves requests."""
+MODEL_STATE_UNAVAILABLE: ModelState.ValueType  # 3
+"""Not now, but by itself later: Triton is away, or the model was unloaded."""
+MODEL_STATE_FAILED: ModelState.ValueType  # 4
+"""It cannot be used until it is repaired."""
+Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
 
 class _BoxUse:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -127,6 +214,34 @@ BOX_USE_REQUIRED: BoxUse.ValueType  # 3
 """A prompt without a box is incomplete."""
 Global___BoxUse: _TypeAlias = BoxUse  # noqa: Y015
 
+class _ServerState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ServerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServerState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SERVER_STATE_UNSPECIFIED: _ServerState.ValueType  # 0
+    """Not known."""
+    SERVER_STATE_STARTING: _ServerState.ValueType  # 1
+    """It waits for Triton or for models; requests for those that are ready are served."""
+    SERVER_STATE_READY: _ServerState.ValueType  # 2
+    """It serves requests."""
+    SERVER_STATE_DRAINING: _ServerState.ValueType  # 3
+    """It is about to stop: call another replica."""
+
+class ServerState(_ServerState, metaclass=_ServerStateEnumTypeWrapper):
+    """Whether a server serves requests; its health check says the same."""
+
+SERVER_STATE_UNSPECIFIED: ServerState.ValueType  # 0
+"""Not known."""
+SERVER_STATE_STARTING: ServerState.ValueType  # 1
+"""It waits for Triton or for models; requests for those that are ready are served."""
+SERVER_STATE_READY: ServerState.ValueType  # 2
+"""It serves requests."""
+SERVER_STATE_DRAINING: ServerState.ValueType  # 3
+"""It is about to stop: call another replica."""
+Global___ServerState: _TypeAlias = ServerState  # noqa: Y015
+
 class _PointLabel:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -155,6 +270,38 @@ POINT_LABEL_EXTREME: PointLabel.ValueType  # 3
 """On the outline, at the object's left-, top-, right- or bottom-most point."""
 Global___PointLabel: _TypeAlias = PointLabel  # noqa: Y015
 
+class _ScoreKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ScoreKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ScoreKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SCORE_KIND_UNSPECIFIED: _ScoreKind.ValueType  # 0
+    """Not known."""
+    SCORE_KIND_MEAN_PROBABILITY: _ScoreKind.ValueType  # 1
+    """The mean probability of the pixels of the mask; 0 for an empty one. A mean, not a chance: it says little about
+    whether the right object was found.
+    """
+    SCORE_KIND_PREDICTED_IOU: _ScoreKind.ValueType  # 2
+    """The model's own estimate of the mask's intersection over union with the object."""
+    SCORE_KIND_SEED: _ScoreKind.ValueType  # 3
+    """The outline is the seed's own, 1 by definition."""
+
+class ScoreKind(_ScoreKind, metaclass=_ScoreKindEnumTypeWrapper):
+    """What a score is."""
+
+SCORE_KIND_UNSPECIFIED: ScoreKind.ValueType  # 0
+"""Not known."""
+SCORE_KIND_MEAN_PROBABILITY: ScoreKind.ValueType  # 1
+"""The mean probability of the pixels of the mask; 0 for an empty one. A mean, not a chance: it says little about
+whether the right object was found.
+"""
+SCORE_KIND_PREDICTED_IOU: ScoreKind.ValueType  # 2
+"""The model's own estimate of the mask's intersection over union with the object."""
+SCORE_KIND_SEED: ScoreKind.ValueType  # 3
+"""The outline is the seed's own, 1 by definition."""
+Global___ScoreKind: _TypeAlias = ScoreKind  # noqa: Y015
+
 @_typing.final
 class Image(_message.Message):
     """---------------------------------------------------------------------------------------------------------------------
@@ -167,11 +314,16 @@ class Image(_message.Message):
 
     ENCODED_FIELD_NUMBER: _builtins.int
     RAW_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     VALUE_RANGE_FIELD_NUMBER: _builtins.int
     encoded: _builtins.bytes
     """A file: JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, or HEIC if the server has a decoder for it. If it contains several
     pictures, the first or the primary one is read. Grey, palette, CMYK, transparency (on white) and more than 8 bits
     (see `value_range`) are converted to RGB; EXIF orientation is applied. All rules: docs/images.md.
+    """
+    digest: _builtins.bytes
+    """The digest of an image that was sent before, by this client or another one: `ImageInfo.digest`. If the server
+    does not hold the image (any more), the error is NOT_FOUND with the reason IMAGE_NOT_HELD: send the image itself.
     """
     @_builtins.property
     def raw(self) -> Global___RawImage:
@@ -179,8 +331,9 @@ class Image(_message.Message):
 
     @_builtins.property
     def value_range(self) -> Global___ValueRange:
-        """The values that are black and white, in a PNG or TIFF file with more than 8 bits. An error with any other image.
-        Absent: chosen from the image's values, so that frames of a sequence may be converted differently.
+        """The values that are black and white, in a PNG or TIFF file with more than 8 bits, or in raw GRAY16 pixels. An error
+        with any other image. Absent: chosen from the image's values, so that frames of a sequence may be converted
+        differently. With `digest`: the range that the image was sent with.
         """
 
     def __init__(
@@ -188,13 +341,14 @@ class Image(_message.Message):
         *,
         encoded: _builtins.bytes = ...,
         raw: Global___RawImage | None = ...,
+        digest: _builtins.bytes = ...,
         value_range: Global___ValueRange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["encoded", b"encoded", "raw", b"raw", "source", b"source", "value_range", b"value_range"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "encoded", b"encoded", "raw", b"raw", "source", b"source", "value_range", b"value_range"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoded", b"encoded", "raw", b"raw", "source", b"source", "value_range", b"value_range"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "encoded", b"encoded", "raw", b"raw", "source", b"source", "value_range", b"value_range"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["encoded", "raw"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["encoded", "raw", "digest"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
@@ -237,13 +391,13 @@ class RawImage(_message.Message):
     HEIGHT_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """Exactly width * height * 3 bytes for RGB8."""
+    """Exactly width * height * (bytes of a pixel)."""
     width: _builtins.int
     """Pixels, at least 1."""
     height: _builtins.int
     """Pixels, at least 1."""
     format: Global___PixelFormat.ValueType
-    """Absent (UNSPECIFIED) means RGB8."""
+    """Required."""
     def __init__(
         self,
         *,
@@ -268,19 +422,25 @@ class ImageInfo(_message.Message):
 
     WIDTH_FIELD_NUMBER: _builtins.int
     HEIGHT_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     width: _builtins.int
     """Pixels, after EXIF orientation."""
     height: _builtins.int
     """Pixels, after EXIF orientation."""
+    digest: _builtins.bytes
+    """32 bytes: SHA-256 of the file, as it was sent. Of raw pixels: SHA-256 of the ASCII text "FORMAT WIDTH HEIGHT\\n"
+    (such as "RGB8 640 480\\n") and the pixels' bytes after it. A client may compute it before it sends anything.
+    """
     def __init__(
         self,
         *,
         width: _builtins.int = ...,
         height: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "height", b"height", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -473,26 +633,35 @@ class Shape(_message.Message):
     POLYGONS_FIELD_NUMBER: _builtins.int
     BOX_FIELD_NUMBER: _builtins.int
     AREA_FIELD_NUMBER: _builtins.int
-    MASK_FIELD_NUMBER: _builtins.int
+    RLE_FIELD_NUMBER: _builtins.int
     TOLERANCE_FIELD_NUMBER: _builtins.int
     IOU_FIELD_NUMBER: _builtins.int
+    PNG_FIELD_NUMBER: _builtins.int
     area: _builtins.float
-    """Area of the polygons without holes, in square pixels, before simplification."""
+    """Area of the outline without holes, in square pixels, before simplification."""
     tolerance: _builtins.float
-    """The tolerance that was applied, in image pixels: as requested, or more where `max_points` needs it."""
+    """The tolerance that was applied, in image pixels: as requested, or more where `max_points` needs it. 0 without
+    OUTPUT_FORM_POLYGONS.
+    """
     iou: _builtins.float
     """Intersection over union of `polygons` and the outline before simplification, by area. 1 without polygons."""
+    png: _builtins.bytes
+    """The mask before simplification, as a PNG file of the image's size, one bit a pixel: white is the object. Present if
+    the request asks for OUTPUT_FORM_PNG.
+    """
     @_builtins.property
     def polygons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Polygon]:
-        """The object's parts, largest first. Empty when the model found nothing above the threshold."""
+        """The object's parts, largest first. Empty when the model found nothing above the threshold, or the request asks for
+        other forms only.
+        """
 
     @_builtins.property
     def box(self) -> Global___Box:
-        """The bounding box of all polygons; absent when there are none."""
+        """The bounding box of the outline, in every form; absent when nothing was found."""
 
     @_builtins.property
-    def mask(self) -> Global___RleMask:
-        """The mask before simplification; present if the request has `OutputOptions.include_mask`."""
+    def rle(self) -> Global___RleMask:
+        """The mask before simplification; present if the request asks for OUTPUT_FORM_RLE."""
 
     def __init__(
         self,
@@ -500,13 +669,14 @@ class Shape(_message.Message):
         polygons: _abc.Iterable[Global___Polygon] | None = ...,
         box: Global___Box | None = ...,
         area: _builtins.float = ...,
-        mask: Global___RleMask | None = ...,
+        rle: Global___RleMask | None = ...,
         tolerance: _builtins.float = ...,
         iou: _builtins.float = ...,
+        png: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "mask", b"mask"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "rle", b"rle"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["area", b"area", "box", b"box", "iou", b"iou", "mask", b"mask", "polygons", b"polygons", "tolerance", b"tolerance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["area", b"area", "box", b"box", "iou", b"iou", "png", b"png", "polygons", b"polygons", "rle", b"rle", "tolerance", b"tolerance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -521,7 +691,7 @@ class OutputOptions(_message.Message):
     THRESHOLD_FIELD_NUMBER: _builtins.int
     TOLERANCE_FIELD_NUMBER: _builtins.int
     MAX_POINTS_FIELD_NUMBER: _builtins.int
-    INCLUDE_MASK_FIELD_NUMBER: _builtins.int
+    FORMS_FIELD_NUMBER: _builtins.int
     threshold: _builtins.float
     """Lowest probability of a pixel of the object, above 0 and below 1. Absent: the model's own."""
     tolerance: _builtins.float
@@ -533,19 +703,21 @@ class OutputOptions(_message.Message):
     """Most vertices of all rings together, 3 to 100000. To keep this limit, the server raises the tolerance, then removes
     the smallest rings. Absent: no limit.
     """
-    include_mask: _builtins.bool
-    """Send `Shape.mask` too. Absent: no."""
+    @_builtins.property
+    def forms(self) -> _containers.RepeatedScalarFieldContainer[Global___OutputForm.ValueType]:
+        """What to send. Empty: polygons. The box and the area are always sent."""
+
     def __init__(
         self,
         *,
         threshold: _builtins.float | None = ...,
         tolerance: _builtins.float | None = ...,
         max_points: _builtins.int | None = ...,
-        include_mask: _builtins.bool = ...,
+        forms: _abc.Iterable[Global___OutputForm.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_points", b"_max_points", "_threshold", b"_threshold", "_tolerance", b"_tolerance", "max_points", b"max_points", "threshold", b"threshold", "tolerance", b"tolerance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_points", b"_max_points", "_threshold", b"_threshold", "_tolerance", b"_tolerance", "include_mask", b"include_mask", "max_points", b"max_points", "threshold", b"threshold", "tolerance", b"tolerance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_points", b"_max_points", "_threshold", b"_threshold", "_tolerance", b"_tolerance", "forms", b"forms", "max_points", b"max_points", "threshold", b"threshold", "tolerance", b"tolerance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_points: _TypeAlias = _typing.Literal["max_points"]  # noqa: Y015
     _WhichOneofArgType__max_points: _TypeAlias = _typing.Literal["_max_points", b"_max_points"]  # noqa: Y015
@@ -568,7 +740,7 @@ class Timing(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    RECEIVED_UNIX_US_FIELD_NUMBER: _builtins.int
+    RECEIVE_TIME_FIELD_NUMBER: _builtins.int
     WAIT_US_FIELD_NUMBER: _builtins.int
     DECODE_US_FIELD_NUMBER: _builtins.int
     PREPARE_US_FIELD_NUMBER: _builtins.int
@@ -576,14 +748,12 @@ class Timing(_message.Message):
     GEOMETRY_US_FIELD_NUMBER: _builtins.int
     TOTAL_US_FIELD_NUMBER: _builtins.int
     INFERENCES_FIELD_NUMBER: _builtins.int
-    received_unix_us: _builtins.int
-    """When the message was received: Unix time in microseconds, by the server's clock."""
     wait_us: _builtins.int
     """Waiting: for an earlier answer of the same object, for a frame's turn, for a turn at the model, or for a detector
     that already runs for another object.
     """
     decode_us: _builtins.int
-    """From image bytes to pixels."""
+    """From image bytes to pixels. 0 for an image that the server held."""
     prepare_us: _builtins.int
     """From pixels and prompt to tensors."""
     triton_us: _builtins.int
@@ -591,13 +761,19 @@ class Timing(_message.Message):
     geometry_us: _builtins.int
     """From logits to polygons, or from raw to suppressed boxes."""
     total_us: _builtins.int
-    """From receipt until the reply is sent. The difference to the sum of the stages is scheduling."""
+    """From receipt until the reply is sent. The difference to the sum of the stages is scheduling, where the stages did
+    not run side by side (those of `Segment` may).
+    """
     inferences: _builtins.int
     """Number of inferences for this answer. 0: it was made from a remembered probability map."""
+    @_builtins.property
+    def receive_time(self) -> _timestamp_pb2.Timestamp:
+        """When the message was received, by the server's clock."""
+
     def __init__(
         self,
         *,
-        received_unix_us: _builtins.int = ...,
+        receive_time: _timestamp_pb2.Timestamp | None = ...,
         wait_us: _builtins.int = ...,
         decode_us: _builtins.int = ...,
         prepare_us: _builtins.int = ...,
@@ -606,9 +782,9 @@ class Timing(_message.Message):
         total_us: _builtins.int = ...,
         inferences: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["receive_time", b"receive_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_us", b"decode_us", "geometry_us", b"geometry_us", "inferences", b"inferences", "prepare_us", b"prepare_us", "received_unix_us", b"received_unix_us", "total_us", b"total_us", "triton_us", b"triton_us", "wait_us", b"wait_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_us", b"decode_us", "geometry_us", b"geometry_us", "inferences", b"inferences", "prepare_us", b"prepare_us", "receive_time", b"receive_time", "total_us", b"total_us", "triton_us", b"triton_us", "wait_us", b"wait_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -619,17 +795,26 @@ class ListModelsRequest(_message.Message):
     """---------------------------------------------------------------------------------------------------------------------
     ListModels
 
-    Requests all tools.
+    Requests tools.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Most tools of the reply, at most 1000. 0: 1000."""
+    page_token: _builtins.str
+    """`next_page_token` of the reply before; empty for the first page. The other fields must be the same."""
     def __init__(
         self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -637,23 +822,27 @@ Global___ListModelsRequest: _TypeAlias = ListModelsRequest  # noqa: Y015
 
 @_typing.final
 class ListModelsResponse(_message.Message):
-    """All tools."""
+    """Tools."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODELS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The token of the next page; empty on the last one."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
-        """Sorted by name. Tools that failed to load are listed with `ready` false, and so are all while Triton is away."""
+        """Sorted by name. Tools that cannot be used now are listed too, with the reason; so are all while Triton is away."""
 
     def __init__(
         self,
         *,
         models: _abc.Iterable[Global___Model] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "next_page_token", b"next_page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -669,8 +858,8 @@ class Model(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     VERSIONS_FIELD_NUMBER: _builtins.int
-    READY_FIELD_NUMBER: _builtins.int
-    NOT_READY_REASON_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STATE_MESSAGE_FIELD_NUMBER: _builtins.int
     HELP_MESSAGE_FIELD_NUMBER: _builtins.int
     ANIMATED_GIF_FIELD_NUMBER: _builtins.int
     LICENSE_FIELD_NUMBER: _builtins.int
@@ -684,10 +873,10 @@ class Model(_message.Message):
     """Its kind."""
     display_name: _builtins.str
     """The name to show to annotators."""
-    ready: _builtins.bool
-    """Whether a request would be served now."""
-    not_ready_reason: _builtins.str
-    """Why `ready` is false; empty if it is true."""
+    state: Global___ModelState.ValueType
+    """Whether a request would be served now: READY if one of its versions is."""
+    state_message: _builtins.str
+    """Why it is not ready, in a sentence for people; empty if it is."""
     help_message: _builtins.str
     """How to use it, in one or two sentences for the annotator."""
     animated_gif: _builtins.str
@@ -717,8 +906,8 @@ class Model(_message.Message):
         kind: Global___ModelKind.ValueType = ...,
         display_name: _builtins.str = ...,
         versions: _abc.Iterable[Global___ModelVersion] | None = ...,
-        ready: _builtins.bool = ...,
-        not_ready_reason: _builtins.str = ...,
+        state: Global___ModelState.ValueType = ...,
+        state_message: _builtins.str = ...,
         help_message: _builtins.str = ...,
         animated_gif: _builtins.str = ...,
         license: _builtins.str = ...,
@@ -729,7 +918,7 @@ class Model(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["detector", b"detector", "interactor", b"interactor", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["animated_gif", b"animated_gif", "default_threshold", b"default_threshold", "detector", b"detector", "display_name", b"display_name", "help_message", b"help_message", "interactor", b"interactor", "kind", b"kind", "license", b"license", "name", b"name", "not_ready_reason", b"not_ready_reason", "ready", b"ready", "spec", b"spec", "versions", b"versions", "weights_source", b"weights_source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["animated_gif", b"animated_gif", "default_threshold", b"default_threshold", "detector", b"detector", "display_name", b"display_name", "help_message", b"help_message", "interactor", b"interactor", "kind", b"kind", "license", b"license", "name", b"name", "spec", b"spec", "state", b"state", "state_message", b"state_message", "versions", b"versions", "weights_source", b"weights_source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["interactor", "detector"]  # noqa: Y015
     _WhichOneofArgType_spec: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
@@ -744,24 +933,24 @@ class ModelVersion(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
-    READY_FIELD_NUMBER: _builtins.int
-    NOT_READY_REASON_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STATE_MESSAGE_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """As in the repository's folder name, from 1."""
-    ready: _builtins.bool
+    """As in the repository's folder name, from 1. A folder of a higher number than this type holds is no version."""
+    state: Global___ModelState.ValueType
     """Whether Triton serves it."""
-    not_ready_reason: _builtins.str
-    """Why `ready` is false; empty if it is true."""
+    state_message: _builtins.str
+    """Why it is not ready, in a sentence for people; empty if it is."""
     def __init__(
         self,
         *,
         version: _builtins.int = ...,
-        ready: _builtins.bool = ...,
-        not_ready_reason: _builtins.str = ...,
+        state: Global___ModelState.ValueType = ...,
+        state_message: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["not_ready_reason", b"not_ready_reason", "ready", b"ready", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state", "state_message", b"state_message", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -775,7 +964,7 @@ class InteractorSpec(_message.Message):
 
     MIN_POSITIVE_POINTS_FIELD_NUMBER: _builtins.int
     MIN_NEGATIVE_POINTS_FIELD_NUMBER: _builtins.int
-    EXTREME_POINTS_FIELD_NUMBER: _builtins.int
+    MIN_EXTREME_POINTS_FIELD_NUMBER: _builtins.int
     BOX_FIELD_NUMBER: _builtins.int
     MAX_POINTS_FIELD_NUMBER: _builtins.int
     READS_SEED_FIELD_NUMBER: _builtins.int
@@ -783,7 +972,7 @@ class InteractorSpec(_message.Message):
     """Least number of positive points; with an optional box, none is needed."""
     min_negative_points: _builtins.int
     """Least number of negative points."""
-    extreme_points: _builtins.int
+    min_extreme_points: _builtins.int
     """Number of extreme points (left-, top-, right- and bottom-most) that start an object; 0: the tool reads none."""
     box: Global___BoxUse.ValueType
     """Whether the tool reads a box."""
@@ -796,14 +985,14 @@ class InteractorSpec(_message.Message):
         *,
         min_positive_points: _builtins.int = ...,
         min_negative_points: _builtins.int = ...,
-        extreme_points: _builtins.int = ...,
+        min_extreme_points: _builtins.int = ...,
         box: Global___BoxUse.ValueType = ...,
         max_points: _builtins.int = ...,
         reads_seed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "extreme_points", b"extreme_points", "max_points", b"max_points", "min_negative_points", b"min_negative_points", "min_positive_points", b"min_positive_points", "reads_seed", b"reads_seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "max_points", b"max_points", "min_extreme_points", b"min_extreme_points", "min_negative_points", b"min_negative_points", "min_positive_points", b"min_positive_points", "reads_seed", b"reads_seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -817,13 +1006,13 @@ class DetectorSpec(_message.Message):
 
     LABELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Its labels, by class index."""
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]:
+        """Its labels, by class index. Requests may name these and no others (see `DetectRequest.labels`)."""
 
     def __init__(
         self,
         *,
-        labels: _abc.Iterable[_builtins.str] | None = ...,
+        labels: _abc.Iterable[Global___Label] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -832,6 +1021,342 @@ class DetectorSpec(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DetectorSpec: _TypeAlias = DetectorSpec  # noqa: Y015
+
+@_typing.final
+class Label(_message.Message):
+    """One label of a detector."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COLOR_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As in `Detection.model_label`."""
+    color: _builtins.str
+    """A colour for it, "#rrggbb"; often empty: the client's choice."""
+    parent: _builtins.str
+    """The name of a more general label that includes it; often empty. It need not be a label of the detector itself."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        color: _builtins.str = ...,
+        parent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["color", b"color", "name", b"name", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Label: _TypeAlias = Label  # noqa: Y015
+
+@_typing.final
+class GetServerInfoRequest(_message.Message):
+    """---------------------------------------------------------------------------------------------------------------------
+    GetServerInfo
+
+    Requests what this server is.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetServerInfoRequest: _TypeAlias = GetServerInfoRequest  # noqa: Y015
+
+@_typing.final
+class GetServerInfoResponse(_message.Message):
+    """What this server is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STATE_MESSAGE_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """Of Polywand: "0.1.0"."""
+    state: Global___ServerState.ValueType
+    """Whether it serves requests."""
+    state_message: _builtins.str
+    """Why it is not ready, in a sentence for people; empty if it is."""
+    @_builtins.property
+    def limits(self) -> Global___ServerLimits:
+        """Its limits, most of which are settings."""
+
+    @_builtins.property
+    def capabilities(self) -> Global___Capabilities:
+        """What it can read and write."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        state: Global___ServerState.ValueType = ...,
+        state_message: _builtins.str = ...,
+        limits: Global___ServerLimits | None = ...,
+        capabilities: Global___Capabilities | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "limits", b"limits", "state", b"state", "state_message", b"state_message", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetServerInfoResponse: _TypeAlias = GetServerInfoResponse  # noqa: Y015
+
+@_typing.final
+class ServerLimits(_message.Message):
+    """Limits of a server. A request beyond one is an error that names it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    IMAGE_BYTES_FIELD_NUMBER: _builtins.int
+    IMAGE_PIXELS_FIELD_NUMBER: _builtins.int
+    IMAGE_SIDE_FIELD_NUMBER: _builtins.int
+    SEGMENT_PROMPTS_FIELD_NUMBER: _builtins.int
+    STREAM_OBJECTS_FIELD_NUMBER: _builtins.int
+    PROMPT_POINTS_FIELD_NUMBER: _builtins.int
+    SEED_VERTICES_FIELD_NUMBER: _builtins.int
+    SEED_RINGS_FIELD_NUMBER: _builtins.int
+    DETECTIONS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    PROMPT_MS_FIELD_NUMBER: _builtins.int
+    message_bytes: _builtins.int
+    """Bytes of one message."""
+    image_bytes: _builtins.int
+    """Bytes of one image, as it is sent."""
+    image_pixels: _builtins.int
+    """Pixels of one image."""
+    image_side: _builtins.int
+    """Pixels of one side of an image."""
+    segment_prompts: _builtins.int
+    """Prompts of one Segment call."""
+    stream_objects: _builtins.int
+    """Objects on one image of one stream that were not forgotten."""
+    prompt_points: _builtins.int
+    """Points of one prompt; a tool may take fewer."""
+    seed_vertices: _builtins.int
+    """Vertices of a seed."""
+    seed_rings: _builtins.int
+    """Rings of a seed."""
+    detections: _builtins.int
+    """Detections of one image."""
+    labels: _builtins.int
+    """Entries of `DetectRequest.labels`."""
+    prompt_ms: _builtins.int
+    """Milliseconds for one prompt: all passes of all its clicks."""
+    def __init__(
+        self,
+        *,
+        message_bytes: _builtins.int = ...,
+        image_bytes: _builtins.int = ...,
+        image_pixels: _builtins.int = ...,
+        image_side: _builtins.int = ...,
+        segment_prompts: _builtins.int = ...,
+        stream_objects: _builtins.int = ...,
+        prompt_points: _builtins.int = ...,
+        seed_vertices: _builtins.int = ...,
+        seed_rings: _builtins.int = ...,
+        detections: _builtins.int = ...,
+        labels: _builtins.int = ...,
+        prompt_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detections", b"detections", "image_bytes", b"image_bytes", "image_pixels", b"image_pixels", "image_side", b"image_side", "labels", b"labels", "message_bytes", b"message_bytes", "prompt_ms", b"prompt_ms", "prompt_points", b"prompt_points", "seed_rings", b"seed_rings", "seed_vertices", b"seed_vertices", "segment_prompts", b"segment_prompts", "stream_objects", b"stream_objects"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServerLimits: _TypeAlias = ServerLimits  # noqa: Y015
+
+@_typing.final
+class Capabilities(_message.Message):
+    """What a server can read and write."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_TYPES_FIELD_NUMBER: _builtins.int
+    PIXEL_FORMATS_FIELD_NUMBER: _builtins.int
+    OUTPUT_FORMS_FIELD_NUMBER: _builtins.int
+    DEFAULT_DETECTOR_FIELD_NUMBER: _builtins.int
+    default_detector: _builtins.str
+    """The detector of requests that name none; empty if there is none now."""
+    @_builtins.property
+    def image_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The media types of the files that it reads: "image/jpeg"."""
+
+    @_builtins.property
+    def pixel_formats(self) -> _containers.RepeatedScalarFieldContainer[Global___PixelFormat.ValueType]:
+        """The raw pixels that it reads."""
+
+    @_builtins.property
+    def output_forms(self) -> _containers.RepeatedScalarFieldContainer[Global___OutputForm.ValueType]:
+        """The forms of outlines that it writes."""
+
+    def __init__(
+        self,
+        *,
+        image_types: _abc.Iterable[_builtins.str] | None = ...,
+        pixel_formats: _abc.Iterable[Global___PixelFormat.ValueType] | None = ...,
+        output_forms: _abc.Iterable[Global___OutputForm.ValueType] | None = ...,
+        default_detector: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_detector", b"default_detector", "image_types", b"image_types", "output_forms", b"output_forms", "pixel_formats", b"pixel_formats"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Capabilities: _TypeAlias = Capabilities  # noqa: Y015
+
+@_typing.final
+class SegmentRequest(_message.Message):
+    """---------------------------------------------------------------------------------------------------------------------
+    Segment
+
+    Prompts on one image.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
+    ROI_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The tool of the prompts that name none. Empty: see `Prompt.model`."""
+    version: _builtins.int
+    """The version of `model`; 0: the highest ready one. Only with a model."""
+    @_builtins.property
+    def image(self) -> Global___Image:
+        """Required."""
+
+    @_builtins.property
+    def prompts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Prompt]:
+        """At least one; at most `ServerLimits.segment_prompts`. Each is of an object of its own, also if their `object_id` is
+        the same: an id is only returned.
+        """
+
+    @_builtins.property
+    def roi(self) -> Global___Box:
+        """See only this part of the image, as if the rest did not exist; it is enlarged to whole pixels. All coordinates
+        are those of the whole image, in the reply too, and its masks have the image's size. Points and boxes of prompts
+        must lie inside. Absent: the whole image.
+        """
+
+    @_builtins.property
+    def output(self) -> Global___OutputOptions:
+        """The options of the prompts that have none. Absent: all defaults."""
+
+    def __init__(
+        self,
+        *,
+        image: Global___Image | None = ...,
+        prompts: _abc.Iterable[Global___Prompt] | None = ...,
+        roi: Global___Box | None = ...,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        output: Global___OutputOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "output", b"output", "roi", b"roi"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "model", b"model", "output", b"output", "prompts", b"prompts", "roi", b"roi", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SegmentRequest: _TypeAlias = SegmentRequest  # noqa: Y015
+
+@_typing.final
+class SegmentResponse(_message.Message):
+    """The answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    TIMING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def image(self) -> Global___ImageInfo:
+        """The image."""
+
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___SegmentResult]:
+        """In the order of the prompts."""
+
+    @_builtins.property
+    def timing(self) -> Global___Timing:
+        """How long the stages took, summed over all prompts; prompts are worked on side by side."""
+
+    def __init__(
+        self,
+        *,
+        image: Global___ImageInfo | None = ...,
+        results: _abc.Iterable[Global___SegmentResult] | None = ...,
+        timing: Global___Timing | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "timing", b"timing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "results", b"results", "timing", b"timing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SegmentResponse: _TypeAlias = SegmentResponse  # noqa: Y015
+
+@_typing.final
+class SegmentResult(_message.Message):
+    """The answer to one prompt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBJECT_ID_FIELD_NUMBER: _builtins.int
+    SEGMENTATION_FIELD_NUMBER: _builtins.int
+    INCOMPLETE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    object_id: _builtins.str
+    """The object's id in the prompt."""
+    @_builtins.property
+    def segmentation(self) -> Global___Segmentation:
+        """The object's outline."""
+
+    @_builtins.property
+    def incomplete(self) -> Global___Incomplete:
+        """Not an error: the tool needs more points or a box."""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """This prompt failed."""
+
+    def __init__(
+        self,
+        *,
+        object_id: _builtins.str = ...,
+        segmentation: Global___Segmentation | None = ...,
+        incomplete: Global___Incomplete | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "incomplete", b"incomplete", "result", b"result", "segmentation", b"segmentation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "incomplete", b"incomplete", "object_id", b"object_id", "result", b"result", "segmentation", b"segmentation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["segmentation", "incomplete", "error"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___SegmentResult: _TypeAlias = SegmentResult  # noqa: Y015
 
 @_typing.final
 class InteractRequest(_message.Message):
@@ -846,6 +1371,7 @@ class InteractRequest(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
+    FORGET_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Chosen by the client; must not decrease within a stream. A reply has the sequence of its request."""
     @_builtins.property
@@ -858,22 +1384,58 @@ class InteractRequest(_message.Message):
     def prompt(self) -> Global___Prompt:
         """The whole current prompt of one object. Answered with `Segmentation`, `Incomplete` or an error."""
 
+    @_builtins.property
+    def forget(self) -> Global___Forget:
+        """Frees objects. Answered with `Forgotten`."""
+
     def __init__(
         self,
         *,
         sequence: _builtins.int = ...,
         image: Global___Image | None = ...,
         prompt: Global___Prompt | None = ...,
+        forget: Global___Forget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "message", b"message", "prompt", b"prompt"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["forget", b"forget", "image", b"image", "payload", b"payload", "prompt", b"prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "message", b"message", "prompt", b"prompt", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forget", b"forget", "image", b"image", "payload", b"payload", "prompt", b"prompt", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["image", "prompt"]  # noqa: Y015
-    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["image", "prompt", "forget"]  # noqa: Y015
+    _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
 Global___InteractRequest: _TypeAlias = InteractRequest  # noqa: Y015
+
+@_typing.final
+class Forget(_message.Message):
+    """Frees one object of the current image, or all: what the server remembers of them, and their place among the most that
+    an image may have. Their prompts that are not answered yet get no reply; `skipped` of the reply counts them. A later
+    prompt with the same id starts anew.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBJECT_ID_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    object_id: _builtins.str
+    """The object's id. It is no error if there is no such object."""
+    all: _builtins.bool
+    """All objects; must be true."""
+    def __init__(
+        self,
+        *,
+        object_id: _builtins.str = ...,
+        all: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "object_id", b"object_id", "objects", b"objects"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "object_id", b"object_id", "objects", b"objects"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_objects: _TypeAlias = _typing.Literal["object_id", "all"]  # noqa: Y015
+    _WhichOneofArgType_objects: _TypeAlias = _typing.Literal["objects", b"objects"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_objects) -> _WhichOneofReturnType_objects | None: ...
+
+Global___Forget: _TypeAlias = Forget  # noqa: Y015
 
 @_typing.final
 class Prompt(_message.Message):
@@ -891,9 +1453,11 @@ class Prompt(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """A tool of kind INTERACTOR. Required."""
+    """A tool of kind INTERACTOR. Empty: the server's choice, which is the first of `wand_click`, `wand_box`,
+    `wand_extreme` and all others by name that is ready and for which this prompt is enough; the reply says which.
+    """
     version: _builtins.int
-    """0: the highest ready version."""
+    """0: the highest ready version. Only with a model."""
     object_id: _builtins.str
     """The client's id for the object, at most 128 bytes; empty is a valid id."""
     @_builtins.property
@@ -918,6 +1482,7 @@ class Prompt(_message.Message):
         the answer is the seed's own outline, pixel for pixel, including its smallest parts and holes: undoing the last
         click leads back to it, and an annotation that is only opened does not change. Send it with every prompt of the
         object. Absent: the object starts without one.
+        8 to 15 are kept for texts, embeddings and others.
         """
 
     def __init__(
@@ -984,13 +1549,14 @@ class InteractResponse(_message.Message):
     INCOMPLETE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    FORGOTTEN_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The sequence of the request."""
     object_id: _builtins.str
-    """The object's id in the prompt; empty for images, and for an id that was refused as too long."""
+    """The object's id in the prompt or in `Forget`; empty for images, and for an id that was refused as too long."""
     skipped: _builtins.int
-    """Number of prompts of this object (for an image: of all objects) since the last reply that a newer message replaced;
-    they get no reply of their own.
+    """Number of prompts of this object (for an image: of all objects; for `Forget`: of those that were freed) since the
+    last reply that a newer message replaced; they get no reply of their own.
     """
     @_builtins.property
     def timing(self) -> Global___Timing:
@@ -1014,7 +1580,11 @@ class InteractResponse(_message.Message):
 
     @_builtins.property
     def draining(self) -> Global___Draining:
-        """The last message of a stream before the server stops: open a new stream. Any replica can serve it."""
+        """The server is about to stop, or wants the stream to move: see `Draining`."""
+
+    @_builtins.property
+    def forgotten(self) -> Global___Forgotten:
+        """The objects are freed."""
 
     def __init__(
         self,
@@ -1028,12 +1598,13 @@ class InteractResponse(_message.Message):
         incomplete: Global___Incomplete | None = ...,
         error: _status_pb2.Status | None = ...,
         draining: Global___Draining | None = ...,
+        forgotten: Global___Forgotten | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "error", b"error", "image", b"image", "incomplete", b"incomplete", "result", b"result", "segmentation", b"segmentation", "timing", b"timing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "error", b"error", "forgotten", b"forgotten", "image", b"image", "incomplete", b"incomplete", "result", b"result", "segmentation", b"segmentation", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "error", b"error", "image", b"image", "incomplete", b"incomplete", "object_id", b"object_id", "result", b"result", "segmentation", b"segmentation", "sequence", b"sequence", "skipped", b"skipped", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "error", b"error", "forgotten", b"forgotten", "image", b"image", "incomplete", b"incomplete", "object_id", b"object_id", "result", b"result", "segmentation", b"segmentation", "sequence", b"sequence", "skipped", b"skipped", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["image", "segmentation", "incomplete", "error", "draining"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["image", "segmentation", "incomplete", "error", "draining", "forgotten"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
@@ -1049,6 +1620,9 @@ class Segmentation(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     THRESHOLD_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    SCORE_KIND_FIELD_NUMBER: _builtins.int
+    ALTERNATIVES_FIELD_NUMBER: _builtins.int
     PROVISIONAL_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The tool that was used."""
@@ -1056,6 +1630,10 @@ class Segmentation(_message.Message):
     """Its version."""
     threshold: _builtins.float
     """The threshold that was used."""
+    score: _builtins.float
+    """How sure the tool is of this outline, 0 to 1: see `score_kind`."""
+    score_kind: Global___ScoreKind.ValueType
+    """What `score` is. Scores of different kinds, and of different tools, cannot be compared."""
     provisional: _builtins.bool
     """Whether the same prompt, sent again, may get another answer. Either passes were left out, because a newer prompt
     that does not extend this one was waiting; or a detector whose proposals the tool uses for the first click did not
@@ -1065,6 +1643,10 @@ class Segmentation(_message.Message):
     def shape(self) -> Global___Shape:
         """The outline."""
 
+    @_builtins.property
+    def alternatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
+        """The tool's other answers to the same prompt, the surest first; empty where it has one answer only."""
+
     def __init__(
         self,
         *,
@@ -1072,15 +1654,46 @@ class Segmentation(_message.Message):
         model: _builtins.str = ...,
         version: _builtins.int = ...,
         threshold: _builtins.float = ...,
+        score: _builtins.float = ...,
+        score_kind: Global___ScoreKind.ValueType = ...,
+        alternatives: _abc.Iterable[Global___Candidate] | None = ...,
         provisional: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "provisional", b"provisional", "shape", b"shape", "threshold", b"threshold", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alternatives", b"alternatives", "model", b"model", "provisional", b"provisional", "score", b"score", "score_kind", b"score_kind", "shape", b"shape", "threshold", b"threshold", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Segmentation: _TypeAlias = Segmentation  # noqa: Y015
+
+@_typing.final
+class Candidate(_message.Message):
+    """Another answer to the same prompt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHAPE_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    score: _builtins.float
+    """How sure the tool is of it; of the same kind as `Segmentation.score`."""
+    @_builtins.property
+    def shape(self) -> Global___Shape:
+        """Its outline, in the requested forms."""
+
+    def __init__(
+        self,
+        *,
+        shape: Global___Shape | None = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["score", b"score", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
 
 @_typing.final
 class Incomplete(_message.Message):
@@ -1121,22 +1734,51 @@ class Incomplete(_message.Message):
 Global___Incomplete: _TypeAlias = Incomplete  # noqa: Y015
 
 @_typing.final
+class Forgotten(_message.Message):
+    """The objects of a `Forget` are freed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    objects: _builtins.int
+    """How many there were."""
+    def __init__(
+        self,
+        *,
+        objects: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["objects", b"objects"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Forgotten: _TypeAlias = Forgotten  # noqa: Y015
+
+@_typing.final
 class Draining(_message.Message):
-    """The server is about to stop."""
+    """The server is about to stop, or wants the stream to move: open a new stream (any replica can serve it), send what
+    comes next there, and end this one. All that was sent on this stream is still answered. The server itself ends the
+    stream after `remaining_ms`, or earlier, when nothing was sent for a second and all is answered.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MESSAGE_FIELD_NUMBER: _builtins.int
+    REMAINING_MS_FIELD_NUMBER: _builtins.int
     message: _builtins.str
     """In words: "the server is draining: reconnect"."""
+    remaining_ms: _builtins.int
+    """How long the stream has left, in milliseconds."""
     def __init__(
         self,
         *,
         message: _builtins.str = ...,
+        remaining_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "remaining_ms", b"remaining_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1152,26 +1794,6 @@ class DetectRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    @_typing.final
-    class LabelsEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
@@ -1179,10 +1801,13 @@ class DetectRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     MAX_DETECTIONS_FIELD_NUMBER: _builtins.int
     POLYGONS_FIELD_NUMBER: _builtins.int
+    ROI_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """A tool of kind DETECTOR. Required."""
+    """A tool of kind DETECTOR. Empty: the server's choice, `Capabilities.default_detector`, which is `nanodet`, or else
+    the first detector by name that is ready; the reply says which.
+    """
     version: _builtins.int
-    """0: the highest ready version."""
+    """0: the highest ready version. Only with a model."""
     threshold: _builtins.float
     """Lowest score of a detection, 0 to 1. Absent: the model's own."""
     max_detections: _builtins.int
@@ -1192,14 +1817,23 @@ class DetectRequest(_message.Message):
         """Required."""
 
     @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Maps the model's labels to the client's; detections with other labels are dropped. Several labels may map to one. A
-        key that is not a label of the model is an error. At most 2000 entries. Empty: all labels, with the model's names.
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelMapping]:
+        """Maps the model's labels to the client's; detections with other labels are dropped. Several labels may map to one; a
+        label that is mapped twice is an error, and so is one that the model does not have, if it lists its labels. At most
+        2000 entries. Empty: all labels, with the model's names.
         """
 
     @_builtins.property
     def polygons(self) -> Global___PolygonOptions:
         """Outline every detection: its box is the prompt of an interactor. Absent: boxes only."""
+
+    @_builtins.property
+    def roi(self) -> Global___Box:
+        """Detect in this part of the image only, as if the rest did not exist; it is enlarged to whole pixels. All
+        coordinates are those of the whole image, in the reply too, and its masks have the image's size. Absent: the whole
+        image.
+        9 to 15 are kept for phrases of open-vocabulary detectors and others.
+        """
 
     def __init__(
         self,
@@ -1208,13 +1842,14 @@ class DetectRequest(_message.Message):
         version: _builtins.int = ...,
         image: Global___Image | None = ...,
         threshold: _builtins.float | None = ...,
-        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        labels: _abc.Iterable[Global___LabelMapping] | None = ...,
         max_detections: _builtins.int | None = ...,
         polygons: Global___PolygonOptions | None = ...,
+        roi: Global___Box | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_detections", b"_max_detections", "_threshold", b"_threshold", "image", b"image", "max_detections", b"max_detections", "polygons", b"polygons", "threshold", b"threshold"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_detections", b"_max_detections", "_threshold", b"_threshold", "image", b"image", "max_detections", b"max_detections", "polygons", b"polygons", "roi", b"roi", "threshold", b"threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_detections", b"_max_detections", "_threshold", b"_threshold", "image", b"image", "labels", b"labels", "max_detections", b"max_detections", "model", b"model", "polygons", b"polygons", "threshold", b"threshold", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_detections", b"_max_detections", "_threshold", b"_threshold", "image", b"image", "labels", b"labels", "max_detections", b"max_detections", "model", b"model", "polygons", b"polygons", "roi", b"roi", "threshold", b"threshold", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_detections: _TypeAlias = _typing.Literal["max_detections"]  # noqa: Y015
     _WhichOneofArgType__max_detections: _TypeAlias = _typing.Literal["_max_detections", b"_max_detections"]  # noqa: Y015
@@ -1226,6 +1861,38 @@ class DetectRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
 
 Global___DetectRequest: _TypeAlias = DetectRequest  # noqa: Y015
+
+@_typing.final
+class LabelMapping(_message.Message):
+    """What becomes of one label of the model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_LABEL_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    model_label: _builtins.str
+    """The model's label. Required."""
+    label: _builtins.str
+    """The client's. Empty: the model's."""
+    threshold: _builtins.float
+    """Lowest score of a detection with this label, 0 to 1. Absent: `DetectRequest.threshold`."""
+    def __init__(
+        self,
+        *,
+        model_label: _builtins.str = ...,
+        label: _builtins.str = ...,
+        threshold: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "label", b"label", "model_label", b"model_label", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+
+Global___LabelMapping: _TypeAlias = LabelMapping  # noqa: Y015
 
 @_typing.final
 class PolygonOptions(_message.Message):
@@ -1357,7 +2024,7 @@ class Detection(_message.Message):
     model_label: _builtins.str
     """The model's own label."""
     score: _builtins.float
-    """0 to 1."""
+    """The detector's score, 0 to 1."""
     @_builtins.property
     def box(self) -> Global___Box:
         """The detector's box, inside the image; the same with and without an outline."""
@@ -1435,7 +2102,7 @@ class DetectStreamResponse(_message.Message):
 
     @_builtins.property
     def draining(self) -> Global___Draining:
-        """The last message of a stream before the server stops: send frames without an answer again, on a new stream."""
+        """The server is about to stop: see `Draining`. `frame_id` is 0 then, and means nothing."""
 
     def __init__(
         self,

@@ -35,10 +35,20 @@ class AnnotationServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.GetServerInfo = channel.unary_unary(
+                '/polywand.v1.AnnotationService/GetServerInfo',
+                request_serializer=polywand_dot_v1_dot_annotation__pb2.GetServerInfoRequest.SerializeToString,
+                response_deserializer=polywand_dot_v1_dot_annotation__pb2.GetServerInfoResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/polywand.v1.AnnotationService/ListModels',
                 request_serializer=polywand_dot_v1_dot_annotation__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=polywand_dot_v1_dot_annotation__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.Segment = channel.unary_unary(
+                '/polywand.v1.AnnotationService/Segment',
+                request_serializer=polywand_dot_v1_dot_annotation__pb2.SegmentRequest.SerializeToString,
+                response_deserializer=polywand_dot_v1_dot_annotation__pb2.SegmentResponse.FromString,
                 _registered_method=True)
         self.Interact = channel.stream_stream(
                 '/polywand.v1.AnnotationService/Interact',
@@ -61,6 +71,13 @@ class AnnotationServiceServicer(object):
     """Semi-automatic annotation of images.
     """
 
+    def GetServerInfo(self, request, context):
+        """What this server is: its version, its limits, what it can read and write.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Lists the tools. Models that Triton loads or unloads appear and disappear within seconds.
         """
@@ -68,10 +85,20 @@ class AnnotationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Segment(self, request, context):
+        """Outlines of one or many objects on one image, without a stream: each prompt gets its outline or its own error, in
+        the order of the prompts, and the same outline as on a stream. Many prompts are cheaper together: they share the
+        image, and those of the same tool share inferences.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Interact(self, request_iterator, context):
         """One annotator's stream: an image once, then prompts, each answered with the object's polygons.
-        The server keeps nothing after the stream's end. Several objects may be in progress at the same time; they do not
-        wait for each other.
+        After the stream's end, the server keeps nothing but the decoded image, while it has room. Several objects may be
+        in progress at the same time; they do not wait for each other. A stream may work on any number of objects:
+        `Forget` frees those that are finished.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,10 +123,20 @@ class AnnotationServiceServicer(object):
 
 def add_AnnotationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'GetServerInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetServerInfo,
+                    request_deserializer=polywand_dot_v1_dot_annotation__pb2.GetServerInfoRequest.FromString,
+                    response_serializer=polywand_dot_v1_dot_annotation__pb2.GetServerInfoResponse.SerializeToString,
+            ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
                     request_deserializer=polywand_dot_v1_dot_annotation__pb2.ListModelsRequest.FromString,
                     response_serializer=polywand_dot_v1_dot_annotation__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'Segment': grpc.unary_unary_rpc_method_handler(
+                    servicer.Segment,
+                    request_deserializer=polywand_dot_v1_dot_annotation__pb2.SegmentRequest.FromString,
+                    response_serializer=polywand_dot_v1_dot_annotation__pb2.SegmentResponse.SerializeToString,
             ),
             'Interact': grpc.stream_stream_rpc_method_handler(
                     servicer.Interact,
@@ -129,6 +166,33 @@ class AnnotationService(object):
     """
 
     @staticmethod
+    def GetServerInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polywand.v1.AnnotationService/GetServerInfo',
+            polywand_dot_v1_dot_annotation__pb2.GetServerInfoRequest.SerializeToString,
+            polywand_dot_v1_dot_annotation__pb2.GetServerInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListModels(request,
             target,
             options=(),
@@ -145,6 +209,33 @@ class AnnotationService(object):
             '/polywand.v1.AnnotationService/ListModels',
             polywand_dot_v1_dot_annotation__pb2.ListModelsRequest.SerializeToString,
             polywand_dot_v1_dot_annotation__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Segment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polywand.v1.AnnotationService/Segment',
+            polywand_dot_v1_dot_annotation__pb2.SegmentRequest.SerializeToString,
+            polywand_dot_v1_dot_annotation__pb2.SegmentResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -14,13 +14,15 @@ right). With `tolerance` 0 and no `max_points`, rasterising the polygons of a re
 pixel.
 
 ERRORS. A unary call fails with a canonical gRPC status. In a stream, an error of one message is answered in the
-stream as `google.rpc.Status`, and the stream goes on. The stream itself ends with an error status only if it cannot
-go on. For invalid input, details contain a `google.rpc.BadRequest` that names the field and its limit. Codes:
-  INVALID_ARGUMENT    the message is invalid; do not send it again
-  NOT_FOUND           no such model or version
+stream as `google.rpc.Status`, and the stream goes on; `Segment` answers an error of one prompt in the same way. The
+stream itself ends with an error status only if it cannot go on. Every error's details contain a
+`google.rpc.ErrorInfo` with domain "polywand" and a reason for programs, such as IMAGE_NOT_HELD; docs/api.md lists
+them. Reasons are only added. Codes:
+  INVALID_ARGUMENT    the message is invalid; do not send it again. `google.rpc.BadRequest` names the field
+  NOT_FOUND           no such model or version, or the server does not hold this image; `google.rpc.ResourceInfo`
+                      names it
   FAILED_PRECONDITION a prompt came before an image, or the model is of the other kind; or the stream was idle, and
-                      its image was removed to make room for others: send the image again. Then details contain a
-                      `google.rpc.ErrorInfo` with domain "polywand" and reason IMAGE_GIVEN_UP
+                      its image was removed to make room for others (IMAGE_GIVEN_UP): send the image again
   RESOURCE_EXHAUSTED  a limit of this server, which the text names. With `google.rpc.BadRequest` in the details, the
                       message itself exceeds the limit: do not send it again. With `google.rpc.QuotaFailure`, the
                       server is full now: send it again later
@@ -33,9 +35,13 @@ Where the same message may succeed later, details also contain a `google.rpc.Ret
 METADATA. Every call has a request id, with which the server's log and Triton's log mark what belongs to the call. A
 client may choose it: the key `x-request-id`, of 1 to 128 letters, digits and `. _ : / + = -`. Otherwise, the server
 makes one. Either comes back in the call's trailing metadata, under the same key, and as `google.rpc.RequestInfo` in
-the details of every error. A stream is one call. No other key is read.
+the details of every error. `traceparent` (W3C Trace Context) is logged, passed on to Triton, and comes back in the
+trailing metadata; one that is invalid is ignored. A stream is one call. No other key is read.
 
-COMPATIBILITY. Fields are only added. Receivers ignore unknown fields, and treat unknown enum values as UNSPECIFIED.
+COMPATIBILITY. Fields are only added. Receivers ignore unknown fields. A client treats an unknown enum value in a
+reply as UNSPECIFIED; the server refuses one in a request. Room is kept for what may come: see "kept for".
+
+NUMBERS. No field has 64 bits where 32 will do: in JavaScript, those are not numbers.
 """
 
 from collections import abc as _abc
@@ -68,12 +74,20 @@ class AnnotationServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AnnotationServiceAsyncStub: ...
+    GetServerInfo: _grpc.UnaryUnaryMultiCallable[_annotation_pb2.GetServerInfoRequest, _annotation_pb2.GetServerInfoResponse]
+    """What this server is: its version, its limits, what it can read and write."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_annotation_pb2.ListModelsRequest, _annotation_pb2.ListModelsResponse]
     """Lists the tools. Models that Triton loads or unloads appear and disappear within seconds."""
+    Segment: _grpc.UnaryUnaryMultiCallable[_annotation_pb2.SegmentRequest, _annotation_pb2.SegmentResponse]
+    """Outlines of one or many objects on one image, without a stream: each prompt gets its outline or its own error, in
+    the order of the prompts, and the same outline as on a stream. Many prompts are cheaper together: they share the
+    image, and those of the same tool share inferences.
+    """
     Interact: _grpc.StreamStreamMultiCallable[_annotation_pb2.InteractRequest, _annotation_pb2.InteractResponse]
     """One annotator's stream: an image once, then prompts, each answered with the object's polygons.
-    The server keeps nothing after the stream's end. Several objects may be in progress at the same time; they do not
-    wait for each other.
+    After the stream's end, the server keeps nothing but the decoded image, while it has room. Several objects may be
+    in progress at the same time; they do not wait for each other. A stream may work on any number of objects:
+    `Forget` frees those that are finished.
     """
     Detect: _grpc.UnaryUnaryMultiCallable[_annotation_pb2.DetectRequest, _annotation_pb2.DetectResponse]
     """Labelled boxes on one image, and their outlines if the request has `polygons`."""
@@ -88,12 +102,20 @@ class AnnotationServiceAsyncStub(AnnotationServiceStub):
     """Semi-automatic annotation of images."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    GetServerInfo: _aio.UnaryUnaryMultiCallable[_annotation_pb2.GetServerInfoRequest, _annotation_pb2.GetServerInfoResponse]  # type: ignore[assignment]
+    """What this server is: its version, its limits, what it can read and write."""
     ListModels: _aio.UnaryUnaryMultiCallable[_annotation_pb2.ListModelsRequest, _annotation_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the tools. Models that Triton loads or unloads appear and disappear within seconds."""
+    Segment: _aio.UnaryUnaryMultiCallable[_annotation_pb2.SegmentRequest, _annotation_pb2.SegmentResponse]  # type: ignore[assignment]
+    """Outlines of one or many objects on one image, without a stream: each prompt gets its outline or its own error, in
+    the order of the prompts, and the same outline as on a stream. Many prompts are cheaper together: they share the
+    image, and those of the same tool share inferences.
+    """
     Interact: _aio.StreamStreamMultiCallable[_annotation_pb2.InteractRequest, _annotation_pb2.InteractResponse]  # type: ignore[assignment]
     """One annotator's stream: an image once, then prompts, each answered with the object's polygons.
-    The server keeps nothing after the stream's end. Several objects may be in progress at the same time; they do not
-    wait for each other.
+    After the stream's end, the server keeps nothing but the decoded image, while it has room. Several objects may be
+    in progress at the same time; they do not wait for each other. A stream may work on any number of objects:
+    `Forget` frees those that are finished.
     """
     Detect: _aio.UnaryUnaryMultiCallable[_annotation_pb2.DetectRequest, _annotation_pb2.DetectResponse]  # type: ignore[assignment]
     """Labelled boxes on one image, and their outlines if the request has `polygons`."""
@@ -107,6 +129,14 @@ class AnnotationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Semi-automatic annotation of images."""
 
     @_abc_1.abstractmethod
+    def GetServerInfo(
+        self,
+        request: _annotation_pb2.GetServerInfoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_annotation_pb2.GetServerInfoResponse, _abc.Awaitable[_annotation_pb2.GetServerInfoResponse]]:
+        """What this server is: its version, its limits, what it can read and write."""
+
+    @_abc_1.abstractmethod
     def ListModels(
         self,
         request: _annotation_pb2.ListModelsRequest,
@@ -115,14 +145,26 @@ class AnnotationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists the tools. Models that Triton loads or unloads appear and disappear within seconds."""
 
     @_abc_1.abstractmethod
+    def Segment(
+        self,
+        request: _annotation_pb2.SegmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_annotation_pb2.SegmentResponse, _abc.Awaitable[_annotation_pb2.SegmentResponse]]:
+        """Outlines of one or many objects on one image, without a stream: each prompt gets its outline or its own error, in
+        the order of the prompts, and the same outline as on a stream. Many prompts are cheaper together: they share the
+        image, and those of the same tool share inferences.
+        """
+
+    @_abc_1.abstractmethod
     def Interact(
         self,
         request_iterator: _MaybeAsyncIterator[_annotation_pb2.InteractRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_annotation_pb2.InteractResponse], _abc.AsyncIterator[_annotation_pb2.InteractResponse]]:
         """One annotator's stream: an image once, then prompts, each answered with the object's polygons.
-        The server keeps nothing after the stream's end. Several objects may be in progress at the same time; they do not
-        wait for each other.
+        After the stream's end, the server keeps nothing but the decoded image, while it has room. Several objects may be
+        in progress at the same time; they do not wait for each other. A stream may work on any number of objects:
+        `Forget` frees those that are finished.
         """
 
     @_abc_1.abstractmethod

@@ -1,6 +1,7 @@
 """Shapes: from a probability map and output options to the answer's outline."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 import shapely
@@ -16,6 +17,15 @@ from polywand_server.images.regions import ProbabilityMap
 SMALLEST_DEFAULT_TOLERANCE = 0.5
 
 
+class Form(StrEnum):
+    """A form of an outline in an answer; the contract's `OutputForm`. BOX adds nothing: the box is always there."""
+
+    POLYGONS = "polygons"
+    RLE = "rle"
+    PNG = "png"
+    BOX = "box"
+
+
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
     """Options of an answer's outline; None means the contract's default."""
@@ -23,7 +33,7 @@ class OutputOptions:
     threshold: float | None = None
     tolerance: float | None = None
     max_points: int | None = None
-    include_mask: bool = False
+    forms: tuple[Form, ...] = (Form.POLYGONS,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +85,6 @@ def shape_of(
     """
     tolerance = default_tolerance if options.tolerance is None else options.tolerance
     simple, applied = simplify(exact, tolerance, options.max_points)
-    rle = to_rle(exact, image_width, image_height) if options.include_mask else None
+    rle = to_rle(exact, image_width, image_height) if Form.RLE in options.forms else None
     iou = 1.0 if simple is exact else intersection_over_union(exact, simple)
     return Shape(simple, float(exact.area), rle, applied, iou)

@@ -78,13 +78,13 @@ class InteractCalls:
         del data  # an image is held by what it was received as, and no longer than that
         request, image = received.message, received.image
         del received
-        kind = request.WhichOneof("message")
+        kind = request.WhichOneof("payload")
         if kind == "prompt":
             await self._take_prompt(session, request, nbytes, timer)
             return
         try:
             if kind != "image":
-                raise InvalidInputError("message", "a request needs an image or a prompt")
+                raise InvalidInputError("payload", "a request needs an image or a prompt")
             with self._messages.body(nbytes):
                 source = read_image(request.image, image, "image")
                 del image

@@ -9,9 +9,9 @@ _BOX_USES = {"none": pb.BOX_USE_NONE, "optional": pb.BOX_USE_OPTIONAL, "required
 
 def write_model(tool: Tool) -> pb.Model:
     """Convert one tool of ListModels."""
-    model = pb.Model(name=tool.name, ready=tool.ready, not_ready_reason=tool.reason)
+    model = pb.Model(name=tool.name, state=_state(tool.ready), state_message=tool.reason)
     for version in tool.versions:
-        model.versions.add(version=version.version, ready=version.ready, not_ready_reason=version.reason)
+        model.versions.add(version=version.version, state=_state(version.ready), state_message=version.reason)
     spec = tool.spec
     if spec is None:
         return model
@@ -29,7 +29,7 @@ def write_model(tool: Tool) -> pb.Model:
                 pb.InteractorSpec(
                     min_positive_points=prompt.min_positive_points,
                     min_negative_points=prompt.min_negative_points,
-                    extreme_points=prompt.extreme_points,
+                    min_extreme_points=prompt.extreme_points,
                     box=_BOX_USES[prompt.box],
                     max_points=interactor.max_points,
                     reads_seed=interactor.reads_seed,
@@ -37,5 +37,9 @@ def write_model(tool: Tool) -> pb.Model:
             )
         case Detector() as detector:
             model.kind = pb.MODEL_KIND_DETECTOR
-            model.detector.labels.extend(detector.spec.labels)
+            model.detector.labels.extend(pb.Label(name=name) for name in detector.spec.labels)
     return model
+
+
+def _state(ready: bool) -> pb.ModelState.ValueType:
+    return pb.MODEL_STATE_READY if ready else pb.MODEL_STATE_UNAVAILABLE

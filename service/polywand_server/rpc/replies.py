@@ -16,6 +16,9 @@ from polywand_server.rpc.wire import delimited
 from polywand_server.session.answers import Draining, ImageReady, Reply
 from polywand_server.timing import Stopwatch
 
+# The largest uint32.
+_MOST = 2**32 - 1
+
 DRAINING_TEXT = "the server is draining: reconnect, any replica will do"
 
 
@@ -84,15 +87,13 @@ def write_timing(timer: Stopwatch) -> pb.Timing:
     """Convert the times of one answer's stages."""
 
     def microseconds(seconds: float) -> int:
-        return round(seconds * 1e6)
+        return min(round(seconds * 1e6), _MOST)
 
-    stages = {f"{stage}_us": microseconds(seconds) for stage, seconds in timer.seconds.items()}
-    return pb.Timing(
-        received_unix_us=microseconds(timer.received_unix),
-        total_us=microseconds(timer.total()),
-        inferences=timer.inferences,
-        **stages,
-    )
+    timing = pb.Timing(total_us=microseconds(timer.total()), inferences=timer.inferences)
+    for stage, seconds in timer.seconds.items():
+        setattr(timing, f"{stage}_us", microseconds(seconds))
+    timing.receive_time.FromMicroseconds(round(timer.received_unix * 1e6))
+    return timing
 
 
 def _inside(outer: int, inner: int, content: bytes) -> bytes:
@@ -107,7 +108,7 @@ def _shape(shape: Drawn, width: int, height: int) -> bytes:
     """
     message = pb.Shape(area=shape.area, tolerance=shape.tolerance, iou=shape.iou)
     if shape.rle is not None:
-        message.mask.CopyFrom(pb.RleMask(width=width, height=height, counts=shape.rle))
+        message.rle.CopyFrom(pb.RleMask(width=width, height=height, counts=shape.rle))
     if shape.box is not None:
         x0, y0, x1, y1 = shape.box
         message.box.CopyFrom(pb.Box(x0=x0, y0=y0, x1=x1, y1=y1))

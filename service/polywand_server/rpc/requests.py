@@ -11,7 +11,7 @@ from polywand_server.detectors.options import DEFAULT_MAX_DETECTIONS, DetectOpti
 from polywand_server.errors import InvalidInputError
 from polywand_server.geometry.boxes import Box
 from polywand_server.geometry.seeds import PolygonSeed, RleSeed, Seed
-from polywand_server.geometry.shapes import OutputOptions
+from polywand_server.geometry.shapes import Form, OutputOptions
 from polywand_server.images import EncodedImage, ImageSource, RawImage
 from polywand_server.interactors.prompt import Label, Point, Prompt
 
@@ -30,6 +30,12 @@ MAX_SEED_RLE_BYTES = 1024 * 1024
 # Fixed-point coordinates of the rasteriser hold no more.
 MAX_SEED_COORDINATE = 1e6
 
+_FORMS: dict[int, Form] = {
+    pb.OUTPUT_FORM_POLYGONS: Form.POLYGONS,
+    pb.OUTPUT_FORM_RLE: Form.RLE,
+    pb.OUTPUT_FORM_PNG: Form.PNG,
+    pb.OUTPUT_FORM_BOX: Form.BOX,
+}
 _LABELS = {
     pb.POINT_LABEL_POSITIVE: Label.POSITIVE,
     pb.POINT_LABEL_NEGATIVE: Label.NEGATIVE,
@@ -51,7 +57,7 @@ def read_image(image: pb.Image, data: memoryview | None, field: str) -> ImageSou
         if image.HasField("value_range"):
             raise InvalidInputError(range_field, "raw pixels have 8 bits; a range is for files with more")
         raw = image.raw
-        if raw.format not in (pb.PIXEL_FORMAT_UNSPECIFIED, pb.PIXEL_FORMAT_RGB8):
+        if raw.format != pb.PIXEL_FORMAT_RGB8:
             raise InvalidInputError(f"{field}.raw.format", f"{raw.format} is not a known pixel format; use RGB8")
         return RawImage(raw.data if data is None else data, raw.width, raw.height, f"{field}.raw")
     raise InvalidInputError(field, "an image is needed, either encoded or raw")
@@ -65,7 +71,7 @@ def read_prompt(prompt: pb.Prompt) -> Prompt:
         raise InvalidInputError("prompt.points", f"{len(prompt.points)} points; at most {MAX_POINTS} are read")
     return Prompt(
         model=_model(prompt.model, "prompt.model"),
-        version=_version(prompt.version, "prompt.version"),
+        version=prompt.version,
         object_id=prompt.object_id,
         points=tuple(_point(point, f"prompt.points[{number}]") for number, point in enumerate(prompt.points)),
         box=_box(prompt.box, "prompt.box") if prompt.HasField("box") else None,
@@ -90,20 +96,20 @@ def read_detect(request: pb.DetectRequest) -> DetectOptions:
         raise InvalidInputError("max_detections", f"{limit} is not from 1 to {MAX_MAX_DETECTIONS}")
     if len(request.labels) > MAX_LABELS:
         raise InvalidInputError("labels", f"{len(request.labels)} labels; at most {MAX_LABELS} are read")
-    if any(len(label.encode()) > MAX_NAME_BYTES for pair in request.labels.items() for label in pair):
+    if any(len(name.encode()) > MAX_NAME_BYTES for pair in request.labels for name in (pair.model_label, pair.label)):
         raise InvalidInputError("labels", f"a label has at most {MAX_NAME_BYTES} bytes")
     return DetectOptions(
         model=_model(request.model, "model"),
-        version=_version(request.version, "version"),
+        version=request.version,
         threshold=threshold,
-        labels=dict(request.labels),
+        labels={pair.model_label: pair.label or pair.model_label for pair in request.labels},
         max_detections=limit,
         polygons=_polygons(request.polygons) if request.HasField("polygons") else None,
     )
 
 
 def _polygons(polygons: pb.PolygonOptions) -> PolygonOptions:
-    version = _version(polygons.version, "polygons.version")
+    version = polygons.version
     if version and not polygons.model:
         raise InvalidInputError("polygons.version", f"version {version} needs the name of a model")
     return PolygonOptions(
@@ -119,12 +125,6 @@ def _model(name: str, field: str) -> str:
     if len(name.encode()) > MAX_NAME_BYTES:
         raise InvalidInputError(field, f"a name has at most {MAX_NAME_BYTES} bytes")
     return name
-
-
-def _version(version: int, field: str) -> int:
-    if version < 0:
-        raise InvalidInputError(field, f"{version} is not a version; it must be 0 (the newest) or more")
-    return version
 
 
 def _point(point: pb.Point, field: str) -> Point:
@@ -191,4 +191,12 @@ def _output(output: pb.OutputOptions, field: str) -> OutputOptions:
     points = output.max_points if output.HasField("max_points") else None
     if points is not None and not 3 <= points <= MAX_MAX_POINTS:
         raise InvalidInputError(f"{field}.max_points", f"{points} is not from 3 to {MAX_MAX_POINTS}")
-    return OutputOptions(threshold, tolerance, points, output.include_mask)
+    forms = tuple(_form(form, f"{field}.forms[{number}]") for number, form in enumerate(output.forms))
+    return OutputOptions(threshold, tolerance, points, forms or (Form.POLYGONS,))
+
+
+def _form(form: int, field: str) -> Form:
+    known = _FORMS.get(form)
+    if known is None:
+        raise InvalidInputError(field, f"{form} is not a form of outlines; use POLYGONS, RLE, PNG or BOX")
+    return known

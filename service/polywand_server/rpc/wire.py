@@ -112,7 +112,7 @@ def _without_images(
     for number, kind, start, begin, end in _fields(data):
         budget.spend()
         if numbers is not None and number == _NUMBERS and kind == _VARINT:
-            numbers.append(_read_varint(data, begin)[0])
+            numbers.append(_read_varint(data, begin)[0] & 0xFFFF_FFFF)  # as protobuf reads a uint32
         if kind != _BYTES or number not in path:
             parts.append(data[start:end])
             continue

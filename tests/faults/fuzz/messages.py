@@ -57,7 +57,9 @@ def interaction(
 def make_image(rng: random.Random) -> pb.Image:
     """A small raw image."""
     width, height = rng.randint(1, LARGEST_SIDE), rng.randint(1, LARGEST_SIDE)
-    return pb.Image(raw=pb.RawImage(data=rng.randbytes(width * height * 3), width=width, height=height))
+    return pb.Image(
+        raw=pb.RawImage(data=rng.randbytes(width * height * 3), width=width, height=height, format=pb.PIXEL_FORMAT_RGB8)
+    )
 
 
 def make_prompt(rng: random.Random, width: int, height: int, sizes: Sizes) -> pb.Prompt:
@@ -86,7 +88,7 @@ def make_box(rng: random.Random, width: float, height: float) -> pb.Box:
 
 def make_output(rng: random.Random) -> pb.OutputOptions:
     """Output options within their limits; each is absent in half of all cases."""
-    output = pb.OutputOptions(include_mask=rng.random() < 0.5)
+    output = pb.OutputOptions(forms=[pb.OUTPUT_FORM_POLYGONS, *([pb.OUTPUT_FORM_RLE] if rng.random() < 0.5 else [])])
     if rng.random() < 0.5:
         output.threshold = rng.choice((1e-6, 0.05, 0.5, 0.95, 0.999999))
     if rng.random() < 0.5:
@@ -104,7 +106,7 @@ def make_detect(rng: random.Random) -> pb.DetectRequest:
     if rng.random() < 0.5:
         request.max_detections = rng.choice((1, 2, 10))
     if rng.random() < 0.3:
-        request.labels[rng.choice(LABELS)] = "thing"
+        request.labels.add(model_label=rng.choice(LABELS), label="thing")
     if rng.random() < 0.3:
         request.max_detections = 2  # each outline is an inference
         request.polygons.CopyFrom(pb.PolygonOptions(model=rng.choice(("", *INTERACTORS)), output=make_output(rng)))
@@ -113,7 +115,7 @@ def make_detect(rng: random.Random) -> pb.DetectRequest:
 
 def make_frame(rng: random.Random) -> pb.DetectStreamRequest:
     """A frame of a stream."""
-    return pb.DetectStreamRequest(frame_id=rng.choice((0, 1, 7, 2**64 - 1)), request=make_detect(rng))
+    return pb.DetectStreamRequest(frame_id=rng.choice((0, 1, 7, 2**32 - 1)), request=make_detect(rng))
 
 
 def _spoiled_frame(

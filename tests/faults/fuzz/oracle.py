@@ -152,13 +152,13 @@ def _interaction_breaches(case: Case, record: Record) -> Iterator[str]:
 
 
 def _object_id(request: pb.InteractRequest) -> str:
-    name = request.prompt.object_id if request.WhichOneof("message") == "prompt" else ""
+    name = request.prompt.object_id if request.WhichOneof("payload") == "prompt" else ""
     # A name that is refused for its length may not be repeated.
     return name if len(name.encode()) <= MAX_REPEATED_BYTES else ""
 
 
 def _image_breaches(asked: list[pb.InteractRequest], image: tuple[int, int]) -> Iterator[str]:
-    images = [request.image for request in asked if request.WhichOneof("message") == "image"]
+    images = [request.image for request in asked if request.WhichOneof("payload") == "image"]
     if not images:
         yield "an image is confirmed that was not sent under this sequence"
     elif all(sent.WhichOneof("source") == "raw" and (sent.raw.width, sent.raw.height) != image for sent in images):
@@ -173,7 +173,7 @@ def _segmentation_breaches(
     """Where several prompts had this sequence and object, the answer may be to any of them."""
     found: list[list[str]] = []
     for request in asked:
-        if request.WhichOneof("message") == "prompt":
+        if request.WhichOneof("payload") == "prompt":
             prompt = request.prompt
             found.append([*_echo_breaches(prompt, answer), *shape_breaches(answer.shape, image, prompt.output)])
     yield from min(found, key=len, default=["an outline of what was not asked for"])
@@ -224,11 +224,12 @@ def _detect_breaches(request: pb.DetectRequest, response: pb.DetectResponse | by
         yield f"{response.model} {response.version} answered instead of {request.model}"
     if request.HasField("polygons") != response.HasField("polygons"):
         yield "outlines where none were asked for, or none where they were"
+    mapped = {pair.model_label: pair.label for pair in request.labels}
     for found in response.detections:
         box = found.box
         if not (0 <= box.x0 < box.x1 <= image[0] and 0 <= box.y0 < box.y1 <= image[1]):
             yield f"a box ({box.x0}, {box.y0}, {box.x1}, {box.y1}) on {image}"
-        if request.labels and request.labels.get(found.model_label) != found.label:
+        if mapped and mapped.get(found.model_label) != found.label:
             yield f"the label {found.label!r} of {found.model_label!r}"
         if request.HasField("polygons"):
             yield from shape_breaches(found.shape, image, request.polygons.output)

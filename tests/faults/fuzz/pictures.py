@@ -50,7 +50,8 @@ def hostile_pictures(rng: random.Random, sizes: Sizes) -> Case:
         request = pb.InteractRequest(sequence=number, image=image)
         steps += [Send(request.SerializeToString()), Await(number + 1)]
     good = pb.InteractRequest(
-        sequence=SEQUENCE_OF_GOOD, image=pb.Image(raw=pb.RawImage(data=bytes(12), width=2, height=2))
+        sequence=SEQUENCE_OF_GOOD,
+        image=pb.Image(raw=pb.RawImage(data=bytes(12), width=2, height=2, format=pb.PIXEL_FORMAT_RGB8)),
     )
     return Case("pictures", INTERACT, (*steps, Send(good.SerializeToString())))
 

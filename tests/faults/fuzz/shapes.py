@@ -87,18 +87,18 @@ def _polygon_breaches(shape: pb.Shape) -> Iterator[str]:
 
 
 def _mask_breaches(shape: pb.Shape, image: tuple[int, int], output: pb.OutputOptions) -> Iterator[str]:
-    if shape.HasField("mask") != output.include_mask:
+    if shape.HasField("rle") != (pb.OUTPUT_FORM_RLE in output.forms):
         yield "a mask where none was asked for, or none where one was"
         return
-    if not output.include_mask:
+    if pb.OUTPUT_FORM_RLE not in output.forms:
         return
-    if (shape.mask.width, shape.mask.height) != image:
-        yield f"a mask of {shape.mask.width} x {shape.mask.height} on {image}"
+    if (shape.rle.width, shape.rle.height) != image:
+        yield f"a mask of {shape.rle.width} x {shape.rle.height} on {image}"
         return
     if image[0] * image[1] > MOST_CHECKED_PIXELS:
         return
     try:
-        mask = decode_rle(shape.mask.counts, *image)
+        mask = decode_rle(shape.rle.counts, *image)
     except ValueError as error:
         yield f"a mask that is none: {error}"
         return

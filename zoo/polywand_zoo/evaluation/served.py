@@ -28,7 +28,7 @@ class ServedTool:
         self._client, self._tolerance = client, tolerance
         self.model, self.version = model, version or max(ready)
         self.needs = Needs(
-            *(spec.min_positive_points, spec.min_negative_points, spec.extreme_points, spec.box, spec.max_points)
+            *(spec.min_positive_points, spec.min_negative_points, spec.min_extreme_points, spec.box, spec.max_points)
         )
         outlines = {None: "simplified as by default", 0.0: "exact (tolerance 0)"}
         kind = outlines.get(tolerance, f"simplified by up to {tolerance} pixels")
@@ -70,5 +70,5 @@ def _find(client: polywand.Client, name: str) -> polywand.Model:
     if name not in models:
         raise ModelError(f"no model '{name}' at {client.target}; there: {', '.join(models) or 'none'}")
     if not models[name].ready:
-        raise ModelError(f"model '{name}' at {client.target} is not ready: {models[name].not_ready_reason}")
+        raise ModelError(f"model '{name}' at {client.target} is not ready: {models[name].state_message}")
     return models[name]

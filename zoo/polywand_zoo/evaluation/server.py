@@ -101,5 +101,5 @@ def _not_ready(target: str, models: Collection[str]) -> str:
         if name not in there:
             return f"model '{name}' is not in the service's list"
         if not there[name].ready:
-            return f"model '{name}' does not get ready: {there[name].not_ready_reason}"
+            return f"model '{name}' does not get ready: {there[name].state_message}"
     return ""
