@@ -13,13 +13,13 @@ from polywand_server.interactors.estimate import Segmentation
 from polywand_server.interactors.prompt import Incomplete
 from polywand_server.rpc.status import to_status
 from polywand_server.rpc.wire import delimited
-from polywand_server.session.answers import Draining, ImageReady, Reply
+from polywand_server.session.answers import Forgotten, ImageReady, Reply
 from polywand_server.timing import Stopwatch
 
 # The largest uint32.
 _MOST = 2**32 - 1
 
-DRAINING_TEXT = "the server is draining: reconnect, any replica will do"
+_DRAINING_TEXT = "the server is draining: reconnect, any replica will do"
 
 
 def write_reply(reply: Reply) -> bytes:
@@ -47,10 +47,20 @@ def write_reply(reply: Reply) -> bytes:
             )
         case PolywandError() as error:
             response.error.CopyFrom(to_status(error))
-        case Draining():
-            response.draining.message = DRAINING_TEXT
+        case Forgotten(objects):
+            response.forgotten.objects = objects
     response.timing.CopyFrom(write_timing(reply.timer))
     return response.SerializeToString() + outline
+
+
+def write_interact_draining(remaining_ms: int) -> bytes:
+    """Return the announcement of the drain on an Interact stream. remaining_ms: how long the stream has left."""
+    return pb.InteractResponse(draining=_draining(remaining_ms)).SerializeToString()
+
+
+def write_frames_draining(remaining_ms: int) -> bytes:
+    """Return the same on a DetectStream."""
+    return pb.DetectStreamResponse(draining=_draining(remaining_ms)).SerializeToString()
 
 
 def write_detections(result: FrameResult, timer: Stopwatch) -> bytes:
@@ -94,6 +104,10 @@ def write_timing(timer: Stopwatch) -> pb.Timing:
         setattr(timing, f"{stage}_us", microseconds(seconds))
     timing.receive_time.FromMicroseconds(round(timer.received_unix * 1e6))
     return timing
+
+
+def _draining(remaining_ms: int) -> pb.Draining:
+    return pb.Draining(message=_DRAINING_TEXT, remaining_ms=min(remaining_ms, _MOST))
 
 
 def _inside(outer: int, inner: int, content: bytes) -> bytes:
