@@ -100,9 +100,11 @@ class Session:
 
     async def forget(self, sequence: int, object_id: str | None, timer: Stopwatch) -> None:
         """Free one object of the current image, or with None all; answered with `Forgotten` or an error."""
+        objects = skipped = 0
         try:
             self._advance(sequence)
-            objects, skipped = await self._current_image("forget").forget(object_id)
+            if not self._image_was_dropped:  # its objects went with it
+                objects, skipped = await self._current_image("forget").forget(object_id)
         except PolywandError as error:
             await self.refuse(sequence, error, timer, object_id or "")
         else:
