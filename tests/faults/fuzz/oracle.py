@@ -24,7 +24,7 @@ REQUESTS = {
 FORBIDDEN = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNIMPLEMENTED)
 OF_A_FIELD = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION)
 # Of an object's name in a reply; longer ones are empty there.
-MAX_REPEATED_BYTES = 256
+MAX_REPEATED_BYTES = 128
 TEMPORARY = grpc.StatusCode.UNAVAILABLE
 LIMITED = grpc.StatusCode.RESOURCE_EXHAUSTED
 DEFAULT_MAX_DETECTIONS = 100
@@ -140,7 +140,7 @@ def _interaction_breaches(case: Case, record: Record) -> Iterator[str]:
             yield from _segmentation_breaches(asked, reply.segmentation, image)
         elif kind == "error":
             yield from error_breaches(reply.error)
-        elif kind != "incomplete":
+        elif kind not in ("incomplete", "forgotten"):
             yield f"a reply of {kind}"
         yield from _timing_breaches(reply.timing)
     if answered - sent:
@@ -152,7 +152,7 @@ def _interaction_breaches(case: Case, record: Record) -> Iterator[str]:
 
 
 def _object_id(request: pb.InteractRequest) -> str:
-    name = request.prompt.object_id if request.WhichOneof("payload") == "prompt" else ""
+    name = request.forget.object_id if request.WhichOneof("payload") == "forget" else request.prompt.object_id
     # A name that is refused for its length may not be repeated.
     return name if len(name.encode()) <= MAX_REPEATED_BYTES else ""
 
@@ -189,9 +189,8 @@ def _echo_breaches(prompt: pb.Prompt, answer: pb.Segmentation) -> Iterator[str]:
 
 
 def _timing_breaches(timing: pb.Timing) -> Iterator[str]:
-    negative = [field.name for field, value in timing.ListFields() if value < 0]
-    if negative:
-        yield f"negative times: {negative}"
+    if timing.receive_time.seconds <= 0:
+        yield "no time of receipt"
 
 
 def _frames_breaches(case: Case, record: Record) -> Iterator[str]:
