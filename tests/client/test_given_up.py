@@ -15,23 +15,22 @@ import pytest
 import polywand
 from polywand.answers import Update
 from polywand.backoff import FIRST_IMAGE_DELAY_S
-from polywand.ledger import Ledger
 from polywand_contract.v1 import annotation_pb2 as pb
-from tests.client.ledgers import ask, ask_image, sent, unstretched, updated
+from tests.client.ledgers import OneStream, ask, ask_image, sent, unstretched, updated
 from tests.client.scripted import Script, full, given_up, outline, ready, refusal, scripted_server
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 
-def opened() -> Ledger:
+def opened() -> OneStream:
     """A ledger whose server holds the image b"first"."""
-    ledger = Ledger(unstretched)
+    ledger = OneStream(unstretched)
     ask_image(ledger, b"first")
     ledger.answer(ready(sent(ledger)))
     return ledger
 
 
-def leaves(ledger: Ledger) -> tuple[str, int]:
+def leaves(ledger: OneStream) -> tuple[str, int]:
     """Take what is to be sent at once: the image's bytes or the prompt's object, and the sequence."""
     request = ledger.pop()
     assert request is not None
@@ -69,12 +68,11 @@ def test_several_objects_refused_at_once_need_the_image_once_and_of_each_the_new
     assert what == "first"
     assert ledger.pop() is None
     ledger.answer(ready(image))
-    (first, first_sequence), (second, second_sequence) = leaves(ledger), leaves(ledger)
-    assert (first, second) == ("a", "b")
-    update = updated(ledger, outline(first_sequence))
+    again = dict(leaves(ledger) for _ in range(2))
+    update = updated(ledger, outline(again["a"]))
     assert (update.sequence, update.skipped) == (newer[0], 1)
     assert older[1].result(0) is newer[1].result(0)
-    ledger.answer(outline(second_sequence))
+    ledger.answer(outline(again["b"]))
     assert other[1].done()
     assert ledger.pop() is None
 
@@ -155,8 +153,8 @@ def test_when_the_newer_image_fails_the_one_that_was_given_up_is_sent_again(cros
 def test_an_image_that_the_server_will_not_take_again_fails_the_prompts_and_says_so() -> None:
     ledger = opened()
     asked = {name: ask(ledger, name) for name in ("a", "b")}
-    ledger.answer(given_up(sent(ledger)))
-    ledger.answer(given_up(sent(ledger)))
+    for sequence in (sent(ledger), sent(ledger)):
+        ledger.answer(given_up(sequence))
     _, image = leaves(ledger)
     asked["c"] = ask(ledger, "c")
     updates = ledger.answer(refusal(image, INVALID))
@@ -166,7 +164,7 @@ def test_an_image_that_the_server_will_not_take_again_fails_the_prompts_and_says
         error = asked[update.object_id][1].exception(0)
         assert error is update.result
         assert isinstance(error, polywand.InvalidRequest)
-        assert str(error) == "The server removed the image of this stream and refused it when sent again: away"
+        assert str(error) == "The server does not have the image of this session, and refused it when sent again: away"
     assert ledger.pause_s() is None
 
 
@@ -174,8 +172,8 @@ def test_a_full_server_is_sent_the_image_again_after_rests_that_grow_while_promp
     ledger = opened()
     _, patient = ask(ledger, "patient")
     asked, hasty = ask(ledger, "hasty", patience_s=0.3)
-    ledger.answer(given_up(sent(ledger)))
-    ledger.answer(given_up(sent(ledger)))
+    for sequence in (sent(ledger), sent(ledger)):
+        ledger.answer(given_up(sequence))
     update = updated(ledger, full(sent(ledger)))
     assert update == Update("hasty", asked, 0, hasty.exception(0))
     assert isinstance(update.result, polywand.QuotaExceeded)
@@ -265,14 +263,14 @@ class Server:
 class Annotator:
     """Asks for images and outlines, and remembers what about."""
 
-    def __init__(self, chance: random.Random, ledger: Ledger) -> None:
+    def __init__(self, chance: random.Random, ledger: OneStream) -> None:
         self.chance, self.ledger = chance, ledger
         self.images: dict[int, Future[Any]] = {}  # by sequence, which is also what the image shows
         self.prompts: list[tuple[int, Future[Any]]] = []
 
     def act(self) -> None:
         if self.chance.random() < 0.15 or not self.images:
-            sequence, waiter = ask_image(self.ledger, b"%d" % (self.ledger._sequence + 1))
+            sequence, waiter = ask_image(self.ledger, b"%d" % (self.ledger._open._sequence + 1))
             self.images[sequence] = waiter
         else:
             patience_s = self.chance.choice((0.5, 1e6, 1e6))
@@ -293,7 +291,7 @@ def test_whatever_happens_all_is_answered_about_the_right_image(monkeypatch: pyt
     chance, clock = random.Random(seed), Clock()
     for module in ("ledger", "backoff"):
         monkeypatch.setattr(f"polywand.{module}.time", clock)
-    ledger, server = Ledger(chance.uniform), Server(chance)
+    ledger, server = OneStream(chance.uniform), Server(chance)
     annotator, wire = Annotator(chance, ledger), [0]
     replies: list[pb.InteractResponse] = []
 
