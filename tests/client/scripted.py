@@ -113,6 +113,7 @@ class Script(pb_grpc.AnnotationServiceServicer):
     def Interact(  # noqa: N802 - gRPC's name
         self, requests: Iterator[pb.InteractRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.InteractResponse]:
+        self.metadata = dict(context.invocation_metadata())
         for request in requests:
             self.arrivals.append((time.monotonic(), request))
             if (reply := self.interact(request)) is not None:
