@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 import pytest
 import trustme
+from google.rpc import error_details_pb2
 
 import polywand
 from polywand import Unavailable
@@ -257,8 +258,6 @@ async def test_a_server_says_what_it_is(script: Script, target: str) -> None:
 
 
 def test_an_error_has_the_servers_reason() -> None:
-    from google.rpc import error_details_pb2
-
     error = status(grpc.StatusCode.NOT_FOUND, "no such model")
     error.details.add().Pack(error_details_pb2.ErrorInfo(reason="MODEL_NOT_FOUND", domain="polywand"))
     with scripted_server(Script(detect=lambda _: error)) as target, polywand.connect(target) as client:
