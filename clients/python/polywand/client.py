@@ -1,5 +1,7 @@
 """The synchronous client."""
 
+from __future__ import annotations  # `help` shows the names of types, such as ImageLike
+
 import logging
 import os
 import threading
@@ -43,7 +45,7 @@ def connect(
     insecure_token: bool = False,
     metadata: MetadataLike = (),
     channel: grpc.Channel | None = None,
-) -> "Client":
+) -> Client:
     """Make a client. Nothing is sent before the first call, so the server may start later.
 
     target: "host:port" or any gRPC target; None means the environment variable POLYWAND_TARGET, else "localhost:50051".
@@ -359,7 +361,7 @@ class Client:
 
     def _call_with_image(
         self,
-        method: "grpc.UnaryUnaryMultiCallable[_ImageRequest, _ImageReply]",
+        method: grpc.UnaryUnaryMultiCallable[_ImageRequest, _ImageReply],
         request: _ImageRequest,
         image: pb.Image,
         timeout: float | None,
@@ -378,7 +380,7 @@ class Client:
 
     def _call(
         self,
-        method: "grpc.UnaryUnaryMultiCallable[_Request, _Reply]",
+        method: grpc.UnaryUnaryMultiCallable[_Request, _Reply],
         request: _Request,
         first_delay_s: float,
         timeout: float | None,

@@ -1,5 +1,7 @@
 """The asyncio client."""
 
+from __future__ import annotations  # `help` shows the names of types, such as ImageLike
+
 import asyncio
 import logging
 import os
@@ -43,7 +45,7 @@ def connect(
     insecure_token: bool = False,
     metadata: MetadataLike = (),
     channel: grpc.aio.Channel | None = None,
-) -> "AsyncClient":
+) -> AsyncClient:
     """Make an asyncio client; see `polywand.connect` for the arguments and what it raises.
 
     It belongs to the event loop in which it is first used.
@@ -340,7 +342,7 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    def _stub(self) -> "pb_grpc.AnnotationServiceAsyncStub":
+    def _stub(self) -> pb_grpc.AnnotationServiceAsyncStub:
         """Return the stub. Raises Closed, or RuntimeError in another event loop."""
         if self._closed:
             raise errors.client_closed()
@@ -361,7 +363,7 @@ class AsyncClient:
 
     async def _call_with_image(
         self,
-        method: "grpc.aio.UnaryUnaryMultiCallable[_ImageRequest, _ImageReply]",
+        method: grpc.aio.UnaryUnaryMultiCallable[_ImageRequest, _ImageReply],
         request: _ImageRequest,
         image: pb.Image,
         timeout: float | None,
@@ -380,7 +382,7 @@ class AsyncClient:
 
     async def _call(
         self,
-        method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Reply]",
+        method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Reply],
         request: _Request,
         first_delay_s: float,
         timeout: float | None,
