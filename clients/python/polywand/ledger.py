@@ -173,7 +173,7 @@ class Ledger:
         covered = [sequence for sequence in self._open.of(request.subject) if sequence <= reply.sequence]
         if request.subject is None:
             return self._answer_image(reply, covered, stream)
-        result = result_of(reply, len(covered) - 1)
+        result = result_of(reply, len(covered) - 1, None if self._held is None else self._held.info)
         settled = self._settle(covered, result, stream)
         if reply.sequence not in settled:
             return []
