@@ -19,10 +19,13 @@ from tests.interactors import (
 from tests.running import copy_newest
 from tests.triton.models import add_model
 
-# Of the images, of the masks of one stream, and of those of all streams: small, so that tests reach the limits.
+# Of the images, of the masks of one stream, of those of all streams, and of images that nothing uses: small, so that
+# tests reach the limits.
 IMAGES_MEBIBYTES, STREAM_MEMORY_MEBIBYTES, MEMORY_MEBIBYTES = 32, 2, 4
+KEPT_IMAGES_MEBIBYTES = 16
 OPTIONS = (
     f"--images-mebibytes={IMAGES_MEBIBYTES}",
+    f"--kept-images-mebibytes={KEPT_IMAGES_MEBIBYTES}",
     f"--stream-memory-mebibytes={STREAM_MEMORY_MEBIBYTES}",
     f"--memory-mebibytes={MEMORY_MEBIBYTES}",
 )

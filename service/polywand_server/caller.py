@@ -11,11 +11,14 @@ class Caller:
 
     client: its connection, as gRPC names it ("ipv4:127.0.0.1:50123"). stream: a number for each call.
     request_id: for the logs; the client may choose it, so two calls may have the same one. Empty outside of calls.
+    principal: on whose behalf it is made; nothing is shared between two. Empty: everybody, as there is no
+    authentication yet.
     """
 
     client: str
     stream: int
     request_id: str = ""
+    principal: str = ""
 
 
 _NUMBERS = count(1)
