@@ -68,6 +68,18 @@ NOTHING = (
 # LOGITS: of one object, however many were asked for.
 SHORT = NOTHING.replace("(len(image), 1,", "(1, 1,")
 
+# LOGITS: where a channel of the image, which the first point's x says, is brighter than the point's y.
+BRIGHTER = (
+    PREAMBLE
+    + """
+    def answer(self, request):
+        image, points = self.tensor(request, "IMAGE"), self.tensor(request, "POINTS")
+        channel, shade = (int(round(float(value))) for value in points[0, 0, :2])
+        logits = image[:, None, ..., channel].astype(np.float32) - shade - 0.5
+        return pb_utils.InferenceResponse([pb_utils.Tensor("LOGITS", logits)])
+"""
+)
+
 # Its process dies.
 MORTAL = (
     PREAMBLE
@@ -154,6 +166,7 @@ def make_puppets(root: Path) -> Path:
     add_upper_half(root, "upper_half_of_any_size", size=-1)
     add_interactor(root, "nothing", NOTHING, tools=_NOTHING_TOOLS)
     add_interactor(root, "short", SHORT)
+    add_interactor(root, "brighter", BRIGHTER)
     add_interactor(root, "mortal", MORTAL)
     add_interactor(root, "doomed", "")
     (root / "doomed" / "1" / "model.py").unlink()

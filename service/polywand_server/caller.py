@@ -26,9 +26,9 @@ _NO_CALL = Caller("", 0)
 _current: ContextVar[Caller] = ContextVar("caller", default=_NO_CALL)
 
 
-def begin(client: str, request_id: str = "") -> Caller:
+def begin(client: str, request_id: str = "", principal: str = "") -> Caller:
     """Begin a call: this task, and all that it starts from now on, works for it."""
-    caller = Caller(client, next(_NUMBERS), request_id)
+    caller = Caller(client, next(_NUMBERS), request_id, principal)
     _current.set(caller)
     return caller
 

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -33,20 +33,25 @@ class Holders(Protocol):
 
 
 class PictureBudget:
-    """Counts the bytes of all pictures that are alive, and keeps them within a limit.
+    """Counts the bytes of all pictures that are alive, and of decoders at work, and keeps them within a limit.
 
     kept: gives way to every request. holders: give way before a request is refused.
+
+    Decoders are at work for a moment. So no stream loses its picture, and no request is refused, because of them: a
+    picture waits for them, and a decoder for other decoders. If that is not enough, the limit is exceeded until they
+    end, at most by one decoder that found no room.
     """
 
     def __init__(self, most: int, kept: Kept, holders: Holders) -> None:
         self._most = most
         self._kept = kept
         self._holders = holders
-        self._bytes = 0
-        # Pictures that are alive, and that make way for others which are counted already.
-        self._leaving: weakref.WeakKeyDictionary[Picture, None] = weakref.WeakKeyDictionary()
+        self._pictures_bytes = 0
+        self._decoders_bytes = 0
         self._decoders = 0
         self._decoder_ended = asyncio.Event()
+        # Pictures that are alive, and that make way for others which are counted already.
+        self._leaving: weakref.WeakKeyDictionary[Picture, None] = weakref.WeakKeyDictionary()
         self._lock = threading.RLock()  # reentrant: the garbage collector may release a picture at any moment
 
     @contextmanager
@@ -63,20 +68,8 @@ class PictureBudget:
         finally:
             reservation.end()
 
-    def lets_stay(self, picture: Picture) -> bool:
-        """Whether there is room for a picture that made way for another; other kept pictures give way to it."""
-        while not self._try_to_stay(picture):
-            if not self._kept.drop_one():
-                return False
-        return True
-
-    def make_stay(self, picture: Picture) -> None:
-        """Make room for a picture that made way for another, because it is used again. Raises QuotaError."""
-        while not self._try_to_stay(picture):
-            self._make_room(picture.nbytes)
-
-    def reserve(self, nbytes: int, field: str, replaced: Lease | None) -> Picture | None:
-        """Reserve bytes of a picture; return the one that makes way for it.
+    async def reserve(self, nbytes: int, field: str, attempt: Callable[[int], bool]) -> None:
+        """Reserve bytes of a picture by `attempt`: see `_make_room`.
 
         Raises:
             TooLargeError, QuotaError
@@ -87,33 +80,18 @@ class PictureBudget:
                 f"the image needs {_mebibytes(nbytes)} MiB when decoded; "
                 f"this server takes at most {self._most // MEBIBYTE} MiB",
             )
-        while True:
-            leaving = replaced.picture if replaced is not None and replaced.count == 1 else None
-            if self._try_to_reserve(nbytes, leaving):
-                return leaving
-            del leaving  # it may be dropped
-            self._make_room(nbytes)
+        await self._make_room(nbytes, attempt)
 
-    async def reserve_for_decoder(self, nbytes: int) -> None:
-        """Reserve the bytes of a decoder, when others have released theirs.
+    async def make_stay(self, picture: Picture) -> None:
+        """Make room for a picture that made way for another, because it is used again. Raises QuotaError."""
+        await self._make_room(picture.nbytes, lambda decoders_bytes: self._try_to_stay(picture, decoders_bytes))
 
-        If there is no other, the budget is exceeded by it: pictures are not taken away for a moment's need.
-        """
-        while not self._try_to_reserve(nbytes, None):
-            if self._kept.drop_one():
-                continue
-            if not self._decoders:
-                self.grow(nbytes)
-                break
-            self._decoder_ended.clear()
-            await self._decoder_ended.wait()
-        self._decoders += 1
-
-    def release_decoder(self, nbytes: int) -> None:
-        """Release the bytes of a decoder."""
-        self.grow(-nbytes)
-        self._decoders -= 1
-        self._decoder_ended.set()
+    def lets_stay(self, picture: Picture) -> bool:
+        """Whether there is room for a picture that made way for another; other kept pictures give way to it."""
+        while not self._try_to_stay(picture, self._decoders_bytes):
+            if not self._kept.drop_one():
+                return False
+        return True
 
     def stay(self, picture: Picture) -> None:
         """Count a picture that does not make way after all."""
@@ -121,40 +99,84 @@ class PictureBudget:
             self._leaving.pop(picture, None)
 
     def grow(self, nbytes: int) -> None:
-        """Add bytes, without a check; remove them if the number is negative."""
+        """Add bytes of a picture, without a check; remove them if the number is negative."""
         with self._lock:
-            self._bytes += nbytes
+            self._pictures_bytes += nbytes
         metrics.IMAGE_MEMORY.inc(nbytes)
 
-    def _try_to_reserve(self, nbytes: int, leaving: Picture | None) -> bool:
+    async def reserve_for_decoder(self, nbytes: int) -> None:
+        """Reserve the bytes of a decoder, when there is room or no other decoder at work."""
+        while not self._fits(nbytes, self._decoders_bytes):
+            if self._kept.drop_one():
+                continue
+            if not self._decoders:
+                break
+            await self._until_a_decoder_ends()
+        self._decoders += 1
+        self._grow_decoders(nbytes)
+
+    def release_decoder(self, nbytes: int) -> None:
+        """Release the bytes of a decoder."""
+        self._decoders -= 1
+        self._grow_decoders(-nbytes)
+        self._decoder_ended.set()
+
+    def try_to_reserve(self, nbytes: int, leaving: Picture | None, decoders_bytes: int) -> bool:
+        """Count bytes of a picture if there is room for them. leaving: the picture that makes way for it."""
         with self._lock:
             freed = 0 if leaving is None or leaving in self._leaving else leaving.nbytes
-            if self._expected() - freed + nbytes > self._most:
+            if not self._fits(nbytes - freed, decoders_bytes):
                 return False
             if leaving is not None:
                 self._leaving[leaving] = None
             self.grow(nbytes)
             return True
 
-    def _try_to_stay(self, picture: Picture) -> bool:
+    def _try_to_stay(self, picture: Picture, decoders_bytes: int) -> bool:
         with self._lock:
             if picture in self._leaving:
-                if self._expected() + picture.nbytes > self._most:
+                if not self._fits(picture.nbytes, decoders_bytes):
                     return False
                 del self._leaving[picture]
             return True
 
-    def _expected(self) -> int:
-        """Return the bytes that will be left when pictures that make way are gone."""
-        return self._bytes - sum(picture.nbytes for picture in self._leaving)
+    def _fits(self, nbytes: int, decoders_bytes: int) -> bool:
+        """Whether there is room for more bytes when the pictures that make way are gone."""
+        with self._lock:
+            leaving = sum(picture.nbytes for picture in self._leaving)
+            return self._pictures_bytes - leaving + decoders_bytes + nbytes <= self._most
 
-    def _make_room(self, nbytes: int) -> None:
-        """Drop a picture that gives way. Raises QuotaError if there is none."""
-        if self._kept.drop_one() or self._holders.drop_one_image():
-            return
-        held = f"{self._bytes // MEBIBYTE} of at most {self._most // MEBIBYTE} MiB of images"
+    def _grow_decoders(self, nbytes: int) -> None:
+        self._decoders_bytes += nbytes
+        metrics.IMAGE_MEMORY.inc(nbytes)
+
+    async def _make_room(self, nbytes: int, attempt: Callable[[int], bool]) -> None:
+        """Call `attempt` with the bytes of decoders to count, and make room, until it returns True.
+
+        Raises:
+            QuotaError: nothing gives way.
+        """
+        patience = self._decoders
+        while not attempt(self._decoders_bytes):
+            if self._kept.drop_one():
+                continue
+            if patience:
+                patience -= 1
+                await self._until_a_decoder_ends()
+            elif attempt(0):
+                return
+            elif not self._holders.drop_one_image():
+                raise self._full(nbytes)
+
+    async def _until_a_decoder_ends(self) -> None:
+        if self._decoders:
+            self._decoder_ended.clear()
+            await self._decoder_ended.wait()
+
+    def _full(self, nbytes: int) -> QuotaError:
+        held = f"{self._pictures_bytes // MEBIBYTE} of at most {self._most // MEBIBYTE} MiB of images"
         text = f"this server holds {held}, and this one needs {_mebibytes(nbytes)} MiB: try later, or another replica"
-        raise QuotaError("images", text, RETRY_SECONDS)
+        return QuotaError("images", text, RETRY_SECONDS)
 
 
 class Reservation:
@@ -168,15 +190,22 @@ class Reservation:
         self._decoder_bytes = 0
         self._leaving: weakref.ref[Picture] | None = None
 
-    def reserve(self, nbytes: int) -> None:
+    async def reserve(self, nbytes: int) -> None:
         """Reserve the picture's bytes, once.
 
         Raises:
             TooLargeError, QuotaError
         """
-        leaving = self._budget.reserve(nbytes, self._field, self._replaced)
-        self._bytes = nbytes
-        self._leaving = None if leaving is None else weakref.ref(leaving)
+
+        def attempt(decoders_bytes: int) -> bool:
+            leaving = self._replaced.picture if self._replaced is not None and self._replaced.count == 1 else None
+            if not self._budget.try_to_reserve(nbytes, leaving, decoders_bytes):
+                return False
+            self._bytes = nbytes
+            self._leaving = None if leaving is None else weakref.ref(leaving)
+            return True
+
+        await self._budget.reserve(nbytes, self._field, attempt)
 
     async def reserve_for_decoder(self, nbytes: int) -> None:
         """Reserve what decoding needs besides, once, until the block ends; this may wait for other decoders."""

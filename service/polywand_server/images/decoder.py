@@ -107,7 +107,7 @@ class Decoder:
         """Decode in a thread. Raises what `read` does."""
         check_size(field, width, height, self._limits.image_pixels)
         with self._budget.reservation(field, replaced) as reservation:
-            reservation.reserve(pyramid_bytes(width, height))
+            await reservation.reserve(pyramid_bytes(width, height))
             return reservation.keep(await self._threads.compute(lambda: picture_of(read())))
 
     async def _by_child(self, image: EncodedImage, replaced: Lease | None) -> Picture:
@@ -120,7 +120,7 @@ class Decoder:
                 width, height, decoder_bytes = (int(facts[name]) for name in ("width", "height", "decoder_bytes"))
                 check_size(image.field, width, height, self._limits.image_pixels)
                 self._check_decoder(image.field, decoder_bytes)
-                reservation.reserve(pyramid_bytes(width, height))
+                await reservation.reserve(pyramid_bytes(width, height))
                 await reservation.reserve_for_decoder(decoder_bytes)
 
             about = replace(image, data=b"")  # the bytes are sent as the child's input

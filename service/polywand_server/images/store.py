@@ -82,7 +82,7 @@ class ImageStore:
         held = self._held(key)
         metrics.IMAGE_LOOKUPS.labels("miss" if held is None else "hit").inc()
         if held is not None and isinstance(held.result, Picture):
-            return self._lease_held(held, stays)
+            return await self._lease_held(held, stays)
         try:
             return await self._lease_decoded(key, source, stays, replaced)
         finally:
@@ -98,15 +98,15 @@ class ImageStore:
         """Find a picture that is leased, kept or being decoded."""
         held = self._leased.get(key)
         if held is None and (picture := self._kept.take(key)) is not None:
-            held = self._leased[key] = Holding(key, result=picture)
+            held = self._leased[key] = Holding(key, stays=True, result=picture)
         return held
 
-    def _lease_held(self, held: Holding, stays: bool) -> Lease:
+    async def _lease_held(self, held: Holding, stays: bool) -> Lease:
         """Lease a picture that is there. Raises QuotaError if it was about to make way for another."""
         assert isinstance(held.result, Picture)
         lease = self._new_lease(held, stays)
         try:
-            self._budget.make_stay(held.result)
+            await self._budget.make_stay(held.result)
         except BaseException:
             lease.release()
             raise
