@@ -47,6 +47,15 @@ class NotFoundError(InvalidInputError):
     """The request names a model or a version that does not exist."""
 
 
+class ImageNotHeldError(NotFoundError):
+    """Only the digest of an image came, and this server does not hold the image."""
+
+    reason = "IMAGE_NOT_HELD"
+
+    def __init__(self, field: str) -> None:
+        super().__init__(field, "this server does not hold the image (any more): send the image itself")
+
+
 class WrongStateError(InvalidInputError):
     """The request does not fit the state of its stream or its tool: a prompt before an image, or for a detector."""
 

@@ -27,12 +27,16 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin
+            self.add_seconds(stage, time.perf_counter() - begin)
+
+    def add_seconds(self, stage: Stage, seconds: float) -> None:
+        """Add seconds to a stage."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     def add(self, other: "Stopwatch") -> None:
         """Add the stages and inferences of other work that was done for this request."""
         for stage, seconds in other.seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+            self.add_seconds(stage, seconds)
         self.inferences += other.inferences
 
     def waited(self) -> None:

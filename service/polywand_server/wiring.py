@@ -14,8 +14,11 @@ from polywand_server.detectors.outlines import OutlineMaker
 from polywand_server.detectors.permits import FramePermits
 from polywand_server.detectors.proposals import DetectorProposals
 from polywand_server.detectors.toolbox import FrameToolbox
-from polywand_server.images import Decoder, Picture
+from polywand_server.images import ImageStore, Picture
+from polywand_server.images.budget import PictureBudget
+from polywand_server.images.decoder import Decoder
 from polywand_server.images.holders import Holders
+from polywand_server.images.kept import KeptPictures
 from polywand_server.interactors.drawer import Drawer
 from polywand_server.interactors.memory import EstimateMemory, MemoryBudget
 from polywand_server.interactors.passes import Passes
@@ -103,7 +106,10 @@ def wire(
     right_of_way, holders = RightOfWay(), Holders()
     prompt_lane = lane("prompts", PROMPT_PRIORITY)
     frame_lane = lane("frames", FRAME_PRIORITY, gives_way_to=right_of_way)
-    decoder = Decoder(frame_lane, workers, holders, limits)
+    kept = KeptPictures(limits.kept_images_bytes)
+    image_budget = PictureBudget(limits.images_bytes, kept, holders)
+    store = ImageStore(Decoder(frame_lane, workers, image_budget, limits), image_budget, kept, frame_lane)
+    stack.push_async_callback(store.close)
     drawer = Drawer(prompt_lane, workers, limits.work_cpu_seconds)
     budget = MemoryBudget(limits.stream_memory_bytes, limits.memory_bytes)
 
@@ -113,7 +119,7 @@ def wire(
         return Predictor(registry, drawer, EstimateMemory(budget), steps, picture)
 
     services = Services(
-        decoder,
+        store,
         new_predictor,
         right_of_way,
         holders,
@@ -124,7 +130,7 @@ def wire(
     frames = Frames(
         FrameToolbox(registry),
         frame_lane,
-        decoder,
+        store,
         OutlineMaker(frame_lane, Drawer(frame_lane, workers, limits.work_cpu_seconds)),
         FramePermits(Turns(limits.frames_in_work, what="frames"), limits.images_bytes // PAUSED_FRAMES_PART),
     )

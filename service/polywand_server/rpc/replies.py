@@ -27,8 +27,8 @@ def write_reply(reply: Reply) -> bytes:
     response = pb.InteractResponse(sequence=reply.sequence, object_id=reply.object_id, skipped=reply.skipped)
     outline = b""
     match reply.result:
-        case ImageReady(width, height):
-            response.image.CopyFrom(pb.ImageInfo(width=width, height=height))
+        case ImageReady(width, height, digest):
+            response.image.CopyFrom(pb.ImageInfo(width=width, height=height, digest=digest))
         case Segmentation() as found:
             response.segmentation.model, response.segmentation.version = found.model, found.version
             response.segmentation.threshold = found.threshold
@@ -67,7 +67,9 @@ def write_detections(result: FrameResult, timer: Stopwatch) -> bytes:
     """Return the answer to one frame: the message `DetectResponse`, serialised."""
     width, height, outlines = result.width, result.height, result.outlines
     response = pb.DetectResponse(
-        image=pb.ImageInfo(width=width, height=height), model=result.model, version=result.version
+        image=pb.ImageInfo(width=width, height=height, digest=result.digest),
+        model=result.model,
+        version=result.version,
     )
     shapes = [b""] * len(result.detections)
     if outlines is not None:

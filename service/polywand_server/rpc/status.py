@@ -67,6 +67,8 @@ def _details(error: errors.PolywandError) -> Iterator[Message]:
         yield error_details_pb2.BadRequest(field_violations=[violation])
     if isinstance(error, errors.ImageGivenUpError):
         yield error_details_pb2.ErrorInfo(reason=IMAGE_GIVEN_UP, domain=ERROR_DOMAIN)
+    if isinstance(error, errors.ImageNotHeldError):
+        yield error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN)
     if isinstance(error, errors.QuotaError):
         quota = error_details_pb2.QuotaFailure.Violation(subject=error.subject, description=_short(str(error)))
         yield error_details_pb2.QuotaFailure(violations=[quota])
