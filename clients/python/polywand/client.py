@@ -115,7 +115,12 @@ class Client:
             request.page_token = reply.next_page_token
 
     def open(
-        self, image: ImageLike, *, value_range: ValueRangeLike | None = None, timeout: float | None = None
+        self,
+        image: ImageLike,
+        *,
+        value_range: ValueRangeLike | None = None,
+        timeout: float | None = None,
+        reconnect: bool = True,
     ) -> Session:
         """Open a session on an image: clicks, each answered with the outline of an object.
 
@@ -123,11 +128,15 @@ class Client:
         value_range: the values that are black and white in an image with more than 8 bits, such as (0, 1023); None:
         chosen from its values.
         timeout: seconds to wait for any one answer of the session; None is the client's.
+        reconnect: whether the session goes on with a new stream when its server stops or is lost, and waits for one
+        that is still starting; if not, the end of its stream ends it.
         Raises InvalidRequest when the image cannot be read, QuotaExceeded when the server stays full, Unavailable when
         it cannot be reached.
         """
         self._check_open()
-        return Session(self._stub, image, self.target, channels.call_timeout(timeout, self._timeout_s), value_range)
+        timeout_s = channels.call_timeout(timeout, self._timeout_s)
+        reconnect = checks.flag("reconnect", reconnect)
+        return Session(self._stub, image, self.target, timeout_s, value_range, known=self._images, reconnect=reconnect)
 
     def segment(
         self,

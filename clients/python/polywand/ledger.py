@@ -65,14 +65,14 @@ class Ledger:
     the image itself to a server that does not hold it.
 
     reconnects: whether there may be a second stream; if not, the end of the first one ends the session.
-    images: those that the servers of this client are known to hold. uniform: the random numbers of the backoff.
+    known: the images that the client's servers may hold. uniform: the random numbers of the backoff.
     """
 
     def __init__(
-        self, uniform: Uniform | None = None, *, images: KnownImages | None = None, reconnects: bool = True
+        self, uniform: Uniform | None = None, *, known: KnownImages | None = None, reconnects: bool = True
     ) -> None:
         self._uniform = uniform or system_uniform()
-        self._images = images or KnownImages()
+        self._known = known or KnownImages()
         self._reconnects = reconnects
         self._open = OpenRequests()
         self._held: _HeldImage | None = None
@@ -165,19 +165,18 @@ class Ledger:
         if request is None:  # a late answer about an earlier image, or a forgotten object
             return []
         request.stream = 0
-        if isinstance(request.subject, Forgetting):
-            self._open.close(reply.sequence, None if reply.HasField("forgotten") else error_of(reply))
-            return []
         if request.is_restore:
             return self._answer_restored(reply, request)
         covered = [sequence for sequence in self._open.of(request.subject) if sequence <= reply.sequence]
         if request.subject is None:
             return self._answer_image(reply, covered, stream)
+        if isinstance(request.subject, Forgetting):
+            self._open.close(reply.sequence, None if reply.HasField("forgotten") else error_of(reply))
+            return []
         result = result_of(reply, len(covered) - 1, None if self._held is None else self._held.info)
         settled = self._settle(covered, result, stream)
-        if reply.sequence not in settled:
-            return []
-        return [Update(request.subject, request.caller_sequence, len(settled) - 1, result)]
+        update = Update(request.subject, request.caller_sequence, len(settled) - 1, result)
+        return [update] if reply.sequence in settled else []
 
     def lost(self, stream: int, error: PolywandError, *, is_final: bool) -> list[Update]:
         """Note that a stream has ended, and return the updates of objects whose requests expire before the next one.
@@ -270,20 +269,18 @@ class Ledger:
     def _answer_image(self, reply: pb.InteractResponse, covered: list[int], stream: int) -> list[Update] | pb.ImageInfo:
         image = self._open[reply.sequence]
         if reply.HasField("image"):
-            self._images.add(image.message.image, reply.image)
+            self._known.add(image.message.image, reply.image)
             self._held = _HeldImage(image.message, reply.image, reply.sequence, is_away=stream != self._stream)
             self._open.close(reply.sequence, reply.image)
             for sequence in self._open:
                 request = self._open[sequence]
                 if request.caller_sequence < image.caller_sequence:
-                    self._open.close(
-                        sequence, None if isinstance(request.subject, Forgetting) else errors.Superseded()
-                    )
+                    self._open.close(sequence, None if isinstance(request.subject, Forgetting) else errors.Superseded())
             self._restore()
             return reply.image
         error = error_of(reply)
         if image.by_digest is not None and not errors.is_temporary(error):  # not held, or digests are not known
-            self._images.discard(image.by_digest)
+            self._known.discard(image.by_digest)
             image.by_digest = None
             self._open.send_newest(None)
             return []

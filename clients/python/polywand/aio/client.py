@@ -107,7 +107,12 @@ class AsyncClient:
             request.page_token = reply.next_page_token
 
     def open(
-        self, image: ImageLike, *, value_range: ValueRangeLike | None = None, timeout: float | None = None
+        self,
+        image: ImageLike,
+        *,
+        value_range: ValueRangeLike | None = None,
+        timeout: float | None = None,
+        reconnect: bool = True,
     ) -> Session:
         """Open a session on an image: clicks, each answered with the outline of an object.
 
@@ -115,11 +120,14 @@ class AsyncClient:
         value_range: the values that are black and white in an image with more than 8 bits, such as (0, 1023); None:
         chosen from its values.
         timeout: seconds to wait for any one answer of the session; None is the client's.
+        reconnect: whether the session goes on with a new stream when its server stops or is lost, and waits for one
+        that is still starting; if not, the end of its stream ends it.
         The stream starts with `async with`, which raises InvalidRequest when the image cannot be read, QuotaExceeded
         when the server stays full, and Unavailable when it cannot be reached.
         """
         timeout_s = channels.call_timeout(timeout, self._timeout_s)
-        return Session(self._stub, image, self.target, timeout_s, value_range)
+        reconnect = checks.flag("reconnect", reconnect)
+        return Session(self._stub, image, self.target, timeout_s, value_range, known=self._images, reconnect=reconnect)
 
     async def segment(
         self,
