@@ -319,7 +319,7 @@ def _opened(
     client: polywand.Client, image: Source, value_range: tuple[float, float] | None
 ) -> Iterator[polywand.Session]:
     try:
-        session = client.open(image, value_range=value_range)
+        session = client.open(image, value_range=value_range, reconnect=False)
     except PolywandError as error:
         error.args = (_message(error, image.name),)
         raise

@@ -3,7 +3,6 @@
 No input or output happens here; the synchronous and the asyncio session share it.
 """
 
-import logging
 import math
 import time
 from collections.abc import Iterable
@@ -12,15 +11,12 @@ from dataclasses import dataclass
 from polywand import errors
 from polywand.answers import Update, Waiter, error_of, result_of
 from polywand.backoff import FIRST_DELAY_S, FIRST_IMAGE_DELAY_S, Backoff, Uniform, system_uniform
-from polywand.errors import ImageGivenUp, IncompletePrompt, PolywandError, Unavailable
+from polywand.errors import ImageGivenUp, IncompletePrompt, PolywandError
 from polywand.images import KnownImages
 from polywand.open_requests import Forgetting, OpenRequest, OpenRequests
 from polywand.results import Segmentation
+from polywand.streams import Streams
 from polywand_contract.v1 import annotation_pb2 as pb
-
-LONGEST_RECONNECT_DELAY_S = 1.0  # an annotator waits; and a new stream costs a server little
-
-_log = logging.getLogger("polywand")
 
 
 @dataclass(slots=True)
@@ -73,15 +69,10 @@ class Ledger:
     ) -> None:
         self._uniform = uniform or system_uniform()
         self._known = known or KnownImages()
-        self._reconnects = reconnects
         self._open = OpenRequests()
         self._held: _HeldImage | None = None
         self._end: PolywandError | None = None
-        self._stream = self._streams = 0  # the current one, 0 for none; how many there were
-        self._begun_at = math.inf  # of a stream on which nothing has come yet
-        self._next_stream_at = 0.0
-        self._backoff: Backoff | None = None  # of streams; None after an outline
-        self._last_loss: PolywandError | None = None
+        self._streams = Streams("a session", may_reconnect=reconnects, uniform=uniform)
 
     @property
     def ended(self) -> PolywandError | None:
@@ -116,22 +107,21 @@ class Ledger:
     def stream_due_s(self) -> float | None:
         """Return the seconds until a new stream is needed; None: not before the next call of another method."""
         due = min((request.due for request in self._open.unsent()), default=None)
-        if self._end is not None or self._stream or due is None:
+        if self._end is not None or self._streams.current or due is None:
             return None
-        return max(0.0, max(due, self._next_stream_at) - time.monotonic())
+        return self._streams.due_s(due)
 
     def begin(self) -> int:
         """Begin a stream, which is the current one from now on, and return its number."""
-        self._streams += 1
-        self._stream, self._begun_at = self._streams, time.monotonic()
+        stream = self._streams.begin()
         if self._held is not None:
             self._held.is_away, self._held.backoff = True, None
             self._restore()
-        return self._stream
+        return stream
 
     def is_current(self, stream: int) -> bool:
         """Return whether requests may be sent on a stream; if not, its sender half-closes it."""
-        return self._end is None and stream == self._stream
+        return self._end is None and stream == self._streams.current
 
     def pause_s(self) -> float | None:
         """Return the seconds until a request is due; None: not before the next call of another method."""
@@ -158,9 +148,11 @@ class Ledger:
         A reply about an object answers all its requests up to the reply's; a new image closes all requests before it.
         """
         if reply.WhichOneof("result") == "draining":
-            self._drain(reply.draining, stream)
+            if self._streams.drain(stream, reply.draining):
+                self._leave_behind()
+                self._send_all()
             return []
-        self._log_success(stream)
+        self._streams.received(stream)
         request = self._open.get(reply.sequence)
         if request is None:  # a late answer about an earlier image, or a forgotten object
             return []
@@ -185,20 +177,21 @@ class Ledger:
         """
         if self._end is not None:
             return []
-        if not self._reconnects:
-            self.end(self._last_loss or error)
-            return []
-        is_current = stream == self._stream
-        if is_current and is_final:
-            self.end(error)
+        is_current = stream == self._streams.current
+        if (end := self._streams.lose(stream, error, is_final=is_final)) is not None:
+            self.end(end)
             return []
         for sequence in self._open:
             if self._open[sequence].stream == stream:
                 self._open[sequence].stream = 0
+                if isinstance(self._open[sequence].subject, Forgetting):  # with the stream, its objects are gone
+                    self._open.close(sequence, None)
         updates: list[Update] = []
         if is_current:
-            updates = self._wait_for_stream(error)
-        self._leave_behind()
+            until = self._streams.wait(self._open.last_deadline())
+            updates = self._fail_expired(errors.broken(error), until, images=True)
+            self._leave_behind()
+        self._send_all()
         return updates
 
     def refusal(self, waiter: Waiter) -> PolywandError | None:
@@ -221,45 +214,16 @@ class Ledger:
                 for sequence in sequences:
                     self._open.close(sequence, errors.Superseded("The object of this request was forgotten."))
         sequence = self._open.add(subject, message, waiter, backoff).caller_sequence
-        if not self._stream or self._held is None or self._held.is_away:
+        if not self._streams.current or self._held is None or self._held.is_away:
             self._open.close(sequence, None)
         return sequence
 
-    def _drain(self, draining: pb.Draining, stream: int) -> None:
-        """Leave a stream whose server is about to stop, but for the answers that still come."""
-        self._last_loss = errors.from_draining(draining)
-        if not self._reconnects or stream != self._stream:
-            return
-        self._stream, self._next_stream_at = 0, 0.0
-        for sequence in self._open:
-            if self._open[sequence].is_restore:
-                self._open.close(sequence, None)
-        self._leave_behind()
-
-    def _wait_for_stream(self, error: PolywandError) -> list[Update]:
-        """Schedule the next stream after the loss of the current one; fail what expires before."""
-        self._stream, self._last_loss = 0, error
-        self._backoff = self._backoff or Backoff(0.0, FIRST_DELAY_S, self._uniform, LONGEST_RECONNECT_DELAY_S)
-        self._backoff.deadline = self._open.last_deadline()
-        retry_after_s = error.retry_after_s if isinstance(error, Unavailable) else None
-        self._next_stream_at = time.monotonic() + self._backoff.next_s(retry_after_s)
-        return self._fail_expired(errors.broken(error), self._next_stream_at, images=True)
-
     def _leave_behind(self) -> None:
-        """Send again what waits for no answer, but for what only the streams before needed."""
+        """Close the requests that only the current stream needed, which is left."""
         for sequence in self._open:
             request = self._open[sequence]
-            if not request.stream and (request.is_restore or isinstance(request.subject, Forgetting)):
+            if request.is_restore or (isinstance(request.subject, Forgetting) and not request.stream):
                 self._open.close(sequence, None)
-        self._send_all()
-
-    def _log_success(self, stream: int) -> None:
-        """Log that something came on a new stream, once."""
-        if stream == self._stream and self._begun_at < math.inf:
-            if self._last_loss is not None:
-                seconds = time.monotonic() - self._begun_at
-                _log.info("a session goes on, with a new stream, after %.2f s: %s", seconds, self._last_loss)
-            self._begun_at, self._last_loss = math.inf, None
 
     def _send_all(self) -> None:
         """Send the newest requests again that wait for no answer."""
@@ -270,7 +234,7 @@ class Ledger:
         image = self._open[reply.sequence]
         if reply.HasField("image"):
             self._known.add(image.message.image, reply.image)
-            self._held = _HeldImage(image.message, reply.image, reply.sequence, is_away=stream != self._stream)
+            self._held = _HeldImage(image.message, reply.image, reply.sequence, is_away=stream != self._streams.current)
             self._open.close(reply.sequence, reply.image)
             for sequence in self._open:
                 request = self._open[sequence]
@@ -343,7 +307,7 @@ class Ledger:
             newest = self._open[covered[-1]]
             return self._postpone(covered, answer, newest.backoff.next_s(answer.retry_after_s))
         if isinstance(answer, Segmentation | IncompletePrompt):
-            self._backoff = None
+            self._streams.succeeded()
             if self._held is not None:
                 self._held.backoff = None
         for sequence in covered:
@@ -362,7 +326,7 @@ class Ledger:
     def _await_image(self, covered: list[int], error: ImageGivenUp, stream: int) -> list[int]:
         """Send the newest of these requests again when the server has accepted the held image again."""
         assert self._held is not None  # checked by the caller
-        if stream == self._stream and covered[-1] >= self._held.sequence:  # else it was sent before that
+        if stream == self._streams.current and covered[-1] >= self._held.sequence:  # else it was sent before that
             self._held.is_away = True
         expired = self._postpone(covered, error, 0.0)
         self._restore()
@@ -371,7 +335,7 @@ class Ledger:
     def _restore(self) -> None:
         """Send the held image again if the stream lacks it, prompts wait for it and no newer image is open."""
         held, deadline = self._held, self._open.last_deadline(of_prompts=True)
-        if held is None or not held.is_away or not self._stream:
+        if held is None or not held.is_away or not self._streams.current:
             return
         if self._open.of(None) or deadline <= time.monotonic():
             return

@@ -1,5 +1,7 @@
 """One annotator's session: an image, then prompts, each answered with polygons."""
 
+from __future__ import annotations  # `help` shows the names of types, such as ImageLike
+
 import os
 import threading
 import time

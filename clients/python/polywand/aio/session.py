@@ -1,5 +1,7 @@
 """One annotator's session under asyncio: prompts to await, or to send while dragging."""
 
+from __future__ import annotations  # `help` shows the names of types, such as ImageLike
+
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
