@@ -4,19 +4,24 @@ import time
 from concurrent.futures import Future
 from typing import Any
 
+import grpc
+
+import polywand
 from polywand.answers import Update
 from polywand.backoff import Uniform
 from polywand.ledger import Ledger
 from polywand_contract.v1 import annotation_pb2 as pb
 
 PATIENCE_S = 60.0
+DRAINING = pb.InteractResponse(draining=pb.Draining(message="draining", remaining_ms=5000))
+LOST = polywand.Unavailable("the connection was lost", grpc.StatusCode.UNAVAILABLE)
 
 
 class OneStream(Ledger):
     """A ledger with the stream that every message is of, unless a test names another."""
 
-    def __init__(self, uniform: Uniform | None = None) -> None:
-        super().__init__(uniform)
+    def __init__(self, uniform: Uniform | None = None, *, reconnects: bool = True) -> None:
+        super().__init__(uniform, reconnects=reconnects)
         self.stream = self.begin()
 
     def pop(self, stream: int = 0) -> pb.InteractRequest | None:

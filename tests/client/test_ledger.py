@@ -9,7 +9,7 @@ import pytest
 import polywand
 from polywand.backoff import FIRST_DELAY_S, FIRST_IMAGE_DELAY_S
 from polywand_contract.v1 import annotation_pb2 as pb
-from tests.client.ledgers import OneStream, ask, ask_image, sent, unstretched, updated
+from tests.client.ledgers import DRAINING, LOST, OneStream, ask, ask_image, sent, unstretched, updated
 from tests.client.scripted import QUOTA, full, outline, ready, refusal
 
 
@@ -186,11 +186,19 @@ def test_an_image_that_never_left_shares_the_fate_of_the_one_that_replaced_it() 
     assert fourth.done()
 
 
-def test_the_end_of_the_stream_ends_what_rests() -> None:
-    ledger = OneStream()
+def test_the_end_of_the_only_stream_ends_what_rests() -> None:
+    ledger = OneStream(reconnects=False)
+    _, answered = ask(ledger, "answered")
     _, waiter = ask(ledger)
+    first = sent(ledger)
     ledger.answer(refusal(sent(ledger)))
-    ledger.answer(pb.InteractResponse(draining=pb.Draining(message="draining")))
+    ledger.answer(DRAINING)
+    ledger.answer(outline(first))
+    assert isinstance(answered.result(0), polywand.Segmentation)
+    ledger.lost(ledger.stream, LOST, is_final=False)
     assert isinstance(waiter.exception(0), polywand.Draining)
     assert ledger.pause_s() is None
     assert ledger.pop() is None
+    assert ledger.stream_due_s() is None
+    with pytest.raises(polywand.Draining):
+        ask(ledger)

@@ -40,7 +40,7 @@ class Streams:
 
     def received(self, stream: int) -> None:
         """Note that something came on a stream; log it once, if one was lost before."""
-        if stream == self.current and self.loss is not None:
+        if stream == self.current and self.loss is not None and self._may_reconnect:
             seconds = time.monotonic() - self._begun_at
             _log.info("%s goes on with a new stream, after %.2f s: %s", self._what, seconds, self.loss)
             self.loss = None
