@@ -143,5 +143,7 @@ def wire(
         DetectCalls(frames, messages, frame_lane, limits.frames_in_flight),
     )
     loop = asyncio.get_running_loop()
+    metrics.IMAGE_MEMORY.set_function(lambda: image_budget.nbytes)
+    metrics.KEPT_IMAGE_MEMORY.set_function(lambda: kept.nbytes)
     metrics.TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
     return Parts(registry, ingress, messages, servicer)

@@ -11,7 +11,6 @@ from polywand_server.config import MEBIBYTE
 from polywand_server.errors import QuotaError, TooLargeError
 from polywand_server.images.lease import Lease
 from polywand_server.images.picture import Picture
-from polywand_server.ops import metrics
 
 RETRY_SECONDS = 1.0
 
@@ -53,6 +52,11 @@ class PictureBudget:
         # Pictures that are alive, and that make way for others which are counted already.
         self._leaving: weakref.WeakKeyDictionary[Picture, None] = weakref.WeakKeyDictionary()
         self._lock = threading.RLock()  # reentrant: the garbage collector may release a picture at any moment
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pictures and decoders now."""
+        return self._pictures_bytes + self._decoders_bytes
 
     @contextmanager
     def reservation(self, field: str, replaced: Lease | None) -> Iterator["Reservation"]:
@@ -102,7 +106,6 @@ class PictureBudget:
         """Add bytes of a picture, without a check; remove them if the number is negative."""
         with self._lock:
             self._pictures_bytes += nbytes
-        metrics.IMAGE_MEMORY.inc(nbytes)
 
     async def reserve_for_decoder(self, nbytes: int) -> None:
         """Reserve the bytes of a decoder, when there is room or no other decoder at work."""
@@ -113,12 +116,12 @@ class PictureBudget:
                 break
             await self._until_a_decoder_ends()
         self._decoders += 1
-        self._grow_decoders(nbytes)
+        self._decoders_bytes += nbytes
 
     def release_decoder(self, nbytes: int) -> None:
         """Release the bytes of a decoder."""
         self._decoders -= 1
-        self._grow_decoders(-nbytes)
+        self._decoders_bytes -= nbytes
         self._decoder_ended.set()
 
     def try_to_reserve(self, nbytes: int, leaving: Picture | None, decoders_bytes: int) -> bool:
@@ -145,10 +148,6 @@ class PictureBudget:
         with self._lock:
             leaving = sum(picture.nbytes for picture in self._leaving)
             return self._pictures_bytes - leaving + decoders_bytes + nbytes <= self._most
-
-    def _grow_decoders(self, nbytes: int) -> None:
-        self._decoders_bytes += nbytes
-        metrics.IMAGE_MEMORY.inc(nbytes)
 
     async def _make_room(self, nbytes: int, attempt: Callable[[int], bool]) -> None:
         """Call `attempt` with the bytes of decoders to count, and make room, until it returns True.
