@@ -331,8 +331,8 @@ def test_the_service_ends_in_time_in_the_middle_of_hostile_work(repository, tmp_
     )
     with running_service(tmp_path / "log", *options) as service, ExitStack() as stack:
         service.wait_ready("shade")
-        hostile = pb.Image(encoded=jpeg_of_scans(10_000, 10_000, 450))
-        for _ in range(4):
+        for number in range(4):  # none waits for another's: neither for the same picture, nor for its memory
+            hostile = pb.Image(encoded=jpeg_of_scans(6000, 6000, 450 + number))
             stub = AnnotationServiceStub(stack.enter_context(own_connection(service)))
             stack.enter_context(InteractStream(stub)).send(hostile)
         wait_for(lambda: sum(cpu_seconds(child) > 0.2 for child in workers(service)[1:]) >= 2, 60, service)

@@ -39,8 +39,8 @@ SMALL_BYTES = 1024 * 1024
 SMALL_PIXELS = 1024 * 1024
 # Scans of larger files are counted in a thread.
 _COUNTED_AT_ONCE_BYTES = 256 * 1024
-# Bytes of a message beside its raw pixels that may stay in memory with them.
-_MESSAGE_BYTES = 64 * 1024
+# Raw pixels stay in the memory of their message, if that is larger by this share at most.
+_MESSAGE_SHARE = 1 / 16
 
 
 class Threads(Protocol):
@@ -143,12 +143,12 @@ class Decoder:
 
 
 def _raw(image: RawImage) -> Pixels:
-    """Convert raw pixels. RGB8 stays in the memory of its message, unless that is larger by more than a bit."""
+    """Convert raw pixels; RGB8 is copied only if its message is much larger."""
     pixels = read_raw(image.pixels, image.value_range)
     if image.pixels.format is not PixelFormat.RGB8:
         return pixels
     message = memoryview(memoryview(image.data).obj)
-    return pixels if message.nbytes <= len(image.data) + _MESSAGE_BYTES else pixels.copy()
+    return pixels if message.nbytes <= len(image.data) * (1 + _MESSAGE_SHARE) else pixels.copy()
 
 
 def _small(image: EncodedImage, width: int, height: int) -> Pixels:
