@@ -31,6 +31,7 @@ from polywand_server.images.kept import KeptPictures
 from polywand_server.images.picture import pyramid_bytes
 from polywand_server.timing import Stopwatch
 from polywand_server.workers.pool import Workers
+from tests.faults.footprint import descriptors
 from tests.pictures.writers import png
 from tests.puppets import KEPT_IMAGES_MEBIBYTES
 from tests.running import Service, images_in_use, run_the_others, until, wait_for
@@ -332,6 +333,18 @@ def test_frames_of_a_stream_find_what_is_held_and_do_not_stay_themselves(puppets
     assert replies[1].timing.decode_us == 0
     assert puppets.metric(KEPT) == kept
     assert [is_held(stub, reply.image.digest) for reply in replies] == [False, True, False]
+
+
+def test_pictures_that_stay_hold_no_open_files(puppets, stub, shades):
+    """Neither small nor large ones whose memory was another process's."""
+    detect(stub, shades.raw())  # the connection is open
+    before = descriptors(puppets)
+    digests = []
+    for side in (20,) * 30 + (700,) * 3:
+        webp = cv2.imencode(".webp", shades.pixels(side))[1].tobytes()
+        digests.append(detect(stub, pb.Image(encoded=webp)).image.digest)
+    assert all(is_held(stub, digest) for digest in digests)
+    assert descriptors(puppets) < before + 10
 
 
 # -- pixel formats

@@ -39,6 +39,8 @@ SMALL_BYTES = 1024 * 1024
 SMALL_PIXELS = 1024 * 1024
 # Scans of larger files are counted in a thread.
 _COUNTED_AT_ONCE_BYTES = 256 * 1024
+# Pictures of this size are copied out of the memory that a child shares, as the kernel bounds the number of mappings.
+_COPIED_BYTES = 1024 * 1024
 # Raw pixels stay in the memory of their message, if that is larger by this share at most.
 _MESSAGE_SHARE = 1 / 16
 
@@ -130,6 +132,8 @@ class Decoder:
             width, height = int(answer.facts["width"]), int(answer.facts["height"])
             if memory is None or memory.nbytes < pyramid_bytes(width, height):
                 raise InternalError(FAILED)
+            if memory.nbytes <= _COPIED_BYTES:
+                memory = memory.copy()
             return reservation.keep(Picture(levels_in(memory, width, height)))
 
     def _check_decoder(self, field: str, nbytes: int) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import fcntl
 import logging
-import mmap
 import os
 import pickle
 import signal
@@ -24,6 +23,7 @@ from polywand_server.errors import DeadlineError, InternalError, InvalidInputErr
 from polywand_server.workers import channel
 from polywand_server.workers.answers import Answer, from_bytes
 from polywand_server.workers.child import Order, Work
+from polywand_server.workers.mapping import map_read_only
 
 # Imported by the process that children are forked from, before the first fork.
 MODULES = ("polywand_server.jobs",)
@@ -332,7 +332,7 @@ def _write(memory: int, data: Sequence[bytes | memoryview]) -> None:
 def _map(descriptor: int) -> NDArray[np.uint8]:
     """Map memory that a child shares, read-only: uint8 [nbytes]."""
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-    return np.frombuffer(mmap.mmap(descriptor, os.fstat(descriptor).st_size, prot=mmap.PROT_READ), np.uint8)
+    return map_read_only(descriptor)
 
 
 def _raise_error(facts: dict[str, Any], limits: Limits) -> None:
