@@ -23,10 +23,13 @@ from polywand_server.interactors.predictor import Predictor
 from polywand_server.interactors.steps import Steps
 from polywand_server.lanes import FRAME_PRIORITY, PROMPT_PRIORITY, Lane, ModelTurns, RightOfWay
 from polywand_server.ops import metrics
+from polywand_server.ops.health import Health
 from polywand_server.rpc.detect import DetectCalls
+from polywand_server.rpc.info import ServerInfo
 from polywand_server.rpc.ingress import Ingress
 from polywand_server.rpc.interact import InteractCalls
 from polywand_server.rpc.messages import Messages
+from polywand_server.rpc.server import SERVICE_NAME
 from polywand_server.rpc.servicer import AnnotationServicer
 from polywand_server.session.counts import PromptCounts
 from polywand_server.session.outbox import Unread
@@ -48,6 +51,7 @@ class Parts:
     """The parts that the server runs or passes to its ports."""
 
     registry: Registry
+    health: Health
     ingress: Ingress
     messages: Messages
     servicer: AnnotationServicer
@@ -130,7 +134,9 @@ def wire(
     )
     ingress = Ingress(limits.bodies_bytes)
     messages = Messages(Admission(limits, lambda: right_of_way.prompts_expected), ingress)
+    health = Health(("", SERVICE_NAME), lambda: registry.ready, lambda: registry.not_ready_reason)
     servicer = AnnotationServicer(
+        ServerInfo(limits, health, registry),
         registry,
         messages,
         InteractCalls(services, messages, prompt_lane),
@@ -138,4 +144,4 @@ def wire(
     )
     loop = asyncio.get_running_loop()
     metrics.TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
-    return Parts(registry, ingress, messages, servicer)
+    return Parts(registry, health, ingress, messages, servicer)

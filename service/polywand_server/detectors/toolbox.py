@@ -12,11 +12,15 @@ from polywand_server.interactors.prompt import Prompt, incomplete
 from polywand_server.tools.kinds import Detector, Interactor
 from polywand_server.tools.registry import Registry
 from polywand_server.tools.retry import use_tool
+from polywand_server.tools.specs import DetectorSpec
 
 Result = TypeVar("Result")
 
 # The models that make outlines when the request names none: the first that is ready and starts from a box.
 DEFAULT_MODELS = ("wand_box", "wand_click")
+
+# The detector when the request names none; else the first by name that is ready.
+DEFAULT_DETECTOR = "nanodet"
 
 _FIELD = "polygons."
 
@@ -70,6 +74,12 @@ class FrameToolbox:
             Errors of `choose` and `work`.
         """
         return await use_tool(self._registry, lambda: self.choose(options), work)
+
+
+def default_detector(registry: Registry) -> str:
+    """Return the name of the detector for requests that name none; empty if none is ready."""
+    ready = [tool.name for tool in registry.tools if tool.ready and isinstance(tool.spec, DetectorSpec)]
+    return DEFAULT_DETECTOR if DEFAULT_DETECTOR in ready else next(iter(ready), "")
 
 
 def check_labels(labels: Mapping[str, str], tool: Detector) -> None:

@@ -37,6 +37,11 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
         return not self._draining and self._is_ready()
 
     @property
+    def is_draining(self) -> bool:
+        """Whether the service is about to stop."""
+        return self._draining
+
+    @property
     def reason(self) -> str:
         """Why the service is not ready; empty when it is."""
         if self._draining:

@@ -1,6 +1,7 @@
 """Convert requests from protobuf messages to the domain's types, and check every field."""
 
 import math
+from collections.abc import Mapping
 from itertools import chain
 
 import numpy as np
@@ -21,6 +22,7 @@ MAX_NAME_BYTES = 256
 MAX_TOLERANCE = 1000
 MAX_MAX_POINTS = 100_000
 MAX_MAX_DETECTIONS = 1000
+MAX_SEGMENT_PROMPTS = 1000
 # Bounds the cost of a message before the model's own limit is known.
 MAX_POINTS = 10_000
 MAX_SEED_VERTICES = 20_000
@@ -30,7 +32,9 @@ MAX_SEED_RLE_BYTES = 1024 * 1024
 # Fixed-point coordinates of the rasteriser hold no more.
 MAX_SEED_COORDINATE = 1e6
 
-_FORMS: dict[int, Form] = {
+# By their enums of the contract: what this server reads and writes.
+PIXEL_FORMATS = (pb.PIXEL_FORMAT_RGB8,)
+OUTPUT_FORMS: Mapping[pb.OutputForm.ValueType, Form] = {
     pb.OUTPUT_FORM_POLYGONS: Form.POLYGONS,
     pb.OUTPUT_FORM_RLE: Form.RLE,
     pb.OUTPUT_FORM_PNG: Form.PNG,
@@ -57,7 +61,7 @@ def read_image(image: pb.Image, data: memoryview | None, field: str) -> ImageSou
         if image.HasField("value_range"):
             raise InvalidInputError(range_field, "raw pixels have 8 bits; a range is for files with more")
         raw = image.raw
-        if raw.format != pb.PIXEL_FORMAT_RGB8:
+        if raw.format not in PIXEL_FORMATS:
             raise InvalidInputError(f"{field}.raw.format", f"{raw.format} is not a known pixel format; use RGB8")
         return RawImage(raw.data if data is None else data, raw.width, raw.height, f"{field}.raw")
     raise InvalidInputError(field, "an image is needed, either encoded or raw")
@@ -195,8 +199,8 @@ def _output(output: pb.OutputOptions, field: str) -> OutputOptions:
     return OutputOptions(threshold, tolerance, points, forms or (Form.POLYGONS,))
 
 
-def _form(form: int, field: str) -> Form:
-    known = _FORMS.get(form)
+def _form(form: pb.OutputForm.ValueType, field: str) -> Form:
+    known = OUTPUT_FORMS.get(form)
     if known is None:
         raise InvalidInputError(field, f"{form} is not a form of outlines; use POLYGONS, RLE, PNG or BOX")
     return known

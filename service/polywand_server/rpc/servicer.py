@@ -1,4 +1,4 @@
-"""The contract's four methods, from bytes to bytes: what they raise becomes a status here."""
+"""The contract's methods, from bytes to bytes: what they raise becomes a status here."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -9,6 +9,7 @@ from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1 import annotation_pb2_grpc as pb_grpc
 from polywand_server.errors import InvalidInputError, PolywandError
 from polywand_server.rpc.detect import DetectCalls
+from polywand_server.rpc.info import ServerInfo
 from polywand_server.rpc.interact import InteractCalls
 from polywand_server.rpc.listing import write_model
 from polywand_server.rpc.messages import Context, Messages
@@ -24,11 +25,20 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
     end: ends a stream with an error, from another task.
     """
 
-    def __init__(self, registry: Registry, messages: Messages, interact: InteractCalls, detect: DetectCalls) -> None:
+    def __init__(
+        self, info: ServerInfo, registry: Registry, messages: Messages, interact: InteractCalls, detect: DetectCalls
+    ) -> None:
+        self._info = info
         self._registry = registry
         self._messages = messages
         self._interact = interact
         self._detect = detect
+
+    async def GetServerInfo(self, context: Context) -> bytes:  # type: ignore[override]  # noqa: N802 (contract's name)
+        """Describe this server."""
+        async with _statuses(context):
+            pb.GetServerInfoRequest.FromString(await self._messages.only(context))
+            return self._info.write().SerializeToString()
 
     async def ListModels(self, context: Context) -> bytes:  # type: ignore[override]  # noqa: N802 (contract's name)
         """List all tools."""
