@@ -143,7 +143,7 @@ def test_broken_models_say_why_a_new_folder_appears_and_the_others_serve(tmp_pat
             ("no_config", "no_config"),
         ):
             wait_until(lambda name=name, reason=reason: reason in models(stub)[name].state_message)
-            assert not is_ready(models(stub)[name])
+            assert models(stub)[name].state == pb.MODEL_STATE_FAILED
         wait_until(lambda: len(models(stub)) == 6)  # no_card is listed until it is loaded and known
         assert is_ready(models(stub)["disk"])
         with pytest.raises(grpc.RpcError, match=r"model\.onnx") as caught:
@@ -186,8 +186,8 @@ def test_a_name_that_two_models_claim_stays_with_the_first_and_the_other_says_so
         assert (is_ready(listed["disk"]), listed["disk"].display_name) == (True, "disk")
         why = "the name 'disk' belongs to model 'disk' already: rename one of the two tools"
         lost = listed["another/disk"]
-        assert (is_ready(lost), lost.state_message, lost.display_name) == (False, why, "Mine")
-        assert [is_ready(version) for version in lost.versions] == [False]
+        assert (lost.state, lost.state_message, lost.display_name) == (pb.MODEL_STATE_FAILED, why, "Mine")
+        assert [version.state for version in lost.versions] == [pb.MODEL_STATE_FAILED]
         with InteractStream(stub) as stream:
             stream.ask(raw_image(astronaut))
             for name in ("disk", "finer"):

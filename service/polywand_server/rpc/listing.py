@@ -1,17 +1,24 @@
 """ListModels: tools as protobuf messages."""
 
 from polywand_contract.v1 import annotation_pb2 as pb
-from polywand_server.tools.catalogue import Tool
+from polywand_server.tools.catalogue import State, Tool
 from polywand_server.tools.kinds import Detector, Interactor
 
 _BOX_USES = {"none": pb.BOX_USE_NONE, "optional": pb.BOX_USE_OPTIONAL, "required": pb.BOX_USE_REQUIRED}
 
+_STATES = {
+    State.READY: pb.MODEL_STATE_READY,
+    State.LOADING: pb.MODEL_STATE_LOADING,
+    State.UNAVAILABLE: pb.MODEL_STATE_UNAVAILABLE,
+    State.FAILED: pb.MODEL_STATE_FAILED,
+}
+
 
 def write_model(tool: Tool) -> pb.Model:
     """Convert one tool of ListModels."""
-    model = pb.Model(name=tool.name, state=_state(tool.ready), state_message=tool.reason)
+    model = pb.Model(name=tool.name, state=_STATES[tool.state], state_message=tool.reason)
     for version in tool.versions:
-        model.versions.add(version=version.version, state=_state(version.ready), state_message=version.reason)
+        model.versions.add(version=version.version, state=_STATES[version.state], state_message=version.reason)
     spec = tool.spec
     if spec is None:
         return model
@@ -39,7 +46,3 @@ def write_model(tool: Tool) -> pb.Model:
             model.kind = pb.MODEL_KIND_DETECTOR
             model.detector.labels.extend(pb.Label(name=name) for name in detector.spec.labels)
     return model
-
-
-def _state(ready: bool) -> pb.ModelState.ValueType:
-    return pb.MODEL_STATE_READY if ready else pb.MODEL_STATE_UNAVAILABLE

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from polywand_server.errors import NotFoundError, PolywandError, UnavailableError, WrongStateError
 from polywand_server.ops import metrics
-from polywand_server.tools.catalogue import BROKEN_RETRY_SECONDS, Model, Tool, assign_tool_names, join_names
+from polywand_server.tools.catalogue import Model, State, Tool, assign_tool_names, join_names
 from polywand_server.tools.index import Index, IndexReader
 from polywand_server.tools.kinds import Detector, Interactor
 from polywand_server.tools.loader import ModelLoader
@@ -237,7 +237,7 @@ def _is_failure(old: Tool | None, new: Tool) -> bool:
     """Whether a tool that is not ready has failed, or was ready; that Triton is away has its own log line."""
     if new.reason == AWAY:
         return False
-    return new.model.retry_seconds == BROKEN_RETRY_SECONDS or (old is not None and old.ready)
+    return new.state is State.FAILED or (old is not None and old.ready)
 
 
 def _closest_first(name: str, names: Collection[str]) -> list[str]:

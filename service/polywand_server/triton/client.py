@@ -34,6 +34,9 @@ _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_timeout_ms", 5_000),
 ]
 
+# Reasons of entries: Triton's word for a model that a client unloaded, and ours for one that it does not list now.
+UNLOADED, NOT_FOUND = "unloaded", "Triton does not find it now"
+
 
 class ModelState(StrEnum):
     """Triton's states of a model version."""
@@ -65,12 +68,12 @@ class IndexEntry:
     @property
     def was_unloaded(self) -> bool:
         """Whether it is out of service because it was unloaded."""
-        return self.state == ModelState.UNAVAILABLE and self.reason == "unloaded"
+        return self.state == ModelState.UNAVAILABLE and self.reason == UNLOADED
 
     @property
     def has_failed(self) -> bool:
         """Whether it is out of service because it could not be loaded."""
-        return self.state == ModelState.UNAVAILABLE and self.reason != "unloaded"
+        return self.state == ModelState.UNAVAILABLE and self.reason not in (UNLOADED, NOT_FOUND)
 
 
 @dataclass(frozen=True, slots=True)
