@@ -49,7 +49,13 @@ def test_a_detector_tells_its_labels(stub):
     nanodet = models(stub)["nanodet"]
     assert nanodet.kind == pb.MODEL_KIND_DETECTOR
     assert len(nanodet.detector.labels) == 80
-    assert nanodet.detector.labels[0] == "person"
+    assert nanodet.detector.labels[0] == pb.Label(name="person")
+
+
+def test_a_label_has_the_colour_and_the_parent_of_its_models_parameters(puppet_stub):
+    assert list(models(puppet_stub)["finder"].detector.labels) == [
+        pb.Label(name="thing", color="#ff8000", parent="matter")
+    ]
 
 
 def test_an_interactor_tells_what_it_needs(stub):

@@ -44,5 +44,6 @@ def write_model(tool: Tool) -> pb.Model:
             )
         case Detector() as detector:
             model.kind = pb.MODEL_KIND_DETECTOR
-            model.detector.labels.extend(pb.Label(name=name) for name in detector.spec.labels)
+            labels = detector.spec.label_specs
+            model.detector.labels.extend(pb.Label(**label.model_dump()) for label in labels)
     return model
