@@ -125,13 +125,16 @@ def _default(registry: Registry) -> Interactor:
         raise _naming_field(unready) from unready
     listed = " nor ".join(f"'{name}'" for name in DEFAULT_MODELS)
     raise NotFoundError(
-        f"{_FIELD}model", f"neither {listed} is an interactor here that starts from a box: name another interactor"
+        f"{_FIELD}model",
+        f"neither {listed} is an interactor here that starts from a box: name another interactor",
+        resource=DEFAULT_MODELS[0],
     )
 
 
 def _naming_field(error: UnavailableError) -> UnavailableError:
     """Add the field of the model, as the request names two."""
-    return UnavailableError(f"{_FIELD}model: {error}", error.retry_seconds)
+    text = f"{_FIELD}model: {error}"
+    return UnavailableError(text, error.retry_seconds, reason=error.reason, metadata=error.metadata)
 
 
 def _missing(tool: Interactor) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from polywand_server.errors import RETRY_SECONDS, NotFoundError, UnavailableError
+from polywand_server.errors import RETRY_SECONDS, NotFoundError, Reason, UnavailableError
 from polywand_server.tools.kinds import Detector, Interactor
 from polywand_server.tools.specs import InteractorSpec, ToolSpec
 from polywand_server.triton.client import ModelConfig
@@ -112,16 +112,19 @@ class Tool:
             NotFoundError, UnavailableError
         """
         if not self.ready:
-            raise UnavailableError(f"model '{self.name}' is not ready: {self.reason}", self.state.retry_seconds)
+            raise _not_ready(f"model '{self.name}' is not ready: {self.reason}", self.state, {"model": self.name})
         if wanted == 0:
             return max(version.version for version in self.versions if version.ready)
         known = {version.version: version for version in self.versions}
+        this = {"model": self.name, "version": str(wanted)}
         if wanted not in known:
             text = f"model '{self.name}' has no version {wanted}; it has {join_names(map(str, sorted(known)))}"
-            raise NotFoundError(f"{path}version", text)
+            raise NotFoundError(
+                f"{path}version", text, resource=f"{self.name}/{wanted}", reason=Reason.VERSION_NOT_FOUND, metadata=this
+            )
         if not known[wanted].ready:
             text = f"version {wanted} of model '{self.name}' is not ready: {known[wanted].reason}"
-            raise UnavailableError(text, known[wanted].state.retry_seconds)
+            raise _not_ready(text, known[wanted].state, this)
         return wanted
 
     def of_version(self, version: int) -> Interactor | Detector | None:
@@ -132,6 +135,11 @@ class Tool:
         if isinstance(spec, InteractorSpec):
             return Interactor(self.name, self.model.name, version, spec, config)
         return Detector(self.name, self.model.name, version, spec, config)
+
+
+def _not_ready(text: str, state: State, metadata: Mapping[str, str]) -> UnavailableError:
+    reason = Reason.MODEL_BROKEN if state is State.FAILED else Reason.MODEL_NOT_READY
+    return UnavailableError(text, state.retry_seconds, reason=reason, metadata=metadata)
 
 
 def assign_tool_names(models: Mapping[str, Model], previous: Mapping[str, Tool]) -> dict[str, Tool]:

@@ -87,7 +87,8 @@ class Registry:
         """
         tool = self._find(name, version, path)
         if not isinstance(tool, Interactor):
-            raise WrongStateError(f"{path}model", f"model '{name}' is a detector (see Detect); an interactor is needed")
+            text = f"model '{name}' is a detector (see Detect); an interactor is needed"
+            raise WrongStateError(f"{path}model", text, metadata={"model": name})
         return tool
 
     def detector(self, name: str, version: int) -> Detector:
@@ -98,7 +99,8 @@ class Registry:
         """
         tool = self._find(name, version, "")
         if not isinstance(tool, Detector):
-            raise WrongStateError("model", f"model '{name}' is an interactor: use it with Interact, not with Detect")
+            text = f"model '{name}' is an interactor: use it with Interact, not with Detect"
+            raise WrongStateError("model", text, metadata={"model": name})
         return tool
 
     def _find(self, name: str, version: int, path: str) -> Interactor | Detector | None:
@@ -107,7 +109,7 @@ class Registry:
             if not self.triton_up:
                 raise UnavailableError("Triton is not ready yet, so no model is known")
             known = join_names(_closest_first(name, self._tools))
-            raise NotFoundError(f"{path}model", f"there is no model '{name}'; there are: {known}")
+            raise NotFoundError(f"{path}model", f"there is no model '{name}'; there are: {known}", resource=name)
         return tool.of_version(tool.choose_version(version, path))
 
     async def refresh(self) -> None:
