@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Awaitable
-from typing import Any, TypeVar
+from copy import copy
+from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -37,6 +38,12 @@ class InvalidInputError(PolywandError):
         super().__init__(f"{field}: {description}")
         self.field = field
         self.description = description
+
+    def at(self, field: str) -> Self:
+        """Return the same error of another field."""
+        moved = copy(self)
+        moved.field, moved.args = field, (f"{field}: {self.description}",)
+        return moved
 
 
 class TooLargeError(InvalidInputError):

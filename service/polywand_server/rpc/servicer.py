@@ -1,4 +1,4 @@
-"""The contract's four methods, from bytes to bytes: what they raise becomes a status here."""
+"""The contract's methods, from bytes to bytes: what they raise becomes a status here."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,6 +12,7 @@ from polywand_server.rpc.detect import DetectCalls
 from polywand_server.rpc.interact import InteractCalls
 from polywand_server.rpc.listing import write_model
 from polywand_server.rpc.messages import Context, Messages
+from polywand_server.rpc.segment import SegmentCalls
 from polywand_server.rpc.status import UNDECODABLE, abort
 from polywand_server.tools.registry import Registry
 
@@ -24,9 +25,17 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
     end: ends a stream with an error, from another task.
     """
 
-    def __init__(self, registry: Registry, messages: Messages, interact: InteractCalls, detect: DetectCalls) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        messages: Messages,
+        segment: SegmentCalls,
+        interact: InteractCalls,
+        detect: DetectCalls,
+    ) -> None:
         self._registry = registry
         self._messages = messages
+        self._segment = segment
         self._interact = interact
         self._detect = detect
 
@@ -36,6 +45,11 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
             pb.ListModelsRequest.FromString(await self._messages.only(context))
             models = [write_model(tool) for tool in self._registry.tools]
             return pb.ListModelsResponse(models=models).SerializeToString()
+
+    async def Segment(self, context: Context) -> bytes:  # type: ignore[override]  # noqa: N802 (contract's name)
+        """Outline objects on one image."""
+        async with _statuses(context):
+            return await self._segment.segment(context)
 
     async def Detect(self, context: Context) -> bytes:  # type: ignore[override]  # noqa: N802 (contract's name)
         """Detect on one image."""
