@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Awaitable, Mapping
+from copy import copy
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -90,6 +91,12 @@ class InvalidInputError(PolywandError):
         super().__init__(f"{field}: {description}", reason=reason, metadata=metadata)
         self.field = field
         self.description = description
+
+    def at(self, field: str) -> Self:
+        """Return the same error of another field."""
+        moved = copy(self)
+        moved.field, moved.args = field, (f"{field}: {self.description}",)
+        return moved
 
 
 class TooLargeError(InvalidInputError):

@@ -17,6 +17,7 @@ from polywand_server.images import EncodedImage, ImageSource, RawImage
 from polywand_server.interactors.prompt import Label, Point, Prompt
 
 MAX_OBJECT_ID_BYTES = 128
+MAX_SEGMENT_PROMPTS = 1000
 # Errors repeat names, and gRPC sends errors in trailers, which clients limit to 8 to 16 kB.
 MAX_NAME_BYTES = 256
 MAX_TOLERANCE = 1000
@@ -77,13 +78,13 @@ def read_prompt(prompt: pb.Prompt) -> Prompt:
     if seed is not None:
         _ = seed.digest  # computed here, since a large prompt is read in a thread
     return Prompt(
-        model=_model(prompt.model, "prompt.model"),
+        model=read_model(prompt.model, "prompt.model"),
         version=prompt.version,
         object_id=prompt.object_id,
         points=tuple(_point(point, f"prompt.points[{number}]") for number, point in enumerate(prompt.points)),
-        box=_box(prompt.box, "prompt.box") if prompt.HasField("box") else None,
+        box=read_box(prompt.box, "prompt.box") if prompt.HasField("box") else None,
         seed=seed,
-        output=_output(prompt.output, "prompt.output"),
+        output=read_output(prompt.output, "prompt.output"),
     )
 
 
@@ -106,7 +107,7 @@ def read_detect(request: pb.DetectRequest) -> DetectOptions:
     if any(len(name.encode()) > MAX_NAME_BYTES for pair in request.labels for name in (pair.model_label, pair.label)):
         raise InvalidInputError("labels", f"a label has at most {MAX_NAME_BYTES} bytes")
     return DetectOptions(
-        model=_model(request.model, "model"),
+        model=read_model(request.model, "model"),
         version=request.version,
         threshold=threshold,
         labels={pair.model_label: pair.label or pair.model_label for pair in request.labels},
@@ -120,13 +121,14 @@ def _polygons(polygons: pb.PolygonOptions) -> PolygonOptions:
     if version and not polygons.model:
         raise InvalidInputError("polygons.version", f"version {version} needs the name of a model")
     return PolygonOptions(
-        model=_model(polygons.model, "polygons.model") if polygons.model else None,
+        model=read_model(polygons.model, "polygons.model") if polygons.model else None,
         version=version,
-        output=_output(polygons.output, "polygons.output"),
+        output=read_output(polygons.output, "polygons.output"),
     )
 
 
-def _model(name: str, field: str) -> str:
+def read_model(name: str, field: str) -> str:
+    """Check the name of a model, which must not be empty."""
     if not name:
         raise InvalidInputError(field, "the name of a model is needed; ListModels lists them")
     if len(name.encode()) > MAX_NAME_BYTES:
@@ -143,7 +145,8 @@ def _point(point: pb.Point, field: str) -> Point:
     return Point(point.x, point.y, label)
 
 
-def _box(box: pb.Box, field: str) -> Box:
+def read_box(box: pb.Box, field: str) -> Box:
+    """Convert a box; that it is inside the image is checked later."""
     edges = (box.x0, box.y0, box.x1, box.y1)
     text = ", ".join(f"{edge:g}" for edge in edges)
     if not all(math.isfinite(edge) for edge in edges):
@@ -188,7 +191,8 @@ def _polygon_seed(polygons: pb.PolygonSet) -> PolygonSeed:
     return PolygonSeed(arrays, tuple(1 + len(polygon.holes) for polygon in polygons.polygons))
 
 
-def _output(output: pb.OutputOptions, field: str) -> OutputOptions:
+def read_output(output: pb.OutputOptions, field: str) -> OutputOptions:
+    """Convert the options of an answer."""
     threshold = output.threshold if output.HasField("threshold") else None
     if threshold is not None and not 0 < threshold < 1:
         raise InvalidInputError(f"{field}.threshold", f"{threshold:g} is not above 0 and below 1")
