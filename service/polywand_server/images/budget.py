@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from polywand_server.config import MEBIBYTE
-from polywand_server.errors import QuotaError, TooLargeError
+from polywand_server.errors import QuotaError, Reason, TooLargeError
 from polywand_server.images.lease import Lease
 from polywand_server.images.picture import Picture
 
@@ -79,11 +79,9 @@ class PictureBudget:
             TooLargeError, QuotaError
         """
         if nbytes > self._most:
-            raise TooLargeError(
-                field,
-                f"the image needs {_mebibytes(nbytes)} MiB when decoded; "
-                f"this server takes at most {self._most // MEBIBYTE} MiB",
-            )
+            needs, most = _mebibytes(nbytes), self._most // MEBIBYTE
+            text = f"the image needs {needs} MiB when decoded; this server takes at most {most} MiB"
+            raise TooLargeError(field, text, reason=Reason.IMAGE_TOO_LARGE)
         await self._make_room(nbytes, attempt)
 
     async def make_stay(self, picture: Picture) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from polywand_pictures import Header, MakeRoom, PixelFormat, Pixels, UnreadableError, jpeg, png, read_raw
 from polywand_pictures.reader import read_into
 from polywand_server.config import MEBIBYTE, Limits
-from polywand_server.errors import FAILED, InternalError, TooLargeError
+from polywand_server.errors import FAILED, InternalError, Reason, TooLargeError
 from polywand_server.images.budget import PictureBudget
 from polywand_server.images.checks import check_sent, check_size, in_terms_of
 from polywand_server.images.jobs import OPENING_BYTES, decode
@@ -143,6 +143,7 @@ class Decoder:
                 field,
                 f"decoding the image needs {nbytes // MEBIBYTE} MiB beside its pixels; "
                 f"this server takes at most {most // MEBIBYTE} MiB",
+                reason=Reason.IMAGE_TOO_LARGE,
             )
 
 

@@ -86,7 +86,7 @@ class ImageStore:
         try:
             return await self._lease_decoded(key, source, stays, replaced)
         finally:
-            timer.add_seconds("decode", timer.total() - began)
+            timer.count("decode", timer.total() - began)
 
     async def _digest(self, image: SentImage) -> bytes:
         if len(image.data) <= _HASHED_AT_ONCE_BYTES:
@@ -119,7 +119,7 @@ class ImageStore:
             is_own = held is None
             if held is None:
                 if isinstance(source, ImageDigest):
-                    raise ImageNotHeldError(source.field)
+                    raise ImageNotHeldError(source.field, source.digest)
                 held = self._begin(key, source, replaced)
             lease = self._new_lease(held, stays)
             try:
