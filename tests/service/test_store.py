@@ -156,6 +156,20 @@ def test_a_photo_that_comes_with_every_call_is_decoded_once(puppets, stub, shade
     assert puppets.metric(DECODED) == before + 1
 
 
+def test_calls_of_every_kind_share_what_is_held(puppets, stub, shades):
+    image, before = pb.Image(encoded=shades.jpeg()), puppets.metric(DECODED)
+    segmented = stub.Segment(pb.SegmentRequest(image=image, prompts=[CLICK]))
+    digest = segmented.image.digest
+    again = stub.Segment(pb.SegmentRequest(image=by_digest(digest), prompts=[CLICK, CLICK]))
+    assert again.timing.decode_us == 0
+    assert [result.segmentation for result in again.results] == [segmented.results[0].segmentation] * 2
+    assert detect(stub, by_digest(digest)).image == segmented.image
+    with InteractStream(stub) as stream:
+        assert stream.ask(by_digest(digest)).image == segmented.image
+        assert stream.ask(CLICK).segmentation == segmented.results[0].segmentation
+    assert puppets.metric(DECODED) == before + 1
+
+
 def test_a_digest_that_is_not_held_is_not_found_and_the_image_before_it_stays(stub, shades):
     unknown = hashlib.sha256(b"never sent").digest()
     with InteractStream(stub) as stream:
@@ -169,7 +183,9 @@ def test_a_digest_that_is_not_held_is_not_found_and_the_image_before_it_stays(st
     with pytest.raises(grpc.RpcError) as caught:
         detect(stub, by_digest(unknown))
     assert caught.value.code() is NOT_FOUND
-    assert detail_of(rpc_status.from_call(caught.value), error_details_pb2.ErrorInfo).reason == "IMAGE_NOT_HELD"
+    status = rpc_status.from_call(caught.value)
+    assert detail_of(status, error_details_pb2.ErrorInfo).reason == "IMAGE_NOT_HELD"
+    assert detail_of(status, error_details_pb2.ResourceInfo).resource_name == unknown.hex()
 
 
 @pytest.mark.parametrize("nbytes", [0, 31, 33, 100_000])
