@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from grpc_status import rpc_status
 
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1 import annotation_pb2_grpc
-from polywand_server.errors import Reason
+from polywand_server.caller import begin, current
+from polywand_server.errors import NotFoundError, Reason
+from polywand_server.rpc.status import to_status, trailers
 from tests.interactors import DISK, Gate, add_interactor
 from tests.puppets import IMAGES_MEBIBYTES
 from tests.running import Service, running_service
@@ -275,6 +278,19 @@ def test_without_triton_and_with_a_slow_one_the_reasons_say_so(tmp_path):
     ):
         failure = of_call(lambda: annotation_pb2_grpc.AnnotationServiceStub(channel).Detect(detection()))
     assert (failure.code, failure.info.reason) == ("UNAVAILABLE", "TRITON_UNAVAILABLE")
+
+
+def test_the_longest_error_fits_into_a_clients_headers():
+    long = "\N{SNOWMAN}" * 5000
+    error = NotFoundError("version", long, resource=long, reason=Reason.VERSION_NOT_FOUND, metadata={"model": long})
+
+    def size() -> float:
+        begin("ipv4:127.0.0.1:1", "x" * 128, f"00-{'1' * 32}-{'1' * 16}-01")
+        status, sent = to_status(error), trailers(current())
+        percent_encoded, base64 = 3 * len(status.message.encode()), 4 / 3 * status.ByteSize()
+        return percent_encoded + base64 + sum(len(key) + len(value) + 32 for key, value in sent) + 3 * 64
+
+    assert 6000 < copy_context().run(size) < TRAILER_BYTES
 
 
 def test_the_table_of_the_documentation_has_every_reason_and_no_other():
