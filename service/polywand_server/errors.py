@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Awaitable, Mapping
+from copy import copy
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -91,6 +92,12 @@ class InvalidInputError(PolywandError):
         self.field = field
         self.description = description
 
+    def at(self, field: str) -> Self:
+        """Return the same error of another field."""
+        moved = copy(self)
+        moved.field, moved.args = field, (f"{field}: {self.description}",)
+        return moved
+
 
 class TooLargeError(InvalidInputError):
     """The request exceeds a limit of this server, which the description names.
@@ -123,6 +130,16 @@ class NotFoundError(InvalidInputError):
     ) -> None:
         super().__init__(field, description, reason=reason, metadata=metadata)
         self.resource = resource
+
+
+class ImageNotHeldError(NotFoundError):
+    """Only the digest of an image came, and this server does not hold the image."""
+
+    reason = Reason.IMAGE_NOT_HELD
+
+    def __init__(self, field: str, digest: bytes) -> None:
+        text = "this server does not hold the image (any more): send the image itself"
+        super().__init__(field, text, resource=digest.hex())
 
 
 class WrongStateError(InvalidInputError):

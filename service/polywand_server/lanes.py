@@ -171,7 +171,7 @@ class Lane:
             raise
         finally:
             metrics.INFERENCES.labels(exchange.model, str(exchange.version), outcome).inc()
-        timer.inferences += 1
+        timer.count_inference()
         return result
 
     async def _wait_for_turn(self, stack: AsyncExitStack, model: str, timer: Stopwatch) -> None:

@@ -47,6 +47,11 @@ async def receive_detect(data: bytes, lane: Lane) -> Received[pb.DetectRequest] 
     return await _receive(data, pb.DetectRequest, wire.DETECT, lane)
 
 
+async def receive_segment(data: bytes, lane: Lane) -> Received[pb.SegmentRequest] | Refused:
+    """Read the message of Segment; see `_receive`."""
+    return await _receive(data, pb.SegmentRequest, wire.SEGMENT, lane)
+
+
 async def receive_frame(data: bytes, lane: Lane) -> Received[pb.DetectStreamRequest] | Refused:
     """Read a message of DetectStream; see `_receive`."""
     return await _receive(data, pb.DetectStreamRequest, wire.DETECT_STREAM, lane)

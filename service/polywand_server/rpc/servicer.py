@@ -14,6 +14,7 @@ from polywand_server.rpc.info import ServerInfo
 from polywand_server.rpc.interact import InteractCalls
 from polywand_server.rpc.listing import list_models
 from polywand_server.rpc.messages import Context, Messages
+from polywand_server.rpc.segment import SegmentCalls
 from polywand_server.rpc.status import abort, undecodable
 from polywand_server.tools.registry import Registry
 
@@ -27,11 +28,18 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
     """
 
     def __init__(
-        self, info: ServerInfo, registry: Registry, messages: Messages, interact: InteractCalls, detect: DetectCalls
+        self,
+        info: ServerInfo,
+        registry: Registry,
+        messages: Messages,
+        segment: SegmentCalls,
+        interact: InteractCalls,
+        detect: DetectCalls,
     ) -> None:
         self._info = info
         self._registry = registry
         self._messages = messages
+        self._segment = segment
         self._interact = interact
         self._detect = detect
 
@@ -46,6 +54,11 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
         async with _statuses(context):
             request = pb.ListModelsRequest.FromString(await self._messages.only(context))
             return list_models(request, self._registry.tools).SerializeToString()
+
+    async def Segment(self, context: Context) -> bytes:  # type: ignore[override]  # noqa: N802 (contract's name)
+        """Outline objects on one image."""
+        async with _statuses(context):
+            return await self._segment.segment(context)
 
     async def Detect(self, context: Context) -> bytes:  # type: ignore[override]  # noqa: N802 (contract's name)
         """Detect on one image."""

@@ -30,6 +30,7 @@ IMAGE: Final[Path] = {
     pb.Image.RAW_FIELD_NUMBER: {pb.RawImage.DATA_FIELD_NUMBER: None},
 }
 DETECT: Final[Path] = {pb.DetectRequest.IMAGE_FIELD_NUMBER: IMAGE}
+SEGMENT: Final[Path] = {pb.SegmentRequest.IMAGE_FIELD_NUMBER: IMAGE}
 INTERACT: Final[Path] = {pb.InteractRequest.IMAGE_FIELD_NUMBER: IMAGE}
 DETECT_STREAM: Final[Path] = {pb.DetectStreamRequest.REQUEST_FIELD_NUMBER: DETECT}
 

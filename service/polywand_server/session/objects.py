@@ -12,13 +12,11 @@ from polywand_server.interactors.estimate import Found, Segmentation
 from polywand_server.interactors.predictor import Predictor
 from polywand_server.interactors.prompt import Incomplete, Prompt, Supersession
 from polywand_server.lanes import RightOfWay
-from polywand_server.session.answers import Reply
+from polywand_server.session.answers import Reply, outcome
 from polywand_server.session.backlog import Backlog
 from polywand_server.session.counts import PromptCounts
 from polywand_server.session.outbox import Outbox
 from polywand_server.timing import Stopwatch
-
-_OUTCOMES = {Segmentation: "segmentation", Incomplete: "incomplete"}
 
 _log = logging.getLogger(__name__)
 
@@ -229,10 +227,10 @@ class ObjectQueue:
     async def _put(self, request: PromptRequest, result: Segmentation | Incomplete | PolywandError) -> None:
         """Put the reply to a prompt into the outbox, and count it."""
         prompt, timer = request.prompt, request.timer
-        outcome, seconds = _OUTCOMES.get(type(result), "error"), timer.total()
+        seconds = timer.total()
         reply = Reply(request.sequence, prompt.object_id, self._in_work[request], timer, result)
         await self._services.outbox.put(reply)
         self._last_reply = time.monotonic()
         # Only now that the reply is queued: each prompt counts as answered or as skipped, never as both.
         del self._in_work[request]
-        self._services.counts.answered(prompt.model, outcome, timer, seconds)
+        self._services.counts.answered(prompt.model, outcome(result), timer, seconds)
