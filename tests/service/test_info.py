@@ -98,6 +98,10 @@ def test_the_error_of_a_message_beyond_a_limit_names_the_limit_that_the_server_t
         with pytest.raises(grpc.RpcError, match=str(getattr(limits, name))) as caught:
             puppet_stub.Detect(pb.DetectRequest(model="finder", image=raw_image(astronaut), **options))
         assert limit_of(rpc_status.from_call(caught.value)) == name
+    prompts = [prompt("disk", (1, 1, POSITIVE))] * (limits.segment_prompts + 1)
+    with pytest.raises(grpc.RpcError, match=str(limits.segment_prompts)) as caught:
+        puppet_stub.Segment(pb.SegmentRequest(image=raw_image(astronaut), prompts=prompts))
+    assert limit_of(rpc_status.from_call(caught.value)) == "segment_prompts"
 
 
 def test_settings_are_told_and_it_answers_while_triton_is_away(tmp_path):

@@ -99,6 +99,8 @@ PROMPTS = {
     "a long side": (raw(65_536, 1), "RESOURCE_EXHAUSTED", "IMAGE_TOO_LARGE", {"limit": "image_side"}),
     "many pixels": (raw(60_000, 60_000), "RESOURCE_EXHAUSTED", "IMAGE_TOO_LARGE", {"limit": "image_pixels"}),
     "more than all memory": (raw(3000, 3000, bytes(27_000_000)), "RESOURCE_EXHAUSTED", "IMAGE_TOO_LARGE", {}),
+    "an image that the server does not hold": (pb.Image(digest=bytes(32)), "NOT_FOUND", "IMAGE_NOT_HELD", {}),
+    "a digest of the wrong length": (pb.Image(digest=bytes(31)), "INVALID_ARGUMENT", "INVALID_FIELD", {}),
     "no source": (pb.Image(), "INVALID_ARGUMENT", "INVALID_FIELD", {}),
     "a long message": (
         pb.Prompt(model="disk", seed=pb.SeedMask(rle=pb.RleMask(counts="0" * 3_000_000))),
@@ -114,6 +116,21 @@ def test_an_error_in_a_stream_has_its_reason(puppet_stub, case):
         stream.ask(SMALL)
         failure = read(stream.ask(message).error)
         assert stream.ask(prompt("disk", CLICK)).segmentation.version == 1  # the stream goes on
+    assert (failure.code, failure.info.reason, dict(failure.info.metadata)) == (code, reason, metadata)
+
+
+@pytest.mark.parametrize("case", PROMPTS)
+def test_an_error_of_one_prompt_or_of_the_image_of_a_call_has_its_reason(puppet_stub, case):
+    message, code, reason, metadata = PROMPTS[case]
+    click = prompt("disk", CLICK)
+    if isinstance(message, pb.Image):
+        failure = of_call(lambda: puppet_stub.Segment(pb.SegmentRequest(image=message, prompts=[click])))
+    elif reason == "MESSAGE_TOO_LARGE":
+        failure = of_call(lambda: puppet_stub.Segment(pb.SegmentRequest(image=SMALL, prompts=[message])))
+    else:
+        sound, wrong = puppet_stub.Segment(pb.SegmentRequest(image=SMALL, prompts=[click, message])).results
+        assert sound.segmentation.version == 1
+        failure = read(wrong.error)
     assert (failure.code, failure.info.reason, dict(failure.info.metadata)) == (code, reason, metadata)
 
 
@@ -152,6 +169,7 @@ def test_what_is_not_found_is_named(puppet_stub):
     for request, kind, name in (
         (detection(model="no such"), "model", "no such"),
         (detection(version=9), "version", "finder/9"),
+        (detection(image=pb.Image(digest=b"\x0f" * 32)), "image", "0f" * 32),
     ):
         said = of_call(lambda request=request: puppet_stub.Detect(request)).details["ResourceInfo"]
         assert (said.resource_type, said.resource_name) == (kind, name)
@@ -163,7 +181,7 @@ def channel(puppets: Service) -> Iterator[grpc.Channel]:
         yield opened
 
 
-@pytest.mark.parametrize("method", ["GetServerInfo", "ListModels", "Detect", "Interact", "DetectStream"])
+@pytest.mark.parametrize("method", ["GetServerInfo", "ListModels", "Segment", "Detect", "Interact", "DetectStream"])
 def test_bytes_that_are_no_message_have_a_reason_in_every_method(channel, method):
     call = channel.stream_stream(f"/{SERVICE}/{method}")
     failure = of_call(lambda: list(call(iter([GARBAGE]))))
@@ -210,10 +228,10 @@ def test_a_model_whose_process_died_is_not_ready(puppet_stub):
 
 def test_a_server_that_is_full_says_of_what(puppet_stub):
     side = int((0.6 * IMAGES_MEBIBYTES * 2**20 / 4) ** 0.5)  # more than half of the room for images each
-    image = raw(side, side, bytes(3 * side * side))
+    black, white = (raw(side, side, bytes([value]) * (3 * side * side)) for value in (0, 255))
     with InteractStream(puppet_stub) as holder, InteractStream(puppet_stub) as stream:
-        assert holder.ask(image).image.width == side
-        failure = read(stream.ask(image).error)
+        assert holder.ask(black).image.width == side
+        failure = read(stream.ask(white).error)
     assert (failure.code, failure.info.reason) == ("RESOURCE_EXHAUSTED", "SERVER_FULL")
     assert failure.details["QuotaFailure"].violations[0].subject == "images"
 
@@ -248,6 +266,10 @@ def test_limits_that_are_settings_have_their_reasons(strict):
             failure = read(stream.ask(prompt("held", CLICK)).error)
         assert (failure.code, failure.info.reason) == ("DEADLINE_EXCEEDED", "PROMPT_TIMEOUT")
         assert failure.info.metadata["limit"] == "prompt_ms"
+        with Gate(repository, "held"):
+            request = pb.SegmentRequest(image=SMALL, prompts=[prompt("held", CLICK)])
+            (result,) = annotation_pb2_grpc.AnnotationServiceStub(channel).Segment(request).results
+        assert read(result.error).info.reason == "PROMPT_TIMEOUT"
         failure = read(stream.ask(prompt("disk", CLICK, object_id="another")).error)
         assert (failure.code, failure.info.reason) == ("RESOURCE_EXHAUSTED", "TOO_MANY_OBJECTS")
         assert failure.info.metadata["limit"] == "stream_objects"
