@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from polywand_contract.raster import encode_rle
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1 import annotation_pb2_grpc
 from polywand_server.caller import begin, current
@@ -28,6 +29,9 @@ DOCS = Path(__file__).parents[2] / "docs" / "api.md"
 DOCUMENTED = re.findall(r"^\| ([A-Z_]+) \| `([A-Z_]+)` \|", DOCS.read_text(), re.MULTILINE)
 CLICK = (20, 20, POSITIVE)
 SMALL = raw_image(np.zeros((64, 64, 3), np.uint8))
+# An outline with more parts than one may have.
+DOTS = np.zeros((300, 300), np.uint8)
+DOTS[1::3, 1::3] = 1
 SERVICE = "polywand.v1.AnnotationService"
 HEALTH = "grpc.health.v1.Health"
 GARBAGE = bytes([255] * 4)
@@ -217,6 +221,14 @@ def test_a_prompt_before_an_image_has_its_reason(puppet_stub):
     with InteractStream(puppet_stub) as stream:
         failure = read(stream.ask(prompt("disk", CLICK)).error)
     assert (failure.code, failure.info.reason) == ("FAILED_PRECONDITION", "NO_IMAGE")
+
+
+def test_an_outline_of_too_many_parts_has_its_reason(puppet_stub):
+    seed = pb.SeedMask(rle=pb.RleMask(counts=encode_rle(DOTS), width=300, height=300))
+    image = raw(300, 300, bytes(3 * 300 * 300))
+    request = pb.SegmentRequest(image=image, prompts=[pb.Prompt(model="disk", seed=seed)])
+    failure = read(puppet_stub.Segment(request).results[0].error)
+    assert (failure.code, failure.info.reason) == ("RESOURCE_EXHAUSTED", "LIMIT_EXCEEDED")
 
 
 def test_a_model_whose_process_died_is_not_ready(puppet_stub):
