@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
@@ -21,8 +22,9 @@ from polywand_server.caller import begin, current
 from polywand_server.errors import NotFoundError, Reason
 from polywand_server.rpc.status import to_status, trailers
 from tests.interactors import DISK, Gate, add_interactor
+from tests.pictures.writers import colours, saved
 from tests.puppets import IMAGES_MEBIBYTES
-from tests.running import Service, running_service
+from tests.running import Service, running_service, wait_for
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 
 DOCS = Path(__file__).parents[2] / "docs" / "api.md"
@@ -285,6 +287,29 @@ def test_limits_that_are_settings_have_their_reasons(strict):
         failure = read(stream.ask(prompt("disk", CLICK, object_id="another")).error)
         assert (failure.code, failure.info.reason) == ("RESOURCE_EXHAUSTED", "TOO_MANY_OBJECTS")
         assert failure.info.metadata["limit"] == "stream_objects"
+
+
+def test_while_the_helpers_for_large_input_are_started_again_the_reason_says_so(strict):
+    service, _ = strict
+    errors: list[status_pb2.Status] = []
+    with (
+        grpc.insecure_channel(service.target) as channel,
+        InteractStream(annotation_pb2_grpc.AnnotationServiceStub(channel)) as stream,
+    ):
+
+        def is_refused() -> bool:
+            for child in psutil.Process(service.process.pid).children():
+                if "polywand_server.workers.spawner" in child.cmdline():
+                    child.kill()
+            reply = stream.ask(pb.Image(encoded=saved(colours() // (2 + len(errors)), "GIF")))
+            errors.append(reply.error)
+            return reply.HasField("error")
+
+        wait_for(is_refused, 30, service)
+        failure = read(errors[-1])
+        assert (failure.code, failure.info.reason) == ("UNAVAILABLE", "SERVER_UNAVAILABLE")
+        later = pb.Image(encoded=saved(colours(), "GIF"))
+        wait_for(lambda: stream.ask(later).HasField("image"), 30, service)
 
 
 def test_without_triton_and_with_a_slow_one_the_reasons_say_so(tmp_path):
