@@ -63,6 +63,8 @@ def error_breaches(status: status_pb2.Status) -> Iterator[str]:
     has_field = any(violation.field for violation in details[0])
     if code in OF_A_FIELD and not has_field:
         yield f"{code.name} without a field: {status.message}"
+    if not any(detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR) for detail in status.details):
+        yield f"{code.name} without a reason: {status.message}"
     if code == TEMPORARY and not details[1]:
         yield f"{code.name} without RetryInfo: {status.message}"
     if code == LIMITED and not (has_field or details[1]):
