@@ -9,7 +9,7 @@ PictureError
 from polywand_pictures.errors import PictureError, RangeError, TooMuchError, UnreadableError
 from polywand_pictures.header import Admission, Header, MakeRoom, Pixels, ValueRange
 from polywand_pictures.raw import PixelFormat, RawPixels, read_raw
-from polywand_pictures.reader import read_into, read_picture
+from polywand_pictures.reader import media_types, read_into, read_picture
 
 __all__ = [
     "Admission",
@@ -23,6 +23,7 @@ __all__ = [
     "TooMuchError",
     "UnreadableError",
     "ValueRange",
+    "media_types",
     "read_into",
     "read_picture",
     "read_raw",

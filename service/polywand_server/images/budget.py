@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from polywand_server.config import MEBIBYTE
-from polywand_server.errors import QuotaError, TooLargeError
+from polywand_server.errors import QuotaError, Reason, TooLargeError
 from polywand_server.images.lease import Lease
 from polywand_server.images.picture import Picture
-from polywand_server.ops import metrics
 
 RETRY_SECONDS = 1.0
 
@@ -54,6 +53,11 @@ class PictureBudget:
         self._leaving: weakref.WeakKeyDictionary[Picture, None] = weakref.WeakKeyDictionary()
         self._lock = threading.RLock()  # reentrant: the garbage collector may release a picture at any moment
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pictures and decoders now."""
+        return self._pictures_bytes + self._decoders_bytes
+
     @contextmanager
     def reservation(self, field: str, replaced: Lease | None) -> Iterator["Reservation"]:
         """Reserve memory in the block, and pass on the picture by `Reservation.keep`; what is not kept is released.
@@ -75,11 +79,9 @@ class PictureBudget:
             TooLargeError, QuotaError
         """
         if nbytes > self._most:
-            raise TooLargeError(
-                field,
-                f"the image needs {_mebibytes(nbytes)} MiB when decoded; "
-                f"this server takes at most {self._most // MEBIBYTE} MiB",
-            )
+            needs, most = _mebibytes(nbytes), self._most // MEBIBYTE
+            text = f"the image needs {needs} MiB when decoded; this server takes at most {most} MiB"
+            raise TooLargeError(field, text, reason=Reason.IMAGE_TOO_LARGE)
         await self._make_room(nbytes, attempt)
 
     async def make_stay(self, picture: Picture) -> None:
@@ -102,7 +104,6 @@ class PictureBudget:
         """Add bytes of a picture, without a check; remove them if the number is negative."""
         with self._lock:
             self._pictures_bytes += nbytes
-        metrics.IMAGE_MEMORY.inc(nbytes)
 
     async def reserve_for_decoder(self, nbytes: int) -> None:
         """Reserve the bytes of a decoder, when there is room or no other decoder at work."""
@@ -113,12 +114,12 @@ class PictureBudget:
                 break
             await self._until_a_decoder_ends()
         self._decoders += 1
-        self._grow_decoders(nbytes)
+        self._decoders_bytes += nbytes
 
     def release_decoder(self, nbytes: int) -> None:
         """Release the bytes of a decoder."""
         self._decoders -= 1
-        self._grow_decoders(-nbytes)
+        self._decoders_bytes -= nbytes
         self._decoder_ended.set()
 
     def try_to_reserve(self, nbytes: int, leaving: Picture | None, decoders_bytes: int) -> bool:
@@ -145,10 +146,6 @@ class PictureBudget:
         with self._lock:
             leaving = sum(picture.nbytes for picture in self._leaving)
             return self._pictures_bytes - leaving + decoders_bytes + nbytes <= self._most
-
-    def _grow_decoders(self, nbytes: int) -> None:
-        self._decoders_bytes += nbytes
-        metrics.IMAGE_MEMORY.inc(nbytes)
 
     async def _make_room(self, nbytes: int, attempt: Callable[[int], bool]) -> None:
         """Call `attempt` with the bytes of decoders to count, and make room, until it returns True.

@@ -6,29 +6,35 @@ from polywand_server.images.lease import Key
 from polywand_server.images.picture import Picture
 from polywand_server.ops import metrics
 
+# Of the limit, for each picture beside its pixels: or else there were no limit for tiny ones.
+PICTURE_BYTES = 4096
+
 
 class KeptPictures:
-    """Pictures without a lease, the least recently used first. most_bytes: limit of all; 0 keeps none."""
+    """Pictures without a lease, the least recently used first. most_bytes: limit of all; 0 keeps none.
+
+    nbytes: of all now.
+    """
 
     def __init__(self, most_bytes: int) -> None:
         self._most = most_bytes
         self._pictures: OrderedDict[Key, Picture] = OrderedDict()
-        self._bytes = 0
+        self.nbytes = 0
 
     def put(self, key: Key, picture: Picture) -> None:
         """Keep a picture; the oldest ones are dropped where it is too much."""
-        if picture.nbytes > self._most:
+        if picture.nbytes + PICTURE_BYTES > self._most:
             return
         self._pictures[key] = picture
-        self._grow(picture.nbytes)
-        while self._bytes > self._most:
+        self.nbytes += picture.nbytes
+        while self.nbytes + len(self._pictures) * PICTURE_BYTES > self._most:
             self._drop("limit")
 
     def take(self, key: Key) -> Picture | None:
         """Remove a picture and return it, if it is here."""
         picture = self._pictures.pop(key, None)
         if picture is not None:
-            self._grow(-picture.nbytes)
+            self.nbytes -= picture.nbytes
         return picture
 
     def drop_one(self) -> bool:
@@ -40,9 +46,5 @@ class KeptPictures:
 
     def _drop(self, reason: str) -> None:
         _, picture = self._pictures.popitem(last=False)
-        self._grow(-picture.nbytes)
+        self.nbytes -= picture.nbytes
         metrics.IMAGE_EVICTIONS.labels(reason).inc()
-
-    def _grow(self, nbytes: int) -> None:
-        self._bytes += nbytes
-        metrics.KEPT_IMAGE_MEMORY.inc(nbytes)

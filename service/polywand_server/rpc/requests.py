@@ -1,6 +1,7 @@
 """Convert requests from protobuf messages to the domain's types, and check every field."""
 
 import math
+from collections.abc import Mapping
 from itertools import chain
 
 import numpy as np
@@ -16,11 +17,13 @@ from polywand_server.images import EncodedImage, ImageDigest, ImageSource, RawIm
 from polywand_server.interactors.prompt import Label, Point, Prompt
 
 MAX_OBJECT_ID_BYTES = 128
+MAX_SEGMENT_PROMPTS = 1000
 # Errors repeat names, and gRPC sends errors in trailers, which clients limit to 8 to 16 kB.
 MAX_NAME_BYTES = 256
 MAX_TOLERANCE = 1000
 MAX_MAX_POINTS = 100_000
 MAX_MAX_DETECTIONS = 1000
+MAX_SEGMENT_PROMPTS = 1000
 # Bounds the cost of a message before the model's own limit is known.
 MAX_POINTS = 10_000
 MAX_SEED_VERTICES = 20_000
@@ -30,13 +33,14 @@ MAX_SEED_RLE_BYTES = 1024 * 1024
 # Fixed-point coordinates of the rasteriser hold no more.
 MAX_SEED_COORDINATE = 1e6
 
-_FORMS: dict[int, Form] = {
+# By their enums of the contract: what this server reads and writes.
+OUTPUT_FORMS: Mapping[pb.OutputForm.ValueType, Form] = {
     pb.OUTPUT_FORM_POLYGONS: Form.POLYGONS,
     pb.OUTPUT_FORM_RLE: Form.RLE,
     pb.OUTPUT_FORM_PNG: Form.PNG,
     pb.OUTPUT_FORM_BOX: Form.BOX,
 }
-_PIXEL_FORMATS: dict[int, PixelFormat] = {
+PIXEL_FORMATS: Mapping[pb.PixelFormat.ValueType, PixelFormat] = {
     pb.PIXEL_FORMAT_RGB8: PixelFormat.RGB8,
     pb.PIXEL_FORMAT_BGR8: PixelFormat.BGR8,
     pb.PIXEL_FORMAT_GRAY8: PixelFormat.GRAY8,
@@ -61,9 +65,9 @@ def read_image(image: pb.Image, data: memoryview | None, field: str) -> ImageSou
     if source == "encoded":
         return EncodedImage(image.encoded if data is None else data, f"{field}.encoded", given, range_field)
     if source == "raw":
-        raw, layout = image.raw, _PIXEL_FORMATS.get(image.raw.format)
+        raw, layout = image.raw, PIXEL_FORMATS.get(image.raw.format)
         if layout is None:
-            known = ", ".join(_PIXEL_FORMATS.values())
+            known = ", ".join(PIXEL_FORMATS.values())
             raise InvalidInputError(f"{field}.raw.format", f"{raw.format} is not a known pixel format; use {known}")
         pixels = RawPixels(raw.data if data is None else data, raw.width, raw.height, layout)
         return RawImage(pixels, f"{field}.raw", given, range_field)
@@ -75,18 +79,19 @@ def read_image(image: pb.Image, data: memoryview | None, field: str) -> ImageSou
 def read_prompt(prompt: pb.Prompt) -> Prompt:
     """Convert a prompt; the session checks that its points are inside the image."""
     if len(prompt.points) > MAX_POINTS:
-        raise InvalidInputError("prompt.points", f"{len(prompt.points)} points; at most {MAX_POINTS} are read")
+        text = f"{len(prompt.points)} points; at most {MAX_POINTS} are read"
+        raise InvalidInputError("prompt.points", text, metadata={"limit": "prompt_points"})
     seed = _seed(prompt.seed) if prompt.HasField("seed") else None
     if seed is not None:
         _ = seed.digest  # computed here, since a large prompt is read in a thread
     return Prompt(
-        model=_model(prompt.model, "prompt.model"),
+        model=read_model(prompt.model, "prompt.model"),
         version=prompt.version,
         object_id=_object_id(prompt.object_id, "prompt.object_id"),
         points=tuple(_point(point, f"prompt.points[{number}]") for number, point in enumerate(prompt.points)),
-        box=_box(prompt.box, "prompt.box") if prompt.HasField("box") else None,
+        box=read_box(prompt.box, "prompt.box") if prompt.HasField("box") else None,
         seed=seed,
-        output=_output(prompt.output, "prompt.output"),
+        output=read_output(prompt.output, "prompt.output"),
     )
 
 
@@ -119,13 +124,15 @@ def read_detect(request: pb.DetectRequest) -> DetectOptions:
         raise InvalidInputError("threshold", f"{threshold:g} is not a score; it must be from 0 to 1")
     limit = request.max_detections if request.HasField("max_detections") else DEFAULT_MAX_DETECTIONS
     if not 1 <= limit <= MAX_MAX_DETECTIONS:
-        raise InvalidInputError("max_detections", f"{limit} is not from 1 to {MAX_MAX_DETECTIONS}")
+        text = f"{limit} is not from 1 to {MAX_MAX_DETECTIONS}"
+        raise InvalidInputError("max_detections", text, metadata={"limit": "detections"})
     if len(request.labels) > MAX_LABELS:
-        raise InvalidInputError("labels", f"{len(request.labels)} labels; at most {MAX_LABELS} are read")
+        text = f"{len(request.labels)} labels; at most {MAX_LABELS} are read"
+        raise InvalidInputError("labels", text, metadata={"limit": "labels"})
     if any(len(name.encode()) > MAX_NAME_BYTES for pair in request.labels for name in (pair.model_label, pair.label)):
         raise InvalidInputError("labels", f"a label has at most {MAX_NAME_BYTES} bytes")
     return DetectOptions(
-        model=_model(request.model, "model"),
+        model=read_model(request.model, "model"),
         version=request.version,
         threshold=threshold,
         labels={pair.model_label: pair.label or pair.model_label for pair in request.labels},
@@ -139,9 +146,9 @@ def _polygons(polygons: pb.PolygonOptions) -> PolygonOptions:
     if version and not polygons.model:
         raise InvalidInputError("polygons.version", f"version {version} needs the name of a model")
     return PolygonOptions(
-        model=_model(polygons.model, "polygons.model") if polygons.model else None,
+        model=read_model(polygons.model, "polygons.model") if polygons.model else None,
         version=version,
-        output=_output(polygons.output, "polygons.output"),
+        output=read_output(polygons.output, "polygons.output"),
     )
 
 
@@ -151,7 +158,8 @@ def _object_id(object_id: str, field: str) -> str:
     return object_id
 
 
-def _model(name: str, field: str) -> str:
+def read_model(name: str, field: str) -> str:
+    """Check the name of a model, which must not be empty."""
     if not name:
         raise InvalidInputError(field, "the name of a model is needed; ListModels lists them")
     if len(name.encode()) > MAX_NAME_BYTES:
@@ -168,7 +176,8 @@ def _point(point: pb.Point, field: str) -> Point:
     return Point(point.x, point.y, label)
 
 
-def _box(box: pb.Box, field: str) -> Box:
+def read_box(box: pb.Box, field: str) -> Box:
+    """Convert a box; that it is inside the image is checked later."""
     edges = (box.x0, box.y0, box.x1, box.y1)
     text = ", ".join(f"{edge:g}" for edge in edges)
     if not all(math.isfinite(edge) for edge in edges):
@@ -197,13 +206,15 @@ def _polygon_seed(polygons: pb.PolygonSet) -> PolygonSeed:
     if count <= MAX_SEED_RINGS:
         count += sum(len(polygon.holes) for polygon in polygons.polygons)
     if count > MAX_SEED_RINGS:
-        raise InvalidInputError(field, f"it has more than {MAX_SEED_RINGS} rings, the most that are read")
+        text = f"it has more than {MAX_SEED_RINGS} rings, the most that are read"
+        raise InvalidInputError(field, text, metadata={"limit": "seed_rings"})
     rings = list(chain.from_iterable((polygon.exterior, *polygon.holes) for polygon in polygons.polygons))
     if not rings:
         raise InvalidInputError(field, "at least one polygon is needed")
     vertices = sum(len(ring.coordinates) for ring in rings) // 2
     if vertices > MAX_SEED_VERTICES:
-        raise InvalidInputError(field, f"{vertices} vertices; at most {MAX_SEED_VERTICES} are read")
+        text = f"{vertices} vertices; at most {MAX_SEED_VERTICES} are read"
+        raise InvalidInputError(field, text, metadata={"limit": "seed_vertices"})
     if any(len(ring.coordinates) < 6 or len(ring.coordinates) % 2 for ring in rings):
         raise InvalidInputError(field, "every ring needs at least three vertices, x and y of each")
     arrays = tuple(np.array(ring.coordinates, np.float32).reshape(-1, 2) for ring in rings)
@@ -213,7 +224,8 @@ def _polygon_seed(polygons: pb.PolygonSet) -> PolygonSeed:
     return PolygonSeed(arrays, tuple(1 + len(polygon.holes) for polygon in polygons.polygons))
 
 
-def _output(output: pb.OutputOptions, field: str) -> OutputOptions:
+def read_output(output: pb.OutputOptions, field: str) -> OutputOptions:
+    """Convert the options of an answer."""
     threshold = output.threshold if output.HasField("threshold") else None
     if threshold is not None and not 0 < threshold < 1:
         raise InvalidInputError(f"{field}.threshold", f"{threshold:g} is not above 0 and below 1")
@@ -227,8 +239,8 @@ def _output(output: pb.OutputOptions, field: str) -> OutputOptions:
     return OutputOptions(threshold, tolerance, points, forms or (Form.POLYGONS,))
 
 
-def _form(form: int, field: str) -> Form:
-    known = _FORMS.get(form)
+def _form(form: pb.OutputForm.ValueType, field: str) -> Form:
+    known = OUTPUT_FORMS.get(form)
     if known is None:
         raise InvalidInputError(field, f"{form} is not a form of outlines; use POLYGONS, RLE, PNG or BOX")
     return known

@@ -4,7 +4,14 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack
 
-from polywand_server.errors import ImageGivenUpError, InvalidInputError, PolywandError, WrongStateError, or_error
+from polywand_server.errors import (
+    ImageGivenUpError,
+    InvalidInputError,
+    PolywandError,
+    Reason,
+    WrongStateError,
+    or_error,
+)
 from polywand_server.images import ImageSource, Lease
 from polywand_server.interactors.prompt import Prompt
 from polywand_server.session.answers import Forgotten, ImageReady, Reply
@@ -152,7 +159,8 @@ class Session:
                 field, "this stream was idle, and its image made room for others: send the image again"
             )
         if self._image is None:
-            raise WrongStateError(field, "there is no image yet: send one on this stream first")
+            text = "there is no image yet: send one on this stream first"
+            raise WrongStateError(field, text, reason=Reason.NO_IMAGE)
         return self._image
 
     async def _close_image(self) -> int:

@@ -3,7 +3,6 @@
 import asyncio
 import fcntl
 import logging
-import mmap
 import os
 import pickle
 import signal
@@ -20,10 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polywand_server.admission.turns import Turns
-from polywand_server.errors import DeadlineError, InternalError, InvalidInputError, TooLargeError, UnavailableError
+from polywand_server.errors import (
+    DeadlineError,
+    InternalError,
+    InvalidInputError,
+    Reason,
+    TooLargeError,
+    UnavailableError,
+)
 from polywand_server.workers import channel
 from polywand_server.workers.answers import Answer, from_bytes
 from polywand_server.workers.child import Order, Work, pack
+from polywand_server.workers.mapping import map_read_only
 
 # Imported by the process that children are forked from, before the first fork.
 MODULES = ("polywand_server.jobs",)
@@ -58,13 +65,14 @@ class Limits:
     """Of one piece of work.
 
     memory_bytes, cpu_seconds: the most that it may use. field: of the request, for errors. what: name of the work, for
-    errors ("decoding the image").
+    errors ("decoding the image"). reason: of the error where it needs more.
     """
 
     memory_bytes: int
     cpu_seconds: int
     field: str
     what: str
+    reason: Reason = Reason.LIMIT_EXCEEDED
 
 
 @dataclass(slots=True, eq=False)
@@ -151,16 +159,16 @@ class Workers:
                     await self._send_order(child, order, data)
                     return await self._hold_conversation(child, limits, reply)
             except TimeoutError:
-                raise DeadlineError(
-                    f"{limits.what} was not done within {WALL_SECONDS:g} s: this server is busy"
-                ) from None
+                text = f"{limits.what} was not done within {WALL_SECONDS:g} s: this server is busy"
+                raise DeadlineError(text, reason=Reason.SERVER_TIMEOUT) from None
 
     @asynccontextmanager
     async def _child(self) -> AsyncIterator[_Child]:
         if self._spawner is None and self._restarting is None:
             self.start()
         if self._spawner is None:
-            raise UnavailableError("this server restarts its processes for large input: try again", 1.0)
+            text = "this server restarts its processes for large input: try again"
+            raise UnavailableError(text, RESTART_SECONDS, reason=Reason.SERVER_UNAVAILABLE)
         child = self._spare.popleft() if self._spare else self._spawn()
         self._add_spare()
         try:
@@ -250,11 +258,12 @@ class Workers:
 
     def _exit_error(self, code: int, limits: Limits) -> Exception:
         if code == PARENT_ENDED:
-            return UnavailableError("the process that worked on this has ended: try again", RESTART_SECONDS)
+            text = "the process that worked on this has ended: try again"
+            return UnavailableError(text, RESTART_SECONDS, reason=Reason.SERVER_UNAVAILABLE)
         if code == -signal.SIGXCPU:
             return _too_long(limits)
         if code == -signal.SIGKILL:  # by the kernel, for lack of memory, or by an operator
-            return TooLargeError(limits.field, f"{limits.what} took more memory than there is")
+            return TooLargeError(limits.field, f"{limits.what} took more memory than there is", reason=limits.reason)
         _log.error("a child that worked on %s (%s) ended with %d", limits.what, limits.field, code)
         return InvalidInputError(limits.field, f"{limits.what} cannot be worked on: it made the process fail")
 
@@ -346,7 +355,7 @@ def _close_written(writing: "asyncio.Future[int]") -> None:
 def _map(descriptor: int) -> NDArray[np.uint8]:
     """Map memory that a child shares, read-only: uint8 [nbytes]."""
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-    return np.frombuffer(mmap.mmap(descriptor, os.fstat(descriptor).st_size, prot=mmap.PROT_READ), np.uint8)
+    return map_read_only(descriptor)
 
 
 def _raise_error(facts: dict[str, Any], limits: Limits) -> None:
@@ -356,22 +365,21 @@ def _raise_error(facts: dict[str, Any], limits: Limits) -> None:
         case "MemoryError":
             raise _too_much_memory(limits)
         case "InvalidInputError":
-            raise InvalidInputError(str(facts["field"]), str(facts["description"]))
+            raise InvalidInputError(str(facts["field"]), str(facts["description"]), reason=Reason[facts["reason"]])
         case "TooLargeError":
-            raise TooLargeError(str(facts["field"]), str(facts["description"]))
+            raise TooLargeError(str(facts["field"]), str(facts["description"]), reason=Reason[facts["reason"]])
         case _:
             _log.error("work on %s (%s) failed in a child:\n%s", limits.what, limits.field, facts.get("description"))
             raise InternalError("the service failed on this request; its log says why")
 
 
 def _too_long(limits: Limits) -> TooLargeError:
-    return TooLargeError(
-        limits.field, f"{limits.what} took more than {limits.cpu_seconds} s of processor time, the most that it may"
-    )
+    text = f"{limits.what} took more than {limits.cpu_seconds} s of processor time, the most that it may"
+    return TooLargeError(limits.field, text, reason=limits.reason)
 
 
 def _too_much_memory(limits: Limits) -> TooLargeError:
-    return TooLargeError(limits.field, f"{limits.what} took more memory than it may")
+    return TooLargeError(limits.field, f"{limits.what} took more memory than it may", reason=limits.reason)
 
 
 def _set(future: "asyncio.Future[Any]", result: Any = None) -> None:
