@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import polywand
 from polywand import overlay
 from polywand.cli import main
-from polywand.params import InClickOrder, Numbers, clicks_as_typed
+from polywand.cli.params import InClickOrder, Numbers, clicks_as_typed
 from tests.running import WAND_VERSION, Service
 
 POLYWAND = Path(sys.executable).parent / "polywand"

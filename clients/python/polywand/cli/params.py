@@ -5,16 +5,34 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from polywand import checks
 from polywand.checks import MAX_COORDINATE
 from polywand.errors import InvalidRequest
+from polywand.files import Source
 from polywand.prompts import Point, PointLabel
+from polywand.results import ModelKind
 from polywand_common.console import Command
 from polywand_common.texts import shown
 
 POINT_OPTIONS: dict[str, PointLabel] = {"--positive": "positive", "--negative": "negative", "--extreme": "extreme"}
 ORDER = "polywand.point_order"  # a key of click's Context.meta
+
+
+class ImageFile(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on only
+    """A file that is read when it is needed, as a `Source`; "-" is standard input."""
+
+    def __init__(self, name: str = "image") -> None:
+        self.name = name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Source:
+        """Read one value."""
+        return value if isinstance(value, Source) else Source(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Have the shell complete file names."""
+        return [CompletionItem(incomplete, type="file")]
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on only
@@ -66,6 +84,13 @@ class Text(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2
             return checks.text("it", value)
         except InvalidRequest as error:
             self.fail(f"{error.violations[0].description}.", param, ctx)
+
+
+class ToolName(Text):
+    """The name of a tool of one kind."""
+
+    def __init__(self, kind: ModelKind) -> None:
+        self._kind = kind
 
 
 class LabelPair(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on only
