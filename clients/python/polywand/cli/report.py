@@ -6,12 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import click
 import numpy as np
 from numpy.typing import NDArray
 
 from polywand.errors import PolywandError
 from polywand.results import Detections, InteractorSpec, Model, Outline, Segmentation, Timing
 from polywand_common.texts import printable
+
+STATE_COLOURS = {"ready": "green", "loading": "yellow", "unavailable": "yellow", "failed": "red"}
 
 
 def line(answer: dict[str, Any]) -> str:
@@ -20,14 +23,13 @@ def line(answer: dict[str, Any]) -> str:
 
 
 def models_text(models: Sequence[Model]) -> str:
-    """Format tools, one per line: name, kind, versions, what it needs, licence, whether it is ready or why not."""
+    """Format tools, one per line: name, kind, versions, what it needs, licence, its state and why it is not ready."""
     if not models:
         return "The server has no models."
-    rows = [("NAME", "KIND", "VERSIONS", "NEEDS", "LICENCE", "READY")]
+    rows = [("NAME", "KIND", "VERSIONS", "NEEDS", "LICENCE", "STATE")]
     for model in models:
         versions = ", ".join(str(version.version) for version in model.versions) or "-"
-        ready = "yes" if model.ready else f"no: {model.state_message or 'the server does not say why'}"
-        rows.append((model.name, model.kind, versions, _needs(model), model.license or "-", ready))
+        rows.append((model.name, model.kind, versions, _needs(model), model.license or "-", _state(model)))
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -155,6 +157,11 @@ def _shape(outline: Outline) -> str:
     return f"{', '.join(counts)}, {outline.area:.1f} square pixels"
 
 
+def _state(model: Model) -> str:
+    state = click.style(model.state, fg=STATE_COLOURS.get(model.state))
+    return state if model.ready else f"{state}: {model.state_message or 'the server does not say why'}"
+
+
 def _needs(model: Model) -> str:
     if model.kind == "detector":
         return f"an image ({_count(len(model.labels), 'label')})"
@@ -174,7 +181,7 @@ def _prompt_needs(spec: InteractorSpec) -> str:
     if spec.box == "required":
         parts.insert(0, "a box")
     needs = " and ".join(parts) or "a prompt"
-    return f"{needs}, or a box" if spec.box == "optional" else needs
+    return f"{needs} or a box" if spec.box == "optional" else needs
 
 
 def _time(timing: Timing) -> str:
