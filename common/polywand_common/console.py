@@ -40,8 +40,23 @@ class Stopped(BaseException):
         self.signum = signum
 
 
+class Whole(click.IntRange):
+    """A whole number in a range."""
+
+    def _describe_range(self) -> str:
+        return f"{self.min} to {self.max}"
+
+
 class Number(click.FloatRange):
     """A finite number in a range."""
+
+    def _describe_range(self) -> str:
+        least, most = (None if end is None else f"{end:.12g}" for end in (self.min, self.max))
+        if most is None:
+            return f"above {least}" if self.min_open else f"{least} or more"
+        if self.min_open:
+            return f"above {least} and {'below' if self.max_open else 'at most'} {most}"
+        return f"{least} to {most}"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Read one value. NaN is refused here, as click's comparisons accept it."""

@@ -121,9 +121,9 @@ def test_models_are_a_table(run: Run) -> None:
     result = run("models")
     assert result.returncode == 0
     header, *rows = result.stdout.splitlines()
-    assert header.split() == ["NAME", "KIND", "VERSIONS", "NEEDS", "LICENCE", "READY"]
+    assert header.split() == ["NAME", "KIND", "VERSIONS", "NEEDS", "LICENCE", "STATE"]
     row = next(row for row in rows if row.startswith("wand_click"))
-    assert all(part in row for part in ("interactor", "1 positive point, or a box", "Apache-2.0", "yes"))
+    assert all(part in row for part in ("interactor", "1 positive point or a box", "Apache-2.0", "ready"))
     assert any(row.startswith("nanodet") and "80 labels" in row for row in rows)
     assert any(row.startswith("grabcut") and "a box" in row for row in rows)
 

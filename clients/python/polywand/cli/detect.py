@@ -7,29 +7,37 @@ from polywand import checks, outputs
 from polywand.cli import printing, report
 from polywand.cli.batch import detect_each
 from polywand.cli.options import AS_JSON, MAX_POINTS, RANGE, TOLERANCE, VERSION
-from polywand.cli.params import ImageFile, LabelPair, ToolName
+from polywand.cli.params import ImageFile, LabelPair
 from polywand.cli.printing import RGB, Answer, Printer
 from polywand.cli.progress import progress
+from polywand.cli.toolnames import ToolName
 from polywand.errors import PolywandError
 from polywand.files import Source
 from polywand.results import Detections
-from polywand_common.console import Command, Number
+from polywand_common.console import Command, Number, Whole
 from polywand_common.texts import printable, shown
 
 
 @click.command(cls=Command)
 @click.argument("images", type=ImageFile(), nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--model", type=ToolName("detector"), help="A detector.  [default: server's choice]")
-@click.option("--threshold", type=Number(0, 1), help="Score from which a detection counts.  [default: model's]")
+@click.option(
+    "--threshold",
+    type=Number(0, 1),
+    metavar="NUMBER",
+    help="Score from which a detection counts.  [default: model's]",
+)
 @click.option(
     "--label",
     type=LabelPair(),
+    metavar="LABEL[=NEW]",
     multiple=True,
-    help="Keep this label of the model, optionally renamed. Repeatable.  [default: all]",
+    help="Keep this label of the model, and rename it. Repeatable.  [default: all]",
 )
 @click.option(
     "--max-detections",
-    type=click.IntRange(1, checks.MAX_DETECTIONS),
+    type=Whole(1, checks.MAX_DETECTIONS),
+    metavar="NUMBER",
     help="Most detections on one image, best first.  [default: 100]",
 )
 @click.option("--polygons", is_flag=True, help="Outline each object too, from its box.")

@@ -3,8 +3,9 @@
 import click
 
 from polywand import checks
-from polywand.cli.params import ImageFile, Numbers, ToolName, ValueRange
-from polywand_common.console import Number
+from polywand.cli.params import ImageFile, Numbers, ValueRange, Version
+from polywand.cli.toolnames import ToolName
+from polywand_common.console import Number, Whole
 
 # click makes an option's environment variable from the parameter's name, so both names are the same, also `json`.
 AS_JSON = click.option("--json", is_flag=True, help="Print JSON: one object a line, also for a failure.")
@@ -14,26 +15,32 @@ INTERACTOR = click.option("--model", type=ToolName("interactor"), help="An inter
 VERSION = click.option(
     "--version",
     default=0,
-    type=click.IntRange(0, checks.MAX_VERSION),
-    help="Version of the model; 0 is the highest that is ready.",
+    type=Version(),
+    show_default=False,
+    help="Version of the model.  [default: the highest that is ready]",
 )
 MASK_THRESHOLD = click.option(
     "--threshold",
     type=Number(0, 1, min_open=True, max_open=True),
+    metavar="NUMBER",
     help="Probability from which a pixel counts.  [default: model's]",
 )
 TOLERANCE = click.option(
     "--tolerance",
     type=Number(0, checks.MAX_TOLERANCE),
-    help="Simplification in pixels; 0 keeps every vertex.  [default: server's]",
+    metavar="PIXELS",
+    help="How far outlines may be simplified; 0 keeps every vertex.  [default: server's]",
 )
 MAX_POINTS = click.option(
-    "--max-points", type=click.IntRange(checks.MIN_POINTS, checks.MAX_POINTS), help="Most vertices of one outline."
+    "--max-points",
+    type=Whole(checks.MIN_POINTS, checks.MAX_POINTS),
+    metavar="NUMBER",
+    help="Most vertices of one outline.",
 )
 RANGE = click.option(
     "--range",
     type=ValueRange(),
-    help="The values that are black and white, in a file with more than 8 bits.  [default: from its values]",
+    help="The values that are black and white, in files of more than 8 bits.  [default: from the values]",
 )
 OVERLAY = click.option(
     "--overlay",

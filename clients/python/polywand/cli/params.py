@@ -12,7 +12,6 @@ from polywand.checks import MAX_COORDINATE
 from polywand.errors import InvalidRequest
 from polywand.files import Source
 from polywand.prompts import Point, PointLabel
-from polywand.results import ModelKind
 from polywand_common.console import Command
 from polywand_common.texts import shown
 
@@ -86,11 +85,17 @@ class Text(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2
             self.fail(f"{error.violations[0].description}.", param, ctx)
 
 
-class ToolName(Text):
-    """The name of a tool of one kind."""
+class Version(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on only
+    """A model's version; 0 is the highest that is ready."""
 
-    def __init__(self, kind: ModelKind) -> None:
-        self._kind = kind
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read one value."""
+        try:
+            return checks.integer("version", int(value), 0, checks.MAX_VERSION)
+        except ValueError:  # InvalidRequest, too
+            self.fail(f"'{shown(str(value))}' is not a whole number from 0 to {checks.MAX_VERSION}.", param, ctx)
 
 
 class LabelPair(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on only

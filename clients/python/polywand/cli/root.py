@@ -1,18 +1,25 @@
-"""The command `polywand`: its subcommands, and the connection that they share."""
+"""The command `polywand`, with its subcommands."""
 
 from typing import Any
 
 import click
-import grpc
 
 import polywand
-from polywand import channel
 from polywand.cli import printing
+from polywand.cli.completion import completion
+from polywand.cli.connection import connect, connection_options
 from polywand.cli.detect import detect
 from polywand.cli.interact import interact
 from polywand.cli.listing import models
 from polywand.errors import InvalidRequest, PolywandError
-from polywand_common.console import Group, Number
+from polywand_common.console import Group
+
+EXAMPLES = """\b
+Examples:
+  polywand models
+  polywand interact photo.jpg --positive 200,330 --overlay outline.jpg
+  polywand detect *.jpg --json > found.jsonl
+"""
 
 
 class _Group(Group):
@@ -29,6 +36,7 @@ class _Group(Group):
 
 @click.group(
     cls=_Group,
+    epilog=EXAMPLES,
     context_settings={
         "auto_envvar_prefix": "POLYWAND",
         "help_option_names": ["-h", "--help"],
@@ -39,30 +47,25 @@ class _Group(Group):
 @click.version_option(
     polywand.__version__, prog_name="polywand", message="%(prog)s %(version)s", allow_from_autoenv=False
 )
-@click.option("--target", default=channel.DEFAULT_TARGET, show_envvar=True, help="The server, as host:port.")
-@click.option(
-    "--timeout",
-    default=channel.TIMEOUT_S,
-    type=Number(channel.MIN_TIMEOUT_S, channel.MAX_TIMEOUT_S),
-    show_envvar=True,
-    help="Seconds to wait for any one answer.",
-)
-@click.option("--tls", is_flag=True, show_envvar=True, help="Use TLS, with the root certificates that gRPC trusts.")
+@connection_options
 @click.pass_context
-def main(ctx: click.Context, target: str, timeout: float, tls: bool) -> None:
+def main(ctx: click.Context, /, **options: Any) -> None:
     """Annotate images with a Polywand server: clicks in, polygons out.
 
-    Coordinates are image pixels, x to the right, y down, pixel corners at integers. IMAGE may be - for standard input.
+    IMAGE is a file, or - for standard input. Coordinates are image pixels, x to the right, y down, pixel corners at
+    integers.
+
     Every option can also be set by an environment variable: POLYWAND_TARGET, POLYWAND_INTERACT_MODEL,
-    POLYWAND_DETECT_JSON and so on; semicolons separate the values of a repeatable option. Exit codes: 1 when anything
-    failed, 2 when the command is wrong.
+    POLYWAND_DETECT_JSON and so on; semicolons separate the values of a repeatable option.
+
+    Exit codes: 0 success, 1 something failed, 2 the command is wrong.
     """
-    credentials = grpc.ssl_channel_credentials() if tls else None
     try:
-        ctx.obj = ctx.with_resource(polywand.connect(target, timeout=timeout, credentials=credentials))
+        ctx.obj = ctx.with_resource(connect(options))
     except InvalidRequest as error:
-        raise click.BadParameter(printing.message(error), ctx, param_hint="'--target'") from error
+        hint = ", ".join(f"'--{violation.field}'" for violation in error.violations) or None
+        raise click.BadParameter(printing.message(error), ctx, param_hint=hint) from error
 
 
-for command in (models, interact, detect):
+for command in (models, interact, detect, completion):
     main.add_command(command)
