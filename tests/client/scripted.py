@@ -71,11 +71,13 @@ class Script(pb_grpc.AnnotationServiceServicer):
 
     interact: from a stream's message to its reply, whose sequence and object are filled in; None is no reply.
     detect: from the count of the requests before this one to an error, or None for an empty answer.
+    models: what ListModels lists.
     arrivals: (monotonic seconds, message), of all calls.
     """
 
     interact: Callable[[pb.InteractRequest], pb.InteractResponse | None] = lambda _: None
     detect: Callable[[int], status_pb2.Status | None] = lambda _: None
+    models: list[pb.Model] = field(default_factory=list)
     arrivals: list[tuple[float, Any]] = field(default_factory=list)
 
     @property
@@ -106,7 +108,7 @@ class Script(pb_grpc.AnnotationServiceServicer):
         self, request: pb.ListModelsRequest, context: grpc.ServicerContext
     ) -> pb.ListModelsResponse:
         self._abort_by_script(request, context)
-        return pb.ListModelsResponse()
+        return pb.ListModelsResponse(models=self.models)
 
     def DetectStream(  # noqa: N802
         self, requests: Iterator[pb.DetectStreamRequest], context: grpc.ServicerContext
