@@ -45,7 +45,7 @@ def test_models_say_what_they_are_and_need(client: Client) -> None:
     detector = models["nanodet"]
     assert detector.kind == "detector"
     assert detector.interactor is None
-    assert detector.labels[:2] == ("person", "bicycle")
+    assert [str(label) for label in detector.labels[:2]] == ["person", "bicycle"]
     assert detector.license == "Apache-2.0"
 
 

@@ -169,14 +169,19 @@ def test_a_reader_that_closes_the_pipe_ends_a_batch_in_silence(photos: list[str]
 # Colours
 
 
-MODELS = [
-    pb.Model(name="works", kind=pb.MODEL_KIND_DETECTOR, state=pb.MODEL_STATE_READY),
-    pb.Model(name="broken", state=pb.MODEL_STATE_FAILED, state_message="its file is damaged"),
-]
+class Models(Script):
+    """A server with a model that works and one that does not."""
+
+    def ListModels(  # noqa: N802
+        self, request: pb.ListModelsRequest, context: grpc.ServicerContext
+    ) -> pb.ListModelsResponse:
+        works = pb.Model(name="works", kind=pb.MODEL_KIND_DETECTOR, state=pb.MODEL_STATE_READY)
+        broken = pb.Model(name="broken", state=pb.MODEL_STATE_FAILED, state_message="its file is damaged")
+        return pb.ListModelsResponse(models=[works, broken])
 
 
 def test_states_and_errors_have_colours(photos: list[str]) -> None:
-    with scripted_server(Script(models=MODELS)) as target:
+    with scripted_server(Models()) as target:
         terminal = Terminal(target, "models")
         assert terminal.wait() == 0
     assert f"{GREEN}ready" in terminal.shown
@@ -188,7 +193,7 @@ def test_states_and_errors_have_colours(photos: list[str]) -> None:
 
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_no_color_is_honoured(variables: dict[str, str]) -> None:
-    with scripted_server(Script(models=MODELS)) as target:
+    with scripted_server(Models()) as target:
         listed = Terminal(target, "models", **variables)
         assert listed.wait() == 0
     assert listed.lines()[2].split()[-5:] == ["failed:", "its", "file", "is", "damaged"]
@@ -198,7 +203,7 @@ def test_no_color_is_honoured(variables: dict[str, str]) -> None:
 
 
 def test_a_pipe_gets_no_colours() -> None:
-    with scripted_server(Script(models=MODELS)) as target:
+    with scripted_server(Models()) as target:
         listed = subprocess.run(
             [POLYWAND, "--target", target, "models"], capture_output=True, text=True, timeout=STUCK_S, check=True
         )

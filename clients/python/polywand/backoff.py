@@ -1,4 +1,8 @@
-"""How long to wait before a request that the server refused for now is sent again."""
+"""How long to wait before a request that the server refused for now is sent again.
+
+gRPC's own retry policy (a service config) is not used: it knows neither RetryInfo, by which the server says when to
+come back, nor the caller's timeout, and would send a photo five times within seconds to a server that is full.
+"""
 
 import random
 import time
