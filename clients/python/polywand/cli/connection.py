@@ -8,7 +8,10 @@ import grpc
 
 import polywand
 from polywand import channel
+from polywand.cli.params import KeyValue, Text
 from polywand_common.console import Number
+
+MAX_TOKEN_BYTES = 8192  # of all metadata, gRPC's default
 
 _OPTIONS = (
     click.option(
@@ -26,6 +29,21 @@ _OPTIONS = (
         show_envvar=True,
         help="How long to wait for any one answer.",
     ),
+    click.option(
+        "--token",
+        metavar="TEXT",
+        type=Text(MAX_TOKEN_BYTES),
+        show_envvar=True,
+        help="Sent with every call as `authorization: Bearer TEXT`. Without TLS, to this machine only.",
+    ),
+    click.option("--insecure-token", is_flag=True, help="Send it to other machines without TLS, too."),
+    click.option(
+        "--metadata",
+        type=KeyValue(),
+        multiple=True,
+        show_envvar=True,
+        help="Sent with every call. Repeatable.",
+    ),
     click.option("--tls", is_flag=True, show_envvar=True, help="Use TLS, with the root certificates that gRPC trusts."),
 )
 
@@ -40,4 +58,11 @@ def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def connect(options: Mapping[str, Any]) -> polywand.Client:
     """Make a client from the values of these options. Raises InvalidRequest as `polywand.connect` does."""
     credentials = grpc.ssl_channel_credentials() if options["tls"] else None
-    return polywand.connect(options["target"], timeout=options["timeout"], credentials=credentials)
+    return polywand.connect(
+        options["target"],
+        timeout=options["timeout"],
+        credentials=credentials,
+        token=options["token"],
+        insecure_token=options["insecure_token"],
+        metadata=options["metadata"],
+    )

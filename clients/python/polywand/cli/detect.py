@@ -4,15 +4,16 @@ import click
 
 import polywand
 from polywand import checks, outputs
-from polywand.cli import printing, report
+from polywand.cli import as_json, as_text, printing
 from polywand.cli.batch import detect_each
-from polywand.cli.options import AS_JSON, MAX_POINTS, RANGE, TOLERANCE, VERSION
-from polywand.cli.params import ImageFile, LabelPair
+from polywand.cli.options import AS_JSON, MAX_POINTS, RANGE, ROI, TOLERANCE, VERSION, check_version
+from polywand.cli.params import ImageFile, LabelOption
 from polywand.cli.printing import RGB, Answer, Printer
 from polywand.cli.progress import progress
 from polywand.cli.toolnames import ToolName
 from polywand.errors import PolywandError
 from polywand.files import Source
+from polywand.options import LabelMapping
 from polywand.results import Detections
 from polywand_common.console import Command, Number, Whole
 from polywand_common.texts import printable, shown
@@ -29,10 +30,9 @@ from polywand_common.texts import printable, shown
 )
 @click.option(
     "--label",
-    type=LabelPair(),
-    metavar="LABEL[=NEW]",
+    type=LabelOption(),
     multiple=True,
-    help="Keep this label of the model, and rename it. Repeatable.  [default: all]",
+    help="Keep this label of the model, rename it, from this score on. Repeatable.  [default: all]",
 )
 @click.option(
     "--max-detections",
@@ -40,6 +40,7 @@ from polywand_common.texts import printable, shown
     metavar="NUMBER",
     help="Most detections on one image, best first.  [default: 100]",
 )
+@ROI
 @click.option("--polygons", is_flag=True, help="Outline each object too, from its box.")
 @click.option(
     "--interactor",
@@ -64,8 +65,9 @@ def detect(
     images: tuple[Source, ...],
     model: str | None,
     threshold: float | None,
-    label: tuple[tuple[str, str], ...],
+    label: tuple[LabelMapping, ...],
     max_detections: int | None,
+    roi: tuple[float, ...] | None,
     polygons: bool,
     interactor: str | None,
     tolerance: float | None,
@@ -80,6 +82,7 @@ def detect(
     client: polywand.Client = ctx.obj
     if not polygons and (interactor, tolerance, max_points) != (None, None, None):
         raise click.UsageError("--interactor, --tolerance and --max-points are options of outlines: add --polygons.")
+    check_version(version, model)
     printing.check_standard_input(images)
     printer = Printer(json, dict(zip(images, outputs.pictures(overlay, images), strict=False)), range)
     answers = detect_each(
@@ -89,9 +92,11 @@ def detect(
             "model": model or "",
             "version": version,
             "threshold": threshold,
-            "labels": dict(label),
+            "labels": label,
             "max_detections": max_detections,
-            "polygons": interactor or polygons,
+            "roi": roi,
+            "polygons": polygons,
+            "interactor": interactor or "",
             "tolerance": tolerance,
             "max_points": max_points,
             "value_range": range,
@@ -112,8 +117,8 @@ def _print(printer: Printer, image: Source, found: Detections | PolywandError) -
         printer.failure(image, found)
         return False
     answer = Answer(
-        report.detections_text(shown(image.name), found),
-        report.detections_json(printable(image.name), found),
+        as_text.detections(shown(image.name), found),
+        as_json.detections(printable(image.name), found),
         lambda photo: _draw(photo, found),
     )
     return printer.answer(image, answer)

@@ -1,7 +1,6 @@
 """`polywand interact`: one object by clicks."""
 
 from contextlib import suppress
-from pathlib import Path
 
 import click
 import grpc
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 import polywand
 from polywand import outputs
-from polywand.cli import printing, report
+from polywand.cli import as_json, as_text, printing
 from polywand.cli.options import (
     AS_JSON,
     BOX,
@@ -22,6 +21,7 @@ from polywand.cli.options import (
     RANGE,
     TOLERANCE,
     VERSION,
+    check_version,
 )
 from polywand.cli.params import ImageFile, InClickOrder, Numbers, clicks_as_typed
 from polywand.cli.printing import RGB, Answer, Printer
@@ -78,9 +78,10 @@ def interact(
     points = clicks_as_typed(ctx, positive=positive, negative=negative, extreme=extreme)
     inputs = [image] if seed is None else [image, seed]
     printing.check_standard_input(inputs)
+    check_version(version, model)
     if seed is not None:
         outputs.require_pictures("--seed")
-    pictures = outputs.pictures(overlay, [image], [Path(one.name) for one in inputs])
+    pictures = outputs.pictures(overlay, [image], [one.path for one in inputs])
     with printing.errors_printed(image.name, json), printing.opened(client, image, range) as session:
         mask = None if seed is None else _read_seed(seed, image, session)
         # Click by click, as an annotator would: networks refine the result of earlier clicks.
@@ -98,8 +99,8 @@ def interact(
             max_points=max_points,
         )
     answer = Answer(
-        report.segmentation_text(shown(image.name), found),
-        report.segmentation_json(printable(image.name), found, session.width, session.height),
+        as_text.segmentation(shown(image.name), found),
+        as_json.segmentation(printable(image.name), found, session.width, session.height),
         lambda photo: _draw(photo, found, points, None if box is None else Box(*box)),
     )
     printer = Printer(json, dict(zip([image], pictures, strict=False)), range)
@@ -116,7 +117,7 @@ def _read_seed(seed: Source, image: Source, session: polywand.Session) -> NDArra
     """Read the seed mask. Raises InvalidRequest if its size is not the image's, or it is empty."""
     from polywand.maskfiles import read_mask  # noqa: PLC0415 - needs an extra
 
-    mask = read_mask(Path("/dev/stdin" if seed.is_standard_input else seed.name))
+    mask = read_mask(seed.path)
     height, width = mask.shape
     if (width, height) != (session.width, session.height):
         raise InvalidRequest(

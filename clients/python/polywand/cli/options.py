@@ -11,6 +11,9 @@ from polywand_common.console import Number, Whole
 AS_JSON = click.option("--json", is_flag=True, help="Print JSON: one object a line, also for a failure.")
 IMAGE = click.argument("image", type=ImageFile())
 BOX = Numbers("x0,y0,x1,y1")
+ROI = click.option(
+    "--roi", type=BOX, help="See this part of the image only, as if the rest did not exist.  [default: all of it]"
+)
 INTERACTOR = click.option("--model", type=ToolName("interactor"), help="An interactor.  [default: server's choice]")
 VERSION = click.option(
     "--version",
@@ -47,3 +50,9 @@ OVERLAY = click.option(
     type=click.Path(),
     help="Draw the answer on the image, into this file; a name that ends in / is a folder, for NAME.png.",
 )
+
+
+def check_version(version: int, model: str | None) -> None:
+    """Raise click.UsageError for a version of no model."""
+    if version and not model:
+        raise click.UsageError("--version is that of a model: add --model.")

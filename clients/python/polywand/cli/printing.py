@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import polywand
 from polywand import files
-from polywand.cli import report
+from polywand.cli import as_json
 from polywand.errors import PolywandError, ServerError
 from polywand.files import STANDARD_INPUT, Source
 from polywand_common.console import complain, echo
@@ -50,8 +50,8 @@ class Printer:
                 self._draw(image, self.overlays[image], answer.draw)
         except PolywandError as error:
             failure = error
-        failed = {} if failure is None else report.failure_json(printable(image.name), failure)
-        echo(report.line(answer.json | failed) if self.json else answer.text)
+        failed = {} if failure is None else as_json.failure(printable(image.name), failure)
+        echo(as_json.line(answer.json | failed) if self.json else answer.text)
         if failure is not None:
             complain(message(failure, image.name))
         return failure is None
@@ -59,7 +59,7 @@ class Printer:
     def failure(self, image: Source, error: PolywandError) -> None:
         """Print that one image failed."""
         if self.json:
-            echo(report.line(report.failure_json(printable(image.name), error)))
+            echo(as_json.line(as_json.failure(printable(image.name), error)))
         complain(message(error, image.name))
 
     def _draw(self, image: Source, path: Path, draw: Callable[[RGB], RGB]) -> None:
@@ -89,7 +89,7 @@ def errors_printed(image: str | None, json: bool) -> Iterator[None]:
         yield
     except PolywandError as error:
         if json:
-            echo(report.line(report.failure_json(None if image is None else printable(image), error)))
+            echo(as_json.line(as_json.failure(None if image is None else printable(image), error)))
         raise click.ClickException(message(error)) from error
 
 
@@ -106,4 +106,4 @@ def message(error: PolywandError, image: str | None = None) -> str:
 def check_standard_input(sources: Sequence[Source]) -> None:
     """Raise click.UsageError when several inputs are standard input."""
     if sum(source.is_standard_input for source in sources) > 1:
-        raise click.UsageError("Standard input is read once: only one of the images can be '-'.")
+        raise click.UsageError("Standard input is read once: only one input can be '-'.")

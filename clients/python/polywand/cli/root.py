@@ -10,7 +10,8 @@ from polywand.cli.completion import completion
 from polywand.cli.connection import connect, connection_options
 from polywand.cli.detect import detect
 from polywand.cli.interact import interact
-from polywand.cli.listing import models
+from polywand.cli.listing import info, models
+from polywand.cli.segment import segment
 from polywand.errors import InvalidRequest, PolywandError
 from polywand_common.console import Group
 
@@ -18,6 +19,7 @@ EXAMPLES = """\b
 Examples:
   polywand models
   polywand interact photo.jpg --positive 200,330 --overlay outline.jpg
+  polywand segment photo.jpg --box 20,30,180,240 --box 200,40,260,90 --json
   polywand detect *.jpg --json > found.jsonl
 """
 
@@ -63,9 +65,18 @@ def main(ctx: click.Context, /, **options: Any) -> None:
     try:
         ctx.obj = ctx.with_resource(connect(options))
     except InvalidRequest as error:
-        hint = ", ".join(f"'--{violation.field}'" for violation in error.violations) or None
-        raise click.BadParameter(printing.message(error), ctx, param_hint=hint) from error
+        raise _bad_option(error, ctx) from error
 
 
-for command in (models, interact, detect, completion):
+def _bad_option(error: InvalidRequest, ctx: click.Context) -> click.BadParameter:
+    """Return an invalid argument of the connection as the error of its option."""
+    fields = [violation.field for violation in error.violations]
+    if fields == ["token"]:
+        text = "Without TLS, anyone on the way can read it: add --tls, or --insecure-token if the network is trusted."
+    else:
+        text = printing.message(error).removeprefix(f"{fields[0]}: " if fields else "")
+    return click.BadParameter(text, ctx, param_hint=" / ".join(f"'--{field}'" for field in fields) or None)
+
+
+for command in (info, models, segment, interact, detect, completion):
     main.add_command(command)

@@ -3,10 +3,10 @@
 import click
 from click.shell_completion import CompletionItem
 
+from polywand.catalogue import ModelKind
 from polywand.cli.connection import connect
 from polywand.cli.params import Text
 from polywand.errors import PolywandError
-from polywand.results import ModelKind
 
 COMPLETION_TIMEOUT_S = 1.0
 
@@ -17,6 +17,7 @@ class ToolName(Text):
     name = "name"
 
     def __init__(self, kind: ModelKind) -> None:
+        super().__init__()
         self._kind = kind
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
