@@ -97,7 +97,8 @@ def test_no_server_is_told_in_one_line_with_exit_code_1() -> None:
     [
         (["interact", "x.png", "--model", "m", "--positive", "5"], "'5' is not 2 comma-separated numbers"),
         (["interact", "x.png", "--model", "m", "--box", "1,2,3"], "'1,2,3' is not 4 comma-separated"),
-        (["interact", "x.png"], "Missing option '--model'"),
+        (["interact", "x.png", "--version", "2"], "add --model"),
+        (["detect", "x.png", "--version", "2"], "add --model"),
         (["interact", "x.png", "--model", "m", "--overlay", "out.mp3"], "out.mp3"),
         (["detect"], "Missing argument"),
         (["detect", "x.png", "--label", "=car"], "does not name a label"),
@@ -105,7 +106,7 @@ def test_no_server_is_told_in_one_line_with_exit_code_1() -> None:
         (["detect", "a/x.png", "a/y.png", "--overlay", "a"], "would overwrite the input 'a/x.png'"),
         (["detect", "x.png", "--interactor", "grabcut"], "add --polygons"),
         (["detect", "x.png", "--tolerance", "0"], "add --polygons"),
-        (["segment"], "No such command 'segment'"),
+        (["outline"], "No such command 'outline'"),
     ],
 )
 def test_usage_errors_exit_with_2(arguments: list[str], complaint: str) -> None:
@@ -131,7 +132,7 @@ def test_models_are_a_table(run: Run) -> None:
 def test_models_as_json(run: Run) -> None:
     models = {model["name"]: model for model in the_json(run("models", "--json"))["models"]}
     assert models["wand_click"]["interactor"]["min_positive_points"] == 1
-    assert models["nanodet"]["labels"][0] == "person"
+    assert models["nanodet"]["labels"][0]["name"] == "person"
     assert models["nanodet"]["default_threshold"] == 0.4
 
 
