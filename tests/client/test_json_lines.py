@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,13 @@ def keys(name: str) -> set[str]:
     return set(re.findall(r"`(\w+)`", row)).union(*map(keys, inherited))
 
 
-def check(name: str, value: Mapping[str, Any], optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+OPTIONAL = keys("failure") - {"image", "error", "code"}
+
+
+def check(name: str, value: Collection[str], optional: Collection[str] = ()) -> None:
     """Check that an object has its documented keys, of which the optional ones may be absent."""
-    assert value.keys() <= keys(name), name
-    assert keys(name) - value.keys() <= optional, name
+    assert set(value) <= keys(name), name
+    assert keys(name) - set(value) <= set(optional), name
 
 
 def check_outline(name: str, value: Mapping[str, Any]) -> None:
@@ -71,6 +74,17 @@ def test_a_line_of_interact(puppets: Service, photo: str) -> None:
     check("timing", answer["timing"])
 
 
+def test_a_line_of_segment(puppets: Service, photo: str) -> None:
+    boxes = ("--box=64,64,192,192", "--box=64,64,999,192")
+    answer = line(puppets, "segment", photo, "--model=upper_half", *boxes, code=1)
+    check("line of `segment`", answer)
+    check("timing", answer["timing"])
+    outlined, failed = answer["objects"]
+    check_outline("object", outlined)
+    check("failure", failed.keys() - {"id", "prompt"}, {"image"} | OPTIONAL)
+    assert (outlined["prompt"], failed["code"]) == ([64, 64, 192, 192], "INVALID_ARGUMENT")
+
+
 def test_a_line_of_models(puppets: Service) -> None:
     answer = line(puppets, "models")
     check("line of `models`", answer)
@@ -86,12 +100,18 @@ def test_a_line_of_models(puppets: Service) -> None:
     assert any(model["interactor"] for model in answer["models"])
 
 
+def test_a_line_of_info(puppets: Service) -> None:
+    answer = line(puppets, "info")
+    check("line of `info`", answer)
+    check("limits", answer["limits"])
+    assert answer["state"] == "ready"
+
+
 def test_a_line_of_a_failure(puppets: Service, photo: str) -> None:
-    optional = keys("failure") - {"image", "error", "code"}
     refused = line(puppets, "interact", photo, "--model=leaning", "--positive=999,20", code=1)
-    check("failure", refused, optional)
+    check("failure", refused, OPTIONAL)
     check("violation", refused["violations"][0])
     lacking = line(puppets, "interact", photo, "--model=box_and_point", code=1)
-    check("failure", lacking, optional)
+    check("failure", lacking, OPTIONAL)
     assert lacking["missing_box"] is True
-    check("failure", line(puppets, "detect", "missing.png", code=1), optional)
+    check("failure", line(puppets, "detect", "missing.png", code=1), OPTIONAL)

@@ -71,7 +71,7 @@ def main(ctx: click.Context, /, **options: Any) -> None:
 def _bad_option(error: InvalidRequest, ctx: click.Context) -> click.BadParameter:
     """Return an invalid argument of the connection as the error of its option."""
     fields = [violation.field for violation in error.violations]
-    if fields == ["token"]:
+    if fields == ["token"] and "TLS" in str(error):
         text = "Without TLS, anyone on the way can read it: add --tls, or --insecure-token if the network is trusted."
     else:
         text = printing.message(error).removeprefix(f"{fields[0]}: " if fields else "")
