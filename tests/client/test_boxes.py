@@ -25,7 +25,8 @@ def outlined(prompt: pb.Prompt) -> pb.SegmentResult:
     box = prompt.box
     ring = pb.Ring(coordinates=[box.x0, box.y0, box.x1, box.y0, box.x1, box.y1, box.x0, box.y1])
     shape = pb.Shape(polygons=[pb.Polygon(exterior=ring)], box=box, area=(box.x1 - box.x0) * (box.y1 - box.y0), iou=1)
-    answer = pb.Segmentation(shape=shape, model="m", version=1, threshold=0.5, score=0.25)
+    kind = pb.SCORE_KIND_PREDICTED_IOU
+    answer = pb.Segmentation(shape=shape, model="m", version=1, threshold=0.5, score=0.25, score_kind=kind)
     return pb.SegmentResult(object_id=prompt.object_id, segmentation=answer)
 
 
@@ -81,8 +82,8 @@ def test_the_answer_is_printed_for_people_too(target: str) -> None:
     result = segment(target, "--box", "1,1,2,2", "--box", "0,0,4,3")
     header, first, second = result.stdout.splitlines()
     assert header.startswith("photo.png: 2 of 2 objects outlined by m version 1, ")
-    assert first == "  0  1 part, 0 holes, 4 vertices, 1.0 square pixels, score 0.25"
-    assert second == "  1  1 part, 0 holes, 4 vertices, 12.0 square pixels, score 0.25"
+    assert first == "  0  1 part, 0 holes, 4 vertices, 1.0 square pixels, score 0.25 (predicted IoU)"
+    assert second == "  1  1 part, 0 holes, 4 vertices, 12.0 square pixels, score 0.25 (predicted IoU)"
 
 
 def test_a_box_that_fails_does_not_stop_the_others(target: str) -> None:

@@ -18,6 +18,7 @@ STATE_COLOURS = {
     "draining": "yellow",
     "failed": "red",
 }
+SCORES = {"mean_probability": "mean probability", "predicted_iou": "predicted IoU", "seed": "the seed itself"}
 MEBIBYTE = 1 << 20
 
 
@@ -58,13 +59,13 @@ def models(tools: Sequence[Model]) -> str:
 
 
 def segmentation(image: str, found: Segmentation) -> str:
-    """Format one outline: parts, vertices, area, box and time."""
+    """Format one outline: parts, vertices, area, box, score and time."""
     lines = [f"{image}: {_shape(found)}"]
     if found.box is not None:
         lines.append(f"  box        {_box(found.box)}")
     lines += [
-        f"  model      {found.model} version {found.version}, threshold {found.threshold:.6g}, "
-        f"tolerance {found.tolerance:.3g} pixels, IoU {found.iou:.3f} with the mask",
+        f"  model      {found.model} version {found.version}, threshold {found.threshold:.6g}{_score(found)}",
+        f"  polygons   tolerance {found.tolerance:.3g} pixels, IoU {found.iou:.3f} with the mask",
         f"  time       {_time(found.timing)}",
     ]
     return "\n".join(lines)
@@ -113,7 +114,9 @@ def _shape(outline: Outline) -> str:
 
 
 def _score(outline: Outline) -> str:
-    return "" if outline.score is None else f", score {outline.score:.2f}"
+    if outline.score is None or outline.score_kind == "unknown":
+        return ""
+    return f", score {outline.score:.2f} ({SCORES[outline.score_kind]})"
 
 
 def _state(state: str, why: str) -> str:
