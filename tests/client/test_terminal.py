@@ -251,6 +251,20 @@ def test_bash_completes_the_models_of_the_server(puppets: Service) -> None:
     assert completed("polywand detect a.png --model find") == []  # no server
 
 
+@pytest.mark.parametrize(
+    "typed", ["detect ph", "detect a.png ph", "segment a.png --boxes ph", "interact a.png --seed ph"]
+)
+def test_files_are_left_to_the_shell(typed: str) -> None:
+    words = ["polywand", *typed.split()]
+    variables = {
+        "_POLYWAND_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(words),
+        "COMP_CWORD": f"{len(words) - 1}",
+    }
+    answer = subprocess.run([POLYWAND], env=os.environ | variables, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "file,ph"
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_shells_script_asks_for_what_is_typed(shell: str) -> None:
     script = subprocess.run([POLYWAND, "completion", shell], capture_output=True, text=True, check=True).stdout
