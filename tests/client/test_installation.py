@@ -1,6 +1,7 @@
 """What `pip install polywand` brings is enough for the SDK; what the extras add is enough for the command line."""
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -18,7 +19,7 @@ from packaging.requirements import Requirement
 from tests.running import Service
 
 ROOT = Path(__file__).parent.parent.parent
-SOURCES = ("clients/python", "common", "contract", "pictures")
+SOURCES = ("clients/python", "common", "contract", "pictures", "service", "zoo")
 Run: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -105,7 +106,21 @@ def test_without_click_the_command_says_what_to_install(base: Run) -> None:
     for arguments in (["models"], ["--help"], []):
         ran = base("-m", "polywand", *arguments)
         assert (ran.returncode, ran.stdout) == (1, "")
-        assert ran.stderr == "Error: the command line needs click: pip install 'polywand[cli]'\n"
+        assert ran.stderr == "Error: polywand needs click: pip install 'polywand[cli]'\n"
+
+
+@pytest.mark.parametrize(("command", "extra"), [("server", "server"), ("zoo", "zoo")])
+def test_without_their_extras_the_other_commands_say_what_to_install(base: Run, command: str, extra: str) -> None:
+    ran = base("-c", f"from polywand_common import entry; entry.{command}()")
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert re.fullmatch(rf"Error: polywand-{command} needs \w+: pip install 'polywand\[{extra}\]'\n", ran.stderr)
+
+
+def test_every_entry_point_is_there() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert set(scripts) == {"polywand", "polywand-server", "polywand-zoo"}
+    for name, value in scripts.items():
+        assert callable(metadata.EntryPoint(name, value, "console_scripts").load())
 
 
 def test_the_command_needs_no_opencv(with_cli: Run, puppets: Service, photo: Path) -> None:
