@@ -21,6 +21,7 @@ from polywand_server.interactors.memory import EstimateMemory, MemoryBudget
 from polywand_server.interactors.passes import Passes
 from polywand_server.interactors.predictor import Predictor
 from polywand_server.interactors.steps import Steps
+from polywand_server.interactors.toolbox import InteractorToolbox
 from polywand_server.lanes import FRAME_PRIORITY, PROMPT_PRIORITY, Lane, ModelTurns, RightOfWay
 from polywand_server.ops import metrics
 from polywand_server.rpc.detect import DetectCalls
@@ -110,7 +111,7 @@ def wire(
     def new_predictor(picture: Picture) -> Predictor:
         proposals = DetectorProposals(registry, prompt_lane, picture)
         steps = Steps(Passes(prompt_lane, picture), proposals, picture)
-        return Predictor(registry, drawer, EstimateMemory(budget), steps, picture)
+        return Predictor(InteractorToolbox(registry), drawer, EstimateMemory(budget), steps, picture)
 
     services = Services(
         decoder,

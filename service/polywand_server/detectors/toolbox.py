@@ -1,22 +1,20 @@
 """The tools of a frame: the requested detector, and the interactor that outlines its detections."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from polywand_server.detectors.options import DetectOptions, PolygonOptions
-from polywand_server.errors import InvalidInputError, NotFoundError, PolywandError, UnavailableError
+from polywand_server.detectors.options import DetectOptions, LabelMapping, PolygonOptions
+from polywand_server.errors import InvalidInputError, UnavailableError
 from polywand_server.geometry.boxes import Box
 from polywand_server.geometry.shapes import OutputOptions
 from polywand_server.interactors.prompt import Prompt, incomplete
+from polywand_server.tools.choice import OUTLINERS, detectors, outliners
 from polywand_server.tools.kinds import Detector, Interactor
 from polywand_server.tools.registry import Registry
 from polywand_server.tools.retry import use_tool
 
 Result = TypeVar("Result")
-
-# The models that make outlines when the request names none: the first that is ready and starts from a box.
-DEFAULT_MODELS = ("wand_box", "wand_click")
 
 _FIELD = "polygons."
 
@@ -58,7 +56,7 @@ class FrameToolbox:
             NotFoundError, WrongStateError (a tool of the other kind), InvalidInputError (labels that the detector does
             not have; an interactor that needs more than a box), UnavailableError (not now)
         """
-        detector = self._registry.detector(options.model, options.version)
+        detector = find_detector(self._registry, options)
         check_labels(options.labels, detector)
         outliner = find_outliner(self._registry, options.polygons) if options.polygons else None
         return FrameTools(detector, outliner)
@@ -72,12 +70,33 @@ class FrameToolbox:
         return await use_tool(self._registry, lambda: self.choose(options), work)
 
 
-def check_labels(labels: Mapping[str, str], tool: Detector) -> None:
+def default_detector(registry: Registry) -> str:
+    """Return the name of the detector of requests that name none; "" if there is none now."""
+    ready = detectors(registry).ready
+    return ready[0].name if ready else ""
+
+
+def find_detector(registry: Registry, options: DetectOptions) -> Detector:
+    """Find the ready detector that a request names or, if it names none, choose one.
+
+    Raises:
+        NotFoundError, WrongStateError (it is an interactor), UnavailableError (not now)
+    """
+    if options.model:
+        return registry.detector(options.model, options.version)
+    candidates = detectors(registry)
+    if not candidates.ready:
+        raise candidates.error("model", "detector")
+    return candidates.ready[0]
+
+
+def check_labels(labels: Sequence[LabelMapping], tool: Detector) -> None:
     """Refuse a mapping from a label that the model does not have. Raises InvalidInputError."""
     known = set(tool.spec.labels)
-    for label in labels:
-        if label not in known:
-            raise InvalidInputError("labels", f"model '{tool.name}' has no label '{label}'")
+    for number, mapping in enumerate(labels):
+        if mapping.model_label not in known:
+            text = f"model '{tool.name}' has no label '{mapping.model_label}'"
+            raise InvalidInputError(f"labels[{number}].model_label", text)
 
 
 def find_outliner(registry: Registry, options: PolygonOptions) -> Outliner:
@@ -87,41 +106,27 @@ def find_outliner(registry: Registry, options: PolygonOptions) -> Outliner:
         NotFoundError, WrongStateError (it is a detector), InvalidInputError (a box is not enough for it),
         UnavailableError (not now)
     """
-    if options.model is None:
-        return Outliner(_default(registry), options.output)
     try:
-        tool = registry.interactor(options.model, options.version, _FIELD)
+        if options.model:
+            tool = registry.interactor(options.model, options.version, _FIELD)
+        else:
+            tool = _default_outliner(registry)
     except UnavailableError as error:
-        raise _naming_field(error) from error
+        # With the field of the model, as the request has two.
+        raise UnavailableError(f"{_FIELD}model: {error}", error.retry_seconds) from error
     missing = _missing(tool)
     if missing:
         raise InvalidInputError(f"{_FIELD}model", f"model '{tool.name}' {missing}")
     return Outliner(tool, options.output)
 
 
-def _default(registry: Registry) -> Interactor:
-    unready: UnavailableError | None = None
-    for name in DEFAULT_MODELS:
-        try:
-            tool = registry.interactor(name, 0, _FIELD)
-        except UnavailableError as error:
-            unready = unready or error
-        except PolywandError:
-            continue  # it does not exist, or is not an interactor
-        else:
-            if not _missing(tool):
-                return tool
-    if unready is not None:
-        raise _naming_field(unready) from unready
-    listed = " nor ".join(f"'{name}'" for name in DEFAULT_MODELS)
-    raise NotFoundError(
-        f"{_FIELD}model", f"neither {listed} is an interactor here that starts from a box: name another interactor"
-    )
-
-
-def _naming_field(error: UnavailableError) -> UnavailableError:
-    """Add the field of the model, as the request names two."""
-    return UnavailableError(f"{_FIELD}model: {error}", error.retry_seconds)
+def _default_outliner(registry: Registry) -> Interactor:
+    candidates = outliners(registry)
+    for tool in candidates.ready:
+        if not _missing(tool):
+            return tool
+    listed = " or ".join(f"'{name}'" for name in OUTLINERS)
+    raise candidates.error(f"{_FIELD}model", f"interactor that starts from a box ({listed})")
 
 
 def _missing(tool: Interactor) -> str:

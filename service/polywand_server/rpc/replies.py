@@ -8,8 +8,9 @@ import numpy as np
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_server.detectors.frames import FrameResult
 from polywand_server.errors import PolywandError
+from polywand_server.geometry.boxes import Box
 from polywand_server.geometry.drawn import Drawn
-from polywand_server.interactors.estimate import Segmentation
+from polywand_server.interactors.estimate import Candidate, ScoreKind, Segmentation
 from polywand_server.interactors.prompt import Incomplete
 from polywand_server.rpc.status import to_status
 from polywand_server.rpc.wire import delimited
@@ -19,38 +20,59 @@ from polywand_server.timing import Stopwatch
 # The largest uint32.
 _MOST = 2**32 - 1
 
+_SCORE_KINDS = {
+    ScoreKind.MEAN_PROBABILITY: pb.SCORE_KIND_MEAN_PROBABILITY,
+    ScoreKind.PREDICTED_IOU: pb.SCORE_KIND_PREDICTED_IOU,
+    ScoreKind.SEED: pb.SCORE_KIND_SEED,
+}
+
 DRAINING_TEXT = "the server is draining: reconnect, any replica will do"
 
 
 def write_reply(reply: Reply) -> bytes:
     """Return one answer of an Interact stream: the message `InteractResponse`, serialised."""
     response = pb.InteractResponse(sequence=reply.sequence, object_id=reply.object_id, skipped=reply.skipped)
-    outline = b""
+    segmentation = b""
     match reply.result:
         case ImageReady(width, height):
             response.image.CopyFrom(pb.ImageInfo(width=width, height=height))
         case Segmentation() as found:
-            response.segmentation.model, response.segmentation.version = found.model, found.version
-            response.segmentation.threshold = found.threshold
-            response.segmentation.provisional = found.is_provisional
-            shape = _shape(found.shape, found.width, found.height)
-            outline = _inside(pb.InteractResponse.SEGMENTATION_FIELD_NUMBER, pb.Segmentation.SHAPE_FIELD_NUMBER, shape)
+            segmentation = delimited(pb.InteractResponse.SEGMENTATION_FIELD_NUMBER, write_segmentation(found))
         case Incomplete() as lacking:
-            response.incomplete.CopyFrom(
-                pb.Incomplete(
-                    message=str(lacking),
-                    missing_positive_points=lacking.positive,
-                    missing_negative_points=lacking.negative,
-                    missing_extreme_points=lacking.extreme,
-                    missing_box=lacking.box,
-                )
-            )
+            response.incomplete.CopyFrom(write_incomplete(lacking))
         case PolywandError() as error:
             response.error.CopyFrom(to_status(error))
         case Draining():
             response.draining.message = DRAINING_TEXT
     response.timing.CopyFrom(write_timing(reply.timer))
-    return response.SerializeToString() + outline
+    return response.SerializeToString() + segmentation
+
+
+def write_segmentation(found: Segmentation) -> bytes:
+    """Return an object's outline: the message `Segmentation`, serialised."""
+    message = pb.Segmentation(
+        model=found.model,
+        version=found.version,
+        threshold=found.threshold,
+        score=found.score,
+        score_kind=_SCORE_KINDS[found.score_kind],
+        provisional=found.is_provisional,
+    )
+    shape = delimited(pb.Segmentation.SHAPE_FIELD_NUMBER, _shape(found.shape, found.width, found.height))
+    others = (_candidate(candidate, found.width, found.height) for candidate in found.alternatives)
+    number = pb.Segmentation.ALTERNATIVES_FIELD_NUMBER
+    return b"".join((message.SerializeToString(), shape, *(delimited(number, other) for other in others)))
+
+
+def write_incomplete(lacking: Incomplete) -> pb.Incomplete:
+    """Convert what a prompt lacks."""
+    return pb.Incomplete(
+        message=str(lacking),
+        missing_positive_points=lacking.positive,
+        missing_negative_points=lacking.negative,
+        missing_extreme_points=lacking.extreme,
+        missing_box=lacking.box,
+    )
 
 
 def write_detections(result: FrameResult, timer: Stopwatch) -> bytes:
@@ -67,7 +89,7 @@ def write_detections(result: FrameResult, timer: Stopwatch) -> bytes:
         shapes = [delimited(pb.Detection.SHAPE_FIELD_NUMBER, shape) for shape in drawn]
     detections = []
     for item, shape in zip(result.detections, shapes, strict=True):
-        box = pb.Box(x0=item.box.x0, y0=item.box.y0, x1=item.box.x1, y1=item.box.y1)
+        box = _box(item.box)
         detection = pb.Detection(label=item.label, model_label=item.model_label, score=item.score, box=box)
         number = pb.DetectResponse.DETECTIONS_FIELD_NUMBER
         detections.append(delimited(number, detection.SerializeToString(), shape))
@@ -96,9 +118,11 @@ def write_timing(timer: Stopwatch) -> pb.Timing:
     return timing
 
 
-def _inside(outer: int, inner: int, content: bytes) -> bytes:
-    """Wrap a message in two fields. Parsers merge it with the same fields of the message before it."""
-    return delimited(outer, delimited(inner, content))
+def _candidate(candidate: Candidate, width: int, height: int) -> bytes:
+    """Return another answer: the message `Candidate`, serialised. width, height: of the image, in pixels."""
+    message = pb.Candidate(score=candidate.score)
+    shape = _shape(candidate.shape, width, height)
+    return message.SerializeToString() + delimited(pb.Candidate.SHAPE_FIELD_NUMBER, shape)
 
 
 def _shape(shape: Drawn, width: int, height: int) -> bytes:
@@ -106,13 +130,16 @@ def _shape(shape: Drawn, width: int, height: int) -> bytes:
 
     Coordinates are copied as arrays; as Python numbers they would take ten times as long.
     """
-    message = pb.Shape(area=shape.area, tolerance=shape.tolerance, iou=shape.iou)
+    message = pb.Shape(area=shape.area, tolerance=shape.tolerance, iou=shape.iou, png=shape.png or b"")
     if shape.rle is not None:
         message.rle.CopyFrom(pb.RleMask(width=width, height=height, counts=shape.rle))
     if shape.box is not None:
-        x0, y0, x1, y1 = shape.box
-        message.box.CopyFrom(pb.Box(x0=x0, y0=y0, x1=x1, y1=y1))
+        message.box.CopyFrom(_box(shape.box))
     return b"".join((message.SerializeToString(), *_polygons(shape)))
+
+
+def _box(box: Box) -> pb.Box:
+    return pb.Box(x0=box.x0, y0=box.y0, x1=box.x1, y1=box.y1)
 
 
 def _polygons(shape: Drawn) -> Iterator[bytes]:

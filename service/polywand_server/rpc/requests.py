@@ -7,7 +7,7 @@ import numpy as np
 
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_pictures import ValueRange
-from polywand_server.detectors.options import DEFAULT_MAX_DETECTIONS, DetectOptions, PolygonOptions
+from polywand_server.detectors.options import DEFAULT_MAX_DETECTIONS, DetectOptions, LabelMapping, PolygonOptions
 from polywand_server.errors import InvalidInputError
 from polywand_server.geometry.boxes import Box
 from polywand_server.geometry.seeds import PolygonSeed, RleSeed, Seed
@@ -70,7 +70,7 @@ def read_prompt(prompt: pb.Prompt) -> Prompt:
     if len(prompt.points) > MAX_POINTS:
         raise InvalidInputError("prompt.points", f"{len(prompt.points)} points; at most {MAX_POINTS} are read")
     return Prompt(
-        model=_model(prompt.model, "prompt.model"),
+        model=_model(prompt, "prompt."),
         version=prompt.version,
         object_id=prompt.object_id,
         points=tuple(_point(point, f"prompt.points[{number}]") for number, point in enumerate(prompt.points)),
@@ -88,42 +88,67 @@ def short_names(prompt: pb.Prompt) -> tuple[str, str]:
 
 def read_detect(request: pb.DetectRequest) -> DetectOptions:
     """Convert all options of a detection, without its image."""
-    threshold = request.threshold if request.HasField("threshold") else None
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise InvalidInputError("threshold", f"{threshold:g} is not a score; it must be from 0 to 1")
+    threshold = _score(request, "threshold")
     limit = request.max_detections if request.HasField("max_detections") else DEFAULT_MAX_DETECTIONS
     if not 1 <= limit <= MAX_MAX_DETECTIONS:
         raise InvalidInputError("max_detections", f"{limit} is not from 1 to {MAX_MAX_DETECTIONS}")
-    if len(request.labels) > MAX_LABELS:
-        raise InvalidInputError("labels", f"{len(request.labels)} labels; at most {MAX_LABELS} are read")
-    if any(len(name.encode()) > MAX_NAME_BYTES for pair in request.labels for name in (pair.model_label, pair.label)):
-        raise InvalidInputError("labels", f"a label has at most {MAX_NAME_BYTES} bytes")
     return DetectOptions(
-        model=_model(request.model, "model"),
+        model=_model(request, ""),
         version=request.version,
         threshold=threshold,
-        labels={pair.model_label: pair.label or pair.model_label for pair in request.labels},
+        labels=_labels(request),
         max_detections=limit,
         polygons=_polygons(request.polygons) if request.HasField("polygons") else None,
     )
 
 
+def _labels(request: pb.DetectRequest) -> tuple[LabelMapping, ...]:
+    if len(request.labels) > MAX_LABELS:
+        raise InvalidInputError("labels", f"{len(request.labels)} labels; at most {MAX_LABELS} are read")
+    mappings = tuple(_label(label, f"labels[{number}]") for number, label in enumerate(request.labels))
+    first: dict[str, int] = {}
+    for number, mapping in enumerate(mappings):
+        if first.setdefault(mapping.model_label, number) != number:
+            text = f"'{mapping.model_label}' is mapped by labels[{first[mapping.model_label]}] already"
+            raise InvalidInputError(f"labels[{number}].model_label", text)
+    return mappings
+
+
+def _label(label: pb.LabelMapping, field: str) -> LabelMapping:
+    if not label.model_label:
+        raise InvalidInputError(f"{field}.model_label", "a label of the model is needed; ListModels lists them")
+    for name, value in (("model_label", label.model_label), ("label", label.label)):
+        if len(value.encode()) > MAX_NAME_BYTES:
+            raise InvalidInputError(f"{field}.{name}", f"a label has at most {MAX_NAME_BYTES} bytes")
+    threshold = _score(label, f"{field}.threshold")
+    return LabelMapping(label.model_label, label.label or label.model_label, threshold)
+
+
+def _score(message: pb.DetectRequest | pb.LabelMapping, field: str) -> float | None:
+    """Read the threshold of a message; None where it has none."""
+    if not message.HasField("threshold"):
+        return None
+    if not 0 <= message.threshold <= 1:
+        raise InvalidInputError(field, f"{message.threshold:g} is not a score; it must be from 0 to 1")
+    return message.threshold
+
+
 def _polygons(polygons: pb.PolygonOptions) -> PolygonOptions:
-    version = polygons.version
-    if version and not polygons.model:
-        raise InvalidInputError("polygons.version", f"version {version} needs the name of a model")
     return PolygonOptions(
-        model=_model(polygons.model, "polygons.model") if polygons.model else None,
-        version=version,
+        model=_model(polygons, "polygons."),
+        version=polygons.version,
         output=_output(polygons.output, "polygons.output"),
     )
 
 
-def _model(name: str, field: str) -> str:
-    if not name:
-        raise InvalidInputError(field, "the name of a model is needed; ListModels lists them")
+def _model(message: pb.Prompt | pb.DetectRequest | pb.PolygonOptions, path: str) -> str:
+    """Read the name of a tool, empty for the server's choice, and check the version beside it. path: of the message."""
+    name = message.model
     if len(name.encode()) > MAX_NAME_BYTES:
-        raise InvalidInputError(field, f"a name has at most {MAX_NAME_BYTES} bytes")
+        raise InvalidInputError(f"{path}model", f"a name has at most {MAX_NAME_BYTES} bytes")
+    if message.version and not name:
+        text = f"version {message.version} needs the name of a model; without one, the server chooses both"
+        raise InvalidInputError(f"{path}version", text)
     return name
 
 

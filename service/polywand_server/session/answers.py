@@ -37,4 +37,4 @@ class Reply:
     @property
     def nbytes(self) -> int:
         """Estimated memory while it waits."""
-        return REPLY_BYTES + (self.result.shape.nbytes if isinstance(self.result, Segmentation) else 0)
+        return REPLY_BYTES + (self.result.nbytes if isinstance(self.result, Segmentation) else 0)

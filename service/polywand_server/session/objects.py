@@ -233,4 +233,5 @@ class ObjectQueue:
         self._last_reply = time.monotonic()
         # Only now that the reply is queued: each prompt counts as answered or as skipped, never as both.
         del self._in_work[request]
-        self._services.counts.answered(prompt.model, outcome, timer, seconds)
+        model = result.model if isinstance(result, Segmentation) else prompt.model
+        self._services.counts.answered(model, outcome, timer, seconds)
