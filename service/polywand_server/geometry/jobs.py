@@ -42,7 +42,7 @@ def _written(made: Drawn) -> Answer:
 
 def read_drawn(answer: Answer) -> Drawn:
     """Read the answer of `draw` or `draw_seed`."""
-    coordinates, ring_sizes, part_sizes, png = (np.array(array) for array in answer.arrays)
+    coordinates, ring_sizes, part_sizes, png = answer.arrays
     facts = answer.facts
     box: Any = facts["box"]
     rle: Any = facts["rle"]
@@ -71,4 +71,4 @@ def read_map(answer: Answer) -> ProbabilityMap:
     """Read the answer of `draw_seed_map`."""
     left, top, width, height, (rows, columns) = answer.facts["region"]
     (values,) = answer.arrays
-    return ProbabilityMap(Region(left, top, width, height, (rows, columns)), np.array(values, np.float32))
+    return ProbabilityMap(Region(left, top, width, height, (rows, columns)), values)
