@@ -168,6 +168,12 @@ BAD_PROMPTS = {
         "prompt.version",
         "needs the name of a model",
     ),
+    "too many forms": (
+        prompt("wand_click", POINT, forms=[pb.OUTPUT_FORM_RLE] * 101),
+        code_pb2.INVALID_ARGUMENT,
+        "prompt.output.forms",
+        "at most 100",
+    ),
     "long model": (prompt("m" * 257, POINT), code_pb2.INVALID_ARGUMENT, "prompt.model", "at most 256 bytes"),
     "unspecified form": (
         prompt("wand_click", POINT, forms=[pb.OUTPUT_FORM_UNSPECIFIED]),

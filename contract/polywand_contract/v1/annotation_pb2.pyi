@@ -707,7 +707,7 @@ class OutputOptions(_message.Message):
     """
     @_builtins.property
     def forms(self) -> _containers.RepeatedScalarFieldContainer[Global___OutputForm.ValueType]:
-        """What to send. Empty: polygons. The box and the area are always sent. To repeat a form does no harm."""
+        """What to send. Empty: polygons. The box and the area are always sent. To repeat a form does no harm; at most 100."""
 
     def __init__(
         self,

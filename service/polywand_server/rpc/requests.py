@@ -26,10 +26,12 @@ MAX_POINTS = 10_000
 MAX_SEED_VERTICES = 20_000
 MAX_SEED_RINGS = 5_000
 MAX_LABELS = 2_000
+MAX_FORMS = 100
 MAX_SEED_RLE_BYTES = 1024 * 1024
 # Fixed-point coordinates of the rasteriser hold no more.
 MAX_SEED_COORDINATE = 1e6
 
+_NO_SCORE = "{:g} is not a score; it must be from 0 to 1"
 _FORMS: dict[int, Form] = {
     pb.OUTPUT_FORM_POLYGONS: Form.POLYGONS,
     pb.OUTPUT_FORM_RLE: Form.RLE,
@@ -91,7 +93,9 @@ def short_names(prompt: pb.Prompt) -> tuple[str, str]:
 
 def read_detect(request: pb.DetectRequest) -> DetectOptions:
     """Convert all options of a detection, without its image."""
-    threshold = _score(request, "threshold")
+    threshold = request.threshold if request.HasField("threshold") else None
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise InvalidInputError("threshold", _NO_SCORE.format(threshold))
     limit = request.max_detections if request.HasField("max_detections") else DEFAULT_MAX_DETECTIONS
     if not 1 <= limit <= MAX_MAX_DETECTIONS:
         raise InvalidInputError("max_detections", f"{limit} is not from 1 to {MAX_MAX_DETECTIONS}")
@@ -108,32 +112,28 @@ def read_detect(request: pb.DetectRequest) -> DetectOptions:
 def _labels(request: pb.DetectRequest) -> tuple[LabelMapping, ...]:
     if len(request.labels) > MAX_LABELS:
         raise InvalidInputError("labels", f"{len(request.labels)} labels; at most {MAX_LABELS} are read")
-    mappings = tuple(_label(label, f"labels[{number}]") for number, label in enumerate(request.labels))
-    first: dict[str, int] = {}
-    for number, mapping in enumerate(mappings):
-        if first.setdefault(mapping.model_label, number) != number:
-            text = f"'{mapping.model_label}' is mapped by labels[{first[mapping.model_label]}] already"
+    mappings: dict[str, LabelMapping] = {}
+    for number, label in enumerate(request.labels):
+        mapping = _label(label, number)
+        if mapping.model_label in mappings:
+            text = f"'{mapping.model_label}' is mapped by labels[{list(mappings).index(mapping.model_label)}] already"
             raise InvalidInputError(f"labels[{number}].model_label", text)
-    return mappings
+        mappings[mapping.model_label] = mapping
+    return tuple(mappings.values())
 
 
-def _label(label: pb.LabelMapping, field: str) -> LabelMapping:
-    if not label.model_label:
-        raise InvalidInputError(f"{field}.model_label", "a label of the model is needed; ListModels lists them")
-    for name, value in (("model_label", label.model_label), ("label", label.label)):
-        if len(value.encode()) > MAX_NAME_BYTES:
-            raise InvalidInputError(f"{field}.{name}", f"a label has at most {MAX_NAME_BYTES} bytes")
-    threshold = _score(label, f"{field}.threshold")
-    return LabelMapping(label.model_label, label.label or label.model_label, threshold)
-
-
-def _score(message: pb.DetectRequest | pb.LabelMapping, field: str) -> float | None:
-    """Read the threshold of a message; None where it has none."""
-    if not message.HasField("threshold"):
-        return None
-    if not 0 <= message.threshold <= 1:
-        raise InvalidInputError(field, f"{message.threshold:g} is not a score; it must be from 0 to 1")
-    return message.threshold
+def _label(label: pb.LabelMapping, number: int) -> LabelMapping:
+    name, own = label.model_label, label.label
+    if not name:
+        field = f"labels[{number}].model_label"
+        raise InvalidInputError(field, "a label of the model is needed; ListModels lists them")
+    if len(name.encode()) > MAX_NAME_BYTES or len(own.encode()) > MAX_NAME_BYTES:
+        field = "model_label" if len(name.encode()) > MAX_NAME_BYTES else "label"
+        raise InvalidInputError(f"labels[{number}].{field}", f"a label has at most {MAX_NAME_BYTES} bytes")
+    threshold = label.threshold if label.HasField("threshold") else None
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise InvalidInputError(f"labels[{number}].threshold", _NO_SCORE.format(threshold))
+    return LabelMapping(name, own or name, threshold)
 
 
 def _polygons(polygons: pb.PolygonOptions) -> PolygonOptions:
@@ -219,8 +219,10 @@ def _output(output: pb.OutputOptions, field: str) -> OutputOptions:
     points = output.max_points if output.HasField("max_points") else None
     if points is not None and not 3 <= points <= MAX_MAX_POINTS:
         raise InvalidInputError(f"{field}.max_points", f"{points} is not from 3 to {MAX_MAX_POINTS}")
-    forms = tuple(_form(form, f"{field}.forms[{number}]") for number, form in enumerate(output.forms))
-    return OutputOptions(threshold, tolerance, points, forms or (Form.POLYGONS,))
+    if len(output.forms) > MAX_FORMS:
+        raise InvalidInputError(f"{field}.forms", f"{len(output.forms)} forms; at most {MAX_FORMS} are read")
+    forms = (_form(form, f"{field}.forms[{number}]") for number, form in enumerate(output.forms))
+    return OutputOptions(threshold, tolerance, points, tuple(dict.fromkeys(forms)) or (Form.POLYGONS,))
 
 
 def _form(form: int, field: str) -> Form:
