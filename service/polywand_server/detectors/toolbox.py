@@ -112,8 +112,7 @@ def find_outliner(registry: Registry, options: PolygonOptions) -> Outliner:
         else:
             tool = _default_outliner(registry)
     except UnavailableError as error:
-        # With the field of the model, as the request has two.
-        raise UnavailableError(f"{_FIELD}model: {error}", error.retry_seconds) from error
+        raise _naming_field(error) from error
     missing = _missing(tool)
     if missing:
         raise InvalidInputError(f"{_FIELD}model", f"model '{tool.name}' {missing}")
@@ -127,6 +126,12 @@ def _default_outliner(registry: Registry) -> Interactor:
             return tool
     listed = " or ".join(f"'{name}'" for name in OUTLINERS)
     raise candidates.error(f"{_FIELD}model", f"interactor that starts from a box ({listed})")
+
+
+def _naming_field(error: UnavailableError) -> UnavailableError:
+    """Add the field of the model, as the request names two."""
+    text = f"{_FIELD}model: {error}"
+    return UnavailableError(text, error.retry_seconds, reason=error.reason, metadata=error.metadata)
 
 
 def _missing(tool: Interactor) -> str:

@@ -48,7 +48,8 @@ class InteractorToolbox:
             fitting.append(tool)
         if fitting:
             return fitting[0]
-        raise InvalidInputError(refusals[0].field, f"{refusals[0].description}, and no other tool takes this prompt")
+        field, text = refusals[0].field, refusals[0].description
+        raise InvalidInputError(field, f"{text}, and no other tool takes this prompt")
 
     async def use(self, prompt: Prompt, work: Callable[[Interactor], Awaitable[Result]]) -> Result:
         """Choose a tool and run `work` with it; again if its version was unloaded meanwhile.

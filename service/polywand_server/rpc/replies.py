@@ -8,13 +8,13 @@ import numpy as np
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_server.detectors.frames import FrameResult
 from polywand_server.errors import PolywandError
-from polywand_server.geometry.boxes import Box
 from polywand_server.geometry.drawn import Drawn
 from polywand_server.interactors.estimate import Candidate, ScoreKind, Segmentation
 from polywand_server.interactors.prompt import Incomplete
 from polywand_server.rpc.status import to_status
 from polywand_server.rpc.wire import delimited
-from polywand_server.session.answers import Draining, ImageReady, Reply
+from polywand_server.session.answers import Answer, Draining, ImageReady, Reply
+from polywand_server.session.segments import Segmented
 from polywand_server.timing import Stopwatch
 
 # The largest uint32.
@@ -32,47 +32,40 @@ DRAINING_TEXT = "the server is draining: reconnect, any replica will do"
 def write_reply(reply: Reply) -> bytes:
     """Return one answer of an Interact stream: the message `InteractResponse`, serialised."""
     response = pb.InteractResponse(sequence=reply.sequence, object_id=reply.object_id, skipped=reply.skipped)
-    segmentation = b""
+    outline = b""
     match reply.result:
         case ImageReady(width, height):
             response.image.CopyFrom(pb.ImageInfo(width=width, height=height))
         case Segmentation() as found:
-            segmentation = delimited(pb.InteractResponse.SEGMENTATION_FIELD_NUMBER, write_segmentation(found))
+            outline = delimited(pb.InteractResponse.SEGMENTATION_FIELD_NUMBER, _segmentation(found))
         case Incomplete() as lacking:
-            response.incomplete.CopyFrom(write_incomplete(lacking))
+            response.incomplete.CopyFrom(_incomplete(lacking))
         case PolywandError() as error:
             response.error.CopyFrom(to_status(error))
         case Draining():
             response.draining.message = DRAINING_TEXT
     response.timing.CopyFrom(write_timing(reply.timer))
-    return response.SerializeToString() + segmentation
+    return response.SerializeToString() + outline
 
 
-def write_segmentation(found: Segmentation) -> bytes:
-    """Return an object's outline: the message `Segmentation`, serialised."""
-    message = pb.Segmentation(
-        model=found.model,
-        version=found.version,
-        threshold=found.threshold,
-        score=found.score,
-        score_kind=_SCORE_KINDS[found.score_kind],
-        provisional=found.is_provisional,
-    )
-    shape = delimited(pb.Segmentation.SHAPE_FIELD_NUMBER, _shape(found.shape, found.width, found.height))
-    others = (_candidate(candidate, found.width, found.height) for candidate in found.alternatives)
-    number = pb.Segmentation.ALTERNATIVES_FIELD_NUMBER
-    return b"".join((message.SerializeToString(), shape, *(delimited(number, other) for other in others)))
+def write_segment_result(object_id: str, answer: Answer) -> bytes:
+    """Return the answer to one prompt as a field of `SegmentResponse`, serialised."""
+    result, outline = pb.SegmentResult(object_id=object_id), b""
+    match answer:
+        case Segmentation() as found:
+            outline = delimited(pb.SegmentResult.SEGMENTATION_FIELD_NUMBER, _segmentation(found))
+        case Incomplete() as lacking:
+            result.incomplete.CopyFrom(_incomplete(lacking))
+        case PolywandError() as error:
+            result.error.CopyFrom(to_status(error))
+    return delimited(pb.SegmentResponse.RESULTS_FIELD_NUMBER, result.SerializeToString(), outline)
 
 
-def write_incomplete(lacking: Incomplete) -> pb.Incomplete:
-    """Convert what a prompt lacks."""
-    return pb.Incomplete(
-        message=str(lacking),
-        missing_positive_points=lacking.positive,
-        missing_negative_points=lacking.negative,
-        missing_extreme_points=lacking.extreme,
-        missing_box=lacking.box,
-    )
+def write_segmented(segmented: Segmented[bytes], timer: Stopwatch) -> bytes:
+    """Return the answer to one call: the message `SegmentResponse`, serialised."""
+    image = pb.ImageInfo(width=segmented.width, height=segmented.height)
+    response = pb.SegmentResponse(image=image, timing=write_timing(timer))
+    return b"".join((response.SerializeToString(), *segmented.results))
 
 
 def write_detections(result: FrameResult, timer: Stopwatch) -> bytes:
@@ -89,7 +82,7 @@ def write_detections(result: FrameResult, timer: Stopwatch) -> bytes:
         shapes = [delimited(pb.Detection.SHAPE_FIELD_NUMBER, shape) for shape in drawn]
     detections = []
     for item, shape in zip(result.detections, shapes, strict=True):
-        box = _box(item.box)
+        box = pb.Box(x0=item.box.x0, y0=item.box.y0, x1=item.box.x1, y1=item.box.y1)
         detection = pb.Detection(label=item.label, model_label=item.model_label, score=item.score, box=box)
         number = pb.DetectResponse.DETECTIONS_FIELD_NUMBER
         detections.append(delimited(number, detection.SerializeToString(), shape))
@@ -118,11 +111,37 @@ def write_timing(timer: Stopwatch) -> pb.Timing:
     return timing
 
 
+def _segmentation(found: Segmentation) -> bytes:
+    """Return an outline and what is known of it: the message `Segmentation`, serialised."""
+    message = pb.Segmentation(
+        model=found.model,
+        version=found.version,
+        threshold=found.threshold,
+        score=found.score,
+        score_kind=_SCORE_KINDS[found.score_kind],
+        provisional=found.is_provisional,
+    )
+    shape = delimited(pb.Segmentation.SHAPE_FIELD_NUMBER, _shape(found.shape, found.width, found.height))
+    others = (_candidate(candidate, found.width, found.height) for candidate in found.alternatives)
+    number = pb.Segmentation.ALTERNATIVES_FIELD_NUMBER
+    return b"".join((message.SerializeToString(), shape, *(delimited(number, other) for other in others)))
+
+
 def _candidate(candidate: Candidate, width: int, height: int) -> bytes:
     """Return another answer: the message `Candidate`, serialised. width, height: of the image, in pixels."""
     message = pb.Candidate(score=candidate.score)
     shape = _shape(candidate.shape, width, height)
     return message.SerializeToString() + delimited(pb.Candidate.SHAPE_FIELD_NUMBER, shape)
+
+
+def _incomplete(lacking: Incomplete) -> pb.Incomplete:
+    return pb.Incomplete(
+        message=str(lacking),
+        missing_positive_points=lacking.positive,
+        missing_negative_points=lacking.negative,
+        missing_extreme_points=lacking.extreme,
+        missing_box=lacking.box,
+    )
 
 
 def _shape(shape: Drawn, width: int, height: int) -> bytes:
@@ -134,12 +153,9 @@ def _shape(shape: Drawn, width: int, height: int) -> bytes:
     if shape.rle is not None:
         message.rle.CopyFrom(pb.RleMask(width=width, height=height, counts=shape.rle))
     if shape.box is not None:
-        message.box.CopyFrom(_box(shape.box))
+        box = shape.box
+        message.box.CopyFrom(pb.Box(x0=box.x0, y0=box.y0, x1=box.x1, y1=box.y1))
     return b"".join((message.SerializeToString(), *_polygons(shape)))
-
-
-def _box(box: Box) -> pb.Box:
-    return pb.Box(x0=box.x0, y0=box.y0, x1=box.x1, y1=box.y1)
 
 
 def _polygons(shape: Drawn) -> Iterator[bytes]:

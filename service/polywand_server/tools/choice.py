@@ -1,11 +1,11 @@
 """The server's choice: the tools among which it chooses for requests that name none."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from polywand_server.errors import NotFoundError, PolywandError, UnavailableError
-from polywand_server.tools.catalogue import Tool
+from polywand_server.tools.catalogue import Tool, not_ready
 from polywand_server.tools.kinds import Detector, Interactor
 from polywand_server.tools.registry import Registry
 from polywand_server.tools.specs import DetectorSpec, InteractorSpec
@@ -26,11 +26,13 @@ class Candidates(Generic[Kind]):
     """The tools among which the server chooses, in the order of preference.
 
     ready: each in its highest version. unready: those that cannot be used now; of some, the kind is not known yet.
-    triton_up: whether Triton answers; if not, there may be more.
+    preferred: the name of the first one, which may not exist. triton_up: whether Triton answers; if not, there may be
+    more.
     """
 
     ready: Sequence[Kind]
     unready: Sequence[Tool]
+    preferred: str
     triton_up: bool
 
     def error(self, field: str, what: str) -> PolywandError:
@@ -39,39 +41,36 @@ class Candidates(Generic[Kind]):
         field: of the request, where it may name a tool. what: what is missing: "interactor".
         """
         if self.unready:
-            tool = self.unready[0]
-            retry_seconds = min(other.model.retry_seconds for other in self.unready)
-            return UnavailableError(f"no {what} is ready; '{tool.name}' is not: {tool.reason}", retry_seconds)
+            tool = min(self.unready, key=lambda other: other.state.retry_seconds)
+            text = f"no {what} is ready; '{tool.name}' is not: {tool.reason}"
+            return not_ready(text, tool.state, {"model": tool.name})
         if not self.triton_up:
             return UnavailableError("Triton is not ready yet, so no model is known")
-        return NotFoundError(field, f"there is no {what} here")
+        return NotFoundError(field, f"there is no {what} here", resource=self.preferred)
 
 
 def interactors(registry: Registry) -> Candidates[Interactor]:
     """Find the interactors for a prompt."""
-    return _candidates(registry, Interactor, _in_order(registry.tools, INTERACTORS))
+    return _candidates(registry, Interactor, registry.tools, INTERACTORS)
 
 
 def detectors(registry: Registry) -> Candidates[Detector]:
     """Find the detectors for a frame."""
-    return _candidates(registry, Detector, _in_order(registry.tools, DETECTORS))
+    return _candidates(registry, Detector, registry.tools, DETECTORS)
 
 
 def outliners(registry: Registry) -> Candidates[Interactor]:
     """Find the interactors for outlines of detections."""
     tools = [tool for tool in registry.tools if tool.name in OUTLINERS]
-    return _candidates(registry, Interactor, _in_order(tools, OUTLINERS))
+    return _candidates(registry, Interactor, tools, OUTLINERS)
 
 
-def _in_order(tools: Sequence[Tool], preferred: Iterable[str]) -> list[Tool]:
-    by_name = {tool.name: tool for tool in tools}
-    return [by_name[name] for name in dict.fromkeys((*preferred, *by_name)) if name in by_name]
-
-
-def _candidates(registry: Registry, kind: type[Kind], tools: Sequence[Tool]) -> Candidates[Kind]:
+def _candidates(
+    registry: Registry, kind: type[Kind], tools: Sequence[Tool], preferred: Sequence[str]
+) -> Candidates[Kind]:
     ready: list[Kind] = []
     unready: list[Tool] = []
-    for tool in tools:
+    for tool in sorted(tools, key=lambda tool: _rank(tool.name, preferred)):
         if not tool.ready:
             if tool.spec is None or isinstance(tool.spec, _SPECS[kind]):
                 unready.append(tool)
@@ -79,4 +78,8 @@ def _candidates(registry: Registry, kind: type[Kind], tools: Sequence[Tool]) -> 
         found = tool.of_version(tool.choose_version(0, ""))
         if isinstance(found, kind):
             ready.append(found)
-    return Candidates(ready, unready, registry.triton_up)
+    return Candidates(ready, unready, preferred[0], registry.triton_up)
+
+
+def _rank(name: str, preferred: Sequence[str]) -> tuple[int, str]:
+    return (preferred.index(name) if name in preferred else len(preferred)), name
