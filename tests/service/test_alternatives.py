@@ -184,6 +184,13 @@ def test_outlines_of_detections_are_the_best_answers(puppet_stub):
         assert found.shape.box.x1 - min(found.box.x1, 4 * SIDE) == pytest.approx(4 * 16, abs=5)
 
 
+def test_a_call_of_many_prompts_has_the_alternatives_of_each(puppet_stub, stream):
+    prompts = [prompt("several", CLICK), prompt("several", FAR, forms=ALL), prompt("disk", CLICK)]
+    results = puppet_stub.Segment(pb.SegmentRequest(image=picture(), prompts=prompts)).results
+    assert [len(result.segmentation.alternatives) for result in results] == [2, 2, 0]
+    assert [result.segmentation for result in results] == [stream.ask(message).segmentation for message in prompts]
+
+
 def test_scores_that_are_no_numbers_are_the_models_failure(stream):
     reply = stream.ask(prompt("unscored", CLICK))
     assert reply.error.code == code_pb2.INTERNAL

@@ -153,6 +153,18 @@ def test_a_prompt_is_counted_as_its_tools(service, stream):
     wait_for(lambda: service.metric(sample) == before + 1, 60, service)
 
 
+def test_prompts_of_one_call_may_get_different_tools(stub, stream):
+    prompts = [prompt("", CLICK), prompt("", *ENDS), with_seed(prompt("")), prompt("a_clicker", CLICK), prompt("")]
+    results = stub.Segment(pb.SegmentRequest(image=IMAGE, prompts=prompts)).results
+    found = [result.segmentation for result in results[:4]]
+    assert [answer.model for answer in found] == ["wand_click", "wand_extreme", "keeper", "a_clicker"]
+    assert found == [stream.ask(message).segmentation for message in prompts[:4]]
+    assert results[4].incomplete.missing_positive_points == 1
+    named = stub.Segment(pb.SegmentRequest(image=IMAGE, prompts=prompts, model="keeper")).results
+    assert [result.segmentation.model for result in named] == ["keeper", "", "keeper", "a_clicker", ""]
+    assert violation(named[1].error).field == "prompts[1].points"  # the tool that was named reads no such points
+
+
 def test_a_version_without_a_name_is_refused(stub, stream):
     error = stream.ask(prompt("", CLICK, version=1)).error
     assert error.code == code_pb2.INVALID_ARGUMENT
@@ -161,6 +173,13 @@ def test_a_version_without_a_name_is_refused(stub, stream):
     with pytest.raises(grpc.RpcError) as caught:
         stub.Detect(pb.DetectRequest(image=IMAGE, version=1))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert violation(rpc_status.from_call(caught.value)).field == "version"
+    prompts = [prompt("", CLICK), prompt("", CLICK, version=1)]
+    results = stub.Segment(pb.SegmentRequest(image=IMAGE, prompts=prompts)).results
+    assert results[0].segmentation.model == "wand_click"
+    assert violation(results[1].error).field == "prompts[1].version"
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Segment(pb.SegmentRequest(image=IMAGE, prompts=prompts, version=1))
     assert violation(rpc_status.from_call(caught.value)).field == "version"
 
 
