@@ -99,7 +99,8 @@ output [
   { name: "SCORES" data_type: TYPE_FP32 dims: [ 5, 1 ] }
 ]
 parameters { key: "polywand" value: { string_value:
-  '{"kind": "detector", "display_name": "finder", "labels": ["thing"]}'
+  '{"kind": "detector", "display_name": "finder",'
+  ' "labels": [{"name": "thing", "color": "#ff8000", "parent": "matter"}]}'
 } }
 """
 DETECTORS = {"finder": FINDER, "stalls": FINDER, "fails": FAILS}

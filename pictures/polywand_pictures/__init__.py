@@ -8,7 +8,7 @@ PictureError
 
 from polywand_pictures.errors import PictureError, RangeError, TooMuchError, UnreadableError
 from polywand_pictures.header import Admission, Header, MakeRoom, Pixels, ValueRange
-from polywand_pictures.reader import read_into, read_picture
+from polywand_pictures.reader import media_types, read_into, read_picture
 
 __all__ = [
     "Admission",
@@ -20,6 +20,7 @@ __all__ = [
     "TooMuchError",
     "UnreadableError",
     "ValueRange",
+    "media_types",
     "read_into",
     "read_picture",
 ]

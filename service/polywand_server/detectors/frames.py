@@ -3,10 +3,10 @@
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+from polywand_server.admission.permits import FramePermit, FramePermits
 from polywand_server.detectors.detection import Detection, detect
 from polywand_server.detectors.options import DetectOptions
 from polywand_server.detectors.outlines import OutlineMaker, Outlines
-from polywand_server.detectors.permits import FramePermit, FramePermits
 from polywand_server.detectors.toolbox import FrameToolbox, FrameTools
 from polywand_server.images import Decoder, ImageSource, Picture
 from polywand_server.lanes import Lane

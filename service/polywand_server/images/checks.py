@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from polywand_pictures import PictureError, RangeError, TooMuchError
-from polywand_server.errors import InvalidInputError, TooLargeError
+from polywand_server.errors import InvalidInputError, Reason, TooLargeError
 from polywand_server.images.picture import EncodedImage
 
 # Pixels of one side, the most that JPEG allows.
@@ -18,13 +18,14 @@ def check_size(field: str, width: int, height: int, max_pixels: int) -> None:
         InvalidInputError, TooLargeError
     """
     if width < 1 or height < 1:
-        raise InvalidInputError(field, f"the image is {width} x {height} pixels; it must have at least one")
+        text = f"the image is {width} x {height} pixels; it must have at least one"
+        raise InvalidInputError(field, text, reason=Reason.IMAGE_UNREADABLE)
     if width * height > max_pixels:
-        raise TooLargeError(
-            field, f"the image has {width} x {height} = {width * height} pixels; this server takes at most {max_pixels}"
-        )
+        text = f"the image has {width} x {height} = {width * height} pixels; this server takes at most {max_pixels}"
+        raise TooLargeError(field, text, reason=Reason.IMAGE_TOO_LARGE, limit="image_pixels")
     if max(width, height) > MAX_SIDE:
-        raise TooLargeError(field, f"the image is {width} x {height} pixels; a side may have at most {MAX_SIDE}")
+        text = f"the image is {width} x {height} pixels; a side may have at most {MAX_SIDE}"
+        raise TooLargeError(field, text, reason=Reason.IMAGE_TOO_LARGE, limit="image_side")
 
 
 @contextmanager
@@ -39,6 +40,6 @@ def in_terms_of(source: EncodedImage) -> Iterator[None]:
     except RangeError as error:
         raise InvalidInputError(source.range_field, str(error)) from error
     except TooMuchError as error:
-        raise TooLargeError(source.field, str(error)) from error
+        raise TooLargeError(source.field, str(error), reason=Reason.IMAGE_TOO_LARGE) from error
     except PictureError as error:
-        raise InvalidInputError(source.field, str(error)) from error
+        raise InvalidInputError(source.field, str(error), reason=Reason.IMAGE_UNREADABLE) from error

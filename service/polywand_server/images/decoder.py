@@ -17,7 +17,7 @@ import numpy as np
 from polywand_pictures import Header, MakeRoom, Pixels, UnreadableError, jpeg, png
 from polywand_pictures.reader import check_range, read_into
 from polywand_server.config import MEBIBYTE, Limits
-from polywand_server.errors import InternalError, InvalidInputError, PolywandError, QuotaError, TooLargeError
+from polywand_server.errors import InternalError, InvalidInputError, PolywandError, QuotaError, Reason, TooLargeError
 from polywand_server.images.checks import check_size, in_terms_of
 from polywand_server.images.jobs import OPENING_BYTES, decode
 from polywand_server.images.picture import (
@@ -96,14 +96,13 @@ class Decoder:
     async def _decode(self, source: ImageSource, replaced: Picture | None) -> Picture:
         most = self._limits.image_bytes
         if len(source.data) > most:
-            raise TooLargeError(
-                source.field, f"the image has {len(source.data)} bytes; this server takes at most {most}"
-            )
+            text = f"the image has {len(source.data)} bytes; this server takes at most {most}"
+            raise TooLargeError(source.field, text, reason=Reason.IMAGE_TOO_LARGE, limit="image_bytes")
         if isinstance(source, RawImage):
             read = partial(_raw, source)
             return await self._by_thread(source.field, source.width, source.height, replaced, read)
         if not len(source.data):
-            raise InvalidInputError(source.field, "the image is empty")
+            raise InvalidInputError(source.field, "the image is empty", reason=Reason.IMAGE_UNREADABLE)
         data = memoryview(source.data)
         with in_terms_of(source):
             check_range(source.value_range)
@@ -162,6 +161,7 @@ class Decoder:
                 field,
                 f"decoding the image needs {nbytes // MEBIBYTE} MiB beside its pixels; "
                 f"this server takes at most {most // MEBIBYTE} MiB",
+                reason=Reason.IMAGE_TOO_LARGE,
             )
 
 
@@ -223,9 +223,8 @@ class PictureBudget:
         """
         needs = f"needs {-(-nbytes // MEBIBYTE)} MiB"
         if nbytes > self._most:
-            raise TooLargeError(
-                field, f"the image {needs} when decoded; this server takes at most {self._most // MEBIBYTE} MiB"
-            )
+            text = f"the image {needs} when decoded; this server takes at most {self._most // MEBIBYTE} MiB"
+            raise TooLargeError(field, text, reason=Reason.IMAGE_TOO_LARGE)
         while not self._try_to_reserve(nbytes, freed):
             if not self._holders.drop_one_image():
                 held = f"{self._bytes // MEBIBYTE} of at most {self._most // MEBIBYTE} MiB of images"

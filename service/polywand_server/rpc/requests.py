@@ -1,6 +1,7 @@
 """Convert requests from protobuf messages to the domain's types, and check every field."""
 
 import math
+from collections.abc import Mapping
 from itertools import chain
 
 import numpy as np
@@ -16,11 +17,13 @@ from polywand_server.images import EncodedImage, ImageSource, RawImage
 from polywand_server.interactors.prompt import Label, Point, Prompt
 
 MAX_OBJECT_ID_BYTES = 128
+MAX_SEGMENT_PROMPTS = 1000
 # Errors repeat names, and gRPC sends errors in trailers, which clients limit to 8 to 16 kB.
 MAX_NAME_BYTES = 256
 MAX_TOLERANCE = 1000
 MAX_MAX_POINTS = 100_000
 MAX_MAX_DETECTIONS = 1000
+MAX_SEGMENT_PROMPTS = 1000
 # Bounds the cost of a message before the model's own limit is known.
 MAX_POINTS = 10_000
 MAX_SEED_VERTICES = 20_000
@@ -30,7 +33,9 @@ MAX_SEED_RLE_BYTES = 1024 * 1024
 # Fixed-point coordinates of the rasteriser hold no more.
 MAX_SEED_COORDINATE = 1e6
 
-_FORMS: dict[int, Form] = {
+# By their enums of the contract: what this server reads and writes.
+PIXEL_FORMATS = (pb.PIXEL_FORMAT_RGB8,)
+OUTPUT_FORMS: Mapping[pb.OutputForm.ValueType, Form] = {
     pb.OUTPUT_FORM_POLYGONS: Form.POLYGONS,
     pb.OUTPUT_FORM_RLE: Form.RLE,
     pb.OUTPUT_FORM_PNG: Form.PNG,
@@ -57,7 +62,7 @@ def read_image(image: pb.Image, data: memoryview | None, field: str) -> ImageSou
         if image.HasField("value_range"):
             raise InvalidInputError(range_field, "raw pixels have 8 bits; a range is for files with more")
         raw = image.raw
-        if raw.format != pb.PIXEL_FORMAT_RGB8:
+        if raw.format not in PIXEL_FORMATS:
             raise InvalidInputError(f"{field}.raw.format", f"{raw.format} is not a known pixel format; use RGB8")
         return RawImage(raw.data if data is None else data, raw.width, raw.height, f"{field}.raw")
     raise InvalidInputError(field, "an image is needed, either encoded or raw")
@@ -73,13 +78,13 @@ def read_prompt(prompt: pb.Prompt) -> Prompt:
     if seed is not None:
         _ = seed.digest  # computed here, since a large prompt is read in a thread
     return Prompt(
-        model=_model(prompt.model, "prompt.model"),
+        model=read_model(prompt.model, "prompt.model"),
         version=prompt.version,
         object_id=prompt.object_id,
         points=tuple(_point(point, f"prompt.points[{number}]") for number, point in enumerate(prompt.points)),
-        box=_box(prompt.box, "prompt.box") if prompt.HasField("box") else None,
+        box=read_box(prompt.box, "prompt.box") if prompt.HasField("box") else None,
         seed=seed,
-        output=_output(prompt.output, "prompt.output"),
+        output=read_output(prompt.output, "prompt.output"),
     )
 
 
@@ -102,7 +107,7 @@ def read_detect(request: pb.DetectRequest) -> DetectOptions:
     if any(len(name.encode()) > MAX_NAME_BYTES for pair in request.labels for name in (pair.model_label, pair.label)):
         raise InvalidInputError("labels", f"a label has at most {MAX_NAME_BYTES} bytes")
     return DetectOptions(
-        model=_model(request.model, "model"),
+        model=read_model(request.model, "model"),
         version=request.version,
         threshold=threshold,
         labels={pair.model_label: pair.label or pair.model_label for pair in request.labels},
@@ -116,13 +121,14 @@ def _polygons(polygons: pb.PolygonOptions) -> PolygonOptions:
     if version and not polygons.model:
         raise InvalidInputError("polygons.version", f"version {version} needs the name of a model")
     return PolygonOptions(
-        model=_model(polygons.model, "polygons.model") if polygons.model else None,
+        model=read_model(polygons.model, "polygons.model") if polygons.model else None,
         version=version,
-        output=_output(polygons.output, "polygons.output"),
+        output=read_output(polygons.output, "polygons.output"),
     )
 
 
-def _model(name: str, field: str) -> str:
+def read_model(name: str, field: str) -> str:
+    """Check the name of a model, which must not be empty."""
     if not name:
         raise InvalidInputError(field, "the name of a model is needed; ListModels lists them")
     if len(name.encode()) > MAX_NAME_BYTES:
@@ -139,7 +145,8 @@ def _point(point: pb.Point, field: str) -> Point:
     return Point(point.x, point.y, label)
 
 
-def _box(box: pb.Box, field: str) -> Box:
+def read_box(box: pb.Box, field: str) -> Box:
+    """Convert a box; that it is inside the image is checked later."""
     edges = (box.x0, box.y0, box.x1, box.y1)
     text = ", ".join(f"{edge:g}" for edge in edges)
     if not all(math.isfinite(edge) for edge in edges):
@@ -184,7 +191,8 @@ def _polygon_seed(polygons: pb.PolygonSet) -> PolygonSeed:
     return PolygonSeed(arrays, tuple(1 + len(polygon.holes) for polygon in polygons.polygons))
 
 
-def _output(output: pb.OutputOptions, field: str) -> OutputOptions:
+def read_output(output: pb.OutputOptions, field: str) -> OutputOptions:
+    """Convert the options of an answer."""
     threshold = output.threshold if output.HasField("threshold") else None
     if threshold is not None and not 0 < threshold < 1:
         raise InvalidInputError(f"{field}.threshold", f"{threshold:g} is not above 0 and below 1")
@@ -198,8 +206,8 @@ def _output(output: pb.OutputOptions, field: str) -> OutputOptions:
     return OutputOptions(threshold, tolerance, points, forms or (Form.POLYGONS,))
 
 
-def _form(form: int, field: str) -> Form:
-    known = _FORMS.get(form)
+def _form(form: pb.OutputForm.ValueType, field: str) -> Form:
+    known = OUTPUT_FORMS.get(form)
     if known is None:
         raise InvalidInputError(field, f"{form} is not a form of outlines; use POLYGONS, RLE, PNG or BOX")
     return known

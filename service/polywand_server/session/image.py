@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from polywand_server.errors import TooLargeError
+from polywand_server.errors import Reason, TooLargeError
 from polywand_server.images import Picture
 from polywand_server.session.backlog import Backlog
 from polywand_server.session.objects import ObjectQueue, ObjectServices, PromptRequest
@@ -88,6 +88,8 @@ class CurrentImage:
                 raise TooLargeError(
                     "prompt.object_id",
                     f"there are already {self._most_objects} objects on this image, the most that fit",
+                    reason=Reason.TOO_MANY_OBJECTS,
+                    limit="stream_objects",
                 )
             queue = self._objects[object_id] = ObjectQueue(self._object_services)
         return queue

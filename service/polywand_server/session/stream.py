@@ -3,7 +3,14 @@
 import time
 from collections.abc import AsyncGenerator, Callable
 
-from polywand_server.errors import ImageGivenUpError, InvalidInputError, PolywandError, WrongStateError, or_error
+from polywand_server.errors import (
+    ImageGivenUpError,
+    InvalidInputError,
+    PolywandError,
+    Reason,
+    WrongStateError,
+    or_error,
+)
 from polywand_server.images import ImageSource, Picture
 from polywand_server.interactors.prompt import Prompt
 from polywand_server.session.answers import Draining, ImageReady, Reply
@@ -133,7 +140,8 @@ class Session:
                 "prompt", "this stream was idle, and its image made room for others: send the image again"
             )
         if self._image is None:
-            raise WrongStateError("prompt", "there is no image yet: send one on this stream first")
+            text = "there is no image yet: send one on this stream first"
+            raise WrongStateError("prompt", text, reason=Reason.NO_IMAGE)
         return self._image
 
     async def _close_image(self) -> int:
