@@ -132,6 +132,16 @@ class NotFoundError(InvalidInputError):
         self.resource = resource
 
 
+class ImageNotHeldError(NotFoundError):
+    """Only the digest of an image came, and this server does not hold the image."""
+
+    reason = Reason.IMAGE_NOT_HELD
+
+    def __init__(self, field: str, digest: bytes) -> None:
+        text = "this server does not hold the image (any more): send the image itself"
+        super().__init__(field, text, resource=digest.hex())
+
+
 class WrongStateError(InvalidInputError):
     """The request does not fit the state of its stream or its tool: by default, the tool is of the other kind."""
 

@@ -14,9 +14,12 @@ from polywand_server.detectors.frames import Frames
 from polywand_server.detectors.outlines import OutlineMaker
 from polywand_server.detectors.proposals import DetectorProposals
 from polywand_server.detectors.toolbox import FrameToolbox
-from polywand_server.images import Decoder, Picture
+from polywand_server.images import ImageStore, Picture
+from polywand_server.images.budget import PictureBudget
 from polywand_server.images.crop_cache import CropCache
+from polywand_server.images.decoder import Decoder
 from polywand_server.images.holders import Holders
+from polywand_server.images.kept import KeptPictures
 from polywand_server.interactors.drawer import Drawer
 from polywand_server.interactors.memory import EstimateMemory, MemoryBudget
 from polywand_server.interactors.passes import Passes
@@ -110,7 +113,10 @@ def wire(
     right_of_way, holders = RightOfWay(), Holders()
     prompt_lane = lane("prompts", PROMPT_PRIORITY)
     frame_lane = lane("frames", FRAME_PRIORITY, gives_way_to=right_of_way)
-    decoder = Decoder(frame_lane, workers, holders, limits)
+    kept = KeptPictures(limits.kept_images_bytes)
+    image_budget = PictureBudget(limits.images_bytes, kept, holders)
+    store = ImageStore(Decoder(frame_lane, workers, image_budget, limits), image_budget, kept, frame_lane)
+    stack.push_async_callback(store.close)
     drawer, frame_drawer = (Drawer(lane, workers, limits.work_cpu_seconds) for lane in (prompt_lane, frame_lane))
     budget = MemoryBudget(limits.stream_memory_bytes, limits.memory_bytes)
 
@@ -137,7 +143,7 @@ def wire(
 
     counts = PromptCounts(registry.knows)
     services = Services(
-        decoder,
+        store,
         new_predictor,
         right_of_way,
         holders,
@@ -149,13 +155,13 @@ def wire(
     frames = Frames(
         FrameToolbox(registry),
         frame_lane,
-        decoder,
+        store,
         OutlineMaker(frame_steps, frame_drawer),
         permits,
     )
     segments = Segments(
         SegmentServices(
-            decoder,
+            store,
             prompt_predictor,
             frame_predictor,
             right_of_way,
@@ -177,5 +183,7 @@ def wire(
         DetectCalls(frames, messages, frame_lane, limits.frames_in_flight),
     )
     loop = asyncio.get_running_loop()
+    metrics.IMAGE_MEMORY.set_function(lambda: image_budget.nbytes)
+    metrics.KEPT_IMAGE_MEMORY.set_function(lambda: kept.nbytes)
     metrics.TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
     return Parts(registry, health, ingress, messages, servicer)

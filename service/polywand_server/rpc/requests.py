@@ -7,13 +7,13 @@ from itertools import chain
 import numpy as np
 
 from polywand_contract.v1 import annotation_pb2 as pb
-from polywand_pictures import ValueRange
+from polywand_pictures import PixelFormat, RawPixels, ValueRange
 from polywand_server.detectors.options import DEFAULT_MAX_DETECTIONS, DetectOptions, PolygonOptions
 from polywand_server.errors import InvalidInputError
 from polywand_server.geometry.boxes import Box
 from polywand_server.geometry.seeds import PolygonSeed, RleSeed, Seed
 from polywand_server.geometry.shapes import Form, OutputOptions
-from polywand_server.images import EncodedImage, ImageSource, RawImage
+from polywand_server.images import EncodedImage, ImageDigest, ImageSource, RawImage
 from polywand_server.interactors.prompt import Label, Point, Prompt
 
 MAX_OBJECT_ID_BYTES = 128
@@ -34,12 +34,18 @@ MAX_SEED_RLE_BYTES = 1024 * 1024
 MAX_SEED_COORDINATE = 1e6
 
 # By their enums of the contract: what this server reads and writes.
-PIXEL_FORMATS = (pb.PIXEL_FORMAT_RGB8,)
 OUTPUT_FORMS: Mapping[pb.OutputForm.ValueType, Form] = {
     pb.OUTPUT_FORM_POLYGONS: Form.POLYGONS,
     pb.OUTPUT_FORM_RLE: Form.RLE,
     pb.OUTPUT_FORM_PNG: Form.PNG,
     pb.OUTPUT_FORM_BOX: Form.BOX,
+}
+PIXEL_FORMATS: Mapping[pb.PixelFormat.ValueType, PixelFormat] = {
+    pb.PIXEL_FORMAT_RGB8: PixelFormat.RGB8,
+    pb.PIXEL_FORMAT_BGR8: PixelFormat.BGR8,
+    pb.PIXEL_FORMAT_GRAY8: PixelFormat.GRAY8,
+    pb.PIXEL_FORMAT_RGBA8: PixelFormat.RGBA8,
+    pb.PIXEL_FORMAT_GRAY16: PixelFormat.GRAY16,
 }
 _LABELS = {
     pb.POINT_LABEL_POSITIVE: Label.POSITIVE,
@@ -49,23 +55,25 @@ _LABELS = {
 
 
 def read_image(image: pb.Image, data: memoryview | None, field: str) -> ImageSource:
-    """Convert an image's source; its pixels are checked when they are decoded.
+    """Convert an image's source; `ImageStore.lease` checks what is in it.
 
     data: the image's bytes; None where they are in the message.
     """
     source = image.WhichOneof("source")
     range_field = f"{field}.value_range"
+    given = ValueRange(image.value_range.low, image.value_range.high) if image.HasField("value_range") else None
     if source == "encoded":
-        given = ValueRange(image.value_range.low, image.value_range.high) if image.HasField("value_range") else None
         return EncodedImage(image.encoded if data is None else data, f"{field}.encoded", given, range_field)
     if source == "raw":
-        if image.HasField("value_range"):
-            raise InvalidInputError(range_field, "raw pixels have 8 bits; a range is for files with more")
-        raw = image.raw
-        if raw.format not in PIXEL_FORMATS:
-            raise InvalidInputError(f"{field}.raw.format", f"{raw.format} is not a known pixel format; use RGB8")
-        return RawImage(raw.data if data is None else data, raw.width, raw.height, f"{field}.raw")
-    raise InvalidInputError(field, "an image is needed, either encoded or raw")
+        raw, layout = image.raw, PIXEL_FORMATS.get(image.raw.format)
+        if layout is None:
+            known = ", ".join(PIXEL_FORMATS.values())
+            raise InvalidInputError(f"{field}.raw.format", f"{raw.format} is not a known pixel format; use {known}")
+        pixels = RawPixels(raw.data if data is None else data, raw.width, raw.height, layout)
+        return RawImage(pixels, f"{field}.raw", given, range_field)
+    if source == "digest":
+        return ImageDigest(image.digest, f"{field}.digest", given, range_field)
+    raise InvalidInputError(field, "an image is needed: encoded, raw, or the digest of one that was sent before")
 
 
 def read_prompt(prompt: pb.Prompt) -> Prompt:
