@@ -88,6 +88,7 @@ class Client:
         self._stub: pb_grpc.AnnotationServiceStub = connection.prepared(pb_grpc.AnnotationServiceStub(self._channel))
         self._timeout_s = connection.timeout_s
         self._images = KnownImages()
+        self._was_reached = False  # whether a server has ever answered: one that restarts is waited for
         self._most_prompts: int | None = None  # of one call of this server; None: not asked yet
         self._closed = threading.Event()
         self._process = os.getpid()
@@ -399,7 +400,8 @@ class Client:
                 raise
             except grpc.RpcError as error:
                 refusal = errors.from_rpc(error, self.target)
-                delay_s = retry_delay_s(backoff, refusal, error)
+                self._was_reached |= not errors.never_arrived(error)
+                delay_s = retry_delay_s(backoff, refusal) if self._was_reached else None
                 if delay_s is None:
                     LOGGER.debug("%s at %s failed: %s", name, self.target, refusal)
                     raise refusal from error
@@ -407,6 +409,7 @@ class Client:
                 if self._closed.wait(delay_s):
                     raise refusal from error
             else:
+                self._was_reached = True
                 LOGGER.debug("%s at %s: %.1f ms", name, self.target, 1000 * (time.monotonic() - started))
                 return reply
 

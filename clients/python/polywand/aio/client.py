@@ -80,6 +80,7 @@ class AsyncClient:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timeout_s = connection.timeout_s
         self._images = KnownImages()
+        self._was_reached = False  # whether a server has ever answered: one that restarts is waited for
         self._most_prompts: int | None = None  # of one call of this server; None: not asked yet
         self._closed = False
         self._process = os.getpid()
@@ -403,12 +404,14 @@ class AsyncClient:
                 raise
             except grpc.aio.AioRpcError as error:
                 refusal = errors.from_rpc(error, self.target)
-                delay_s = retry_delay_s(backoff, refusal, error)
+                self._was_reached |= not errors.never_arrived(error)
+                delay_s = retry_delay_s(backoff, refusal) if self._was_reached else None
                 if delay_s is None:
                     LOGGER.debug("%s at %s failed: %s", name, self.target, refusal)
                     raise refusal from error
                 LOGGER.info("%s at %s is made again in %.2f s: %s", name, self.target, delay_s, refusal)
             else:
+                self._was_reached = True
                 LOGGER.debug("%s at %s: %.1f ms", name, self.target, 1000 * (time.monotonic() - started))
                 return reply
             await asyncio.sleep(delay_s)
