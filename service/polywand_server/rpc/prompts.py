@@ -1,7 +1,7 @@
 """The prompts of a Segment call: read one by one, so that each has its own error."""
 
 from polywand_contract.v1 import annotation_pb2 as pb
-from polywand_server.errors import InvalidInputError, PolywandError, TooLargeError
+from polywand_server.errors import InvalidInputError, PolywandError, Reason, TooLargeError
 from polywand_server.interactors.prompt import Prompt
 from polywand_server.rpc.requests import MAX_SEGMENT_PROMPTS, read_model, read_output, read_prompt, short_names
 from polywand_server.session.segments import RefusedPrompt
@@ -17,7 +17,8 @@ def read_prompts(request: pb.SegmentRequest) -> list[Prompt | RefusedPrompt]:
     if not count:
         raise InvalidInputError("prompts", "at least one prompt is needed")
     if count > MAX_SEGMENT_PROMPTS:
-        raise TooLargeError("prompts", f"{count} prompts; this server takes at most {MAX_SEGMENT_PROMPTS} in one call")
+        text = f"{count} prompts; this server takes at most {MAX_SEGMENT_PROMPTS} in one call"
+        raise TooLargeError("prompts", text, reason=Reason.MESSAGE_TOO_LARGE, limit="segment_prompts")
     if request.model:
         read_model(request.model, "model")
     elif request.version:

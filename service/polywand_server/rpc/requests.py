@@ -81,7 +81,8 @@ def read_prompt(prompt: pb.Prompt) -> Prompt:
     if len(prompt.object_id.encode()) > MAX_OBJECT_ID_BYTES:
         raise InvalidInputError("prompt.object_id", f"it must have at most {MAX_OBJECT_ID_BYTES} bytes")
     if len(prompt.points) > MAX_POINTS:
-        raise InvalidInputError("prompt.points", f"{len(prompt.points)} points; at most {MAX_POINTS} are read")
+        text = f"{len(prompt.points)} points; at most {MAX_POINTS} are read"
+        raise InvalidInputError("prompt.points", text, metadata={"limit": "prompt_points"})
     seed = _seed(prompt.seed) if prompt.HasField("seed") else None
     if seed is not None:
         _ = seed.digest  # computed here, since a large prompt is read in a thread
@@ -109,9 +110,11 @@ def read_detect(request: pb.DetectRequest) -> DetectOptions:
         raise InvalidInputError("threshold", f"{threshold:g} is not a score; it must be from 0 to 1")
     limit = request.max_detections if request.HasField("max_detections") else DEFAULT_MAX_DETECTIONS
     if not 1 <= limit <= MAX_MAX_DETECTIONS:
-        raise InvalidInputError("max_detections", f"{limit} is not from 1 to {MAX_MAX_DETECTIONS}")
+        text = f"{limit} is not from 1 to {MAX_MAX_DETECTIONS}"
+        raise InvalidInputError("max_detections", text, metadata={"limit": "detections"})
     if len(request.labels) > MAX_LABELS:
-        raise InvalidInputError("labels", f"{len(request.labels)} labels; at most {MAX_LABELS} are read")
+        text = f"{len(request.labels)} labels; at most {MAX_LABELS} are read"
+        raise InvalidInputError("labels", text, metadata={"limit": "labels"})
     if any(len(name.encode()) > MAX_NAME_BYTES for pair in request.labels for name in (pair.model_label, pair.label)):
         raise InvalidInputError("labels", f"a label has at most {MAX_NAME_BYTES} bytes")
     return DetectOptions(
@@ -183,13 +186,15 @@ def _polygon_seed(polygons: pb.PolygonSet) -> PolygonSeed:
     if count <= MAX_SEED_RINGS:
         count += sum(len(polygon.holes) for polygon in polygons.polygons)
     if count > MAX_SEED_RINGS:
-        raise InvalidInputError(field, f"it has more than {MAX_SEED_RINGS} rings, the most that are read")
+        text = f"it has more than {MAX_SEED_RINGS} rings, the most that are read"
+        raise InvalidInputError(field, text, metadata={"limit": "seed_rings"})
     rings = list(chain.from_iterable((polygon.exterior, *polygon.holes) for polygon in polygons.polygons))
     if not rings:
         raise InvalidInputError(field, "at least one polygon is needed")
     vertices = sum(len(ring.coordinates) for ring in rings) // 2
     if vertices > MAX_SEED_VERTICES:
-        raise InvalidInputError(field, f"{vertices} vertices; at most {MAX_SEED_VERTICES} are read")
+        text = f"{vertices} vertices; at most {MAX_SEED_VERTICES} are read"
+        raise InvalidInputError(field, text, metadata={"limit": "seed_vertices"})
     if any(len(ring.coordinates) < 6 or len(ring.coordinates) % 2 for ring in rings):
         raise InvalidInputError(field, "every ring needs at least three vertices, x and y of each")
     arrays = tuple(np.array(ring.coordinates, np.float32).reshape(-1, 2) for ring in rings)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from polywand_server.admission.permits import FramePermits
-from polywand_server.errors import DeadlineError, PolywandError, or_error
+from polywand_server.errors import DeadlineError, PolywandError, Reason, or_error
 from polywand_server.images import ImageSource, ImageStore, Picture
 from polywand_server.interactors.predictor import Predictor
 from polywand_server.interactors.prompt import Prompt
@@ -151,7 +151,8 @@ async def _in_time(work: Coroutine[Any, Any, T], timer: Stopwatch, seconds: floa
             left = seconds - timer.worked()
             if left <= 0:
                 most = f"{seconds:g} s, the most that this server gives one"
-                raise DeadlineError(f"the prompt took longer than {most}: send a simpler one")
+                text = f"the prompt took longer than {most}: send a simpler one"
+                raise DeadlineError(text, reason=Reason.PROMPT_TIMEOUT, metadata={"limit": "prompt_ms"})
             await asyncio.wait((task,), timeout=max(left, SHORTEST_PAUSE_SECONDS))
         return task.result()
     finally:

@@ -198,7 +198,10 @@ def combined_state(versions: Iterable[ModelVersion]) -> State:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A model that another one calls. model: None if it is ready, or does not exist. versions: of all models."""
+    """A model that another one calls.
+
+    model: None if it does not exist, or is ready and no tool itself. versions: of all models, by name and number.
+    """
 
     name: str
     model: Model | None

@@ -12,11 +12,19 @@ from tests.faults.fuzz import values
 from tests.faults.fuzz.case import DETECT, DETECT_STREAM, INTERACT, Await, Case, Send
 from tests.faults.fuzz.seeds import make_seed
 from tests.faults.fuzz.sizes import Sizes, copies
+from tests.streams import digest_of
 
 INTERACTORS = ("wand_click", "wand_box", "wand_extreme", "grabcut")
 WEIGHTS = (8, 4, 2, 1)  # GrabCut takes longest
 LARGEST_SIDE = 96
 LABELS = ("person", "car", "cup", "no such label")
+PIXEL_BYTES = {
+    pb.PIXEL_FORMAT_RGB8: 3,
+    pb.PIXEL_FORMAT_BGR8: 3,
+    pb.PIXEL_FORMAT_GRAY8: 1,
+    pb.PIXEL_FORMAT_RGBA8: 4,
+    pb.PIXEL_FORMAT_GRAY16: 2,
+}
 # Of a repeated message's items, so many are gone into; they are much alike.
 ITEMS_VISITED = 3
 
@@ -42,6 +50,9 @@ def interaction(
     first = pb.InteractRequest(sequence=1, image=image)
     steps: list[Send | Await] = [Send(first.SerializeToString())]
     if rng.random() < 0.2:
+        again = pb.InteractRequest(sequence=1, image=pb.Image(digest=digest_of(image)))
+        steps.append(Send(again.SerializeToString()))
+    if rng.random() < 0.2:
         spoil(first, rng, sizes)
         steps.append(Send(first.SerializeToString()))
     for number in range(prompts):
@@ -57,9 +68,9 @@ def interaction(
 def make_image(rng: random.Random) -> pb.Image:
     """A small raw image."""
     width, height = rng.randint(1, LARGEST_SIDE), rng.randint(1, LARGEST_SIDE)
-    return pb.Image(
-        raw=pb.RawImage(data=rng.randbytes(width * height * 3), width=width, height=height, format=pb.PIXEL_FORMAT_RGB8)
-    )
+    layout = rng.choice(list(PIXEL_BYTES))
+    data = rng.randbytes(width * height * PIXEL_BYTES[layout])
+    return pb.Image(raw=pb.RawImage(data=data, width=width, height=height, format=layout))
 
 
 def make_prompt(rng: random.Random, width: int, height: int, sizes: Sizes) -> pb.Prompt:

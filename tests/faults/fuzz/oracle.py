@@ -11,6 +11,7 @@ from polywand_contract.v1 import annotation_pb2 as pb
 from tests.faults.fuzz.case import DETECT, DETECT_STREAM, INTERACT, LIST_MODELS, Case, Reading
 from tests.faults.fuzz.play import Record, accounted
 from tests.faults.fuzz.shapes import shape_breaches
+from tests.streams import digest_of
 
 MOST_TEXT_BYTES = 1_000
 # What tells a client about the machine, or about the code: paths, addresses, tracebacks.
@@ -28,6 +29,7 @@ MAX_REPEATED_BYTES = 256
 TEMPORARY = grpc.StatusCode.UNAVAILABLE
 LIMITED = grpc.StatusCode.RESOURCE_EXHAUSTED
 DEFAULT_MAX_DETECTIONS = 100
+KNOWN_FORMATS = pb.PixelFormat.values()
 
 # Of one answer, in microseconds; the longest that a prompt may take is 30 s.
 LONGEST_US = 600_000_000
@@ -61,6 +63,8 @@ def error_breaches(status: status_pb2.Status) -> Iterator[str]:
     has_field = any(violation.field for violation in details[0])
     if code in OF_A_FIELD and not has_field:
         yield f"{code.name} without a field: {status.message}"
+    if not any(detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR) for detail in status.details):
+        yield f"{code.name} without a reason: {status.message}"
     if code == TEMPORARY and not details[1]:
         yield f"{code.name} without RetryInfo: {status.message}"
     if code == LIMITED and not (has_field or details[1]):
@@ -135,7 +139,7 @@ def _interaction_breaches(case: Case, record: Record) -> Iterator[str]:
         asked = [request for request in requests if (request.sequence, _object_id(request)) == key]
         if kind == "image":
             image = (reply.image.width, reply.image.height)
-            yield from _image_breaches(asked, image)
+            yield from _image_breaches(asked, reply.image)
         elif kind == "segmentation":
             if image is None:
                 yield "an outline before any image"
@@ -160,14 +164,17 @@ def _object_id(request: pb.InteractRequest) -> str:
     return name if len(name.encode()) <= MAX_REPEATED_BYTES else ""
 
 
-def _image_breaches(asked: list[pb.InteractRequest], image: tuple[int, int]) -> Iterator[str]:
+def _image_breaches(asked: list[pb.InteractRequest], info: pb.ImageInfo) -> Iterator[str]:
     images = [request.image for request in asked if request.WhichOneof("payload") == "image"]
+    size = (info.width, info.height)
     if not images:
         yield "an image is confirmed that was not sent under this sequence"
-    elif all(sent.WhichOneof("source") == "raw" and (sent.raw.width, sent.raw.height) != image for sent in images):
-        yield f"a raw image is confirmed as {image}"
-    if min(image) < 1:
-        yield f"an image of {image} pixels"
+    elif all(sent.WhichOneof("source") == "raw" and (sent.raw.width, sent.raw.height) != size for sent in images):
+        yield f"a raw image is confirmed as {size}"
+    if info.digest not in [sent.digest or digest_of(sent) for sent in images if sent.raw.format in KNOWN_FORMATS]:
+        yield f"an image is confirmed as {info.digest.hex()}"
+    if min(size) < 1:
+        yield f"an image of {size} pixels"
 
 
 def _segmentation_breaches(
