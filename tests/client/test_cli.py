@@ -295,7 +295,7 @@ def test_polygons_are_told_and_drawn(
     assert f"by nanodet version 1 and wand_click version {WAND_VERSION}" in header
     assert re.search(r"person  [-\d., ]+  \d+ parts?, \d+ holes?, \d+ vertices, [\d.]+ square pixels$", first), first
     with polywand.connect(server.target) as client:
-        (best,) = client.detect(astronaut, polygons="wand_click", tolerance=0, max_detections=1)
+        (best,) = client.detect(astronaut, polygons=True, interactor="wand_click", tolerance=0, max_detections=1)
     (printed,) = the_json(run("detect", photos[0], *arguments, "--json"))["detections"]
     assert best.outline is not None
     assert printed["outline"]["area"] == best.outline.area

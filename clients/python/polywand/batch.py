@@ -1,6 +1,7 @@
 """Detection on a list of files; a file that fails does not stop the others."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grpc
 
@@ -9,13 +10,12 @@ from polywand.errors import Draining, PolywandError, Unavailable
 from polywand.files import Source
 from polywand.frames import FrameAnswer
 from polywand.results import Detections
-from polywand.wire import DetectOptions
 
 SILENT_STREAMS = 2
 """After this many streams in a row without an answer, the server counts as gone, and no more files are sent."""
 
 
-def detect_each(client: Client, sources: Sequence[Source], options: DetectOptions) -> Iterator[FrameAnswer]:
+def detect_each(client: Client, sources: Sequence[Source], options: dict[str, Any]) -> Iterator[FrameAnswer]:
     """Yield (number, detections or error) of every file, in order.
 
     After a broken stream, the file that was due is sent by a unary call, which shows whether the file is the cause;
@@ -43,7 +43,7 @@ def detect_each(client: Client, sources: Sequence[Source], options: DetectOption
 
 
 def _alone(
-    client: Client, source: Source, options: DetectOptions, failure: PolywandError
+    client: Client, source: Source, options: dict[str, Any], failure: PolywandError
 ) -> Detections | PolywandError:
     if failure.code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return failure  # it already had the whole timeout

@@ -194,7 +194,7 @@ def interact(
 
 @main.command(cls=Command)
 @click.argument("images", type=Source, nargs=-1, required=True, metavar="IMAGE...")
-@click.option("--model", type=Text(), default="nanodet", help="A detector; `polywand models` lists them.")
+@click.option("--model", type=Text(), default="", help="A detector; `polywand models` lists them.  [default: server's]")
 @SCORE_THRESHOLD
 @click.option(
     "--label",
@@ -252,7 +252,8 @@ def detect(
             "threshold": threshold,
             "labels": dict(label),
             "max_detections": max_detections,
-            "polygons": interactor or polygons,
+            "polygons": polygons,
+            "interactor": interactor or "",
             "tolerance": tolerance,
             "max_points": max_points,
             "value_range": range,

@@ -40,13 +40,14 @@ class _OpenRequest:
 class _HeldImage:
     """The image that the server accepted last, kept in case the server removes it.
 
-    sequence: under which it was accepted.
+    sequence: under which it was accepted. info: what the server answered.
     is_removed: whether the server has removed it.
     backoff: of sending it again; None before the first time, and after an outline.
     """
 
     message: pb.InteractRequest
     sequence: int
+    info: pb.ImageInfo
     is_removed: bool = False
     backoff: Backoff | None = None
 
@@ -130,7 +131,7 @@ class Ledger:
         covered = [sequence for sequence in self._open_for(request.object_id) if sequence <= reply.sequence]
         if request.object_id is None:
             return self._answer_image(reply, covered)
-        result = result_of(reply, len(covered) - 1)
+        result = result_of(reply, len(covered) - 1, None if self._held is None else self._held.info)
         settled = self._settle(covered, result)
         if reply.sequence not in settled:
             return []
@@ -159,7 +160,7 @@ class Ledger:
     def _answer_image(self, reply: pb.InteractResponse, covered: list[int]) -> list[Update] | pb.ImageInfo:
         image = self._open[reply.sequence]
         if reply.HasField("image"):
-            self._held = _HeldImage(image.message, reply.sequence)
+            self._held = _HeldImage(image.message, reply.sequence, reply.image)
             self._close(reply.sequence, reply.image)
             for sequence in [
                 sequence for sequence, request in self._open.items() if request.caller_sequence < image.caller_sequence

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from polywand.catalogue import InteractorSpec, Model
 from polywand.errors import PolywandError
-from polywand.results import Detections, InteractorSpec, Model, Outline, Segmentation, Timing
+from polywand.results import Detections, Outline, Segmentation, Timing
 from polywand_common.texts import printable
 
 
