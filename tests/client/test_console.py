@@ -157,7 +157,7 @@ def test_json_of_a_name_that_is_not_utf_8_is_unicode(target: str, photos: list[s
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["detect", "a.png", "--max-detections", "-1"], "'--max-detections': -1 is not in the range 1<=x<=1000"),
+        (["detect", "a.png", "--max-detections", "-1"], "'--max-detections': -1 is not in the range 1 to 1000"),
         (["detect", "a.png", "--max-detections", "9" * 30], "'--max-detections'"),
         (["detect", "a.png", "--threshold", "nan"], "'--threshold': nan"),
         (["detect", "a.png", "--threshold", "1.5"], "'--threshold'"),
@@ -169,7 +169,10 @@ def test_json_of_a_name_that_is_not_utf_8_is_unicode(target: str, photos: list[s
             "'--label': 'person=\ufffd' contains bytes that are not UTF-8",
         ),
         (["detect", "a.png", "--model", "\udcff"], "'--model'"),
-        (["interact", "a.png", "--model", "m", "--max-points", "-5"], "'--max-points': -5 is not in the range 3<=x"),
+        (
+            ["interact", "a.png", "--model", "m", "--max-points", "-5"],
+            "'--max-points': -5 is not in the range 3 to 100000",
+        ),
         (["interact", "a.png", "--model", "m", "--threshold", "1"], "'--threshold'"),
         (["interact", "a.png", "--model", "m", "--positive", "1,nan"], "'--positive': '1,nan'"),
         (["interact", "a.png", "--model", "m", "--box", "1,2,3,1e39"], "'--box'"),
@@ -227,7 +230,7 @@ def test_labels_with_blanks_come_from_the_environment(target: str, script: Scrip
     assert lines(result)[0]["image"] == "a.png"
     ((_, message),) = script.arrivals
     labels = {pair.model_label: pair.label for pair in message.request.labels}
-    assert labels == {"dining table": "table", "cup": "cup", "person": "human being"}
+    assert labels == {"dining table": "table", "cup": "", "person": "human being"}
 
 
 @pytest.mark.parametrize("points", ["1,1 2,2", "1,1;2,2", "1,1; 2,2\n"])
