@@ -106,9 +106,9 @@ async def run_the_others() -> None:
 
 
 @contextmanager
-def running_service(log: Path, *options: str) -> Iterator[Service]:
-    """Run `polywand-server` on free ports until the block ends."""
-    command = [str(Path(sys.executable).parent / "polywand-server"), "--grpc-port=0", "--http-port=0"]
+def running_service(log: Path, *options: str, program: tuple[str, ...] = ()) -> Iterator[Service]:
+    """Run `polywand-server`, or another program that takes its options, on free ports until the block ends."""
+    command = [*(program or (str(Path(sys.executable).parent / "polywand-server"),)), "--grpc-port=0", "--http-port=0"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("POLYWAND_")}
     with log.open("wb") as stderr:
         process = subprocess.Popen([*command, *options], stderr=stderr, env=environment)

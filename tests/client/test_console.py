@@ -226,7 +226,8 @@ def test_labels_with_blanks_come_from_the_environment(target: str, script: Scrip
     result = polywand(target, "detect", "a.png", env=environment)
     assert lines(result)[0]["image"] == "a.png"
     ((_, message),) = script.arrivals
-    assert dict(message.request.labels) == {"dining table": "table", "cup": "cup", "person": "human being"}
+    labels = {pair.model_label: pair.label for pair in message.request.labels}
+    assert labels == {"dining table": "table", "cup": "cup", "person": "human being"}
 
 
 @pytest.mark.parametrize("points", ["1,1 2,2", "1,1;2,2", "1,1; 2,2\n"])

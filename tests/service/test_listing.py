@@ -49,7 +49,7 @@ def test_a_detector_tells_its_labels(stub):
     nanodet = models(stub)["nanodet"]
     assert nanodet.kind == pb.MODEL_KIND_DETECTOR
     assert len(nanodet.detector.labels) == 80
-    assert nanodet.detector.labels[0] == "person"
+    assert nanodet.detector.labels[0].name == "person"
 
 
 def test_an_interactor_tells_what_it_needs(stub):

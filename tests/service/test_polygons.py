@@ -189,7 +189,6 @@ def test_the_servers_choice_is_wand_box_where_it_is_ready_and_else_wand_click(
         ({"model": "x" * 300}, "INVALID_ARGUMENT", "polygons.model", "256 bytes"),
         ({"model": "nothing", "version": 9}, "NOT_FOUND", "polygons.version", "has no version 9"),
         ({"version": 1}, "INVALID_ARGUMENT", "polygons.version", "name of a model"),
-        ({"model": "nothing", "version": -1}, "INVALID_ARGUMENT", "polygons.version", "-1"),
         ({"output": pb.OutputOptions(tolerance=-1)}, "INVALID_ARGUMENT", "polygons.output.tolerance", "1000 pixels"),
         ({"output": pb.OutputOptions(max_points=2)}, "INVALID_ARGUMENT", "polygons.output.max_points", "from 3"),
         ({"output": pb.OutputOptions(threshold=1)}, "INVALID_ARGUMENT", "polygons.output.threshold", "below 1"),

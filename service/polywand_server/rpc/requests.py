@@ -69,13 +69,16 @@ def read_prompt(prompt: pb.Prompt) -> Prompt:
         raise InvalidInputError("prompt.object_id", f"it must have at most {MAX_OBJECT_ID_BYTES} bytes")
     if len(prompt.points) > MAX_POINTS:
         raise InvalidInputError("prompt.points", f"{len(prompt.points)} points; at most {MAX_POINTS} are read")
+    seed = _seed(prompt.seed) if prompt.HasField("seed") else None
+    if seed is not None:
+        _ = seed.digest  # computed here, since a large prompt is read in a thread
     return Prompt(
         model=_model(prompt.model, "prompt.model"),
         version=prompt.version,
         object_id=prompt.object_id,
         points=tuple(_point(point, f"prompt.points[{number}]") for number, point in enumerate(prompt.points)),
         box=_box(prompt.box, "prompt.box") if prompt.HasField("box") else None,
-        seed=_seed(prompt.seed) if prompt.HasField("seed") else None,
+        seed=seed,
         output=_output(prompt.output, "prompt.output"),
     )
 

@@ -23,7 +23,7 @@ from polywand_server.admission.turns import Turns
 from polywand_server.errors import DeadlineError, InternalError, InvalidInputError, TooLargeError, UnavailableError
 from polywand_server.workers import channel
 from polywand_server.workers.answers import Answer, from_bytes
-from polywand_server.workers.child import Order, Work
+from polywand_server.workers.child import Order, Work, pack
 
 # Imported by the process that children are forked from, before the first fork.
 MODULES = ("polywand_server.jobs",)
@@ -144,7 +144,7 @@ class Workers:
             DeadlineError: it exceeds WALL_SECONDS.
             UnavailableError, InternalError
         """
-        order = pickle.dumps(Order(work, arguments, BASE_MEMORY_BYTES + limits.memory_bytes, limits.cpu_seconds))
+        order = Order(work, arguments, BASE_MEMORY_BYTES + limits.memory_bytes, limits.cpu_seconds)
         async with self._turns.turn(), self._child() as child:
             try:
                 async with asyncio.timeout(WALL_SECONDS):
@@ -183,23 +183,21 @@ class Workers:
         with theirs:
             self._spawner.beginning.append(child)
             try:
-                channel.send(self._spawner.requests, b"", [theirs.fileno()])
+                channel.send(self._spawner.requests, descriptors=[theirs.fileno()])
             except OSError:
                 self._drop_spawner(self._spawner)
         return child
 
-    async def _send_order(self, child: _Child, order: bytes, data: Sequence[bytes | memoryview]) -> None:
+    async def _send_order(self, child: _Child, order: Order, data: Sequence[bytes | memoryview]) -> None:
         async with asyncio.timeout(BEGIN_SECONDS):
             await child.begun
-        memory = os.memfd_create("polywand-input", os.MFD_CLOEXEC)
+        given = await _written_by_thread(lambda: channel.write(*data))
         try:
-            if data:
-                await asyncio.to_thread(_write, memory, data)
-            channel.send(child.end, order, [memory])
-        except OSError:
-            pass  # it has ended: its exit code says why
+            content = await _written_by_thread(lambda: channel.write(*pack(order)))
+            with suppress(OSError):  # it has ended: its exit code says why
+                channel.post(child.end, content, [given])
         finally:
-            os.close(memory)
+            os.close(given)
 
     async def _hold_conversation(
         self, child: _Child, limits: Limits, reply: Reply | None
@@ -225,7 +223,7 @@ class Workers:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                message = channel.receive(child.end)
+                message = channel.accept(child.end)
             except BlockingIOError:
                 readable = loop.create_future()
                 loop.add_reader(child.end, _set, readable)
@@ -240,11 +238,15 @@ class Workers:
                 return None
             if message is None:
                 return None
-            content, descriptors = message
+            memory, descriptors = message
             try:
-                return from_bytes(content), descriptors
-            except (ValueError, LookupError, TypeError) as error:
-                raise InternalError("the service failed on this request; its log says why") from error
+                return await asyncio.to_thread(_read_answer, memory), descriptors
+            except BaseException as error:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                if isinstance(error, ValueError | LookupError | TypeError):
+                    raise InternalError("the service failed on this request; its log says why") from error
+                raise
 
     def _exit_error(self, code: int, limits: Limits) -> Exception:
         if code == PARENT_ENDED:
@@ -322,11 +324,23 @@ class Workers:
         self._restarting = None
 
 
-def _write(memory: int, data: Sequence[bytes | memoryview]) -> None:
-    for part in data:
-        view = memoryview(part)
-        while view:
-            view = view[os.write(memory, view) :]
+def _read_answer(memory: int) -> Answer:
+    return from_bytes(channel.read(memory))
+
+
+async def _written_by_thread(write: Callable[[], int]) -> int:
+    """Write a memory file in a thread, and return its descriptor; if this is cancelled, it is closed when written."""
+    writing = asyncio.get_running_loop().run_in_executor(None, write)
+    try:
+        return await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        writing.add_done_callback(_close_written)
+        raise
+
+
+def _close_written(writing: "asyncio.Future[int]") -> None:
+    if not writing.cancelled() and writing.exception() is None:
+        os.close(writing.result())
 
 
 def _map(descriptor: int) -> NDArray[np.uint8]:
