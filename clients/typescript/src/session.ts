@@ -236,13 +236,18 @@ export class Session implements AsyncDisposable {
     }
     const link = this.#link;
     if (link.stream === undefined || link.isFull) return;
-    if (link.image !== image || link.asked !== undefined) {
-      if (link.asked?.image === image) return;
-      if (this.#imageDue > Date.now()) return this.#pumpAt(this.#imageDue);
-      const message = (link.notHeld === image && image[1]) || image[0];
-      link.asked = { image, as: write(link, { case: "image", value: message }) };
-      return;
-    }
+    if (link.image === image && link.asked === undefined) this.#sendPrompts(link, unsent);
+    else this.#sendImage(link, image);
+  }
+
+  #sendImage(link: Link, image: Sendable): void {
+    if (link.asked?.image === image) return;
+    if (this.#imageDue > Date.now()) return this.#pumpAt(this.#imageDue);
+    const message = (link.notHeld === image && image[1]) || image[0];
+    link.asked = { image, as: write(link, { case: "image", value: message }) };
+  }
+
+  #sendPrompts(link: Link, unsent: OpenPrompt<Link>[]): void {
     const now = Date.now();
     for (const prompt of unsent) {
       if (prompt.due <= now && !link.isFull) {
