@@ -15,7 +15,7 @@ const DIGEST_FIRST_BYTES = 64 << 10;
 /** Messages of one image: where the server does not hold the one that is named by the first, send the next. */
 export type Sendable = readonly [ImageMessage, ...ImageMessage[]];
 
-/** Read an image, and compute its digest. */
+/** Read an image, and compute its digest. Rejects with `PolywandError`. */
 export async function sendable(image: ImageInput, valueRange?: ValueRange): Promise<Sendable> {
   const by = (source: ImageMessage["source"]): ImageMessage => ({ source, valueRange });
   if (typeof image === "string" || image instanceof URL) image = await read(image);

@@ -33,7 +33,8 @@ interface Link {
 
 /** The image that `setImage` waits for. */
 interface NextImage {
-  image: Sendable;
+  /** Undefined while it is read. */
+  image?: Sendable;
   resolve: (info: ImageInfo) => void;
   reject: (error: PolywandError) => void;
   refusal?: PolywandError;
@@ -82,19 +83,16 @@ export class Session implements AsyncDisposable {
    * Make an image the current one. The objects of the last one are forgotten, and their open prompts reject with the
    * reason "SUPERSEDED". If this fails, the last image stays.
    */
-  async setImage(image: ImageInput, options: CallOptions & { valueRange?: ValueRange } = {}): Promise<ImageInfo> {
-    const read = await sendable(image, options.valueRange);
-    this.#checkOpen();
-    this.#supersede();
-    const { timeoutMs = this.#transport.timeoutMs, signal } = options;
-    signal?.throwIfAborted();
+  setImage(image: ImageInput, options: CallOptions & { valueRange?: ValueRange } = {}): Promise<ImageInfo> {
+    const { timeoutMs = this.#transport.timeoutMs, signal, valueRange } = options;
     return new Promise((resolve, reject) => {
+      this.#checkOpen();
+      signal?.throwIfAborted();
       const stop = (): void => {
         clearTimeout(timer);
         signal?.removeEventListener("abort", abort);
       };
       const next: NextImage = {
-        image: read,
         resolve: (info) => {
           stop();
           resolve(info);
@@ -104,17 +102,21 @@ export class Session implements AsyncDisposable {
           reject(error);
         },
       };
-      const giveUp = (error: PolywandError): void => this.#dropImage(next, error);
-      const timer = setTimeout(() => giveUp(next.refusal ?? noAnswer(this.#transport.target, timeoutMs)), timeoutMs);
+      const drop = (error: PolywandError): void => this.#dropImage(next, error);
+      const timer = setTimeout(() => drop(next.refusal ?? noAnswer(this.#transport.target, timeoutMs)), timeoutMs);
       const abort = (): void => {
         reject(signal?.reason);
-        giveUp(superseded());
+        drop(superseded());
       };
       signal?.addEventListener("abort", abort, { once: true });
+      this.#supersede();
       this.#next = next;
       this.#imageDue = 0;
       this.#imageDelay.reset();
-      this.#pump();
+      sendable(image, valueRange).then((read) => {
+        next.image = read;
+        this.#pump();
+      }, drop);
     });
   }
 
@@ -226,7 +228,7 @@ export class Session implements AsyncDisposable {
   /** Send what has to be sent now, and come back for what is due later. */
   #pump(): void {
     clearTimeout(this.#timer);
-    const image = this.#next?.image ?? this.#image;
+    const image = this.#next === undefined ? this.#image : this.#next.image;
     const unsent = this.#ledger.unsent();
     if (this.#closed !== undefined || image === undefined) return;
     if (this.#next === undefined && unsent.length === 0) return;

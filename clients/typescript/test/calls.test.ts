@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { after, describe, it } from "node:test";
 import { connect, IncompletePrompt } from "@polywand/client";
-import { picture, Relay, rejection, TARGET } from "./helpers.js";
+import { picture, Relay, rejection, TARGET, unseen } from "./helpers.js";
 
 const client = connect(TARGET);
 after(() => client.close());
@@ -135,7 +135,7 @@ describe("an image that the server holds", () => {
     const relay = new Relay();
     const relayed = connect(await relay.start());
     try {
-      const image = picture(800, 600, 17);
+      const image = unseen(800, 600);
       const prompts = [{ model: "upper_half", box: { x0: 10, y0: 20, x1: 110, y1: 120 } }];
       const first = await relayed.segment(image, prompts);
       assert(relay.sentBytes > image.data.length);

@@ -1,11 +1,12 @@
 /** What the tests share: the service that they run against, images, and means to hold it and to cut its connections. */
 
 import assert from "node:assert/strict";
+import { randomFillSync } from "node:crypto";
 import { appendFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { type AddressInfo, createServer, connect as dial, type Socket } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { PolywandError, type RawImage } from "@polywand/client";
+import { type Box, PolywandError, type RawImage } from "@polywand/client";
 
 /** A variable that tests/client/test_typescript.py sets. */
 export function variable(name: string): string {
@@ -17,9 +18,26 @@ export function variable(name: string): string {
 /** The service with puppets (tests/puppets.py). */
 export const TARGET = variable("POLYWAND_TARGET");
 
-/** An image of one colour. Different shades are different images. */
-export function picture(width: number, height: number, shade = 0): RawImage {
-  return { data: new Uint8Array(width * height * 3).fill(shade), width, height, format: "RGB8" };
+/** A black image. */
+export function picture(width: number, height: number): RawImage {
+  return { data: new Uint8Array(width * height * 3), width, height, format: "RGB8" };
+}
+
+/** An image that no server has seen before. */
+export function unseen(width: number, height: number): RawImage {
+  const image = picture(width, height);
+  randomFillSync(image.data, 0, 16);
+  return image;
+}
+
+/** The middle of an outline, from left to right. */
+export function middle({ box }: { box?: Box }): number {
+  assert(box !== undefined);
+  return (box.x0 + box.x1) / 2;
+}
+
+export function near(actual: number, expected: number): void {
+  assert(Math.abs(actual - expected) < 3, `${actual}, not ${expected}`);
 }
 
 /** The error with which a promise rejects. */

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { it } from "node:test";
 import { connect, type Update } from "@polywand/client";
-import { picture, until, variable } from "./helpers.js";
+import { unseen, until, variable } from "./helpers.js";
 
 interface Replica {
   target: string;
@@ -14,7 +14,7 @@ interface Replica {
 it("a drag goes on while its replica is drained, and while the next one is killed", async () => {
   const replicas: Replica[] = JSON.parse(variable("POLYWAND_REPLICAS"));
   const client = connect(`ipv4:${replicas.map(({ target }) => target).join(",")}`);
-  const session = await client.open(picture(800, 600, 5));
+  const session = await client.open(unseen(800, 600));
   const seen: Update[] = [];
   const reading = (async () => {
     for await (const update of session.updates()) seen.push(update);
