@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.running import wait_for
 from tests.triton.models import add_model
 
-GATE_SECONDS = 60
+GATE_SECONDS = 20
 
 # While a file MODEL-gate lies beside the repository, an inference waits until as many bytes are in it as inferences
 # have begun; it writes a byte to MODEL-begun when it begins, and to MODEL-cancelled when it is cancelled meanwhile.

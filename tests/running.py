@@ -75,6 +75,13 @@ class Service:
             wait_for(lambda model=model: f"tool {model} serves with" in self.log.read_text(), seconds, self)
 
 
+def images_in_use(service: Service) -> float:
+    """Memory of decoded images that a stream or a request uses now, bytes."""
+    samples = dict(line.rpartition(" ")[::2] for line in service.get("/metrics")[1].splitlines())
+    kept = float(samples["polywand_kept_image_memory_bytes"])
+    return float(samples["polywand_image_memory_bytes"]) - kept
+
+
 def wait_for(condition, seconds: float, service: Service | None = None) -> None:
     """Poll until the condition holds; fail with the service's last log lines."""
     deadline = time.monotonic() + seconds

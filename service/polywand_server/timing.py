@@ -10,34 +10,79 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 class Stopwatch:
-    """Adds up the seconds spent per stage since the request was received."""
+    """Adds up the seconds spent per stage since the request was received.
 
-    __slots__ = ("_started", "inferences", "received_unix", "seconds")
+    Work for several requests together has a stopwatch of its own, which they `share`.
+    """
+
+    __slots__ = ("_inferences", "_own", "_running", "_shared", "_started", "received_unix")
 
     def __init__(self) -> None:
         self.received_unix = time.time()
         self._started = time.perf_counter()
-        self.seconds: dict[Stage, float] = {}
-        self.inferences = 0
+        self._own: dict[Stage, float] = {}
+        self._running: list[tuple[Stage, float]] = []  # stages that have not ended, and when they began
+        self._inferences = 0
+        self._shared: set[Stopwatch] = set()
+
+    @property
+    def seconds(self) -> dict[Stage, float]:
+        """The seconds of each stage that happened, of shared work too."""
+        total: dict[Stage, float] = {}
+        for watch in (self, *self._shared):
+            for stage, seconds in watch._own.items():
+                total[stage] = total.get(stage, 0.0) + seconds
+        return total
+
+    @property
+    def inferences(self) -> int:
+        """The number of inferences, shared ones too."""
+        return sum(watch._inferences for watch in (self, *self._shared))
 
     @contextmanager
     def stage(self, stage: Stage) -> Iterator[None]:
         """Count the time of the block as `stage`."""
-        begin = time.perf_counter()
+        running = stage, time.perf_counter()
+        self._running.append(running)
         try:
             yield
         finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin
+            self._running.remove(running)
+            self.count(stage, time.perf_counter() - running[1])
+
+    def count(self, stage: Stage, seconds: float) -> None:
+        """Count seconds as `stage`."""
+        self._own[stage] = self._own.get(stage, 0.0) + seconds
+
+    def count_inference(self) -> None:
+        """Count one inference."""
+        self._inferences += 1
+
+    def share(self, other: "Stopwatch") -> None:
+        """Count work that is done for this request and others together."""
+        self._shared.add(other)
+
+    def share_all(self, other: "Stopwatch") -> None:
+        """Count the work that another request shares."""
+        self._shared |= other._shared
 
     def add(self, other: "Stopwatch") -> None:
-        """Add the stages and inferences of other work that was done for this request."""
-        for stage, seconds in other.seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-        self.inferences += other.inferences
+        """Add the stages and inferences of other work that was done for this request; shared work counts once."""
+        for stage, seconds in other._own.items():
+            self.count(stage, seconds)
+        self._inferences += other._inferences
+        self._shared |= other._shared
 
     def waited(self) -> None:
         """Count all time since receipt that is in no stage as "wait"."""
-        self.seconds["wait"] = self.total() - sum(self.seconds.values())
+        self.count("wait", self.total() - sum(self.seconds.values()))
+
+    def worked(self) -> float:
+        """Seconds of all stages but "wait", those that have not ended included."""
+        now = time.perf_counter()
+        ended = sum(seconds for stage, seconds in self.seconds.items() if stage != "wait")
+        running = [begin for watch in (self, *self._shared) for stage, begin in watch._running if stage != "wait"]
+        return ended + sum(now - begin for begin in running)
 
     def total(self) -> float:
         """Seconds since receipt."""

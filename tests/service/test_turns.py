@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from polywand_server.admission import turns as turns_module
+from polywand_server.admission.permits import FramePermits
 from polywand_server.admission.turns import MOST_IN_A_ROW, REST_SECONDS, TURNS_AFTER_REST, Turns
 from polywand_server.caller import begin
-from polywand_server.detectors.permits import FramePermits
 from polywand_server.errors import QuotaError
 from polywand_server.lanes import PATIENCE_SECONDS, RightOfWay
 from polywand_server.timing import Stopwatch

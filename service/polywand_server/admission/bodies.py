@@ -81,12 +81,14 @@ class _Debt:
 class Admission:
     """Admits calls with images: some run, some wait, and the rest are refused.
 
-    calls: turns of unary calls with an image, acquired before a message is read. pace: of reading.
+    calls: turns of unary calls with an image, acquired before a message is read. clicks: the same, of calls that may
+    have one prompt only, and must not wait behind many. pace: of reading.
     """
 
     def __init__(self, limits: Limits, prompts_expected: Callable[[], bool]) -> None:
         self.pace = Pace(prompts_expected)
         self.calls = Turns(limits.calls_at_once, limits.calls_waiting, "calls with an image")
+        self.clicks = Turns(limits.calls_at_once, limits.calls_waiting, "calls with prompts")
         self._reading = Turns(1, what="calls that are read")
         self._most = limits.bodies_bytes
         self._largest = limits.message_bytes

@@ -1,19 +1,17 @@
 """Outlines of detections: one shape for each box."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
-
-from polywand_server.detectors.permits import FramePermit
+from polywand_server.admission.permits import FramePermit
 from polywand_server.detectors.toolbox import Outliner
 from polywand_server.geometry.boxes import Box
 from polywand_server.geometry.drawn import Drawn
 from polywand_server.images import Picture
-from polywand_server.interactors.batches import segment_boxes
 from polywand_server.interactors.drawer import Drawer
-from polywand_server.interactors.estimate import Estimate
-from polywand_server.lanes import Lane
+from polywand_server.interactors.prompt import Prompt, Supersession
+from polywand_server.interactors.steps import Call, Steps
 from polywand_server.timing import Stopwatch
 
 
@@ -28,10 +26,10 @@ class Outlines:
 
 
 class OutlineMaker:
-    """Outlines boxes. lane: of frames."""
+    """Outlines boxes. new_steps: makes the steps on an image. drawer: of frames."""
 
-    def __init__(self, lane: Lane, drawer: Drawer) -> None:
-        self._lane = lane
+    def __init__(self, new_steps: Callable[[Picture], Steps], drawer: Drawer) -> None:
+        self._new_steps = new_steps
         self._drawer = drawer
 
     async def outline(
@@ -39,21 +37,26 @@ class OutlineMaker:
     ) -> Outlines:
         """Outline the object in each box; if the interactor finds nothing, the shape has no polygons.
 
-        permit: of the frame, which yields to others between two batches.
+        permit: of the frame, which yields to others.
 
         Raises:
             UnavailableError, DeadlineError, ModelFailedError
         """
-        tool, threshold = outliner.tool, outliner.threshold
-        size, no_clicks = (picture.width, picture.height), np.zeros((0, 2))
+        tool, threshold, output = outliner.tool, outliner.threshold, outliner.output
+        size, steps = (picture.width, picture.height), self._new_steps(picture)
 
-        async def draw(estimate: Estimate) -> Drawn:
-            return await self._drawer.shape(
-                estimate.probabilities, threshold, outliner.output, size, no_clicks, outliner.threshold_field
-            )
+        async def outline(box: Box) -> Drawn:
+            prompt, own = Prompt(tool.name, tool.version, "", box=box), Stopwatch()
+            found = await steps.run(Call(tool, own, Supersession.never()), prompt, None)
+            timer.share_all(own)
+            with timer.stage("geometry"):
+                return await self._drawer.shape(
+                    found.probabilities, threshold, output, size, prompt.clicks(), outliner.threshold_field
+                )
 
-        async def yield_to_others() -> None:
-            await permit.yield_to_others(picture.nbytes, timer)
-
-        shapes = await segment_boxes(self._lane, tool, picture, boxes, timer, draw, yield_to_others)
+        jobs = (partial(outline, box) for box in boxes)
+        try:
+            shapes = await permit.side_by_side(jobs, picture.nbytes, timer)
+        finally:
+            steps.close()
         return Outlines(shapes, tool.name, tool.version, threshold)

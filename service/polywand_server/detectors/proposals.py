@@ -95,7 +95,7 @@ class DetectorProposals:
         if task.done() and run_timer.seconds:
             timer.add(run_timer)  # this prompt started the run; others only waited for it
         else:
-            timer.seconds["wait"] = timer.seconds.get("wait", 0.0) + timer.total() - began
+            timer.count("wait", timer.total() - began)
 
     async def _run(self, key: _DetectorKey, timer: Stopwatch) -> None:
         found = await or_error(self._detect(key, timer))

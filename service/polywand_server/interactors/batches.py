@@ -1,86 +1,186 @@
-"""Segments many objects of one image, each prompted by a box alone, in as few inferences as possible."""
+"""Batches: passes on one picture that wait for the same model share an inference, where the model takes batches."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any
 
-from polywand_server.errors import ModelFailedError
-from polywand_server.geometry.boxes import Box
-from polywand_server.images import Picture
-from polywand_server.images.crop_cache import CropCache
-from polywand_server.interactors.batch_plan import BatchItem, batches, plan_items
+from numpy.typing import NDArray
+
+from polywand_server.errors import PolywandError
+from polywand_server.images.regions import Region
 from polywand_server.interactors.estimate import Estimate
-from polywand_server.interactors.tensors import read, tensor_specs, write_prompt
-from polywand_server.lanes import Lane
+from polywand_server.interactors.prompt import Prompt
 from polywand_server.timing import Stopwatch
 from polywand_server.tools.kinds import Interactor
 
-T = TypeVar("T")
 
+@dataclass(slots=True, eq=False)
+class Pass:
+    """One pass: a prompt, a crop, and the estimate that is fed back.
 
-async def segment_boxes(
-    lane: Lane,
-    tool: Interactor,
-    picture: Picture,
-    boxes: Sequence[Box],
-    timer: Stopwatch,
-    finish: Callable[[Estimate], Awaitable[T]],
-    pause: Callable[[], Awaitable[None]],
-) -> list[T]:
-    """Run an interactor on boxes of one image; return the results of `finish`, in the order of the boxes.
-
-    boxes: inside the image; a box must be a complete prompt for this interactor. Each takes one pass.
-    finish: converts an estimate to its result, so that no more than one batch of probability maps is held.
-    pause: awaited between two batches.
-
-    Raises:
-        UnavailableError, DeadlineError, ModelFailedError
+    batch: None while it waits for one. taken: done when it has one. answer: of the network.
     """
-    if not boxes:
-        return []
-    crops = CropCache(picture)
-    finished: dict[int, T] = {}
-    with timer.stage("prepare"):
-        items = await lane.compute(lambda: plan_items(tool, picture, boxes))
-    for batch in batches(items, tool, lambda: lane.prompts_expected):
-        if finished:
-            await pause()
-        answers = await _segment_batch(lane, tool, crops, batch, timer, finish)
-        finished.update(zip((item.number for item in batch), answers, strict=True))
-    return [finished[number] for number in range(len(boxes))]
+
+    tool: Interactor
+    prompt: Prompt
+    region: Region
+    previous: Estimate | None
+    timer: Stopwatch
+    batch: "Batch | None" = None
+    taken: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    answer: "asyncio.Future[Estimate]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    @property
+    def kind(self) -> tuple[int, int, tuple[int, int]]:
+        """Equal for passes of one model that may be rows of one inference. Tools of the model may differ."""
+        return id(self.tool.config), self.tool.rows, self.region.size
+
+    def take(self, batch: "Batch") -> None:
+        """Put it into a batch."""
+        self.batch = batch
+        self.timer.share(batch.timer)
+        if not self.taken.done():
+            self.taken.set_result(None)
+
+    def end(self, result: Estimate | Exception) -> None:
+        """Answer it, unless its prompt was cancelled."""
+        if self.answer.done():
+            return
+        if isinstance(result, Exception):
+            # Each gets its own, since an error holds the frames that it was raised through.
+            self.answer.set_exception(copy(result) if isinstance(result, PolywandError) else result)
+        else:
+            self.answer.set_result(result)
 
 
-async def _segment_batch(
-    lane: Lane,
-    tool: Interactor,
-    crops: CropCache,
-    batch: Sequence[BatchItem],
-    timer: Stopwatch,
-    finish: Callable[[Estimate], Awaitable[T]],
-) -> list[T]:
-    copies = tool.rows
-    total = copies * len(batch)
-    row_slices = [slice(start, start + copies) for start in range(0, total, copies)]
-    inputs, outputs = tensor_specs(tool.config, batch[0].region, total)
-    async with lane.exchange(tool.model, tool.version, inputs, outputs) as exchange:
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Passes of the same kind. timer: of their inference."""
 
-        def fill_all() -> None:
-            for item, rows in zip(batch, row_slices, strict=True):
-                tensors = {name: tensor[rows] for name, tensor in exchange.inputs.items()}
-                crops.crop_into(tensors["IMAGE"][0], item.region)
-                write_prompt(tensors, item.prompt, item.region, None)
+    passes: list[Pass]
+    timer: Stopwatch = field(default_factory=Stopwatch)
+    task: "asyncio.Task[None] | None" = None
 
-        def read_all() -> list[Estimate]:
-            parts = [{name: tensor[rows] for name, tensor in answer.items()} for rows in row_slices]
-            return [read(part, item.region, tool.name) for item, part in zip(batch, parts, strict=True)]
+    @property
+    def is_wanted(self) -> bool:
+        """Whether any of its prompts still waits for the answer."""
+        return not all(item.answer.done() for item in self.passes)
 
-        await lane.turn(timer)
-        with timer.stage("prepare"):
-            await lane.compute(fill_all)
-        await lane.turn(timer)
-        answer = await lane.run(exchange, timer)
-        for name, tensor in answer.items():
-            if len(tensor) != total:
-                raise ModelFailedError(f"model '{tool.name}' answered {name} of {len(tensor)} objects for {total}")
-        await lane.turn(timer)
-        with timer.stage("geometry"):
-            return [await finish(estimate) for estimate in await lane.compute(read_all)]
+    def parts(self, tensors: Mapping[str, NDArray[Any]]) -> Iterator[tuple[Pass, dict[str, NDArray[Any]]]]:
+        """Yield each pass with its rows of all tensors; two rows where its crops are flipped."""
+        copies = self.passes[0].tool.rows
+        for number, item in enumerate(self.passes):
+            rows = slice(number * copies, (number + 1) * copies)
+            yield item, {name: tensor[rows] for name, tensor in tensors.items()}
+
+
+# Runs a batch's inference inside the context that it gets, and returns the answer of each pass.
+Infer = Callable[[Batch, AbstractAsyncContextManager[None]], Coroutine[Any, Any, list[Estimate | PolywandError]]]
+
+
+class BatchQueue:
+    """The passes at one model. None waits for others to join it, only for its turn: then it takes along what waits.
+
+    at_once: inferences at Triton. While there are as many, one more batch is prepared, once it is as large as it can
+    be. most_together: passes like this one that fit into an inference.
+    """
+
+    def __init__(self, infer: Infer, most_together: Callable[[Pass], int], at_once: int) -> None:
+        self._infer = infer
+        self._most_together = most_together
+        self._at_once = at_once
+        self._turns = asyncio.Semaphore(at_once)
+        self._waiting: list[Pass] = []
+        self._begun: set[Batch] = set()  # those that Triton has not answered yet
+        self._is_woken = False
+
+    async def run(self, item: Pass) -> Estimate:
+        """Run a pass. Raises what `infer` raises or returns."""
+        self._waiting.append(item)
+        self._wake()
+        try:
+            with item.timer.stage("wait"):
+                await item.taken
+            return await item.answer
+        except asyncio.CancelledError:
+            await self._withdraw(item)
+            raise
+        finally:
+            del item  # else its error and this frame hold each other, and with them the picture
+
+    def _wake(self) -> None:
+        """Begin what may begin, together with the passes that come at the same moment."""
+        if not self._is_woken:
+            self._is_woken = True
+            asyncio.get_running_loop().call_soon(self._begin)
+
+    def _begin(self) -> None:
+        self._is_woken = False
+        while self._waiting and len(self._begun) <= self._at_once:
+            passes, is_full = self._largest_batch()
+            if len(self._begun) == self._at_once and not is_full:
+                return
+            batch = Batch(passes)
+            for item in passes:
+                self._waiting.remove(item)
+                item.take(batch)
+            self._begun.add(batch)
+            batch.task = asyncio.create_task(self._work_off(batch), name="run a batch")
+
+    def _largest_batch(self) -> tuple[list[Pass], bool]:
+        """Choose the passes of the next batch; whether it is as large as it can be."""
+        alike: defaultdict[object, list[Pass]] = defaultdict(list)
+        for item in self._waiting:
+            alike[item.kind].append(item)
+        largest = max(alike.values(), key=len)
+        most = self._most_together(largest[0])
+        return largest[:most], len(largest) >= most
+
+    async def _work_off(self, batch: Batch) -> None:
+        """Answer all passes of a batch; an error of the batch is the error of each."""
+        try:
+            results = await self._infer(batch, self._turn(batch))
+        except Exception as error:
+            for item in batch.passes:
+                item.end(error)
+        else:
+            for item, result in zip(batch.passes, results, strict=True):
+                item.end(result)
+        finally:
+            self._end(batch)
+            for item in batch.passes:
+                item.answer.cancel()  # if the batch itself was cancelled
+            batch.passes = []  # they refer to it, and to the answers
+
+    @asynccontextmanager
+    async def _turn(self, batch: Batch) -> AsyncIterator[None]:
+        """Wait until the batch may go to Triton; after the block, the next one may."""
+        with batch.timer.stage("wait"):
+            await self._turns.acquire()
+        try:
+            yield
+        finally:
+            self._turns.release()
+            self._end(batch)
+
+    def _end(self, batch: Batch) -> None:
+        if batch in self._begun:
+            self._begun.remove(batch)
+            self._wake()
+
+    async def _withdraw(self, item: Pass) -> None:
+        """Remove a pass whose prompt was cancelled; its batch goes on for the others, or is cancelled too."""
+        if item.batch is None:
+            self._waiting.remove(item)
+            return
+        if item.answer.done() and not item.answer.cancelled():
+            item.answer.exception()  # retrieved, or asyncio would log it
+        item.answer.cancel()
+        task = item.batch.task
+        if task is not None and not item.batch.is_wanted:
+            task.cancel()
+            await asyncio.wait((task,))

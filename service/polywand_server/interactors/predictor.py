@@ -47,6 +47,12 @@ class Predictor:
         """Refuse a prompt that reaches outside the image. Raises InvalidInputError."""
         check_inside(prompt, self.picture)
 
+    async def answer(self, prompt: Prompt, timer: Stopwatch) -> Segmentation | Incomplete:
+        """Check, find and draw a prompt that has no newer ones. Raises what these do."""
+        self.check(prompt)
+        found = await self.find(prompt, timer, Supersession.never())
+        return found if isinstance(found, Incomplete) else await self.draw(prompt, found, timer)
+
     async def find(self, prompt: Prompt, timer: Stopwatch, newer: Supersession) -> Found | Incomplete:
         """Find the object that a prompt means, or return what the prompt still lacks for its tool.
 

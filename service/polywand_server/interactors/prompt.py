@@ -5,6 +5,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,6 +168,11 @@ class Supersession:
 
     is_superseded: Callable[[], bool]
     prompt_came: asyncio.Event
+
+    @classmethod
+    def never(cls) -> Self:
+        """Of a prompt that has no newer ones."""
+        return cls(lambda: False, asyncio.Event())
 
     async def wait(self) -> None:
         """Wait until the prompt is superseded."""

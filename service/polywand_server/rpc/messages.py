@@ -9,7 +9,8 @@ import grpc
 import grpc.aio
 
 from polywand_server.admission.bodies import FRAMES, Admission
-from polywand_server.errors import DeadlineError
+from polywand_server.caller import current
+from polywand_server.errors import DeadlineError, Reason
 from polywand_server.rpc.ingress import Ingress
 
 # How long the message of a unary call may take to come, once there is room for it.
@@ -48,7 +49,8 @@ class Messages:
             async with asyncio.timeout(RECEIVE_SECONDS):
                 data = await context.read()
         except TimeoutError:
-            raise DeadlineError(f"the message did not come within {RECEIVE_SECONDS:g} s") from None
+            text = f"the message did not come within {RECEIVE_SECONDS:g} s"
+            raise DeadlineError(text, reason=Reason.MESSAGE_TIMEOUT) from None
         return b"" if data is _EOF else data
 
     async def frame(self, context: Context, until_paused: AsyncExitStack) -> bytes:
@@ -61,9 +63,25 @@ class Messages:
             DeadlineError
         """
         await until_paused.enter_async_context(self._admission.calls.turn())
-        expected = await self._admission.pace.pause(FRAMES)
+        return await self._with_image(context, FRAMES)
+
+    async def prompts(self, context: Context, until_paused: AsyncExitStack) -> bytes:
+        """Read the only message of a unary call with an image and prompts; see `frame`.
+
+        If there are many prompts, call `wait_as_frame` then.
+        """
+        await until_paused.enter_async_context(self._admission.clicks.turn())
+        return await self._with_image(context, current().client)
+
+    async def wait_as_frame(self, until_paused: AsyncExitStack) -> None:
+        """Go from the line of calls with one prompt to that of calls with an image. Raises QuotaError: it is full."""
+        await until_paused.aclose()
+        await until_paused.enter_async_context(self._admission.calls.turn())
+
+    async def _with_image(self, context: Context, payer: str) -> bytes:
+        expected = await self._admission.pace.pause(payer)
         data = await self._admission.one_by_one(lambda: self.only(context))
-        self._note(FRAMES, len(data), expected)
+        self._note(payer, len(data), expected)
         return data
 
     def body(self, nbytes: int) -> AbstractContextManager[None]:

@@ -13,7 +13,8 @@ from polywand_server.interactors.estimate import Segmentation
 from polywand_server.interactors.prompt import Incomplete
 from polywand_server.rpc.status import to_status
 from polywand_server.rpc.wire import delimited
-from polywand_server.session.answers import Draining, ImageReady, Reply
+from polywand_server.session.answers import Answer, Draining, ImageReady, Reply
+from polywand_server.session.segments import Segmented
 from polywand_server.timing import Stopwatch
 
 # The largest uint32.
@@ -27,24 +28,12 @@ def write_reply(reply: Reply) -> bytes:
     response = pb.InteractResponse(sequence=reply.sequence, object_id=reply.object_id, skipped=reply.skipped)
     outline = b""
     match reply.result:
-        case ImageReady(width, height):
-            response.image.CopyFrom(pb.ImageInfo(width=width, height=height))
+        case ImageReady(width, height, digest):
+            response.image.CopyFrom(pb.ImageInfo(width=width, height=height, digest=digest))
         case Segmentation() as found:
-            response.segmentation.model, response.segmentation.version = found.model, found.version
-            response.segmentation.threshold = found.threshold
-            response.segmentation.provisional = found.is_provisional
-            shape = _shape(found.shape, found.width, found.height)
-            outline = _inside(pb.InteractResponse.SEGMENTATION_FIELD_NUMBER, pb.Segmentation.SHAPE_FIELD_NUMBER, shape)
+            outline = delimited(pb.InteractResponse.SEGMENTATION_FIELD_NUMBER, _segmentation(found))
         case Incomplete() as lacking:
-            response.incomplete.CopyFrom(
-                pb.Incomplete(
-                    message=str(lacking),
-                    missing_positive_points=lacking.positive,
-                    missing_negative_points=lacking.negative,
-                    missing_extreme_points=lacking.extreme,
-                    missing_box=lacking.box,
-                )
-            )
+            response.incomplete.CopyFrom(_incomplete(lacking))
         case PolywandError() as error:
             response.error.CopyFrom(to_status(error))
         case Draining():
@@ -53,11 +42,33 @@ def write_reply(reply: Reply) -> bytes:
     return response.SerializeToString() + outline
 
 
+def write_segment_result(object_id: str, answer: Answer) -> bytes:
+    """Return the answer to one prompt as a field of `SegmentResponse`, serialised."""
+    result, outline = pb.SegmentResult(object_id=object_id), b""
+    match answer:
+        case Segmentation() as found:
+            outline = delimited(pb.SegmentResult.SEGMENTATION_FIELD_NUMBER, _segmentation(found))
+        case Incomplete() as lacking:
+            result.incomplete.CopyFrom(_incomplete(lacking))
+        case PolywandError() as error:
+            result.error.CopyFrom(to_status(error))
+    return delimited(pb.SegmentResponse.RESULTS_FIELD_NUMBER, result.SerializeToString(), outline)
+
+
+def write_segmented(segmented: Segmented[bytes], timer: Stopwatch) -> bytes:
+    """Return the answer to one call: the message `SegmentResponse`, serialised."""
+    image = pb.ImageInfo(width=segmented.width, height=segmented.height, digest=segmented.digest)
+    response = pb.SegmentResponse(image=image, timing=write_timing(timer))
+    return b"".join((response.SerializeToString(), *segmented.results))
+
+
 def write_detections(result: FrameResult, timer: Stopwatch) -> bytes:
     """Return the answer to one frame: the message `DetectResponse`, serialised."""
     width, height, outlines = result.width, result.height, result.outlines
     response = pb.DetectResponse(
-        image=pb.ImageInfo(width=width, height=height), model=result.model, version=result.version
+        image=pb.ImageInfo(width=width, height=height, digest=result.digest),
+        model=result.model,
+        version=result.version,
     )
     shapes = [b""] * len(result.detections)
     if outlines is not None:
@@ -96,9 +107,23 @@ def write_timing(timer: Stopwatch) -> pb.Timing:
     return timing
 
 
-def _inside(outer: int, inner: int, content: bytes) -> bytes:
-    """Wrap a message in two fields. Parsers merge it with the same fields of the message before it."""
-    return delimited(outer, delimited(inner, content))
+def _segmentation(found: Segmentation) -> bytes:
+    """Return an outline and what is known of it: the message `Segmentation`, serialised."""
+    message = pb.Segmentation(
+        model=found.model, version=found.version, threshold=found.threshold, provisional=found.is_provisional
+    )
+    shape = _shape(found.shape, found.width, found.height)
+    return message.SerializeToString() + delimited(pb.Segmentation.SHAPE_FIELD_NUMBER, shape)
+
+
+def _incomplete(lacking: Incomplete) -> pb.Incomplete:
+    return pb.Incomplete(
+        message=str(lacking),
+        missing_positive_points=lacking.positive,
+        missing_negative_points=lacking.negative,
+        missing_extreme_points=lacking.extreme,
+        missing_box=lacking.box,
+    )
 
 
 def _shape(shape: Drawn, width: int, height: int) -> bytes:

@@ -7,16 +7,21 @@ from polywand_server.interactors.estimate import Segmentation
 from polywand_server.interactors.prompt import Incomplete
 from polywand_server.timing import Stopwatch
 
+# The answer to a prompt.
+Answer = Segmentation | Incomplete | PolywandError
+_OUTCOMES = {Segmentation: "segmentation", Incomplete: "incomplete"}
+
 # Memory of a reply beside its outline.
 REPLY_BYTES = 2048
 
 
 @dataclass(frozen=True, slots=True)
 class ImageReady:
-    """The image is decoded; width, height: in pixels."""
+    """The image is decoded; width, height: in pixels. digest: see `images.digests`."""
 
     width: int
     height: int
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,4 +42,14 @@ class Reply:
     @property
     def nbytes(self) -> int:
         """Estimated memory while it waits."""
-        return REPLY_BYTES + (self.result.shape.nbytes if isinstance(self.result, Segmentation) else 0)
+        return answer_bytes(self.result)
+
+
+def outcome(answer: Answer) -> str:
+    """Return the name of an answer's kind, for metrics."""
+    return _OUTCOMES.get(type(answer), "error")
+
+
+def answer_bytes(answer: object) -> int:
+    """Estimate the memory of an answer while it waits."""
+    return REPLY_BYTES + (answer.shape.nbytes if isinstance(answer, Segmentation) else 0)

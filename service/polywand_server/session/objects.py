@@ -7,18 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from polywand_server.errors import FAILED, DeadlineError, InternalError, PolywandError, or_error
+from polywand_server.errors import FAILED, DeadlineError, InternalError, PolywandError, Reason, or_error
 from polywand_server.interactors.estimate import Found, Segmentation
 from polywand_server.interactors.predictor import Predictor
 from polywand_server.interactors.prompt import Incomplete, Prompt, Supersession
 from polywand_server.lanes import RightOfWay
-from polywand_server.session.answers import Reply
+from polywand_server.session.answers import Reply, outcome
 from polywand_server.session.backlog import Backlog
 from polywand_server.session.counts import PromptCounts
 from polywand_server.session.outbox import Outbox
 from polywand_server.timing import Stopwatch
-
-_OUTCOMES = {Segmentation: "segmentation", Incomplete: "incomplete"}
 
 _log = logging.getLogger(__name__)
 
@@ -190,7 +188,9 @@ class ObjectQueue:
                 raise
             raise DeadlineError(
                 f"the prompt took longer than {seconds:g} s, the most that this server gives one; the clicks that were "
-                "worked through by then are remembered for a while: send it again, or a simpler one"
+                "worked through by then are remembered for a while: send it again, or a simpler one",
+                reason=Reason.PROMPT_TIMEOUT,
+                metadata={"limit": "prompt_ms"},
             ) from None
         finally:
             del limit  # else its task, when cancelled, and this frame hold each other, and with them the image
@@ -227,10 +227,10 @@ class ObjectQueue:
     async def _put(self, request: PromptRequest, result: Segmentation | Incomplete | PolywandError) -> None:
         """Put the reply to a prompt into the outbox, and count it."""
         prompt, timer = request.prompt, request.timer
-        outcome, seconds = _OUTCOMES.get(type(result), "error"), timer.total()
+        seconds = timer.total()
         reply = Reply(request.sequence, prompt.object_id, self._in_work[request], timer, result)
         await self._services.outbox.put(reply)
         self._last_reply = time.monotonic()
         # Only now that the reply is queued: each prompt counts as answered or as skipped, never as both.
         del self._in_work[request]
-        self._services.counts.answered(prompt.model, outcome, timer, seconds)
+        self._services.counts.answered(prompt.model, outcome(result), timer, seconds)

@@ -143,7 +143,8 @@ def _run_order(end: socket.socket, content: bytes, descriptors: list[int]) -> No
         if "descriptor" in answer.facts:
             shared.append(answer.facts.pop("descriptor"))
     except (InvalidInputError, TooLargeError) as error:
-        answer = Answer({"error": type(error).__name__, "field": error.field, "description": error.description})
+        facts = {"field": error.field, "description": error.description, "reason": error.reason.name}
+        answer = Answer({"error": type(error).__name__, **facts})
     except MemoryError:
         answer = Answer({"error": "MemoryError"})
     except PolywandError as error:

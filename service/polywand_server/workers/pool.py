@@ -20,7 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polywand_server.admission.turns import Turns
-from polywand_server.errors import DeadlineError, InternalError, InvalidInputError, TooLargeError, UnavailableError
+from polywand_server.errors import (
+    DeadlineError,
+    InternalError,
+    InvalidInputError,
+    Reason,
+    TooLargeError,
+    UnavailableError,
+)
 from polywand_server.workers import channel
 from polywand_server.workers.answers import Answer, from_bytes
 from polywand_server.workers.child import Order, Work, pack
@@ -151,16 +158,16 @@ class Workers:
                     await self._send_order(child, order, data)
                     return await self._hold_conversation(child, limits, reply)
             except TimeoutError:
-                raise DeadlineError(
-                    f"{limits.what} was not done within {WALL_SECONDS:g} s: this server is busy"
-                ) from None
+                text = f"{limits.what} was not done within {WALL_SECONDS:g} s: this server is busy"
+                raise DeadlineError(text, reason=Reason.SERVER_TIMEOUT) from None
 
     @asynccontextmanager
     async def _child(self) -> AsyncIterator[_Child]:
         if self._spawner is None and self._restarting is None:
             self.start()
         if self._spawner is None:
-            raise UnavailableError("this server restarts its processes for large input: try again", 1.0)
+            text = "this server restarts its processes for large input: try again"
+            raise UnavailableError(text, RESTART_SECONDS, reason=Reason.SERVER_UNAVAILABLE)
         child = self._spare.popleft() if self._spare else self._spawn()
         self._add_spare()
         try:
@@ -250,7 +257,8 @@ class Workers:
 
     def _exit_error(self, code: int, limits: Limits) -> Exception:
         if code == PARENT_ENDED:
-            return UnavailableError("the process that worked on this has ended: try again", RESTART_SECONDS)
+            text = "the process that worked on this has ended: try again"
+            return UnavailableError(text, RESTART_SECONDS, reason=Reason.SERVER_UNAVAILABLE)
         if code == -signal.SIGXCPU:
             return _too_long(limits)
         if code == -signal.SIGKILL:  # by the kernel, for lack of memory, or by an operator
@@ -356,9 +364,9 @@ def _raise_error(facts: dict[str, Any], limits: Limits) -> None:
         case "MemoryError":
             raise _too_much_memory(limits)
         case "InvalidInputError":
-            raise InvalidInputError(str(facts["field"]), str(facts["description"]))
+            raise InvalidInputError(str(facts["field"]), str(facts["description"]), reason=Reason[facts["reason"]])
         case "TooLargeError":
-            raise TooLargeError(str(facts["field"]), str(facts["description"]))
+            raise TooLargeError(str(facts["field"]), str(facts["description"]), reason=Reason[facts["reason"]])
         case _:
             _log.error("work on %s (%s) failed in a child:\n%s", limits.what, limits.field, facts.get("description"))
             raise InternalError("the service failed on this request; its log says why")

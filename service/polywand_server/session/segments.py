@@ -1,0 +1,161 @@
+"""Segments: prompts on one image without a stream. Each gets an answer of its own, whatever becomes of the others."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from polywand_server.admission.permits import FramePermits
+from polywand_server.errors import DeadlineError, PolywandError, or_error
+from polywand_server.images import ImageSource, ImageStore, Picture
+from polywand_server.interactors.predictor import Predictor
+from polywand_server.interactors.prompt import Prompt
+from polywand_server.lanes import Lane, RightOfWay
+from polywand_server.session.answers import Answer, outcome
+from polywand_server.session.counts import PromptCounts
+from polywand_server.timing import Stopwatch
+
+T = TypeVar("T")
+
+# The shortest pause between two looks at how long a prompt has been worked on.
+SHORTEST_PAUSE_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedPrompt:
+    """A prompt that could not be read. model: as the client named it."""
+
+    model: str
+    error: PolywandError
+
+
+@dataclass(frozen=True, slots=True)
+class Segmented(Generic[T]):
+    """The result of one call.
+
+    width, height: of the image, pixels. digest: of the image. results: of `finish`, in the order of the prompts.
+    """
+
+    width: int
+    height: int
+    digest: bytes
+    results: Sequence[T]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentServices:
+    """Services and limits of all calls.
+
+    prompt_predictor, frame_predictor: make the predictor of an image, which remembers nothing; its work goes first, or
+    gives way to prompts. frame_lane, permits: of frames. prompt_seconds: the limit of the work on one prompt.
+    """
+
+    store: ImageStore
+    prompt_predictor: Callable[[Picture], Predictor]
+    frame_predictor: Callable[[Picture], Predictor]
+    right_of_way: RightOfWay
+    frame_lane: Lane
+    permits: FramePermits
+    counts: PromptCounts
+    prompt_seconds: float
+
+
+class Segments:
+    """Answers calls. A call of one prompt is a click; one of many is work like a frame, and gives way to clicks."""
+
+    def __init__(self, services: SegmentServices) -> None:
+        self._services = services
+
+    async def one(
+        self, source: ImageSource, prompt: Prompt | RefusedPrompt, timer: Stopwatch, finish: "Finish[T]"
+    ) -> Segmented[T]:
+        """Answer the only prompt of a call. finish: converts the answer.
+
+        Raises:
+            InvalidInputError, TooLargeError, QuotaError: of the image.
+        """
+        services = self._services
+        async with services.store.hold(source, timer) as lease:
+            picture = lease.picture
+            predictor, release_frames = services.prompt_predictor(picture), services.right_of_way.prompt()
+            try:
+                answer = await self._answer(predictor, prompt, timer)
+            finally:
+                release_frames()
+                predictor.close()
+            return Segmented(picture.width, picture.height, lease.digest, [await finish(0, answer)])
+
+    async def many(
+        self,
+        source: ImageSource,
+        prompts: Sequence[Prompt | RefusedPrompt],
+        timer: Stopwatch,
+        until_paused: AsyncExitStack,
+        finish: "Finish[T]",
+    ) -> Segmented[T]:
+        """Answer the prompts of a call, several side by side.
+
+        until_paused: see `FramePermits.permit`. finish: converts an answer, so that few are held at once.
+
+        Raises:
+            InvalidInputError, TooLargeError, QuotaError: of the image.
+        """
+        services = self._services
+        async with services.permits.permit(until_paused) as permit:
+            timer.waited()
+            await services.frame_lane.turn(timer)
+            async with services.store.hold(source, timer) as lease:
+                picture = lease.picture
+                predictor = services.frame_predictor(picture)
+
+                async def work_off(number: int) -> T:
+                    return await finish(number, await self._answer(predictor, prompts[number], timer))
+
+                jobs = (partial(work_off, number) for number in range(len(prompts)))
+                try:
+                    results = await permit.side_by_side(jobs, picture.nbytes, timer)
+                finally:
+                    predictor.close()
+                return Segmented(picture.width, picture.height, lease.digest, results)
+
+    async def _answer(self, predictor: Predictor, prompt: Prompt | RefusedPrompt, timer: Stopwatch) -> Answer:
+        """Answer and count a prompt. timer: of the call."""
+        counts, own = self._services.counts, Stopwatch()
+        answer: Answer
+        if isinstance(prompt, RefusedPrompt):
+            answer = prompt.error
+        else:
+            with counts.skipped_if_cancelled(prompt.model):
+                work = _in_time(predictor.answer(prompt, own), own, self._services.prompt_seconds)
+                answer = await or_error(work)
+        counts.answered(prompt.model, outcome(answer), own, own.total())
+        timer.add(own)
+        return answer
+
+
+# Converts the answer to the prompt of this number.
+Finish = Callable[[int, Answer], Awaitable[T]]
+
+
+async def _in_time(work: Coroutine[Any, Any, T], timer: Stopwatch, seconds: float) -> T:
+    """Await the work on a prompt. timer: of the prompt; waiting does not count.
+
+    Raises:
+        DeadlineError: it took longer.
+    """
+    task = asyncio.create_task(work, name="answer a prompt")
+    try:
+        while not task.done():
+            left = seconds - timer.worked()
+            if left <= 0:
+                most = f"{seconds:g} s, the most that this server gives one"
+                raise DeadlineError(f"the prompt took longer than {most}: send a simpler one")
+            await asyncio.wait((task,), timeout=max(left, SHORTEST_PAUSE_SECONDS))
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait((task,))
+        del task  # else its error and this frame hold each other, and with them the image
