@@ -1,5 +1,6 @@
 """An Interact stream as a client in any language would drive it, with deadlines, for the tests."""
 
+import hashlib
 import queue
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,15 @@ def raw_image(pixels: NDArray[np.uint8]) -> pb.Image:
     """RGB uint8 [H, W, 3] as a raw image."""
     height, width = pixels.shape[:2]
     return pb.Image(raw=pb.RawImage(data=pixels.tobytes(), width=width, height=height, format=pb.PIXEL_FORMAT_RGB8))
+
+
+def digest_of(image: pb.Image) -> bytes:
+    """An image's digest, as the contract defines it: of a file's bytes, or of raw pixels with their format and size."""
+    if image.HasField("encoded"):
+        return hashlib.sha256(image.encoded).digest()
+    raw = image.raw
+    layout = pb.PixelFormat.Name(raw.format).removeprefix("PIXEL_FORMAT_")
+    return hashlib.sha256(f"{layout} {raw.width} {raw.height}\n".encode() + raw.data).digest()
 
 
 def prompt(

@@ -85,15 +85,20 @@ def test_metrics_move(server, stub, astronaut):
             'polywand_stage_duration_seconds_count{model="",stage="decode"}',
             "polywand_image_bytes_count",
             "polywand_image_pixels_count",
+            'polywand_images_total{outcome="decoded"}',
+            'polywand_image_lookups_total{outcome="hit"}',
+            'polywand_image_lookups_total{outcome="miss"}',
         )
         return {sample: server.metric(sample) for sample in samples}
 
     before = moved()
-    stub.Detect(pb.DetectRequest(model="nanodet", image=raw_image(astronaut)))
+    new = raw_image(astronaut ^ 1)  # no test has sent it before
+    for _ in range(2):
+        stub.Detect(pb.DetectRequest(model="nanodet", image=new))
     with pytest.raises(grpc.RpcError):
         stub.Detect(pb.DetectRequest(model="made up by a client", image=raw_image(astronaut)))
     with InteractStream(stub) as stream:
-        stream.ask(raw_image(astronaut))
+        stream.ask(raw_image(astronaut ^ 2))
         stream.ask(CLICK)
         stream.ask(prompt("wand_click", (9999, 1, POSITIVE)))  # refused at once, since it is not in the image
         stream.ask(prompt("made up by a client", (1, 1, POSITIVE)))

@@ -1,5 +1,7 @@
 """The synchronous client."""
 
+from __future__ import annotations  # `help` shows the names of types, such as ImageLike
+
 import logging
 import os
 import threading
@@ -43,7 +45,7 @@ def connect(
     insecure_token: bool = False,
     metadata: MetadataLike = (),
     channel: grpc.Channel | None = None,
-) -> "Client":
+) -> Client:
     """Make a client. Nothing is sent before the first call, so the server may start later.
 
     target: "host:port" or any gRPC target; None means the environment variable POLYWAND_TARGET, else "localhost:50051".
@@ -86,6 +88,7 @@ class Client:
         self._stub: pb_grpc.AnnotationServiceStub = connection.prepared(pb_grpc.AnnotationServiceStub(self._channel))
         self._timeout_s = connection.timeout_s
         self._images = KnownImages()
+        self._was_reached = False  # whether a server has ever answered: one that restarts is waited for
         self._most_prompts: int | None = None  # of one call of this server; None: not asked yet
         self._closed = threading.Event()
         self._process = os.getpid()
@@ -359,7 +362,7 @@ class Client:
 
     def _call_with_image(
         self,
-        method: "grpc.UnaryUnaryMultiCallable[_ImageRequest, _ImageReply]",
+        method: grpc.UnaryUnaryMultiCallable[_ImageRequest, _ImageReply],
         request: _ImageRequest,
         image: pb.Image,
         timeout: float | None,
@@ -378,7 +381,7 @@ class Client:
 
     def _call(
         self,
-        method: "grpc.UnaryUnaryMultiCallable[_Request, _Reply]",
+        method: grpc.UnaryUnaryMultiCallable[_Request, _Reply],
         request: _Request,
         first_delay_s: float,
         timeout: float | None,
@@ -397,7 +400,8 @@ class Client:
                 raise
             except grpc.RpcError as error:
                 refusal = errors.from_rpc(error, self.target)
-                delay_s = retry_delay_s(backoff, refusal, error)
+                self._was_reached |= not errors.never_arrived(error)
+                delay_s = retry_delay_s(backoff, refusal) if self._was_reached else None
                 if delay_s is None:
                     LOGGER.debug("%s at %s failed: %s", name, self.target, refusal)
                     raise refusal from error
@@ -405,6 +409,7 @@ class Client:
                 if self._closed.wait(delay_s):
                     raise refusal from error
             else:
+                self._was_reached = True
                 LOGGER.debug("%s at %s: %.1f ms", name, self.target, 1000 * (time.monotonic() - started))
                 return reply
 

@@ -1,5 +1,7 @@
 """The asyncio client."""
 
+from __future__ import annotations  # `help` shows the names of types, such as ImageLike
+
 import asyncio
 import logging
 import os
@@ -43,7 +45,7 @@ def connect(
     insecure_token: bool = False,
     metadata: MetadataLike = (),
     channel: grpc.aio.Channel | None = None,
-) -> "AsyncClient":
+) -> AsyncClient:
     """Make an asyncio client; see `polywand.connect` for the arguments and what it raises.
 
     It belongs to the event loop in which it is first used.
@@ -78,6 +80,7 @@ class AsyncClient:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timeout_s = connection.timeout_s
         self._images = KnownImages()
+        self._was_reached = False  # whether a server has ever answered: one that restarts is waited for
         self._most_prompts: int | None = None  # of one call of this server; None: not asked yet
         self._closed = False
         self._process = os.getpid()
@@ -340,7 +343,7 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    def _stub(self) -> "pb_grpc.AnnotationServiceAsyncStub":
+    def _stub(self) -> pb_grpc.AnnotationServiceAsyncStub:
         """Return the stub. Raises Closed, or RuntimeError in another event loop."""
         if self._closed:
             raise errors.client_closed()
@@ -361,7 +364,7 @@ class AsyncClient:
 
     async def _call_with_image(
         self,
-        method: "grpc.aio.UnaryUnaryMultiCallable[_ImageRequest, _ImageReply]",
+        method: grpc.aio.UnaryUnaryMultiCallable[_ImageRequest, _ImageReply],
         request: _ImageRequest,
         image: pb.Image,
         timeout: float | None,
@@ -380,7 +383,7 @@ class AsyncClient:
 
     async def _call(
         self,
-        method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Reply]",
+        method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Reply],
         request: _Request,
         first_delay_s: float,
         timeout: float | None,
@@ -401,12 +404,14 @@ class AsyncClient:
                 raise
             except grpc.aio.AioRpcError as error:
                 refusal = errors.from_rpc(error, self.target)
-                delay_s = retry_delay_s(backoff, refusal, error)
+                self._was_reached |= not errors.never_arrived(error)
+                delay_s = retry_delay_s(backoff, refusal) if self._was_reached else None
                 if delay_s is None:
                     LOGGER.debug("%s at %s failed: %s", name, self.target, refusal)
                     raise refusal from error
                 LOGGER.info("%s at %s is made again in %.2f s: %s", name, self.target, delay_s, refusal)
             else:
+                self._was_reached = True
                 LOGGER.debug("%s at %s: %.1f ms", name, self.target, 1000 * (time.monotonic() - started))
                 return reply
             await asyncio.sleep(delay_s)
