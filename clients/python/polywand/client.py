@@ -28,7 +28,7 @@ from polywand.streaming import DetectStream
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1 import annotation_pb2_grpc as pb_grpc
 
-LOGGER = logging.getLogger("polywand")
+_log = logging.getLogger("polywand")
 
 _Request = TypeVar("_Request")
 _ImageRequest = TypeVar("_ImageRequest", pb.SegmentRequest, pb.DetectRequest)
@@ -403,14 +403,14 @@ class Client:
                 self._was_reached |= not errors.never_arrived(error)
                 delay_s = retry_delay_s(backoff, refusal) if self._was_reached else None
                 if delay_s is None:
-                    LOGGER.debug("%s at %s failed: %s", name, self.target, refusal)
+                    _log.debug("%s at %s failed: %s", name, self.target, refusal)
                     raise refusal from error
-                LOGGER.info("%s at %s is made again in %.2f s: %s", name, self.target, delay_s, refusal)
+                _log.info("%s at %s is made again in %.2f s: %s", name, self.target, delay_s, refusal)
                 if self._closed.wait(delay_s):
                     raise refusal from error
             else:
                 self._was_reached = True
-                LOGGER.debug("%s at %s: %.1f ms", name, self.target, 1000 * (time.monotonic() - started))
+                _log.debug("%s at %s: %.1f ms", name, self.target, 1000 * (time.monotonic() - started))
                 return reply
 
 
