@@ -74,7 +74,7 @@ def opened(
 ) -> Iterator[polywand.Session]:
     """Open a session; its error names the image."""
     try:
-        session = client.open(image, value_range=value_range)
+        session = client.open(image, value_range=value_range, reconnect=False)
     except PolywandError as error:
         error.args = (message(error, image.name),)
         raise

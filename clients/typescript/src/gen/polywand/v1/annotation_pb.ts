@@ -12,9 +12,9 @@
 //
 // ERRORS. A unary call fails with a canonical gRPC status. In a stream, an error of one message is answered in the
 // stream as `google.rpc.Status`, and the stream goes on; `Segment` answers an error of one prompt in the same way. The
-// stream itself ends with an error status only if it cannot go on. Every error's details contain a
+// stream itself ends with an error status only if it cannot go on. The details of every error of this service contain a
 // `google.rpc.ErrorInfo` with domain "polywand" and a reason for programs, such as IMAGE_NOT_HELD; docs/api.md lists
-// them. Reasons are only added. Codes:
+// them. Reasons are only added. Errors of gRPC itself, such as for a message that is too large, have no details. Codes:
 //   INVALID_ARGUMENT    the message is invalid; do not send it again. `google.rpc.BadRequest` names the field
 //   NOT_FOUND           no such model or version, or the server does not hold this image; `google.rpc.ResourceInfo`
 //                       names it
@@ -26,7 +26,7 @@
 //   UNAVAILABLE         Triton or the model is unavailable: send it again later
 //   DEADLINE_EXCEEDED   Triton did not answer in time, or a prompt took longer than this server allows (a setting)
 //   INTERNAL            the model failed, or this server did; the server's log says why
-//   UNIMPLEMENTED       the message was compressed: send it uncompressed
+//   UNIMPLEMENTED       there is no such method; or the message was compressed: send it uncompressed
 // Where the same message may succeed later, details also contain a `google.rpc.RetryInfo` that says when to retry.
 //
 // METADATA. Every call has a request id, with which the server's log and Triton's log mark what belongs to the call. A
@@ -422,7 +422,8 @@ export type Shape = Message<"polywand.v1.Shape"> & {
   polygons: Polygon[];
 
   /**
-   * The bounding box of the outline, in every form; absent when nothing was found.
+   * The bounding box of `polygons` or, without OUTPUT_FORM_POLYGONS, of the outline before simplification. Absent when
+   * nothing was found.
    *
    * @generated from field: polywand.v1.Box box = 2;
    */
@@ -504,7 +505,7 @@ export type OutputOptions = Message<"polywand.v1.OutputOptions"> & {
   maxPoints?: number | undefined;
 
   /**
-   * What to send. Empty: polygons. The box and the area are always sent.
+   * What to send. Empty: polygons. The box and the area are always sent. To repeat a form does no harm; at most 100.
    *
    * @generated from field: repeated polywand.v1.OutputForm forms = 4;
    */
@@ -1358,7 +1359,9 @@ export const ForgetSchema: GenMessage<Forget> = /*@__PURE__*/
 export type Prompt = Message<"polywand.v1.Prompt"> & {
   /**
    * A tool of kind INTERACTOR. Empty: the server's choice, which is the first of `wand_click`, `wand_box`,
-   * `wand_extreme` and all others by name that is ready and for which this prompt is enough; the reply says which.
+   * `wand_extreme` and all others by name that is ready and for which this prompt is enough; the reply says which. If
+   * it is enough for none, the first that reads all of it says what is missing (`Incomplete`). The choice depends on
+   * the prompt and on the tools that are ready, which may come and go.
    *
    * @generated from field: string model = 1;
    */
@@ -1604,7 +1607,8 @@ export type Segmentation = Message<"polywand.v1.Segmentation"> & {
   scoreKind: ScoreKind;
 
   /**
-   * The tool's other answers to the same prompt, the surest first; empty where it has one answer only.
+   * The tool's other answers to the same prompt, the surest first; empty where it has one answer only. One whose
+   * outline exceeds a limit of this server is left out.
    *
    * @generated from field: repeated polywand.v1.Candidate alternatives = 7;
    */
@@ -1853,7 +1857,8 @@ export type LabelMapping = Message<"polywand.v1.LabelMapping"> & {
   label: string;
 
   /**
-   * Lowest score of a detection with this label, 0 to 1. Absent: `DetectRequest.threshold`.
+   * Lowest score of a detection with this label, 0 to 1; it may be lower than `DetectRequest.threshold`, which is its
+   * default.
    *
    * @generated from field: optional float threshold = 3;
    */
