@@ -114,7 +114,11 @@ class Decoder:
 
     async def _by_child(self, image: EncodedImage, replaced: Lease | None) -> Picture:
         limits = WorkLimits(
-            OPENING_BYTES + len(image.data), self._limits.work_cpu_seconds, image.field, "decoding the image"
+            OPENING_BYTES + len(image.data),
+            self._limits.work_cpu_seconds,
+            image.field,
+            "decoding the image",
+            Reason.IMAGE_TOO_LARGE,
         )
         with self._budget.reservation(image.field, replaced) as reservation:
 

@@ -132,9 +132,8 @@ class ImageStore:
                 raise
             lease.release()
             if held.result is None:
-                raise UnavailableError(
-                    "this server is about to stop: try another replica", reason=Reason.SERVER_UNAVAILABLE
-                )
+                text = "this server is about to stop: try another replica"
+                raise UnavailableError(text, reason=Reason.SERVER_UNAVAILABLE)
             # A full server may have room for this caller, whose last image makes way.
             if is_own or replaced is None or not isinstance(held.result, QuotaError):
                 raise copy(held.result)  # several callers raise it
