@@ -158,7 +158,7 @@ def add_interactor(
     outputs: str = "",
     crop: str = WHOLE,
     flip: str = "false",
-    batch: int = 2,
+    batch: int = 1,
     prompt: str = '{"box": "optional"}',
     tools: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
