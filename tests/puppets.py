@@ -19,10 +19,13 @@ from tests.interactors import (
 from tests.running import copy_newest
 from tests.triton.models import add_model
 
-# Of the images, of the masks of one stream, and of those of all streams: small, so that tests reach the limits.
+# Of the images, of the masks of one stream, of those of all streams, and of images that nothing uses: small, so that
+# tests reach the limits.
 IMAGES_MEBIBYTES, STREAM_MEMORY_MEBIBYTES, MEMORY_MEBIBYTES = 32, 2, 4
+KEPT_IMAGES_MEBIBYTES = 16
 OPTIONS = (
     f"--images-mebibytes={IMAGES_MEBIBYTES}",
+    f"--kept-images-mebibytes={KEPT_IMAGES_MEBIBYTES}",
     f"--stream-memory-mebibytes={STREAM_MEMORY_MEBIBYTES}",
     f"--memory-mebibytes={MEMORY_MEBIBYTES}",
 )
@@ -65,6 +68,18 @@ NOTHING = (
 # LOGITS: of one object, however many were asked for.
 SHORT = NOTHING.replace("(len(image), 1,", "(1, 1,")
 
+# LOGITS: where a channel of the image, which the first point's x says, is brighter than the point's y.
+BRIGHTER = (
+    PREAMBLE
+    + """
+    def answer(self, request):
+        image, points = self.tensor(request, "IMAGE"), self.tensor(request, "POINTS")
+        channel, shade = (int(round(float(value))) for value in points[0, 0, :2])
+        logits = image[:, None, ..., channel].astype(np.float32) - shade - 0.5
+        return pb_utils.InferenceResponse([pb_utils.Tensor("LOGITS", logits)])
+"""
+)
+
 # Its process dies.
 MORTAL = (
     PREAMBLE
@@ -99,7 +114,8 @@ output [
   { name: "SCORES" data_type: TYPE_FP32 dims: [ 5, 1 ] }
 ]
 parameters { key: "polywand" value: { string_value:
-  '{"kind": "detector", "display_name": "finder", "labels": ["thing"]}'
+  '{"kind": "detector", "display_name": "finder",'
+  ' "labels": [{"name": "thing", "color": "#ff8000", "parent": "matter"}]}'
 } }
 """
 DETECTORS = {"finder": FINDER, "stalls": FINDER, "fails": FAILS}
@@ -151,6 +167,7 @@ def make_puppets(root: Path) -> Path:
     add_upper_half(root, "upper_half_of_any_size", size=-1)
     add_interactor(root, "nothing", NOTHING, tools=_NOTHING_TOOLS)
     add_interactor(root, "short", SHORT, batch=2)
+    add_interactor(root, "brighter", BRIGHTER)
     add_interactor(root, "mortal", MORTAL)
     add_interactor(root, "doomed", "")
     (root / "doomed" / "1" / "model.py").unlink()

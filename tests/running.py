@@ -75,6 +75,13 @@ class Service:
             wait_for(lambda model=model: f"tool {model} serves with" in self.log.read_text(), seconds, self)
 
 
+def images_in_use(service: Service) -> float:
+    """Memory of decoded images that a stream or a request uses now, bytes."""
+    samples = dict(line.rpartition(" ")[::2] for line in service.get("/metrics")[1].splitlines())
+    kept = float(samples["polywand_kept_image_memory_bytes"])
+    return float(samples["polywand_image_memory_bytes"]) - kept
+
+
 def wait_for(condition, seconds: float, service: Service | None = None) -> None:
     """Poll until the condition holds; fail with the service's last log lines."""
     deadline = time.monotonic() + seconds
@@ -106,9 +113,9 @@ async def run_the_others() -> None:
 
 
 @contextmanager
-def running_service(log: Path, *options: str) -> Iterator[Service]:
-    """Run `polywand-server` on free ports until the block ends."""
-    command = [str(Path(sys.executable).parent / "polywand-server"), "--grpc-port=0", "--http-port=0"]
+def running_service(log: Path, *options: str, program: tuple[str, ...] = ()) -> Iterator[Service]:
+    """Run `polywand-server`, or another program that takes its options, on free ports until the block ends."""
+    command = [*(program or (str(Path(sys.executable).parent / "polywand-server"),)), "--grpc-port=0", "--http-port=0"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("POLYWAND_")}
     with log.open("wb") as stderr:
         process = subprocess.Popen([*command, *options], stderr=stderr, env=environment)

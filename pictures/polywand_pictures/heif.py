@@ -27,6 +27,16 @@ _MAX_BOXES = 1024
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
+def reads_avif() -> bool:
+    """Whether Pillow has a decoder of AVIF."""
+    return bool(features.check("avif"))
+
+
+def reads_heic() -> bool:
+    """Whether the extra `heic` is installed."""
+    return pi_heif is not None
+
+
 def brand(data: memoryview) -> str | None:
     """Return "AVIF" or "HEIC"; None for other files."""
     if bytes(data[4:8]) != b"ftyp":
@@ -46,7 +56,7 @@ def read_avif(data: memoryview, admit: Admission) -> None:
     Raises:
         UnreadableError, and what `admit` raises
     """
-    if not features.check("avif"):
+    if not reads_avif():
         raise UnreadableError(
             "AVIF files cannot be read here, as Pillow was built without an AVIF decoder: save it as PNG or JPEG"
         )
@@ -67,7 +77,7 @@ def read_heic(data: memoryview, admit: Admission) -> None:
         UnreadableError: it is damaged, or the extra `heic` is not installed.
         What `admit` raises
     """
-    if pi_heif is None:
+    if not reads_heic():
         raise UnreadableError(
             "HEIC files can be read only if Polywand is installed with its extra `heic`: save it as PNG or JPEG"
         )

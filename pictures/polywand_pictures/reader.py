@@ -20,6 +20,16 @@ _OTHERS = {
 }
 
 
+# Media types of the formats that are always read.
+_MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/tiff", "image/bmp", "image/gif")
+
+
+def media_types() -> tuple[str, ...]:
+    """Return the media types of the files that are read here: "image/jpeg". AVIF and HEIC need a decoder."""
+    more = (("image/avif", heif.reads_avif()), ("image/heic", heif.reads_heic()))
+    return (*_MEDIA_TYPES, *(name for name, is_read in more if is_read))
+
+
 def read_into(data: memoryview, admit: Admission, value_range: ValueRange | None = None) -> None:
     """Decode a file of any format to RGB uint8 [height, width, 3] in the memory that `admit` provides.
 

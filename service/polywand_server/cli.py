@@ -172,8 +172,16 @@ def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
     default=_DEFAULTS.limits.images_bytes // MEBIBYTE,
     type=click.IntRange(1),
     show_envvar=True,
-    help="Memory for decoded images of all streams and frames (4 bytes a pixel). Beyond it, images are refused with "
-    "RESOURCE_EXHAUSTED.",
+    help="Memory for decoded images of all streams and frames (4 bytes a pixel), and for decoding them. Beyond it, "
+    "images are refused with RESOURCE_EXHAUSTED.",
+)
+@click.option(
+    "--kept-images-mebibytes",
+    default=_DEFAULTS.limits.kept_images_bytes // MEBIBYTE,
+    type=click.IntRange(0),
+    show_envvar=True,
+    help="Of this memory, for images that no stream or request uses now: one that is opened again needs no decoding. "
+    "They give way to all others.",
 )
 @click.option(
     "--stream-memory-mebibytes",
@@ -318,6 +326,7 @@ def main(
     max_image_pixels: int,
     max_objects: int,
     images_mebibytes: int,
+    kept_images_mebibytes: int,
     stream_memory_mebibytes: int,
     memory_mebibytes: int,
     stream_inflight: int,
@@ -358,6 +367,7 @@ def main(
         image_pixels=max_image_pixels,
         objects=max_objects,
         images_bytes=images_mebibytes * MEBIBYTE,
+        kept_images_bytes=kept_images_mebibytes * MEBIBYTE,
         stream_memory_bytes=stream_memory_mebibytes * MEBIBYTE,
         memory_bytes=memory_mebibytes * MEBIBYTE,
         stream_inflight=stream_inflight,

@@ -13,7 +13,8 @@ class Limits:
     image_bytes: one image, encoded or raw.
     image_pixels: one image; read from its header before memory is allocated.
     objects: on one image of one stream.
-    images_bytes: all decoded images in memory, of all streams and frames.
+    images_bytes: all decoded images in memory, and the decoders of those that are being decoded.
+    kept_images_bytes: of these, images that no stream or request uses.
     stream_memory_bytes: remembered probability maps of one stream; the oldest are dropped first.
     memory_bytes: remembered probability maps of all streams; with many streams, each gets an equal share.
     stream_inflight: prompts of one stream, of different objects, in progress at the same time.
@@ -35,6 +36,7 @@ class Limits:
     image_pixels: int = 100_000_000
     objects: int = 1000
     images_bytes: int = 4096 * MEBIBYTE
+    kept_images_bytes: int = 1024 * MEBIBYTE
     stream_memory_bytes: int = 64 * MEBIBYTE
     memory_bytes: int = 2048 * MEBIBYTE
     stream_inflight: int = 4

@@ -9,7 +9,7 @@ from contextvars import copy_context
 from typing import TypeVar
 
 from polywand_server.admission.turns import Turns
-from polywand_server.errors import DeadlineError, ModelFailedError, PolywandError
+from polywand_server.errors import DeadlineError, ModelFailedError, PolywandError, Reason
 from polywand_server.ops import metrics
 from polywand_server.timing import Stopwatch
 from polywand_server.triton.client import TritonClient
@@ -180,4 +180,5 @@ class Lane:
                 async with asyncio.timeout(self._timeout_seconds):
                     await stack.enter_async_context(self._model_turns.at(model).turn())
             except TimeoutError:
-                raise DeadlineError(f"no turn at model '{model}' came within {self._timeout_seconds:g} s") from None
+                text = f"no turn at model '{model}' came within {self._timeout_seconds:g} s"
+                raise DeadlineError(text, reason=Reason.SERVER_TIMEOUT) from None

@@ -18,7 +18,7 @@ from polywand_server.ops import allocation
 from polywand_server.ops.descriptors import ConnectionLimits, connection_limits, raise_limit
 from polywand_server.ops.health import Health
 from polywand_server.ops.http import HttpServer
-from polywand_server.rpc.server import SERVICE_NAME, GrpcServer
+from polywand_server.rpc.server import GrpcServer
 from polywand_server.triton.location import TritonLocation, TritonStartError, locate_triton
 from polywand_server.wiring import wire
 from polywand_server.workers.pool import Workers
@@ -94,8 +94,7 @@ class Server:
 
         changed = asyncio.Event()
         parts = wire(stack, settings, triton, workers, changed.set)
-        registry, ingress = parts.registry, parts.ingress
-        health = Health(("", SERVICE_NAME), lambda: registry.ready, lambda: registry.not_ready_reason)
+        registry, health, ingress = parts.registry, parts.health, parts.ingress
 
         listener = _listen(settings.host, settings.http_port)
         http = HttpServer(health, connections.http)

@@ -14,9 +14,12 @@ from polywand_server.detectors.frames import Frames
 from polywand_server.detectors.outlines import OutlineMaker
 from polywand_server.detectors.proposals import DetectorProposals
 from polywand_server.detectors.toolbox import FrameToolbox
-from polywand_server.images import Decoder, Picture
+from polywand_server.images import ImageStore, Picture
+from polywand_server.images.budget import PictureBudget
 from polywand_server.images.crop_cache import CropCache
+from polywand_server.images.decoder import Decoder
 from polywand_server.images.holders import Holders
+from polywand_server.images.kept import KeptPictures
 from polywand_server.interactors.drawer import Drawer
 from polywand_server.interactors.memory import EstimateMemory, MemoryBudget
 from polywand_server.interactors.passes import Passes
@@ -24,11 +27,14 @@ from polywand_server.interactors.predictor import Predictor
 from polywand_server.interactors.steps import Steps
 from polywand_server.lanes import FRAME_PRIORITY, PROMPT_PRIORITY, Lane, ModelTurns, RightOfWay
 from polywand_server.ops import metrics
+from polywand_server.ops.health import Health
 from polywand_server.rpc.detect import DetectCalls
+from polywand_server.rpc.info import ServerInfo
 from polywand_server.rpc.ingress import Ingress
 from polywand_server.rpc.interact import InteractCalls
 from polywand_server.rpc.messages import Messages
 from polywand_server.rpc.segment import SegmentCalls
+from polywand_server.rpc.server import SERVICE_NAME
 from polywand_server.rpc.servicer import AnnotationServicer
 from polywand_server.session.counts import PromptCounts
 from polywand_server.session.outbox import Unread
@@ -51,6 +57,7 @@ class Parts:
     """The parts that the server runs or passes to its ports."""
 
     registry: Registry
+    health: Health
     ingress: Ingress
     messages: Messages
     servicer: AnnotationServicer
@@ -106,7 +113,10 @@ def wire(
     right_of_way, holders = RightOfWay(), Holders()
     prompt_lane = lane("prompts", PROMPT_PRIORITY)
     frame_lane = lane("frames", FRAME_PRIORITY, gives_way_to=right_of_way)
-    decoder = Decoder(frame_lane, workers, holders, limits)
+    kept = KeptPictures(limits.kept_images_bytes)
+    image_budget = PictureBudget(limits.images_bytes, kept, holders)
+    store = ImageStore(Decoder(frame_lane, workers, image_budget, limits), image_budget, kept, frame_lane)
+    stack.push_async_callback(store.close)
     drawer, frame_drawer = (Drawer(lane, workers, limits.work_cpu_seconds) for lane in (prompt_lane, frame_lane))
     budget = MemoryBudget(limits.stream_memory_bytes, limits.memory_bytes)
 
@@ -133,7 +143,7 @@ def wire(
 
     counts = PromptCounts(registry.knows)
     services = Services(
-        decoder,
+        store,
         new_predictor,
         right_of_way,
         holders,
@@ -145,13 +155,13 @@ def wire(
     frames = Frames(
         FrameToolbox(registry),
         frame_lane,
-        decoder,
+        store,
         OutlineMaker(frame_steps, frame_drawer),
         permits,
     )
     segments = Segments(
         SegmentServices(
-            decoder,
+            store,
             prompt_predictor,
             frame_predictor,
             right_of_way,
@@ -163,7 +173,9 @@ def wire(
     )
     ingress = Ingress(limits.bodies_bytes)
     messages = Messages(Admission(limits, lambda: right_of_way.prompts_expected), ingress)
+    health = Health(("", SERVICE_NAME), lambda: registry.ready, lambda: registry.not_ready_reason)
     servicer = AnnotationServicer(
+        ServerInfo(limits, health, registry),
         registry,
         messages,
         SegmentCalls(segments, messages, prompt_lane),
@@ -171,5 +183,7 @@ def wire(
         DetectCalls(frames, messages, frame_lane, limits.frames_in_flight),
     )
     loop = asyncio.get_running_loop()
+    metrics.IMAGE_MEMORY.set_function(lambda: image_budget.nbytes)
+    metrics.KEPT_IMAGE_MEMORY.set_function(lambda: kept.nbytes)
     metrics.TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
-    return Parts(registry, ingress, messages, servicer)
+    return Parts(registry, health, ingress, messages, servicer)

@@ -6,19 +6,20 @@ from pathlib import Path
 
 import psutil
 
-from tests.running import Service, tritonservers, wait_for
+from tests.running import Service, images_in_use, tritonservers, wait_for
 
 SHARED_MEMORY = Path("/dev/shm")
 INTERACT_STREAMS = 'polywand_grpc_active_streams{method="polywand.v1.AnnotationService/Interact"}'
 DETECT_STREAMS = 'polywand_grpc_active_streams{method="polywand.v1.AnnotationService/DetectStream"}'
-IMAGE_MEMORY, MASK_MEMORY = "polywand_image_memory_bytes", "polywand_mask_memory_bytes"
+MASK_MEMORY = "polywand_mask_memory_bytes"
 TASKS, SLOTS = "polywand_asyncio_tasks", "polywand_shared_memory_bytes"
 
 
 def wait_for_rest(service: Service, seconds: float = 120) -> None:
-    """Wait until nothing is left of any client: no stream, no image, no remembered map."""
-    for sample in (INTERACT_STREAMS, DETECT_STREAMS, IMAGE_MEMORY, MASK_MEMORY):
+    """Wait until nothing is left of any client: no stream, no image in use, no remembered map."""
+    for sample in (INTERACT_STREAMS, DETECT_STREAMS, MASK_MEMORY):
         wait_for(lambda sample=sample: service.metric(sample) == 0, seconds, service)
+    wait_for(lambda: images_in_use(service) == 0, seconds, service)
 
 
 def scratch(service: Service) -> Path:

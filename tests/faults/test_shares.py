@@ -64,8 +64,8 @@ def client(service: Service) -> Iterator[InteractStream]:
         yield stream
 
 
-def blank(side: int) -> pb.Image:
-    return raw_image(np.zeros((side, side, 3), np.uint8))
+def blank(side: int, shade: int = 0) -> pb.Image:
+    return raw_image(np.full((side, side, 3), shade, np.uint8))
 
 
 def test_a_client_with_many_streams_leaves_another_client_its_turns(sturdy):
@@ -113,10 +113,10 @@ def test_an_idle_stream_gives_its_image_up_before_another_client_is_refused(narr
     with ExitStack() as stack:
         hoarder = AnnotationServiceStub(stack.enter_context(own_connection(narrow)))
         idle = [stack.enter_context(InteractStream(hoarder)) for _ in range(2)]
-        for stream in idle:
-            assert stream.ask(blank(2600)).image.width == 2600
+        for shade, stream in enumerate(idle):
+            assert stream.ask(blank(2600, shade)).image.width == 2600
         other = stack.enter_context(client(narrow))
-        wait_for(lambda: other.ask(blank(2600)).HasField("image"), 60, narrow)
+        wait_for(lambda: other.ask(blank(2600, 255)).HasField("image"), 60, narrow)
         replies = [stream.ask(prompt("shade", (1, 1, POSITIVE))) for stream in idle]
         assert sorted(map(status, replies), key=str) == [GIVEN_UP, grpc.StatusCode.OK]
         refused = next(reply for reply in replies if reply.HasField("error"))
@@ -132,11 +132,11 @@ def test_images_that_find_no_room_are_told_what_is_full_and_when_to_come_back(na
     with ExitStack() as stack:
         for number in range(2):
             busy = stack.enter_context(client(narrow))
-            busy.ask(blank(2600))
+            busy.ask(blank(2600, number))
             busy.send(prompt("shade", (1, 1, POSITIVE), (2, 2, POSITIVE), object_id=str(number)))  # a minute's work
         began = journal_of(repository, "shade")
         wait_for(lambda: count(began, "began"), 60, narrow)
-        reply = stack.enter_context(client(narrow)).ask(blank(2600))
+        reply = stack.enter_context(client(narrow)).ask(blank(2600, 255))
         assert status(reply) is FULL
         assert "at most 64 MiB of images" in reply.error.message
         assert detail_of(reply.error, error_details_pb2.QuotaFailure).violations[0].subject == "images"

@@ -10,8 +10,8 @@ import pytest
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1.annotation_pb2_grpc import AnnotationServiceStub
 from tests.faults.clients import NARROW, Talk, comb, own_connection, unfinished
-from tests.faults.footprint import IMAGE_MEMORY, INTERACT_STREAMS, MASK_MEMORY, unique_bytes, wait_for_rest
-from tests.running import Service, running_service, wait_for
+from tests.faults.footprint import INTERACT_STREAMS, MASK_MEMORY, unique_bytes, wait_for_rest
+from tests.running import Service, images_in_use, running_service, wait_for
 from tests.streams import POSITIVE, prompt, raw_image, stream_to
 
 MEBIBYTE = 2**20
@@ -93,7 +93,7 @@ def test_what_clients_that_never_read_have_held_is_free_when_they_go(sturdy, stu
     talks = [Talk(sturdy_stub, unfinished(some, forever), before_reading=forever.wait) for some in messages]
     wait_for(lambda: all(talk.sent == 30 for talk in talks) and sturdy.metric(MASK_MEMORY) > 0, 60, sturdy)
     assert sturdy.metric(INTERACT_STREAMS) == len(talks)
-    assert sturdy.metric(IMAGE_MEMORY) > 0
+    assert images_in_use(sturdy) > 0
     for talk in talks:
         talk.call.cancel()
     forever.set()

@@ -13,11 +13,11 @@ import pytest
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1.annotation_pb2_grpc import AnnotationServiceStub
 from tests.faults.clients import BRIGHT, comb, own_connection, requests
-from tests.faults.footprint import DETECT_STREAMS, IMAGE_MEMORY, INTERACT_STREAMS, MASK_MEMORY, wait_for_rest
+from tests.faults.footprint import DETECT_STREAMS, INTERACT_STREAMS, MASK_MEMORY, wait_for_rest
 from tests.faults.models import count, journal_of
 from tests.faults.relay import Relay
 from tests.faults.victim import FIRST_CLICK, UPLOAD_BYTES, send_prompts
-from tests.running import Service, wait_for
+from tests.running import Service, images_in_use, wait_for
 from tests.streams import POSITIVE, InteractStream, prompt
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +64,7 @@ def test_the_prompts_of_a_client_that_goes_end_at_triton_too(sturdy, sturdy_stub
     with going(sturdy):
         wait_for(lambda: count(journal, "began") == began + 1, SOON_SECONDS, sturdy)
         assert sturdy.metric(INTERACT_STREAMS) == 1
-        assert sturdy.metric(IMAGE_MEMORY) > 0
+        assert images_in_use(sturdy) > 0
         assert sturdy.metric(MASK_MEMORY) > 0
     wait_for(lambda: count(journal, "cancelled") > stopped, SOON_SECONDS, sturdy)
     wait_for_rest(sturdy, SOON_SECONDS)
@@ -103,15 +103,15 @@ def test_the_frames_of_a_client_that_cancels_end_at_triton_too(sturdy, sturdy_st
 
 def test_a_client_killed_in_the_middle_of_an_upload_leaves_nothing(sturdy, sturdy_stub):
     with InteractStream(sturdy_stub) as other:
-        other.ask(BRIGHT)
-        held = sturdy.metric(IMAGE_MEMORY)
+        other.ask(comb(64))
+        held = images_in_use(sturdy)
         with Relay(sturdy.target, UPLOAD_BYTES // 3) as relay, victim(relay.target, "upload"):
             assert relay.full.wait(30)
             assert sturdy.metric(INTERACT_STREAMS) == 2
-            assert sturdy.metric(IMAGE_MEMORY) > held
+            assert images_in_use(sturdy) > held
             assert other.ask(prompt("shade", FIRST_CLICK)).segmentation.shape.polygons
         wait_for(lambda: sturdy.metric(INTERACT_STREAMS) == 1, SOON_SECONDS, sturdy)
-        wait_for(lambda: sturdy.metric(IMAGE_MEMORY) == held, SOON_SECONDS, sturdy)
+        wait_for(lambda: images_in_use(sturdy) == held, SOON_SECONDS, sturdy)
 
 
 async def test_streams_that_end_and_are_cancelled_in_the_same_moment_leave_nothing(sturdy):

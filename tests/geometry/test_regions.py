@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polywand_pictures import PixelFormat, RawPixels
 from polywand_server.images import RawImage, decode_image
 from polywand_server.images.regions import LARGEST_MAP, ProbabilityMap, Region, crop_into, from_network, snap
 from polywand_server.images.resampling import Resampling
@@ -23,7 +24,8 @@ COORDINATES = st.floats(-1000, 10000, allow_nan=False)
 
 def picture(pixels: np.ndarray):
     height, width = pixels.shape[:2]
-    return decode_image(RawImage(pixels.tobytes(), width, height, "image"), 10**9, 10**9)
+    raw = RawPixels(pixels.tobytes(), width, height, PixelFormat.RGB8)
+    return decode_image(RawImage(raw, "image"), 10**9, 10**9)
 
 
 def crop(image, region: Region) -> np.ndarray:

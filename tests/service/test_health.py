@@ -9,6 +9,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from polywand_server.ops.health import Health
+from polywand_server.rpc.ingress import Ingress
+from polywand_server.rpc.interceptors import Calls
 
 SERVICE = "polywand.v1.AnnotationService"
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = (
@@ -46,7 +48,7 @@ class Served:
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
     opened = Served()
-    server = grpc.aio.server()
+    server = grpc.aio.server(interceptors=[Calls(SERVICE, Ingress(1))])
     health_pb2_grpc.add_HealthServicer_to_server(opened.health, server)
     opened.port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -95,6 +97,7 @@ async def test_an_unknown_service_is_told_so_in_the_way_of_each_method(served: S
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await served.stub().Check(health_pb2.HealthCheckRequest(service="no such service"))
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    assert caught.value.details() == f"service: there is no such service; there are: '', '{SERVICE}'"
 
 
 async def test_nothing_is_kept_of_those_who_have_left(served: Served) -> None:

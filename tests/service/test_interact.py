@@ -8,7 +8,7 @@ from pycocotools import mask as coco
 
 from polywand_contract.v1 import annotation_pb2 as pb
 from tests.interactors import Gate
-from tests.running import DETECTION, WAND_VERSION, wait_for
+from tests.running import DETECTION, WAND_VERSION, images_in_use, wait_for
 from tests.streams import NEGATIVE, POSITIVE, InteractStream, prompt, raw_image
 
 FACE = (220, 130, POSITIVE)
@@ -230,10 +230,10 @@ def test_a_client_that_stops_sending_gets_its_answers_and_an_orderly_end(stream)
 
 def test_a_client_that_vanishes_leaves_nothing_behind(puppets, puppet_stub, puppet_models, astronaut):
     streams = 'polywand_grpc_active_streams{method="polywand.v1.AnnotationService/Interact"}'
-    memory = ("polywand_image_memory_bytes", "polywand_mask_memory_bytes")
+    masks = "polywand_mask_memory_bytes"
 
     def nothing_is_left() -> bool:
-        return all(puppets.metric(sample) == 0 for sample in (streams, *memory))
+        return puppets.metric(streams) == puppets.metric(masks) == images_in_use(puppets) == 0
 
     wait_for(nothing_is_left, 60, puppets)  # of the tests before
     with Gate(puppet_models, "disk") as gate:
@@ -242,7 +242,8 @@ def test_a_client_that_vanishes_leaves_nothing_behind(puppets, puppet_stub, pupp
             stream.ask(raw_image(astronaut))
             stream.ask(prompt("disk", FACE))
             assert puppets.metric(streams) == 1
-            assert all(puppets.metric(sample) > 0 for sample in memory)
+            assert puppets.metric(masks) > 0
+            assert images_in_use(puppets) > 0
             stream.send(prompt("disk", SUIT))
             gate.wait_until_begun(2)
         gate.wait_until_cancelled()

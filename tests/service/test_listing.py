@@ -49,7 +49,13 @@ def test_a_detector_tells_its_labels(stub):
     nanodet = models(stub)["nanodet"]
     assert nanodet.kind == pb.MODEL_KIND_DETECTOR
     assert len(nanodet.detector.labels) == 80
-    assert nanodet.detector.labels[0].name == "person"
+    assert nanodet.detector.labels[0] == pb.Label(name="person")
+
+
+def test_a_label_has_the_colour_and_the_parent_of_its_models_parameters(puppet_stub):
+    assert list(models(puppet_stub)["finder"].detector.labels) == [
+        pb.Label(name="thing", color="#ff8000", parent="matter")
+    ]
 
 
 def test_an_interactor_tells_what_it_needs(stub):
@@ -73,6 +79,70 @@ def test_one_model_is_several_tools_and_each_tells_its_own_needs(stub):
     assert needs["wand_extreme"].max_points == 64
     assert len({listed[name].help_message for name in WAND}) == 3
     assert len({str(listed[name].versions) for name in WAND}) == 1
+
+
+def pages(stub, size: int) -> list[list[str]]:
+    """The names of all tools, page by page."""
+    found, token = [], ""
+    while not found or token:
+        reply = stub.ListModels(pb.ListModelsRequest(page_size=size, page_token=token))
+        found.append([model.name for model in reply.models])
+        token = reply.next_page_token
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 1000])
+def test_pages_of_any_size_list_every_tool_once_and_in_order(puppet_stub, size):
+    whole = list(models(puppet_stub))
+    found = pages(puppet_stub, size)
+    assert [name for page in found for name in page] == whole == sorted(whole)
+    assert [len(page) for page in found[:-1]] == [size] * (len(found) - 1)
+    assert 0 < len(found[-1]) <= size
+
+
+def test_a_page_that_holds_exactly_the_rest_is_the_last(puppet_stub):
+    whole = list(models(puppet_stub))
+    assert pages(puppet_stub, len(whole)) == [whole]
+
+
+@pytest.mark.parametrize(
+    ("request_", "field", "words"),
+    [
+        (pb.ListModelsRequest(page_size=1001), "page_size", "1001 is too many; a page has at most 1000"),
+        (pb.ListModelsRequest(page_size=2**32 - 1), "page_size", "a page has at most 1000"),
+        (pb.ListModelsRequest(page_token="?"), "page_token", "send next_page_token"),
+        (pb.ListModelsRequest(page_token="/+8="), "page_token", "send next_page_token"),
+        (pb.ListModelsRequest(page_token="_w=="), "page_token", "send next_page_token"),  # not UTF-8
+        (pb.ListModelsRequest(page_token="\N{SNOWMAN}"), "page_token", "send next_page_token"),
+        (pb.ListModelsRequest(page_token="A" * 1_000_000), "page_token", "send next_page_token"),
+    ],
+)
+def test_a_page_that_cannot_be_is_an_error_that_names_the_field(puppet_stub, request_, field, words):
+    with pytest.raises(grpc.RpcError) as caught:
+        puppet_stub.ListModels(request_)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    (violation,) = bad_request(rpc_status.from_call(caught.value)).field_violations
+    assert violation.field == field
+    assert words in violation.description
+
+
+def test_a_tool_that_goes_between_two_pages_takes_no_other_along(puppet_stub, puppet_models):
+    add_detector(puppet_models, "aa_newcomer")
+    try:
+        wait_until(lambda: next(iter(models(puppet_stub))) == "aa_newcomer")
+        first = puppet_stub.ListModels(pb.ListModelsRequest(page_size=1))
+        assert [model.name for model in first.models] == ["aa_newcomer"]
+    finally:
+        shutil.rmtree(puppet_models / "aa_newcomer")
+    wait_until(lambda: "aa_newcomer" not in models(puppet_stub))
+    rest = puppet_stub.ListModels(pb.ListModelsRequest(page_token=first.next_page_token))
+    assert [model.name for model in rest.models] == list(models(puppet_stub))
+
+
+def bad_request(status) -> error_details_pb2.BadRequest:
+    found = error_details_pb2.BadRequest()
+    assert any(detail.Unpack(found) for detail in status.details), status
+    return found
 
 
 def test_all_tools_of_a_model_go_when_it_is_unloaded_stay_away_and_come_back_with_it(
@@ -143,7 +213,7 @@ def test_broken_models_say_why_a_new_folder_appears_and_the_others_serve(tmp_pat
             ("no_config", "no_config"),
         ):
             wait_until(lambda name=name, reason=reason: reason in models(stub)[name].state_message)
-            assert not is_ready(models(stub)[name])
+            assert models(stub)[name].state == pb.MODEL_STATE_FAILED
         wait_until(lambda: len(models(stub)) == 6)  # no_card is listed until it is loaded and known
         assert is_ready(models(stub)["disk"])
         with pytest.raises(grpc.RpcError, match=r"model\.onnx") as caught:
@@ -186,8 +256,8 @@ def test_a_name_that_two_models_claim_stays_with_the_first_and_the_other_says_so
         assert (is_ready(listed["disk"]), listed["disk"].display_name) == (True, "disk")
         why = "the name 'disk' belongs to model 'disk' already: rename one of the two tools"
         lost = listed["another/disk"]
-        assert (is_ready(lost), lost.state_message, lost.display_name) == (False, why, "Mine")
-        assert [is_ready(version) for version in lost.versions] == [False]
+        assert (lost.state, lost.state_message, lost.display_name) == (pb.MODEL_STATE_FAILED, why, "Mine")
+        assert [version.state for version in lost.versions] == [pb.MODEL_STATE_FAILED]
         with InteractStream(stub) as stream:
             stream.ask(raw_image(astronaut))
             for name in ("disk", "finer"):

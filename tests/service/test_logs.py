@@ -32,6 +32,7 @@ FAILING = (
 """
 )
 CLICK = prompt("failing", (220, 130, POSITIVE))
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 GENERATED = re.compile(r"[0-9a-f]{16}")
 
 
@@ -124,6 +125,12 @@ def test_an_id_that_is_long_or_strange_is_replaced(stub, hostile):
     assert GENERATED.fullmatch(dict(call.trailing_metadata())["x-request-id"])
 
 
+def test_of_two_ids_none_is_taken(stub):
+    metadata = [("x-request-id", "one"), ("x-request-id", "two")]
+    call = stub.ListModels.with_call(pb.ListModelsRequest(), metadata=metadata)[1]
+    assert GENERATED.fullmatch(dict(call.trailing_metadata())["x-request-id"])
+
+
 @pytest.mark.parametrize("hostile", [b"a\nb", b"a\r\nb", b"a\tb", b"\0", b"\x1b[2J", "ä".encode(), b"\xff", b"a\n"])
 def test_an_id_of_bytes_that_no_library_sends_is_replaced(service, hostile):
     """The end of the call is logged under another id, and so is everything about it."""
@@ -176,7 +183,7 @@ class Ended:
         raise KeyError("in a destructor")
 
 logs.configure("INFO", sys.argv[1])
-begin("ipv4:127.0.0.1:1", "mine")
+begin("ipv4:127.0.0.1:1", "mine", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
 log = logging.getLogger("own")
 with NativeOutput():
     ctypes.CDLL(None).dprintf(2, b"from C \x1b[2J\n")
@@ -213,6 +220,7 @@ def test_whatever_python_or_a_library_prints_is_a_json_line(tmp_path):
     assert strange["message"] == "a\x1b[2J\u2028\ud800\nfalse line"
     assert strange["exception"].endswith("\x07 rang")
     assert strange["request_id"] == odd["request_id"] == "mine"
+    assert strange["trace_id"] == odd["trace_id"] == TRACE
     thread, destructor, end = (record["exception"].split("\n")[-1] for record in by_logger["polywand_server.ops.logs"])
     assert (thread, destructor, end) == (
         "ZeroDivisionError: division by zero",
@@ -226,6 +234,7 @@ def test_in_text_a_message_cannot_pass_for_a_line_of_its_own():
     starts = [line for line in lines if not line.startswith("  ")]
     assert len(starts) == 7
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ +[\w.]+: ", line) for line in starts)
-    assert [line for line in starts if "own:" in line][1].endswith(r"own: a\x1b[2J\u2028\ud800 [request_id=mine]")
+    strange = [line for line in starts if "own:" in line][1]
+    assert strange.endswith(rf"own: a\x1b[2J\u2028\ud800 [request_id=mine trace_id={TRACE}]")
     assert "  false line" in lines
     assert not [line for line in lines if not line.isprintable()]

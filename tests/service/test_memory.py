@@ -12,7 +12,7 @@ import polywand
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1 import annotation_pb2_grpc
 from tests.puppets import IMAGES_MEBIBYTES, MEMORY_MEBIBYTES, STREAM_MEMORY_MEBIBYTES
-from tests.running import Service, wait_for
+from tests.running import Service, images_in_use, wait_for
 from tests.streams import NEGATIVE, POSITIVE, InteractStream, prompt, raw_image
 
 MEMORY = "polywand_mask_memory_bytes"
@@ -21,8 +21,8 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT.value[0]
 
 @pytest.fixture
 def stub(puppets: Service, puppet_stub) -> annotation_pb2_grpc.AnnotationServiceStub:
-    """To the puppets, when no image of an earlier test is there any more."""
-    wait_for(lambda: puppets.metric("polywand_image_memory_bytes") == 0, 60, puppets)
+    """To the puppets, when no stream of an earlier test has an image any more."""
+    wait_for(lambda: images_in_use(puppets) == 0, 60, puppets)
     return puppet_stub
 
 
@@ -33,8 +33,12 @@ def stream(stub: annotation_pb2_grpc.AnnotationServiceStub) -> Iterator[Interact
         yield opened
 
 
-def blank(size: int = 256) -> pb.Image:
-    return raw_image(np.zeros((size, size, 3), np.uint8))
+def blank(size: int = 256, shade: int = 0) -> pb.Image:
+    return raw_image(np.full((size, size, 3), shade, np.uint8))
+
+
+def jpeg(pixels: np.ndarray) -> bytes:
+    return cv2.imencode(".jpg", pixels)[1].tobytes()
 
 
 def clicks(count: int, **options) -> pb.Prompt:
@@ -366,8 +370,8 @@ def test_streams_that_rest_make_room_for_new_ones(puppets, stub):
 
 def test_who_has_an_image_may_go_on_to_the_next_however_full_it_is(stub):
     with InteractStream(stub) as stream:
-        for _ in range(3):
-            assert stream.ask(blank(2400)).image.width == 2400
+        for shade in range(3):
+            assert stream.ask(blank(2400, shade)).image.width == 2400
 
 
 def test_images_that_find_no_room_are_refused_until_others_go(puppets, stub):
@@ -377,7 +381,7 @@ def test_images_that_find_no_room_are_refused_until_others_go(puppets, stub):
         assert first.ask(large).image.width == 2400
         with InteractStream(stub) as second:
             second.ask(blank())
-            reply = second.ask(large)
+            reply = second.ask(blank(2400, shade=1))
             assert reply.error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], reply
             assert f"at most {IMAGES_MEBIBYTES} MiB of images" in reply.error.message
             assert inferences(second, clicks(1)) == (1, 1)  # the last image stays
@@ -387,16 +391,16 @@ def test_images_that_find_no_room_are_refused_until_others_go(puppets, stub):
 
 def test_all_who_have_an_image_may_go_on_at_once_however_full_it_is(stub):
     """Two images of 14 MiB are all that fits in 32; for a moment, there are four."""
-    large = pb.Image(encoded=cv2.imencode(".jpg", np.zeros((1900, 1900, 3), np.uint8))[1].tobytes())
     with InteractStream(stub) as first, InteractStream(stub) as second:
-        for _ in range(20):
-            for stream in (first, second):
-                stream.send(large)
+        for number in range(20):
+            for shade, stream in enumerate((first, second), 2 * number):
+                stream.send(pb.Image(encoded=jpeg(np.full((1900, 1900, 3), shade, np.uint8))))
             for stream in (first, second):
                 reply = stream.receive()
                 assert reply.WhichOneof("result") == "image", reply
         with InteractStream(stub) as third:
-            assert third.ask(large).error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+            other = pb.Image(encoded=jpeg(np.full((1900, 1900, 3), 255, np.uint8)))
+            assert third.ask(other).error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
 
 
 def test_an_image_that_would_never_find_room_is_too_large(stream):

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from polywand_pictures import PixelFormat, RawPixels
 from polywand_server.config import Limits
 from polywand_server.errors import InternalError
 from polywand_server.geometry.seeds import RleSeed
 from polywand_server.images import Picture, RawImage
 from polywand_server.images.holders import Holders
+from polywand_server.images.lease import Holding, Key, Lease
 from polywand_server.interactors.prompt import Incomplete, Label, Point, Prompt
 from polywand_server.lanes import RightOfWay
 from polywand_server.ops import metrics
@@ -25,7 +27,7 @@ from polywand_server.session.stream import Session
 from polywand_server.timing import Stopwatch
 from tests.running import run_the_others, until
 
-SOURCE = RawImage(bytes(12), 2, 2, "image.raw")
+SOURCE = RawImage(RawPixels(bytes(12), 2, 2, PixelFormat.RGB8), "image.raw")
 LACKING = Incomplete(positive=1)
 
 
@@ -65,9 +67,10 @@ class Tools:
         return True
 
 
-class Decoder:
-    async def decode(self, *_: object) -> Picture:
-        return Picture((np.zeros((2, 2, 3), np.uint8),))
+class Store:
+    async def lease(self, *_: object, **__: object) -> Lease:
+        picture = Picture((np.zeros((2, 2, 3), np.uint8),))
+        return Lease(Holding(Key("", bytes(32), None), result=picture), lambda _: None)
 
 
 class UnsoundRightOfWay(RightOfWay):
@@ -91,7 +94,7 @@ class UnsoundRightOfWay(RightOfWay):
 
 def session(tools: Tools, right_of_way: RightOfWay | None = None) -> Session:
     services: Any = Services(
-        decoder=Decoder(),
+        store=Store(),
         new_predictor=tools.on,
         right_of_way=right_of_way or RightOfWay(),
         holders=Holders(),
@@ -177,7 +180,7 @@ async def test_a_stream_that_is_cancelled_twice_while_it_ends_leaves_nothing_beh
     task = asyncio.create_task(call())
     await until(lambda: tools.begun == 1)
     await cancel_twice(task)
-    assert stream.image_bytes == 0
+    assert stream.image_lease is None
     assert metrics.PROMPTS_SKIPPED.labels("tool")._value.get() == skipped + 1
     assert metrics.REPLY_MEMORY._value.get() == 0
     tools.farewell.set()

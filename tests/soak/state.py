@@ -7,7 +7,6 @@ import psutil
 
 from tests.faults.footprint import (
     DETECT_STREAMS,
-    IMAGE_MEMORY,
     INTERACT_STREAMS,
     MASK_MEMORY,
     SLOTS,
@@ -17,7 +16,7 @@ from tests.faults.footprint import (
     scratch,
     shared_memory,
 )
-from tests.running import Service
+from tests.running import Service, images_in_use
 
 MEBIBYTE = 2**20
 
@@ -81,7 +80,7 @@ def look(service: Service) -> State:
         slots_mib=service.metric(SLOTS) / MEBIBYTE,
         scratch_files=len(list(Path(scratch(service)).rglob("*"))),
         streams=service.metric(INTERACT_STREAMS) + service.metric(DETECT_STREAMS),
-        image_mib=service.metric(IMAGE_MEMORY) / MEBIBYTE,
+        image_mib=images_in_use(service) / MEBIBYTE,
         mask_mib=service.metric(MASK_MEMORY) / MEBIBYTE,
     )
 

@@ -249,7 +249,7 @@ async def test_folders_that_are_no_models_and_no_versions_are_none(triton, repos
         (repository / name).mkdir(parents=True)
     (repository / "README").touch()
     folder = add_puppet(repository, "among", 1)
-    for name in ("2~", "3.bak", "__pycache__", "notes", ".git", "04", "x2"):
+    for name in ("2~", "3.bak", "__pycache__", "notes", ".git", "04", "x2", "4294967296"):
         (folder / name).mkdir()
     (folder / "5").touch()
     async with tended(triton.url, repository) as models:
@@ -257,7 +257,9 @@ async def test_folders_that_are_no_models_and_no_versions_are_none(triton, repos
         assert models.versions("among") == {1: ""}
         listed = {tool.name for tool in models.registry.tools}
         assert listed == {"among"}
+        await models.registry.refresh()
     assert "did not load" not in caplog.text
+    assert caplog.text.count("among/4294967296 is no version") == 1
 
 
 async def test_a_repository_that_cannot_be_read_for_a_while_takes_nothing_out_of_service(triton, repository, caplog):

@@ -8,7 +8,7 @@ from polywand_server.detectors.detection import Detection, detect
 from polywand_server.detectors.options import DetectOptions
 from polywand_server.detectors.outlines import OutlineMaker, Outlines
 from polywand_server.detectors.toolbox import FrameToolbox, FrameTools
-from polywand_server.images import Decoder, ImageSource, Picture
+from polywand_server.images import ImageSource, ImageStore, Lease
 from polywand_server.lanes import Lane
 from polywand_server.ops import metrics
 from polywand_server.timing import Stopwatch
@@ -18,13 +18,14 @@ from polywand_server.timing import Stopwatch
 class FrameResult:
     """The result of one frame.
 
-    model, version: of the detector. width, height: of the image, pixels. outlines: None where none were requested.
+    model, version: of the detector. width, height, digest: of the image. outlines: None where none were requested.
     """
 
     model: str
     version: int
     width: int
     height: int
+    digest: bytes
     detections: list[Detection]
     outlines: Outlines | None
 
@@ -33,18 +34,24 @@ class Frames:
     """Processes frames. lane: of frames, which gives way to prompts before each stage."""
 
     def __init__(
-        self, toolbox: FrameToolbox, lane: Lane, decoder: Decoder, outlines: OutlineMaker, permits: FramePermits
+        self, toolbox: FrameToolbox, lane: Lane, store: ImageStore, outlines: OutlineMaker, permits: FramePermits
     ) -> None:
         self._toolbox = toolbox
         self._lane = lane
-        self._decoder = decoder
+        self._store = store
         self._outlines = outlines
         self._permits = permits
 
     async def detect(
-        self, source: ImageSource, options: DetectOptions, timer: Stopwatch, until_paused: AsyncExitStack
+        self,
+        source: ImageSource,
+        options: DetectOptions,
+        timer: Stopwatch,
+        until_paused: AsyncExitStack,
+        *,
+        image_stays: bool,
     ) -> FrameResult:
-        """Find the objects of a frame. until_paused: see `FramePermits.permit`.
+        """Find the objects of a frame. until_paused: see `FramePermits.permit`. image_stays: see `ImageStore.lease`.
 
         Raises:
             InvalidInputError, NotFoundError, WrongStateError, TooLargeError, QuotaError, UnavailableError,
@@ -56,10 +63,10 @@ class Frames:
             async with self._permits.permit(until_paused) as permit:
                 timer.waited()
                 await self._lane.turn(timer)
-                picture = await self._decoder.decode(source, timer)
-                result = await self._toolbox.use(
-                    options, lambda tools: self._detect_with(tools, picture, options, timer, permit)
-                )
+                async with self._store.hold(source, timer, stays=image_stays) as lease:
+                    result = await self._toolbox.use(
+                        options, lambda tools: self._detect_with(tools, lease, options, timer, permit)
+                    )
             outcome = "ok"
             return result
         finally:
@@ -76,11 +83,12 @@ class Frames:
         metrics.observe_stages(timer, metrics.UNKNOWN_MODEL)
 
     async def _detect_with(
-        self, tools: FrameTools, picture: Picture, options: DetectOptions, timer: Stopwatch, permit: FramePermit
+        self, tools: FrameTools, lease: Lease, options: DetectOptions, timer: Stopwatch, permit: FramePermit
     ) -> FrameResult:
-        detector, outlines = tools.detector, None
+        detector, picture, outlines = tools.detector, lease.picture, None
         found = await detect(self._lane, detector, picture, options, timer)
         if tools.outliner is not None:
             boxes = [detection.box for detection in found]
             outlines = await self._outlines.outline(tools.outliner, picture, boxes, timer, permit)
-        return FrameResult(detector.name, detector.version, picture.width, picture.height, found, outlines)
+        size = picture.width, picture.height
+        return FrameResult(detector.name, detector.version, *size, lease.digest, found, outlines)

@@ -12,11 +12,15 @@ from polywand_server.interactors.prompt import Prompt, incomplete
 from polywand_server.tools.kinds import Detector, Interactor
 from polywand_server.tools.registry import Registry
 from polywand_server.tools.retry import use_tool
+from polywand_server.tools.specs import DetectorSpec
 
 Result = TypeVar("Result")
 
 # The models that make outlines when the request names none: the first that is ready and starts from a box.
 DEFAULT_MODELS = ("wand_box", "wand_click")
+
+# The detector when the request names none; else the first by name that is ready.
+DEFAULT_DETECTOR = "nanodet"
 
 _FIELD = "polygons."
 
@@ -72,6 +76,12 @@ class FrameToolbox:
         return await use_tool(self._registry, lambda: self.choose(options), work)
 
 
+def default_detector(registry: Registry) -> str:
+    """Return the name of the detector for requests that name none; empty if none is ready."""
+    ready = [tool.name for tool in registry.tools if tool.ready and isinstance(tool.spec, DetectorSpec)]
+    return DEFAULT_DETECTOR if DEFAULT_DETECTOR in ready else next(iter(ready), "")
+
+
 def check_labels(labels: Mapping[str, str], tool: Detector) -> None:
     """Refuse a mapping from a label that the model does not have. Raises InvalidInputError."""
     known = set(tool.spec.labels)
@@ -115,13 +125,16 @@ def _default(registry: Registry) -> Interactor:
         raise _naming_field(unready) from unready
     listed = " nor ".join(f"'{name}'" for name in DEFAULT_MODELS)
     raise NotFoundError(
-        f"{_FIELD}model", f"neither {listed} is an interactor here that starts from a box: name another interactor"
+        f"{_FIELD}model",
+        f"neither {listed} is an interactor here that starts from a box: name another interactor",
+        resource=DEFAULT_MODELS[0],
     )
 
 
 def _naming_field(error: UnavailableError) -> UnavailableError:
     """Add the field of the model, as the request names two."""
-    return UnavailableError(f"{_FIELD}model: {error}", error.retry_seconds)
+    text = f"{_FIELD}model: {error}"
+    return UnavailableError(text, error.retry_seconds, reason=error.reason, metadata=error.metadata)
 
 
 def _missing(tool: Interactor) -> str:

@@ -38,7 +38,7 @@ def _written(made: Drawn) -> Answer:
 
 def read_drawn(answer: Answer) -> Drawn:
     """Read the answer of `draw` or `draw_seed`."""
-    coordinates, ring_sizes, part_sizes = (np.array(array) for array in answer.arrays)
+    coordinates, ring_sizes, part_sizes = answer.arrays
     facts = answer.facts
     rle: Any = facts["rle"]
     return Drawn(
@@ -63,4 +63,4 @@ def read_map(answer: Answer) -> ProbabilityMap:
     """Read the answer of `draw_seed_map`."""
     left, top, width, height, (rows, columns) = answer.facts["region"]
     (values,) = answer.arrays
-    return ProbabilityMap(Region(left, top, width, height, (rows, columns)), np.array(values, np.float32))
+    return ProbabilityMap(Region(left, top, width, height, (rows, columns)), values)

@@ -1,36 +1,33 @@
-"""Decoding a request's image: off the event loop, within the limits, timed, counted.
+"""Decoding a request's image: off the event loop, within the limits.
 
 Ordinary images are decoded in a thread: common JPEG photos, small PNG files, raw pixels. All other files, which take
 long or whose libraries have had vulnerabilities, are decoded in a child process.
 """
 
-import threading
-import weakref
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
-from polywand_pictures import Header, MakeRoom, Pixels, UnreadableError, jpeg, png
-from polywand_pictures.reader import check_range, read_into
+from polywand_pictures import Header, MakeRoom, PixelFormat, Pixels, UnreadableError, jpeg, png, read_raw
+from polywand_pictures.reader import read_into
 from polywand_server.config import MEBIBYTE, Limits
-from polywand_server.errors import InternalError, InvalidInputError, PolywandError, QuotaError, TooLargeError
-from polywand_server.images.checks import check_size, in_terms_of
+from polywand_server.errors import FAILED, InternalError, Reason, TooLargeError
+from polywand_server.images.budget import PictureBudget
+from polywand_server.images.checks import check_sent, check_size, in_terms_of
 from polywand_server.images.jobs import OPENING_BYTES, decode
+from polywand_server.images.lease import Lease
 from polywand_server.images.picture import (
     EncodedImage,
-    ImageSource,
     Picture,
     RawImage,
+    SentImage,
     levels_in,
     picture_of,
     pyramid_bytes,
 )
-from polywand_server.ops import metrics
-from polywand_server.timing import Stopwatch
 from polywand_server.workers.pool import Limits as WorkLimits
 from polywand_server.workers.pool import Workers
 
@@ -42,6 +39,8 @@ SMALL_BYTES = 1024 * 1024
 SMALL_PIXELS = 1024 * 1024
 # Scans of larger files are counted in a thread.
 _COUNTED_AT_ONCE_BYTES = 256 * 1024
+# Bytes of a message beside its raw pixels that may stay in memory with them.
+_MESSAGE_BYTES = 64 * 1024
 
 
 class Threads(Protocol):
@@ -52,69 +51,45 @@ class Threads(Protocol):
         ...
 
 
-class ImageHolders(Protocol):
-    """The streams that hold pictures for longer than one request."""
-
-    def drop_one_image(self) -> bool:
-        """Drop the picture of one stream that does not use it; return whether one was dropped."""
-        ...
-
-
 class Decoder:
-    """Decodes images, and bounds the memory of all pictures that exist.
+    """Decodes images. threads: for ordinary images. workers: for all others. budget: of the memory of pictures."""
 
-    threads: for ordinary images. workers: for all others. holders: drop pictures when the budget is used up.
-    """
-
-    def __init__(self, threads: Threads, workers: Workers, holders: ImageHolders, limits: Limits) -> None:
+    def __init__(self, threads: Threads, workers: Workers, budget: PictureBudget, limits: Limits) -> None:
         self._threads = threads
         self._workers = workers
+        self._budget = budget
         self._limits = limits
-        self._budget = PictureBudget(limits.images_bytes, holders)
 
-    async def decode(self, source: ImageSource, timer: Stopwatch, replaced: Picture | None = None) -> Picture:
-        """Decode an image; its bytes are released when the picture is garbage-collected.
+    def check(self, image: SentImage) -> None:
+        """Refuse what can be refused before the bytes are read.
 
-        replaced: the picture that the caller will drop for it. Only the bytes beyond its size are checked against the
-        budget, so that a stream can always go on to an image of the same size; for a moment the budget is exceeded.
+        Raises:
+            InvalidInputError, TooLargeError
+        """
+        check_sent(image, self._limits)
+
+    async def decode(self, image: SentImage, replaced: Lease | None = None) -> Picture:
+        """Decode an image that passed `check`; its bytes count until the picture is garbage-collected.
+
+        replaced: see `PictureBudget.reservation`.
 
         Raises:
             InvalidInputError, TooLargeError
             QuotaError: the budget of decoded images is used up.
         """
-        metrics.IMAGE_BYTES.observe(len(source.data))
-        try:
-            with timer.stage("decode"):
-                picture = await self._decode(source, replaced)
-        except PolywandError:
-            metrics.IMAGES.labels("refused").inc()
-            raise
-        metrics.IMAGES.labels("decoded").inc()
-        metrics.IMAGE_PIXELS.observe(picture.width * picture.height)
-        return picture
-
-    async def _decode(self, source: ImageSource, replaced: Picture | None) -> Picture:
-        most = self._limits.image_bytes
-        if len(source.data) > most:
-            raise TooLargeError(
-                source.field, f"the image has {len(source.data)} bytes; this server takes at most {most}"
-            )
-        if isinstance(source, RawImage):
-            read = partial(_raw, source)
-            return await self._by_thread(source.field, source.width, source.height, replaced, read)
-        if not len(source.data):
-            raise InvalidInputError(source.field, "the image is empty")
-        data = memoryview(source.data)
-        with in_terms_of(source):
-            check_range(source.value_range)
-            header = jpeg.read_header(data) if source.value_range is None else None
-            if header is not None and await self._is_ordinary(source.field, data, header):
+        if isinstance(image, RawImage):
+            pixels = image.pixels
+            return await self._by_thread(image.field, pixels.width, pixels.height, replaced, partial(_raw, image))
+        data = memoryview(image.data)
+        with in_terms_of(image):
+            header = jpeg.read_header(data) if image.value_range is None else None
+            if header is not None and await self._is_ordinary(image.field, data, header):
                 size = header.upright_size
-                return await self._by_thread(source.field, *size, replaced, partial(jpeg.decode, data, header))
+                return await self._by_thread(image.field, *size, replaced, partial(jpeg.decode, data, header))
             small = png.small_size(data, SMALL_BYTES, SMALL_PIXELS)
             if small is not None:
-                return await self._by_thread(source.field, *small, replaced, partial(_small, source, *small))
-        return await self._by_child(source, replaced)
+                return await self._by_thread(image.field, *small, replaced, partial(_small, image, *small))
+        return await self._by_child(image, replaced)
 
     async def _is_ordinary(self, field: str, data: memoryview, header: jpeg.JpegHeader) -> bool:
         if not header.is_common:
@@ -127,33 +102,35 @@ class Decoder:
         return header.width * header.height * max(1.0, scans / SCANS_OF_ONE_PASS) <= ORDINARY_PIXELS
 
     async def _by_thread(
-        self, field: str, width: int, height: int, replaced: Picture | None, read: Callable[[], Pixels]
+        self, field: str, width: int, height: int, replaced: Lease | None, read: Callable[[], Pixels]
     ) -> Picture:
         """Decode in a thread. Raises what `read` does."""
         check_size(field, width, height, self._limits.image_pixels)
-        async with self._budget.reserved(pyramid_bytes(width, height), field, replaced) as keep:
-            return keep(await self._threads.compute(lambda: picture_of(read())))
+        with self._budget.reservation(field, replaced) as reservation:
+            await reservation.reserve(pyramid_bytes(width, height))
+            return reservation.keep(await self._threads.compute(lambda: picture_of(read())))
 
-    async def _by_child(self, source: EncodedImage, replaced: Picture | None) -> Picture:
+    async def _by_child(self, image: EncodedImage, replaced: Lease | None) -> Picture:
         limits = WorkLimits(
-            OPENING_BYTES + len(source.data), self._limits.work_cpu_seconds, source.field, "decoding the image"
+            OPENING_BYTES + len(image.data), self._limits.work_cpu_seconds, image.field, "decoding the image"
         )
-        async with self._budget.reservation(source.field, replaced) as (reserve, keep):
+        with self._budget.reservation(image.field, replaced) as reservation:
 
             async def admit(facts: dict[str, Any]) -> None:
-                width, height = int(facts["width"]), int(facts["height"])
-                check_size(source.field, width, height, self._limits.image_pixels)
-                self._check_decoder(source.field, int(facts["decoder_bytes"]))
-                reserve(pyramid_bytes(width, height))
+                width, height, decoder_bytes = (int(facts[name]) for name in ("width", "height", "decoder_bytes"))
+                check_size(image.field, width, height, self._limits.image_pixels)
+                self._check_decoder(image.field, decoder_bytes)
+                await reservation.reserve(pyramid_bytes(width, height))
+                await reservation.reserve_for_decoder(decoder_bytes)
 
-            about = replace(source, data=b"")  # the bytes are sent as the child's input
+            about = replace(image, data=b"")  # the bytes are sent as the child's input
             answer, memory = await self._workers.run(
-                limits, decode, about, self._limits.image_pixels, data=[source.data], reply=admit
+                limits, decode, about, self._limits.image_pixels, data=[image.data], reply=admit
             )
             width, height = int(answer.facts["width"]), int(answer.facts["height"])
             if memory is None or memory.nbytes < pyramid_bytes(width, height):
-                raise InternalError("the service failed on this request; its log says why")
-            return keep(Picture(levels_in(memory, width, height)))
+                raise InternalError(FAILED)
+            return reservation.keep(Picture(levels_in(memory, width, height)))
 
     def _check_decoder(self, field: str, nbytes: int) -> None:
         most = self._limits.decoder_bytes
@@ -162,107 +139,20 @@ class Decoder:
                 field,
                 f"decoding the image needs {nbytes // MEBIBYTE} MiB beside its pixels; "
                 f"this server takes at most {most // MEBIBYTE} MiB",
+                reason=Reason.IMAGE_TOO_LARGE,
             )
 
 
-class PictureBudget:
-    """Counts the bytes of all pictures that are alive, and keeps them within a limit."""
-
-    def __init__(self, most: int, holders: ImageHolders) -> None:
-        self._most = most
-        self._holders = holders
-        self._bytes = 0
-        self._promised = 0  # of these, of pictures that are about to be replaced by others that are counted already
-        self._lock = threading.RLock()  # reentrant: the garbage collector may release a picture at any moment
-
-    @asynccontextmanager
-    async def reserved(
-        self, nbytes: int, field: str, replaced: Picture | None
-    ) -> AsyncIterator[Callable[[Picture], Picture]]:
-        """Reserve bytes for a picture that the block makes and passes to the function that it gets."""
-        async with self.reservation(field, replaced) as (reserve, keep):
-            reserve(nbytes)
-            yield keep
-
-    @asynccontextmanager
-    async def reservation(
-        self, field: str, replaced: Picture | None
-    ) -> AsyncIterator[tuple[Callable[[int], None], Callable[[Picture], Picture]]]:
-        """Yield two functions: one reserves bytes, once; the other passes on the picture."""
-        reserved = 0
-        kept = False
-        promise: Callable[[], object] = lambda: None  # noqa: E731 - nothing is promised yet
-
-        def reserve(nbytes: int) -> None:
-            nonlocal reserved, promise
-            freed = 0 if replaced is None else replaced.nbytes
-            self._reserve(nbytes, freed, field)
-            reserved = nbytes
-            if replaced is not None:
-                promise = weakref.finalize(replaced, self._end_promise, freed)
-
-        def keep(picture: Picture) -> Picture:
-            nonlocal kept
-            kept = True
-            # Not when a stream or frame ends: a thread may hold the picture for longer than its task.
-            weakref.finalize(picture, self._release, reserved)
-            return picture
-
-        try:
-            yield reserve, keep
-        finally:
-            if reserved and not kept:
-                self._release(reserved)
-                promise()  # the replaced picture stays
-
-    def _reserve(self, nbytes: int, freed: int, field: str) -> None:
-        """Reserve bytes, less those of a picture that will be dropped.
-
-        Raises:
-            TooLargeError, QuotaError
-        """
-        needs = f"needs {-(-nbytes // MEBIBYTE)} MiB"
-        if nbytes > self._most:
-            raise TooLargeError(
-                field, f"the image {needs} when decoded; this server takes at most {self._most // MEBIBYTE} MiB"
-            )
-        while not self._try_to_reserve(nbytes, freed):
-            if not self._holders.drop_one_image():
-                held = f"{self._bytes // MEBIBYTE} of at most {self._most // MEBIBYTE} MiB of images"
-                raise QuotaError(
-                    "images", f"this server holds {held}, and this one {needs}: try later, or another replica", 1.0
-                )
-        metrics.IMAGE_MEMORY.inc(nbytes)
-
-    def _try_to_reserve(self, nbytes: int, freed: int) -> bool:
-        with self._lock:
-            if self._bytes - self._promised - freed + nbytes > self._most:
-                return False
-            self._bytes += nbytes
-            self._promised += freed
-            return True
-
-    def _end_promise(self, nbytes: int) -> None:
-        with self._lock:
-            self._promised -= nbytes
-
-    def _release(self, nbytes: int) -> None:
-        with self._lock:
-            self._bytes -= nbytes
-        metrics.IMAGE_MEMORY.dec(nbytes)
+def _raw(image: RawImage) -> Pixels:
+    """Convert raw pixels. RGB8 stays in the memory of its message, unless that is larger by more than a bit."""
+    pixels = read_raw(image.pixels, image.value_range)
+    if image.pixels.format is not PixelFormat.RGB8:
+        return pixels
+    message = memoryview(memoryview(image.data).obj)
+    return pixels if message.nbytes <= len(image.data) + _MESSAGE_BYTES else pixels.copy()
 
 
-def _raw(source: RawImage) -> Pixels:
-    expected = source.width * source.height * 3
-    if len(source.data) != expected:
-        raise InvalidInputError(
-            f"{source.field}.data",
-            f"{source.width} x {source.height} RGB8 pixels are {expected} bytes, and {len(source.data)} came",
-        )
-    return np.frombuffer(source.data, np.uint8).reshape(source.height, source.width, 3)
-
-
-def _small(source: EncodedImage, width: int, height: int) -> Pixels:
+def _small(image: EncodedImage, width: int, height: int) -> Pixels:
     """Decode a small file. width, height: of its header, before EXIF orientation."""
     made: list[Pixels] = []
 
@@ -275,5 +165,5 @@ def _small(source: EncodedImage, width: int, height: int) -> Pixels:
             raise UnreadableError("the image is damaged: it contains two different sizes")
         return make_room
 
-    read_into(memoryview(source.data), admit, source.value_range)
+    read_into(memoryview(image.data), admit, image.value_range)
     return made[0]

@@ -1,9 +1,11 @@
 """Holders: streams that keep a picture, and whose picture is dropped when the budget has no room for another."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Protocol
 
 from polywand_server.caller import current
+from polywand_server.images.lease import Lease
+from polywand_server.images.picture import Picture
 
 # A stream without requests for this long is idle: its picture is dropped before another image is refused.
 IDLE_SECONDS = 10.0
@@ -20,8 +22,8 @@ class Holder(Protocol):
         ...
 
     @property
-    def image_bytes(self) -> int:
-        """Memory of its picture; 0 when it has none."""
+    def image_lease(self) -> Lease | None:
+        """The lease of its picture, if it has one."""
         ...
 
     def idle_seconds(self) -> float:
@@ -48,21 +50,32 @@ class Holders:
         self._holders.discard(holder)
 
     def drop_one_image(self) -> bool:
-        """Drop the picture of one stream that does not use it; return whether one was dropped.
+        """Drop a picture that no request uses from all streams that keep it; return whether one was dropped.
 
-        The client that holds most is first, and of its streams the least recently used: an idle one, or one that was
-        not used for UNUSED_SECONDS if the client holds more than the calling one, and more than its share.
+        The client that holds most is first, and of its pictures the least recently used. All streams that keep it must
+        be idle, or unused for UNUSED_SECONDS if their client holds more than the calling one, and more than its share.
         """
-        held: Counter[str] = Counter()
+        keepers: defaultdict[Picture, list[Holder]] = defaultdict(list)
+        leases: dict[Picture, int] = {}
         for holder in self._holders:
-            held[holder.client] += holder.image_bytes
+            if (lease := holder.image_lease) is not None:
+                keepers[lease.picture].append(holder)
+                leases[lease.picture] = lease.count
+        held: Counter[str] = Counter()
+        for picture, holders in keepers.items():
+            held.update(dict.fromkeys({holder.client for holder in holders}, picture.nbytes))
         asking = current().client
-        share = held.total() / max(1, len(held | Counter({asking: 1})))
-        with_picture = [holder for holder in self._holders if holder.image_bytes]
-        for holder in sorted(with_picture, key=lambda holder: (-held[holder.client], -holder.idle_seconds())):
-            idle = holder.idle_seconds()
-            is_over = held[holder.client] > max(share, held[asking])
-            if idle >= IDLE_SECONDS or (idle >= UNUSED_SECONDS and is_over):
-                holder.drop_image()
+        most = max(held.total() / max(1, len(held | Counter({asking: 1}))), held[asking])
+
+        def may_drop(holder: Holder) -> bool:
+            return holder.idle_seconds() >= (UNUSED_SECONDS if held[holder.client] > most else IDLE_SECONDS)
+
+        def rank(holders: list[Holder]) -> tuple[int, float]:
+            return -max(held[holder.client] for holder in holders), -min(holder.idle_seconds() for holder in holders)
+
+        for picture, holders in sorted(keepers.items(), key=lambda item: rank(item[1])):
+            if len(holders) == leases[picture] and all(map(may_drop, holders)):
+                for holder in holders:
+                    holder.drop_image()
                 return True
         return False

@@ -6,7 +6,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from polywand_pictures import Pixels, ValueRange
+from polywand_pictures import Pixels, RawPixels, ValueRange
 
 # No crop reads a level whose longest side is smaller.
 SMALLEST_LEVEL_SIDE = 256
@@ -28,15 +28,34 @@ class EncodedImage:
 
 @dataclass(frozen=True, slots=True)
 class RawImage:
-    """Raw pixels, RGB8, row by row. field: the path of this field in the request, for errors."""
+    """Raw pixels; the other fields are those of `EncodedImage`."""
 
-    data: bytes | memoryview
-    width: int
-    height: int
+    pixels: RawPixels
     field: str
+    value_range: ValueRange | None = None
+    range_field: str = "value_range"
+
+    @property
+    def data(self) -> bytes | memoryview:
+        """The pixels' bytes."""
+        return self.pixels.data
 
 
-ImageSource = EncodedImage | RawImage
+@dataclass(frozen=True, slots=True)
+class ImageDigest:
+    """An image that was sent before.
+
+    digest: 32 bytes, see `digests`. value_range: the one that it was sent with; range_field: its path in the request.
+    """
+
+    digest: bytes
+    field: str
+    value_range: ValueRange | None = None
+    range_field: str = "value_range"
+
+
+SentImage = EncodedImage | RawImage
+ImageSource = SentImage | ImageDigest
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from polywand_server.config import Limits
-from polywand_server.images.picture import ImageSource, Picture
+from polywand_server.images.picture import Picture, SentImage
 
 
 def decode_image(
-    source: ImageSource, max_bytes: int, max_pixels: int, reserve: Callable[[int], None] = lambda _: None
+    source: SentImage, max_bytes: int, max_pixels: int, reserve: Callable[[int], None] = lambda _: None
 ) -> Picture:
     """Decode an image after checking its size; images that are not ordinary are decoded in a child process.
 
@@ -26,15 +26,20 @@ def decode_image(
     return picture
 
 
-async def _decode(source: ImageSource, limits: Limits) -> Picture:
+async def _decode(source: SentImage, limits: Limits) -> Picture:
     # Imported here, because children that the decoder starts import this package, too.
+    from polywand_server.images.budget import PictureBudget  # noqa: PLC0415
     from polywand_server.images.decoder import Decoder  # noqa: PLC0415
-    from polywand_server.timing import Stopwatch  # noqa: PLC0415
+    from polywand_server.images.holders import Holders  # noqa: PLC0415
+    from polywand_server.images.kept import KeptPictures  # noqa: PLC0415
     from polywand_server.workers.pool import Workers  # noqa: PLC0415
 
     workers = Workers(1)
+    budget = PictureBudget(limits.images_bytes, KeptPictures(0), Holders())
     try:
-        return await Decoder(_Threads(), workers, _NoHolders(), limits).decode(source, Stopwatch())
+        decoder = Decoder(_Threads(), workers, budget, limits)
+        decoder.check(source)
+        return await decoder.decode(source)
     finally:
         await workers.close()
 
@@ -42,8 +47,3 @@ async def _decode(source: ImageSource, limits: Limits) -> Picture:
 class _Threads:
     async def compute(self, work: Callable[[], Any]) -> Any:
         return await asyncio.to_thread(work)
-
-
-class _NoHolders:
-    def drop_one_image(self) -> bool:
-        return False

@@ -68,10 +68,15 @@ class Drawer:
         Raises:
             InvalidInputError, TooLargeError
         """
-        if not is_exact(seed, *size):
+        if not await self._lane.compute(lambda: is_exact(seed, *size)):
             return await self.shape(filled, threshold, options, size, np.zeros((0, 2)), "prompt.seed")
-        if is_quick(seed, *size):
-            return await self._lane.compute(lambda: drawn(seed_shape(seed, options, *size)))
+
+        def draw_if_quick() -> Drawn | None:
+            return drawn(seed_shape(seed, options, *size)) if is_quick(seed, *size) else None
+
+        made = await self._lane.compute(draw_if_quick)
+        if made is not None:
+            return made
         limits = Limits(DRAWING_BYTES, self._cpu_seconds, "prompt.seed", "drawing the seed")
         answer, _ = await self._workers.run(limits, draw_seed, seed, options, size)
         return read_drawn(answer)
@@ -82,8 +87,13 @@ class Drawer:
         Raises:
             InvalidInputError, TooLargeError
         """
-        if seed_cost(seed, *size) <= SMALL_SEED:
-            return await self._lane.compute(lambda: seed_map(seed, *size))
+
+        def fill_if_small() -> ProbabilityMap | None:
+            return seed_map(seed, *size) if seed_cost(seed, *size) <= SMALL_SEED else None
+
+        filled = await self._lane.compute(fill_if_small)
+        if filled is not None:
+            return filled
         limits = Limits(SEED_MAP_BYTES, self._cpu_seconds, "prompt.seed", "filling the seed")
         answer, _ = await self._workers.run(limits, draw_seed_map, seed, size)
         return read_map(answer)

@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from polywand_server.errors import NotFoundError, Reason
 
 # Generic for the type checker only.
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -37,6 +38,11 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
         return not self._draining and self._is_ready()
 
     @property
+    def is_draining(self) -> bool:
+        """Whether the service is about to stop."""
+        return self._draining
+
+    @property
     def reason(self) -> str:
         """Why the service is not ready; empty when it is."""
         if self._draining:
@@ -54,9 +60,15 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
         self.publish()
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: _Context) -> _Response:  # noqa: N802 - gRPC's
-        """Return the status of a service."""
+        """Return the status of a service.
+
+        Raises:
+            NotFoundError
+        """
         if request.service not in self._services:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
+            names = ", ".join(f"'{name}'" for name in self._services)
+            text = f"there is no such service; there are: {names}"
+            raise NotFoundError("service", text, resource=request.service, reason=Reason.SERVICE_NOT_FOUND)
         return _Response(status=self._status(request.service))
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: _Context) -> None:  # noqa: N802 - gRPC's

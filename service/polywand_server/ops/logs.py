@@ -30,7 +30,7 @@ def configure(level: str, log_format: Format) -> None:
 
 
 class TextFormatter(logging.Formatter):
-    """Lines for people: time, level, logger, message, request id.
+    """Lines for people: time, level, logger, message, request id, trace id.
 
     Further lines of a message, and a traceback, are indented. Other control characters are escaped. So no text can
     pass for a record of its own.
@@ -40,19 +40,21 @@ class TextFormatter(logging.Formatter):
         """Write one record."""
         first, *lines = _message(record).split("\n")
         head = f"{self.formatTime(record)} {record.levelname:<7} {record.name}: {first}"
-        request_id = getattr(record, "request_id", "")
+        if request_id := getattr(record, "request_id", ""):
+            trace_id = getattr(record, "trace_id", "")
+            head += f" [request_id={request_id}{f' trace_id={trace_id}' if trace_id else ''}]"
         if record.exc_info:
             lines += self.formatException(record.exc_info).split("\n")
         if record.stack_info:
             lines += record.stack_info.split("\n")
-        return "\n  ".join(map(printable, (f"{head} [request_id={request_id}]" if request_id else head, *lines)))
+        return "\n  ".join(map(printable, (head, *lines)))
 
 
 class JsonFormatter(logging.Formatter):
     """Lines for programs: an object each, in ASCII.
 
-    timestamp: RFC 3339 in UTC. level, logger, message. In the course of a call: request_id, client. With an exception:
-    its traceback as `exception`.
+    timestamp: RFC 3339 in UTC. level, logger, message. In the course of a call: request_id, client, and trace_id if its
+    client sent one. With an exception: its traceback as `exception`.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -66,6 +68,8 @@ class JsonFormatter(logging.Formatter):
         }
         if getattr(record, "request_id", ""):
             fields |= {"request_id": record.request_id, "client": record.client}  # type: ignore[attr-defined]
+        if getattr(record, "trace_id", ""):
+            fields["trace_id"] = record.trace_id  # type: ignore[attr-defined]
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         if record.stack_info:
@@ -86,7 +90,7 @@ def _escaped(character: str) -> str:
 
 def _add_caller(record: logging.LogRecord) -> bool:
     caller = current()
-    record.request_id, record.client = caller.request_id, caller.client
+    record.request_id, record.trace_id, record.client = caller.request_id, caller.trace_id, caller.client
     return True
 
 

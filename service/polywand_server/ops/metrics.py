@@ -39,7 +39,18 @@ IMAGES = Counter(
 )
 IMAGE_BYTES = Histogram("polywand_image_bytes", "Bytes of a received image, encoded or raw.", buckets=_BYTES)
 IMAGE_PIXELS = Histogram("polywand_image_pixels", "Pixels of a decoded image.", buckets=_PIXELS)
-IMAGE_MEMORY = Gauge("polywand_image_memory_bytes", "Memory of decoded images now.")
+IMAGE_MEMORY = Gauge("polywand_image_memory_bytes", "Memory of decoded images, and of decoders at work, now.")
+KEPT_IMAGE_MEMORY = Gauge("polywand_kept_image_memory_bytes", "Of this, images that no stream or request uses.")
+IMAGE_LOOKUPS = Counter(
+    "polywand_image_lookups_total",
+    "Images that came, by bytes or digest: hit if it was held or being decoded.",
+    ["outcome"],
+)
+IMAGE_EVICTIONS = Counter(
+    "polywand_image_evictions_total",
+    "Unused images dropped, to make room for others or beyond their limit.",
+    ["reason"],
+)
 MASK_MEMORY = Gauge(
     "polywand_mask_memory_bytes", "Memory of probability maps and model states that streams remember now."
 )

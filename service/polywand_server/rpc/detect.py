@@ -37,7 +37,7 @@ class DetectCalls:
                 if isinstance(received, Refused):
                     raise received.error
                 del data
-                return await self._answer(received.message, received.image, Stopwatch(), until_paused)
+                return await self._answer(received.message, received.image, Stopwatch(), until_paused, image_stays=True)
 
     async def detect_stream(self, context: Context) -> None:
         """Answer frames in their order, as they come. Raises DecodeError."""
@@ -79,15 +79,23 @@ class DetectCalls:
         response: bytes | PolywandError
         try:
             with self._messages.body(nbytes):
-                response = await or_error(self._answer(frame.request, received.image, timer, AsyncExitStack()))
+                # Frames are seen once: a stream of them would flush what annotators will open again.
+                answer = self._answer(frame.request, received.image, timer, AsyncExitStack(), image_stays=False)
+                response = await or_error(answer)
         except PolywandError as error:
             response = error
         return write_frame(frame.frame_id, response)
 
     async def _answer(
-        self, request: pb.DetectRequest, image: memoryview | None, timer: Stopwatch, until_paused: AsyncExitStack
+        self,
+        request: pb.DetectRequest,
+        image: memoryview | None,
+        timer: Stopwatch,
+        until_paused: AsyncExitStack,
+        *,
+        image_stays: bool,
     ) -> bytes:
-        """until_paused: see `FramePermits.permit`."""
+        """until_paused, image_stays: see `Frames.detect`."""
         try:
             options = read_detect(request)
             self._frames.check(options)  # before the image is looked at
@@ -95,7 +103,7 @@ class DetectCalls:
         except PolywandError:
             self._frames.count_refused(timer)
             raise
-        result = await self._frames.detect(source, options, timer, until_paused)
+        result = await self._frames.detect(source, options, timer, until_paused, image_stays=image_stays)
         if result.outlines is None:
             return write_detections(result, timer)
         return await self._lane.compute(lambda: write_detections(result, timer))

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 from google.protobuf.message import Message
 
 from polywand_contract.v1 import annotation_pb2 as pb
-from polywand_server.errors import PolywandError, TooLargeError
+from polywand_server.errors import PolywandError, Reason, TooLargeError
 from polywand_server.lanes import Lane
 from polywand_server.rpc import wire
 
@@ -80,7 +80,8 @@ def _read(data: bytes, kind: type[Kind], path: wire.Path) -> "Received[Kind] | R
         return _read_parts(wire.split(data, path, wire.MAX_FIELDS), kind)
     except wire.TooManyFieldsError:
         most = wire.MAX_FIELDS
-        return Refused(TooLargeError("message", f"it has more than {most} fields, the most that are read"), 0)
+        text = f"it has more than {most} fields, the most that are read"
+        return Refused(TooLargeError("message", text, reason=Reason.MESSAGE_TOO_LARGE), 0)
 
 
 def _read_parts(parts: wire.Split, kind: type[Kind]) -> "Received[Kind] | Refused":

@@ -7,7 +7,7 @@ from functools import partial
 
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_server.caller import current
-from polywand_server.errors import InvalidInputError, PolywandError, QuotaError
+from polywand_server.errors import InvalidInputError, PolywandError, QuotaError, Reason
 from polywand_server.lanes import Lane
 from polywand_server.rpc.intake import Refused, is_small, receive_interact
 from polywand_server.rpc.messages import Context, Messages, cancel
@@ -40,7 +40,7 @@ class InteractCalls:
 
         def overflow() -> None:
             text = "the replies of this stream are not read, and too many wait: read them, or ask for fewer"
-            end(QuotaError("replies that wait", text, RETRY_SECONDS))
+            end(QuotaError("replies that wait", text, RETRY_SECONDS, reason=Reason.REPLIES_NOT_READ))
 
         async with Session(self._services, current().client, overflow) as session:
             reader = asyncio.create_task(self._read(context, session), name="read a stream")

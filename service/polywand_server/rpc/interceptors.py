@@ -13,15 +13,17 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from polywand_server.caller import begin
-from polywand_server.errors import InvalidInputError
+from polywand_server.errors import MethodNotFoundError, PolywandError
 from polywand_server.ops import metrics
 from polywand_server.rpc.endings import Ending
 from polywand_server.rpc.ingress import Ingress
-from polywand_server.rpc.status import REQUEST_ID_KEY, UNDECODABLE, abort
+from polywand_server.rpc.status import REQUEST_ID_KEY, TRACEPARENT_KEY, abort, trailers, undecodable
 
 # A client's own request id, where it has one that logs can carry.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _REQUEST_ID_BYTES = 8  # of a generated one, in hexadecimal digits
+# W3C Trace Context, version 00: the ids of the trace and of the client's span, not zero, and flags.
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             self._enter()
         handler = await continuation(handler_call_details)
         if handler is None:
-            return handler
+            return grpc.stream_stream_rpc_method_handler(_refuse_method)
         return self._wrap(handler, method) if method.startswith(self._prefix) else self._count(handler, method)
 
     def _enter(self) -> None:
@@ -100,45 +102,64 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def _count(self, handler: Any, method: str) -> _Handler:
         """Count a method of another service, such as health; its messages are read at once."""
-        if handler.response_streaming:
+        if handler.request_streaming:
             return self._count_stream(handler, method)
+        if handler.response_streaming:
+            return self._count_watch(handler, method)
 
         async def call(message: bytes, context: _Context) -> Any:
             with metrics.REQUEST_SECONDS.labels(method).time(), _call(method, context):
                 try:
-                    request = handler.request_deserializer(message)
-                except DecodeError:
-                    await abort(context, InvalidInputError("message", UNDECODABLE))
-                return await handler.unary_unary(request, context)
+                    return await handler.unary_unary(await _parsed(handler, message, context), context)
+                except PolywandError as error:
+                    await abort(context, error)
 
         return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
 
     def _count_stream(self, handler: Any, method: str) -> _Handler:
-        if handler.request_streaming:
-            inner, make = handler.stream_stream, grpc.stream_stream_rpc_method_handler
-        else:
-            inner, make = handler.unary_stream, grpc.unary_stream_rpc_method_handler
-
-        async def by_generator(request: Any, context: _Context) -> None:
+        async def call(requests: Any, context: _Context) -> None:
             # Closed here: gRPC leaves the generator of a client that has gone to the garbage collector.
             with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), _call(method, context):
-                async with aclosing(inner(request, context)) as responses:
+                async with aclosing(handler.stream_stream(requests, context)) as responses:
                     async for response in responses:
                         await context.write(response)
 
-        async def by_writing(request: Any, context: _Context) -> None:
-            with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), _call(method, context):
-                await inner(request, context)
+        return grpc.stream_stream_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
 
-        call = by_writing if asyncio.iscoroutinefunction(inner) else by_generator
-        return make(call, handler.request_deserializer, handler.response_serializer)
+    def _count_watch(self, handler: Any, method: str) -> _Handler:
+        async def call(message: bytes, context: _Context) -> None:
+            with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), _call(method, context):
+                await handler.unary_stream(await _parsed(handler, message, context), context)
+
+        return grpc.unary_stream_rpc_method_handler(call, None, handler.response_serializer)
+
+
+async def _parsed(handler: Any, message: bytes, context: _Context) -> Any:
+    """Parse the message of a call, or end the call."""
+    try:
+        return handler.request_deserializer(message)
+    except DecodeError:
+        await abort(context, undecodable())
+
+
+async def _refuse_method(_: object, context: _Context) -> None:
+    """Answer a call of a method that this server does not have."""
+    _begin(context)
+    text = "this server has no such method: is it of another service or version?"
+    await abort(context, MethodNotFoundError(text))
+
+
+def _begin(context: _Context) -> None:
+    """Begin a call, which gets a request id, and keeps the client's trace."""
+    request_id = _sent(context, REQUEST_ID_KEY, _REQUEST_ID) or secrets.token_hex(_REQUEST_ID_BYTES)
+    caller = begin(context.peer(), request_id, _sent(context, TRACEPARENT_KEY, _TRACEPARENT))
+    context.set_trailing_metadata(trailers(caller))
 
 
 @contextmanager
 def _call(method: str, context: _Context) -> Iterator[None]:
-    """Begin a call, which gets a request id; count it when the block ends."""
-    caller = begin(context.peer(), _request_id(context))
-    context.set_trailing_metadata(((REQUEST_ID_KEY, caller.request_id),))
+    """Begin a call; count it when the block ends."""
+    _begin(context)
     code = grpc.StatusCode.UNKNOWN
     try:
         yield
@@ -154,12 +175,11 @@ def _call(method: str, context: _Context) -> Iterator[None]:
         _log.debug("%s: %s", method, code.name)
 
 
-def _request_id(context: _Context) -> str:
-    """Return the id that the client sent, or a new one where it sent none, or one that is too long or strange."""
-    sent = next((value for key, value in context.invocation_metadata() or () if key == REQUEST_ID_KEY), "")
-    if isinstance(sent, str) and _REQUEST_ID.fullmatch(sent):
-        return sent
-    return secrets.token_hex(_REQUEST_ID_BYTES)
+def _sent(context: _Context, key: str, pattern: re.Pattern[str]) -> str:
+    """Return the value that the client sent under a key; empty where it sent none, several, or another kind of text."""
+    sent = [value for name, value in context.invocation_metadata() or () if name == key]
+    is_right = len(sent) == 1 and isinstance(sent[0], str) and pattern.fullmatch(sent[0])
+    return str(sent[0]) if is_right else ""
 
 
 def _named(code: Any) -> grpc.StatusCode:

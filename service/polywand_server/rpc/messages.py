@@ -10,7 +10,7 @@ import grpc.aio
 
 from polywand_server.admission.bodies import FRAMES, Admission
 from polywand_server.caller import current
-from polywand_server.errors import DeadlineError
+from polywand_server.errors import DeadlineError, Reason
 from polywand_server.rpc.ingress import Ingress
 
 # How long the message of a unary call may take to come, once there is room for it.
@@ -49,7 +49,8 @@ class Messages:
             async with asyncio.timeout(RECEIVE_SECONDS):
                 data = await context.read()
         except TimeoutError:
-            raise DeadlineError(f"the message did not come within {RECEIVE_SECONDS:g} s") from None
+            text = f"the message did not come within {RECEIVE_SECONDS:g} s"
+            raise DeadlineError(text, reason=Reason.MESSAGE_TIMEOUT) from None
         return b"" if data is _EOF else data
 
     async def frame(self, context: Context, until_paused: AsyncExitStack) -> bytes:

@@ -28,8 +28,8 @@ def write_reply(reply: Reply) -> bytes:
     response = pb.InteractResponse(sequence=reply.sequence, object_id=reply.object_id, skipped=reply.skipped)
     outline = b""
     match reply.result:
-        case ImageReady(width, height):
-            response.image.CopyFrom(pb.ImageInfo(width=width, height=height))
+        case ImageReady(width, height, digest):
+            response.image.CopyFrom(pb.ImageInfo(width=width, height=height, digest=digest))
         case Segmentation() as found:
             outline = delimited(pb.InteractResponse.SEGMENTATION_FIELD_NUMBER, _segmentation(found))
         case Incomplete() as lacking:
@@ -57,7 +57,7 @@ def write_segment_result(object_id: str, answer: Answer) -> bytes:
 
 def write_segmented(segmented: Segmented[bytes], timer: Stopwatch) -> bytes:
     """Return the answer to one call: the message `SegmentResponse`, serialised."""
-    image = pb.ImageInfo(width=segmented.width, height=segmented.height)
+    image = pb.ImageInfo(width=segmented.width, height=segmented.height, digest=segmented.digest)
     response = pb.SegmentResponse(image=image, timing=write_timing(timer))
     return b"".join((response.SerializeToString(), *segmented.results))
 
@@ -66,7 +66,9 @@ def write_detections(result: FrameResult, timer: Stopwatch) -> bytes:
     """Return the answer to one frame: the message `DetectResponse`, serialised."""
     width, height, outlines = result.width, result.height, result.outlines
     response = pb.DetectResponse(
-        image=pb.ImageInfo(width=width, height=height), model=result.model, version=result.version
+        image=pb.ImageInfo(width=width, height=height, digest=result.digest),
+        model=result.model,
+        version=result.version,
     )
     shapes = [b""] * len(result.detections)
     if outlines is not None:

@@ -1,18 +1,19 @@
 """Convert requests from protobuf messages to the domain's types, and check every field."""
 
 import math
+from collections.abc import Mapping
 from itertools import chain
 
 import numpy as np
 
 from polywand_contract.v1 import annotation_pb2 as pb
-from polywand_pictures import ValueRange
+from polywand_pictures import PixelFormat, RawPixels, ValueRange
 from polywand_server.detectors.options import DEFAULT_MAX_DETECTIONS, DetectOptions, PolygonOptions
 from polywand_server.errors import InvalidInputError
 from polywand_server.geometry.boxes import Box
 from polywand_server.geometry.seeds import PolygonSeed, RleSeed, Seed
 from polywand_server.geometry.shapes import Form, OutputOptions
-from polywand_server.images import EncodedImage, ImageSource, RawImage
+from polywand_server.images import EncodedImage, ImageDigest, ImageSource, RawImage
 from polywand_server.interactors.prompt import Label, Point, Prompt
 
 MAX_OBJECT_ID_BYTES = 128
@@ -22,6 +23,7 @@ MAX_NAME_BYTES = 256
 MAX_TOLERANCE = 1000
 MAX_MAX_POINTS = 100_000
 MAX_MAX_DETECTIONS = 1000
+MAX_SEGMENT_PROMPTS = 1000
 # Bounds the cost of a message before the model's own limit is known.
 MAX_POINTS = 10_000
 MAX_SEED_VERTICES = 20_000
@@ -31,11 +33,19 @@ MAX_SEED_RLE_BYTES = 1024 * 1024
 # Fixed-point coordinates of the rasteriser hold no more.
 MAX_SEED_COORDINATE = 1e6
 
-_FORMS: dict[int, Form] = {
+# By their enums of the contract: what this server reads and writes.
+OUTPUT_FORMS: Mapping[pb.OutputForm.ValueType, Form] = {
     pb.OUTPUT_FORM_POLYGONS: Form.POLYGONS,
     pb.OUTPUT_FORM_RLE: Form.RLE,
     pb.OUTPUT_FORM_PNG: Form.PNG,
     pb.OUTPUT_FORM_BOX: Form.BOX,
+}
+PIXEL_FORMATS: Mapping[pb.PixelFormat.ValueType, PixelFormat] = {
+    pb.PIXEL_FORMAT_RGB8: PixelFormat.RGB8,
+    pb.PIXEL_FORMAT_BGR8: PixelFormat.BGR8,
+    pb.PIXEL_FORMAT_GRAY8: PixelFormat.GRAY8,
+    pb.PIXEL_FORMAT_RGBA8: PixelFormat.RGBA8,
+    pb.PIXEL_FORMAT_GRAY16: PixelFormat.GRAY16,
 }
 _LABELS = {
     pb.POINT_LABEL_POSITIVE: Label.POSITIVE,
@@ -45,23 +55,25 @@ _LABELS = {
 
 
 def read_image(image: pb.Image, data: memoryview | None, field: str) -> ImageSource:
-    """Convert an image's source; its pixels are checked when they are decoded.
+    """Convert an image's source; `ImageStore.lease` checks what is in it.
 
     data: the image's bytes; None where they are in the message.
     """
     source = image.WhichOneof("source")
     range_field = f"{field}.value_range"
+    given = ValueRange(image.value_range.low, image.value_range.high) if image.HasField("value_range") else None
     if source == "encoded":
-        given = ValueRange(image.value_range.low, image.value_range.high) if image.HasField("value_range") else None
         return EncodedImage(image.encoded if data is None else data, f"{field}.encoded", given, range_field)
     if source == "raw":
-        if image.HasField("value_range"):
-            raise InvalidInputError(range_field, "raw pixels have 8 bits; a range is for files with more")
-        raw = image.raw
-        if raw.format != pb.PIXEL_FORMAT_RGB8:
-            raise InvalidInputError(f"{field}.raw.format", f"{raw.format} is not a known pixel format; use RGB8")
-        return RawImage(raw.data if data is None else data, raw.width, raw.height, f"{field}.raw")
-    raise InvalidInputError(field, "an image is needed, either encoded or raw")
+        raw, layout = image.raw, PIXEL_FORMATS.get(image.raw.format)
+        if layout is None:
+            known = ", ".join(PIXEL_FORMATS.values())
+            raise InvalidInputError(f"{field}.raw.format", f"{raw.format} is not a known pixel format; use {known}")
+        pixels = RawPixels(raw.data if data is None else data, raw.width, raw.height, layout)
+        return RawImage(pixels, f"{field}.raw", given, range_field)
+    if source == "digest":
+        return ImageDigest(image.digest, f"{field}.digest", given, range_field)
+    raise InvalidInputError(field, "an image is needed: encoded, raw, or the digest of one that was sent before")
 
 
 def read_prompt(prompt: pb.Prompt) -> Prompt:
@@ -70,13 +82,16 @@ def read_prompt(prompt: pb.Prompt) -> Prompt:
         raise InvalidInputError("prompt.object_id", f"it must have at most {MAX_OBJECT_ID_BYTES} bytes")
     if len(prompt.points) > MAX_POINTS:
         raise InvalidInputError("prompt.points", f"{len(prompt.points)} points; at most {MAX_POINTS} are read")
+    seed = _seed(prompt.seed) if prompt.HasField("seed") else None
+    if seed is not None:
+        _ = seed.digest  # computed here, since a large prompt is read in a thread
     return Prompt(
         model=read_model(prompt.model, "prompt.model"),
         version=prompt.version,
         object_id=prompt.object_id,
         points=tuple(_point(point, f"prompt.points[{number}]") for number, point in enumerate(prompt.points)),
         box=read_box(prompt.box, "prompt.box") if prompt.HasField("box") else None,
-        seed=_seed(prompt.seed) if prompt.HasField("seed") else None,
+        seed=seed,
         output=read_output(prompt.output, "prompt.output"),
     )
 
@@ -199,8 +214,8 @@ def read_output(output: pb.OutputOptions, field: str) -> OutputOptions:
     return OutputOptions(threshold, tolerance, points, forms or (Form.POLYGONS,))
 
 
-def _form(form: int, field: str) -> Form:
-    known = _FORMS.get(form)
+def _form(form: pb.OutputForm.ValueType, field: str) -> Form:
+    known = OUTPUT_FORMS.get(form)
     if known is None:
         raise InvalidInputError(field, f"{form} is not a form of outlines; use POLYGONS, RLE, PNG or BOX")
     return known

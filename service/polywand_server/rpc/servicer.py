@@ -3,17 +3,19 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import grpc.aio
 from google.protobuf.message import DecodeError
 
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1 import annotation_pb2_grpc as pb_grpc
-from polywand_server.errors import InvalidInputError, PolywandError
+from polywand_server.errors import PolywandError, for_client
 from polywand_server.rpc.detect import DetectCalls
+from polywand_server.rpc.info import ServerInfo
 from polywand_server.rpc.interact import InteractCalls
-from polywand_server.rpc.listing import write_model
+from polywand_server.rpc.listing import list_models
 from polywand_server.rpc.messages import Context, Messages
 from polywand_server.rpc.segment import SegmentCalls
-from polywand_server.rpc.status import UNDECODABLE, abort
+from polywand_server.rpc.status import abort, undecodable
 from polywand_server.tools.registry import Registry
 
 
@@ -27,24 +29,31 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
 
     def __init__(
         self,
+        info: ServerInfo,
         registry: Registry,
         messages: Messages,
         segment: SegmentCalls,
         interact: InteractCalls,
         detect: DetectCalls,
     ) -> None:
+        self._info = info
         self._registry = registry
         self._messages = messages
         self._segment = segment
         self._interact = interact
         self._detect = detect
 
-    async def ListModels(self, context: Context) -> bytes:  # type: ignore[override]  # noqa: N802 (contract's name)
-        """List all tools."""
+    async def GetServerInfo(self, context: Context) -> bytes:  # type: ignore[override]  # noqa: N802 (contract's name)
+        """Describe this server."""
         async with _statuses(context):
-            pb.ListModelsRequest.FromString(await self._messages.only(context))
-            models = [write_model(tool) for tool in self._registry.tools]
-            return pb.ListModelsResponse(models=models).SerializeToString()
+            pb.GetServerInfoRequest.FromString(await self._messages.only(context))
+            return self._info.write().SerializeToString()
+
+    async def ListModels(self, context: Context) -> bytes:  # type: ignore[override]  # noqa: N802 (contract's name)
+        """List the tools."""
+        async with _statuses(context):
+            request = pb.ListModelsRequest.FromString(await self._messages.only(context))
+            return list_models(request, self._registry.tools).SerializeToString()
 
     async def Segment(self, context: Context) -> bytes:  # type: ignore[override]  # noqa: N802 (contract's name)
         """Outline objects on one image."""
@@ -77,6 +86,8 @@ async def _statuses(context: Context) -> AsyncIterator[None]:
     try:
         yield
     except DecodeError:
-        await abort(context, InvalidInputError("message", UNDECODABLE))
-    except PolywandError as error:
-        await abort(context, error)
+        await abort(context, undecodable())
+    except grpc.aio.AbortError:
+        raise
+    except Exception as error:
+        await abort(context, for_client(error))

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_server.config import MEBIBYTE
-from polywand_server.errors import TooLargeError
+from polywand_server.errors import Reason, TooLargeError
 
 # A message without its image: a bit more than two of its largest parts, which have limits of their own.
 MAX_REST_BYTES = 2 * MEBIBYTE + 65_536
@@ -79,16 +79,16 @@ def check_fields(data: bytes, message: Any) -> None:
     try:
         _count(memoryview(data), message, _Budget(MAX_FIELDS))
     except TooManyFieldsError:
-        raise TooLargeError(
-            "message", f"it has more than {MAX_FIELDS} values and sub-messages, the most that are read"
-        ) from None
+        text = f"it has more than {MAX_FIELDS} values and sub-messages, the most that are read"
+        raise TooLargeError("message", text, reason=Reason.MESSAGE_TOO_LARGE) from None
 
 
 def check_rest(split_message: Split) -> None:
     """Check the size of a message without its image. Raises TooLargeError."""
     nbytes = len(split_message.rest)
     if nbytes > MAX_REST_BYTES:
-        raise TooLargeError("message", f"it has {nbytes} bytes beside its image; at most {MAX_REST_BYTES} are read")
+        text = f"it has {nbytes} bytes beside its image; at most {MAX_REST_BYTES} are read"
+        raise TooLargeError("message", text, reason=Reason.MESSAGE_TOO_LARGE)
 
 
 def delimited(number: int, *parts: bytes) -> bytes:

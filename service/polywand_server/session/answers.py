@@ -17,10 +17,11 @@ REPLY_BYTES = 2048
 
 @dataclass(frozen=True, slots=True)
 class ImageReady:
-    """The image is decoded; width, height: in pixels."""
+    """The image is decoded; width, height: in pixels. digest: see `images.digests`."""
 
     width: int
     height: int
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ class PromptCounts:
         metrics.PROMPT_SECONDS.labels(label).observe(seconds)
         metrics.observe_stages(timer, label)
 
-    def image_decoded(self, timer: Stopwatch) -> None:
+    def image_ready(self, timer: Stopwatch) -> None:
         """Count the stages of an image."""
         metrics.observe_stages(timer, metrics.NO_MODEL)
 

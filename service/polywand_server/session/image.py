@@ -3,8 +3,8 @@
 import asyncio
 import time
 
-from polywand_server.errors import TooLargeError
-from polywand_server.images import Picture
+from polywand_server.errors import Reason, TooLargeError
+from polywand_server.images import Lease
 from polywand_server.session.backlog import Backlog
 from polywand_server.session.objects import ObjectQueue, ObjectServices, PromptRequest
 from polywand_server.session.outbox import Outbox
@@ -12,10 +12,14 @@ from polywand_server.session.services import Services
 
 
 class CurrentImage:
-    """One image on one stream: a queue of prompts for each of its objects, which do not wait for each other."""
+    """One image on one stream: a queue of prompts for each of its objects, which do not wait for each other.
 
-    def __init__(self, services: Services, picture: Picture, outbox: Outbox) -> None:
-        self._predictor = services.new_predictor(picture)
+    lease: of its picture; `close` and `drop` release it.
+    """
+
+    def __init__(self, services: Services, lease: Lease, outbox: Outbox) -> None:
+        self.lease = lease
+        self._predictor = services.new_predictor(lease.picture)
         self._most_objects = services.limits.objects
         self._objects: dict[str, ObjectQueue] = {}
         self._backlog = Backlog()
@@ -31,11 +35,6 @@ class CurrentImage:
             services.counts,
             services.limits.prompt_seconds,
         )
-
-    @property
-    def picture(self) -> Picture:
-        """The decoded image."""
-        return self._predictor.picture
 
     def idle_seconds(self) -> float:
         """Seconds since the last request or reply; 0 while something is in work."""
@@ -80,6 +79,7 @@ class CurrentImage:
         """Drop the image and its objects; none of them may be in work."""
         self._objects.clear()
         self._predictor.close()
+        self.lease.release()
 
     def _queue_of(self, object_id: str) -> ObjectQueue:
         queue = self._objects.get(object_id)
@@ -88,6 +88,8 @@ class CurrentImage:
                 raise TooLargeError(
                     "prompt.object_id",
                     f"there are already {self._most_objects} objects on this image, the most that fit",
+                    reason=Reason.TOO_MANY_OBJECTS,
+                    limit="stream_objects",
                 )
             queue = self._objects[object_id] = ObjectQueue(self._object_services)
         return queue

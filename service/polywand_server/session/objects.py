@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from polywand_server.errors import FAILED, DeadlineError, InternalError, PolywandError, or_error
+from polywand_server.errors import FAILED, DeadlineError, InternalError, PolywandError, Reason, or_error
 from polywand_server.interactors.estimate import Found, Segmentation
 from polywand_server.interactors.predictor import Predictor
 from polywand_server.interactors.prompt import Incomplete, Prompt, Supersession
@@ -188,7 +188,9 @@ class ObjectQueue:
                 raise
             raise DeadlineError(
                 f"the prompt took longer than {seconds:g} s, the most that this server gives one; the clicks that were "
-                "worked through by then are remembered for a while: send it again, or a simpler one"
+                "worked through by then are remembered for a while: send it again, or a simpler one",
+                reason=Reason.PROMPT_TIMEOUT,
+                metadata={"limit": "prompt_ms"},
             ) from None
         finally:
             del limit  # else its task, when cancelled, and this frame hold each other, and with them the image

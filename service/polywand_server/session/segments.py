@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from polywand_server.admission.permits import FramePermits
 from polywand_server.errors import DeadlineError, PolywandError, or_error
-from polywand_server.images import Decoder, ImageSource, Picture
+from polywand_server.images import ImageSource, ImageStore, Picture
 from polywand_server.interactors.predictor import Predictor
 from polywand_server.interactors.prompt import Prompt
 from polywand_server.lanes import Lane, RightOfWay
@@ -35,11 +35,12 @@ class RefusedPrompt:
 class Segmented(Generic[T]):
     """The result of one call.
 
-    width, height: of the image, pixels. results: of `finish`, in the order of the prompts.
+    width, height: of the image, pixels. digest: of the image. results: of `finish`, in the order of the prompts.
     """
 
     width: int
     height: int
+    digest: bytes
     results: Sequence[T]
 
 
@@ -51,7 +52,7 @@ class SegmentServices:
     gives way to prompts. frame_lane, permits: of frames. prompt_seconds: the limit of the work on one prompt.
     """
 
-    decoder: Decoder
+    store: ImageStore
     prompt_predictor: Callable[[Picture], Predictor]
     frame_predictor: Callable[[Picture], Predictor]
     right_of_way: RightOfWay
@@ -76,14 +77,15 @@ class Segments:
             InvalidInputError, TooLargeError, QuotaError: of the image.
         """
         services = self._services
-        picture = await services.decoder.decode(source, timer)
-        predictor, release_frames = services.prompt_predictor(picture), services.right_of_way.prompt()
-        try:
-            answer = await self._answer(predictor, prompt, timer)
-        finally:
-            release_frames()
-            predictor.close()
-        return Segmented(picture.width, picture.height, [await finish(0, answer)])
+        async with services.store.hold(source, timer) as lease:
+            picture = lease.picture
+            predictor, release_frames = services.prompt_predictor(picture), services.right_of_way.prompt()
+            try:
+                answer = await self._answer(predictor, prompt, timer)
+            finally:
+                release_frames()
+                predictor.close()
+            return Segmented(picture.width, picture.height, lease.digest, [await finish(0, answer)])
 
     async def many(
         self,
@@ -104,18 +106,19 @@ class Segments:
         async with services.permits.permit(until_paused) as permit:
             timer.waited()
             await services.frame_lane.turn(timer)
-            picture = await services.decoder.decode(source, timer)
-            predictor = services.frame_predictor(picture)
+            async with services.store.hold(source, timer) as lease:
+                picture = lease.picture
+                predictor = services.frame_predictor(picture)
 
-            async def work_off(number: int) -> T:
-                return await finish(number, await self._answer(predictor, prompts[number], timer))
+                async def work_off(number: int) -> T:
+                    return await finish(number, await self._answer(predictor, prompts[number], timer))
 
-            jobs = (partial(work_off, number) for number in range(len(prompts)))
-            try:
-                results = await permit.side_by_side(jobs, picture.nbytes, timer)
-            finally:
-                predictor.close()
-        return Segmented(picture.width, picture.height, results)
+                jobs = (partial(work_off, number) for number in range(len(prompts)))
+                try:
+                    results = await permit.side_by_side(jobs, picture.nbytes, timer)
+                finally:
+                    predictor.close()
+                return Segmented(picture.width, picture.height, lease.digest, results)
 
     async def _answer(self, predictor: Predictor, prompt: Prompt | RefusedPrompt, timer: Stopwatch) -> Answer:
         """Answer and count a prompt. timer: of the call."""

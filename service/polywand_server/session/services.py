@@ -4,8 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from polywand_server.config import Limits
-from polywand_server.images import Picture
-from polywand_server.images.decoder import Decoder
+from polywand_server.images import ImageStore, Picture
 from polywand_server.images.holders import Holders
 from polywand_server.interactors.predictor import Predictor
 from polywand_server.lanes import RightOfWay
@@ -17,7 +16,7 @@ from polywand_server.session.outbox import Unread
 class Services:
     """Services of all sessions. new_predictor: makes the predictor of an image."""
 
-    decoder: Decoder
+    store: ImageStore
     new_predictor: Callable[[Picture], Predictor]
     right_of_way: RightOfWay
     holders: Holders

@@ -2,9 +2,17 @@
 
 import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import ExitStack
 
-from polywand_server.errors import ImageGivenUpError, InvalidInputError, PolywandError, WrongStateError, or_error
-from polywand_server.images import ImageSource, Picture
+from polywand_server.errors import (
+    ImageGivenUpError,
+    InvalidInputError,
+    PolywandError,
+    Reason,
+    WrongStateError,
+    or_error,
+)
+from polywand_server.images import ImageSource, Lease
 from polywand_server.interactors.prompt import Prompt
 from polywand_server.session.answers import Draining, ImageReady, Reply
 from polywand_server.session.image import CurrentImage
@@ -49,9 +57,9 @@ class Session:
         return self._outbox.replies()
 
     @property
-    def image_bytes(self) -> int:
-        """Memory of the current image; 0 when there is none."""
-        return self._image.picture.nbytes if self._image is not None else 0
+    def image_lease(self) -> Lease | None:
+        """The lease of the current image; None when there is none."""
+        return self._image.lease if self._image is not None else None
 
     def idle_seconds(self) -> float:
         """Seconds since the last request or reply; 0 while something is in work."""
@@ -71,20 +79,24 @@ class Session:
         self._services.counts.image_dropped()
 
     async def set_image(self, sequence: int, source: ImageSource, timer: Stopwatch) -> None:
-        """Decode the new current image and drop the last one's objects; answered with `ImageReady` or an error."""
+        """Lease the new current image and drop the last one's objects; answered with `ImageReady` or an error."""
         self._is_loading = True
         try:
-            picture = await or_error(self._decode(sequence, source, timer))
+            lease = await or_error(self._lease(sequence, source, timer))
         finally:
             self._is_loading = False
             self._loaded_at = time.monotonic()
-        if isinstance(picture, PolywandError):
-            await self.refuse(sequence, picture, timer)
+        if isinstance(lease, PolywandError):
+            await self.refuse(sequence, lease, timer)
             return
-        skipped = await self._close_image()
-        self._image_was_dropped = False
-        self._image = CurrentImage(self._services, picture, self._outbox)
-        await self._outbox.put(Reply(sequence, "", skipped, timer, ImageReady(picture.width, picture.height)))
+        with ExitStack() as stack:
+            stack.callback(lease.release)
+            skipped = await self._close_image()
+            self._image_was_dropped = False
+            self._image = CurrentImage(self._services, lease, self._outbox)
+            stack.pop_all()
+        ready = ImageReady(lease.picture.width, lease.picture.height, lease.digest)
+        await self._outbox.put(Reply(sequence, "", skipped, timer, ready))
 
     async def submit(self, sequence: int, prompt: Prompt, timer: Stopwatch) -> None:
         """Queue a prompt; it is answered by its own reply, or covered by that of a newer one of the same object."""
@@ -115,12 +127,11 @@ class Session:
             await self._outbox.put(Reply(self._sequence, "", 0, Stopwatch(), Draining()))
         await self._outbox.put(None)
 
-    async def _decode(self, sequence: int, source: ImageSource, timer: Stopwatch) -> Picture:
+    async def _lease(self, sequence: int, source: ImageSource, timer: Stopwatch) -> Lease:
         self._advance(sequence)
-        replaced = self._image.picture if self._image is not None else None
-        picture = await self._services.decoder.decode(source, timer, replaced)
-        self._services.counts.image_decoded(timer)
-        return picture
+        lease = await self._services.store.lease(source, timer, replaced=self.image_lease)
+        self._services.counts.image_ready(timer)
+        return lease
 
     def _advance(self, sequence: int) -> None:
         if sequence < self._sequence:
@@ -133,7 +144,8 @@ class Session:
                 "prompt", "this stream was idle, and its image made room for others: send the image again"
             )
         if self._image is None:
-            raise WrongStateError("prompt", "there is no image yet: send one on this stream first")
+            text = "there is no image yet: send one on this stream first"
+            raise WrongStateError("prompt", text, reason=Reason.NO_IMAGE)
         return self._image
 
     async def _close_image(self) -> int:

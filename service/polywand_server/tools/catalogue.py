@@ -1,9 +1,10 @@
 """Tools, which annotators use, and models, which Triton runs. A model may be several tools."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 
-from polywand_server.errors import RETRY_SECONDS, NotFoundError, UnavailableError
+from polywand_server.errors import RETRY_SECONDS, NotFoundError, Reason, UnavailableError
 from polywand_server.tools.kinds import Detector, Interactor
 from polywand_server.tools.specs import InteractorSpec, ToolSpec
 from polywand_server.triton.client import ModelConfig
@@ -16,17 +17,36 @@ PART_KEYS = ("encoder", "head")
 MAX_LISTED_BYTES = 600
 
 
+class State(Enum):
+    """Whether a model or one of its versions serves requests; the contract's `ModelState`."""
+
+    READY = "ready"
+    LOADING = "loading"
+    UNAVAILABLE = "unavailable"  # not now, but by itself later
+    FAILED = "failed"  # until it is repaired
+
+    @property
+    def retry_seconds(self) -> float:
+        """After how long a client should ask again."""
+        return BROKEN_RETRY_SECONDS if self is State.FAILED else RETRY_SECONDS
+
+
+# Of a model whose versions differ: the first of these that one of them has.
+_FIRST_STATES = (State.READY, State.LOADING, State.UNAVAILABLE, State.FAILED)
+
+
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """One version of a model, and so of its tools.
-
-    reason: why it is not ready. retry_seconds: after how long a client should ask again.
-    """
+    """One version of a model, and so of its tools. reason: why it is not ready; empty when it is."""
 
     version: int
-    ready: bool
-    reason: str
-    retry_seconds: float = RETRY_SECONDS
+    state: State
+    reason: str = ""
+
+    @property
+    def ready(self) -> bool:
+        """Whether Triton serves it."""
+        return self.state is State.READY
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +54,25 @@ class Model:
     """One model in Triton.
 
     specs: of its tools, by name. config: its configuration. Empty and None until it has been loaded once.
-    reason: why it is not ready; empty when it is.
-    retry_seconds: after how long a client should ask again, if it is not ready.
+    state: READY if a version is. reason: why it is not ready; empty when it is.
     """
 
     name: str
     specs: Mapping[str, ToolSpec]
     config: ModelConfig | None
     versions: tuple[ModelVersion, ...]
-    reason: str
-    retry_seconds: float = RETRY_SECONDS
+    state: State
+    reason: str = ""
 
-    def unavailable(self, reason: str, retry_seconds: float = RETRY_SECONDS) -> "Model":
+    @property
+    def ready(self) -> bool:
+        """Whether a version is in service."""
+        return self.state is State.READY
+
+    def with_all(self, state: State, reason: str) -> "Model":
         """Return a copy with no version ready, for one reason."""
-        versions = tuple(replace(version, ready=False, reason=reason) for version in self.versions)
-        return replace(self, versions=versions, reason=reason, retry_seconds=retry_seconds)
+        versions = tuple(replace(version, state=state, reason=reason) for version in self.versions)
+        return replace(self, versions=versions, state=state, reason=reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +84,14 @@ class Tool:
     spec: ToolSpec | None
 
     @property
+    def state(self) -> State:
+        """Whether a request would be served now."""
+        return self.model.state
+
+    @property
     def ready(self) -> bool:
         """Whether a request would be served now."""
-        return not self.model.reason
+        return self.model.ready
 
     @property
     def reason(self) -> str:
@@ -82,17 +111,20 @@ class Tool:
         Raises:
             NotFoundError, UnavailableError
         """
-        if self.reason:
-            raise UnavailableError(f"model '{self.name}' is not ready: {self.reason}", self.model.retry_seconds)
+        if not self.ready:
+            raise _not_ready(f"model '{self.name}' is not ready: {self.reason}", self.state, {"model": self.name})
         if wanted == 0:
             return max(version.version for version in self.versions if version.ready)
         known = {version.version: version for version in self.versions}
+        this = {"model": self.name, "version": str(wanted)}
         if wanted not in known:
             text = f"model '{self.name}' has no version {wanted}; it has {join_names(map(str, sorted(known)))}"
-            raise NotFoundError(f"{path}version", text)
+            raise NotFoundError(
+                f"{path}version", text, resource=f"{self.name}/{wanted}", reason=Reason.VERSION_NOT_FOUND, metadata=this
+            )
         if not known[wanted].ready:
             text = f"version {wanted} of model '{self.name}' is not ready: {known[wanted].reason}"
-            raise UnavailableError(text, known[wanted].retry_seconds)
+            raise _not_ready(text, known[wanted].state, this)
         return wanted
 
     def of_version(self, version: int) -> Interactor | Detector | None:
@@ -103,6 +135,11 @@ class Tool:
         if isinstance(spec, InteractorSpec):
             return Interactor(self.name, self.model.name, version, spec, config)
         return Detector(self.name, self.model.name, version, spec, config)
+
+
+def _not_ready(text: str, state: State, metadata: Mapping[str, str]) -> UnavailableError:
+    reason = Reason.MODEL_BROKEN if state is State.FAILED else Reason.MODEL_NOT_READY
+    return UnavailableError(text, state.retry_seconds, reason=reason, metadata=metadata)
 
 
 def assign_tool_names(models: Mapping[str, Model], previous: Mapping[str, Tool]) -> dict[str, Tool]:
@@ -127,22 +164,21 @@ def assign_tool_names(models: Mapping[str, Model], previous: Mapping[str, Tool])
             continue
         full_name = f"{model.name}/{name}"
         reason = f"the name '{name}' belongs to model '{owner.name}' already: rename one of the two tools"
-        refused = model.unavailable(reason, BROKEN_RETRY_SECONDS) if model.specs else model
+        refused = model.with_all(State.FAILED, reason) if model.specs else model
         tools[full_name] = Tool(full_name, refused, model.specs.get(name))
     return tools
 
 
-def apply_parts(models: Mapping[str, Model], ready: Collection[tuple[str, int | None]]) -> dict[str, Model]:
+def apply_parts(models: Mapping[str, Model], versions: Mapping[tuple[str, int], ModelVersion]) -> dict[str, Model]:
     """Return the models that may be tools: a version is ready if the same version of each of its parts is ready.
 
     A model that is only a part of others is left out.
-    ready: names and versions of all models in service, tools or not.
+    versions: of all models, tools or not, by name and number.
     """
     parts = {name: parts_of(model) for name, model in models.items()}
     only_parts = {part for names in parts.values() for part in names if part in models and not models[part].specs}
-    reasons = {name: model.reason for name, model in models.items()}
     return {
-        name: _mark_missing_parts(model, parts[name], ready, reasons)
+        name: _mark_missing_parts(model, [_Part(part, models.get(part), versions) for part in parts[name]])
         for name, model in models.items()
         if name not in only_parts
     }
@@ -154,24 +190,47 @@ def parts_of(model: Model) -> list[str]:
     return [parameters[key] for key in PART_KEYS if key in parameters]
 
 
-def _mark_missing_parts(
-    model: Model, parts: Sequence[str], ready: Collection[tuple[str, int | None]], reasons: Mapping[str, str]
-) -> Model:
-    """Mark the versions of a model that lack a part as not ready; reasons: why parts are not ready, by name."""
-    if not parts or model.reason:
+def combined_state(versions: Iterable[ModelVersion]) -> State:
+    """Return the state of a model with these versions, at least one."""
+    states = {version.state for version in versions}
+    return next(state for state in _FIRST_STATES if state in states)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A model that another one calls. model: None if it is ready, or does not exist. versions: of all models."""
+
+    name: str
+    model: Model | None
+    versions: Mapping[tuple[str, int], ModelVersion]
+
+    def problem(self, version: int) -> ModelVersion | None:
+        """Return a version as it is where it lacks this part; None if it does not."""
+        found = self.versions.get((self.name, version))
+        if found is None and self.model is not None and not self.model.ready:
+            found = ModelVersion(version, self.model.state, self.model.reason)
+        if found is None:
+            found = ModelVersion(version, State.FAILED, f"it has no version {version} in service")
+        if found.ready:
+            return None
+        return ModelVersion(version, found.state, f"its part '{self.name}' is not ready: {found.reason}")
+
+
+def _mark_missing_parts(model: Model, parts: Sequence[_Part]) -> Model:
+    """Mark the versions of a model that lack a part as not ready."""
+    if not parts or not model.ready:
         return model
-    versions = []
-    for version in model.versions:
-        missing = next((part for part in parts if (part, version.version) not in ready), None)
-        if version.ready and missing is not None:
-            why = reasons.get(missing) or f"it has no version {version.version} in service"
-            versions.append(replace(version, ready=False, reason=f"its part '{missing}' is not ready: {why}"))
-        else:
-            versions.append(version)
-    reason = ""
-    if not any(version.ready for version in versions):
-        reason = "; ".join(dict.fromkeys(version.reason for version in versions))
-    return replace(model, versions=tuple(versions), reason=reason)
+    versions = tuple(_with_parts(version, parts) for version in model.versions)
+    state = combined_state(versions)
+    reason = "" if state is State.READY else "; ".join(dict.fromkeys(version.reason for version in versions))
+    return replace(model, versions=versions, state=state, reason=reason)
+
+
+def _with_parts(version: ModelVersion, parts: Sequence[_Part]) -> ModelVersion:
+    if not version.ready:
+        return version
+    problems = (part.problem(version.version) for part in parts)
+    return next((problem for problem in problems if problem is not None), version)
 
 
 def join_names(names: Iterable[str]) -> str:

@@ -13,6 +13,8 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.pbtxt"
+# What the contract's type for versions can hold.
+MAX_VERSION = 2**32 - 1
 # A scan that takes longer goes on in its thread, and the next call takes its result.
 SCAN_TIMEOUT_SECONDS = 1.0
 
@@ -44,12 +46,14 @@ class Scan:
     identity: device and inode of the repository's folder. models: by name.
     partial: names of models that could not be read, or not completely, or that have no version; such a model counts as
     unchanged. unreadable: those of them that could not be read at all.
+    too_high: the folders ("MODEL/NUMBER") whose number is higher than any version's.
     """
 
     identity: tuple[int, int]
     models: Mapping[str, ModelFolder]
     partial: frozenset[str]
     unreadable: frozenset[str]
+    too_high: frozenset[str]
 
 
 class ModelFolders:
@@ -71,6 +75,7 @@ class ModelFolders:
         self._unreadable: frozenset[str] = frozenset()
         self._changed_at: dict[str, float] = {}  # when each model last changed or was deleted
         self._problem = ""
+        self._too_high: frozenset[str] = frozenset()
 
     def is_missing(self, name: str) -> bool:
         """Whether the last scan has found that there is no model of this name."""
@@ -127,6 +132,9 @@ class ModelFolders:
             self._log_problem("the model repository is another folder now, without any model (is it not mounted?)")
             self._current = None
             return
+        for folder in sorted(scan.too_high - self._too_high):
+            log.warning("folder %s is no version: the highest possible one is %d", folder, MAX_VERSION)
+        self._too_high |= scan.too_high
         previous = self._last
         kept = _unchanged(scan, previous or {})
         found = {**scan.models, **kept}
@@ -172,21 +180,22 @@ def scan_repository(repository: Path) -> Scan:
     status = repository.stat()
     with os.scandir(repository) as entries:
         candidates = [entry for entry in entries if is_model_name(entry.name)]
-    models, partial, unreadable = {}, set(), set()
+    models, partial, unreadable, too_high = {}, set(), set(), set[str]()
     for entry in candidates:
         try:
-            model, is_complete = _read_folder(entry)
+            model, is_complete, beyond = _read_folder(entry)
         except FileNotFoundError:  # deleted during the scan
             continue
         except OSError:
             partial.add(entry.name)
             unreadable.add(entry.name)
             continue
+        too_high.update(f"{entry.name}/{number}" for number in beyond)
         if not is_complete or (model and not model.versions):
             partial.add(entry.name)
         if model and (model.versions or model.files):
             models[entry.name] = model
-    return Scan((status.st_dev, status.st_ino), models, frozenset(partial), frozenset(unreadable))
+    return Scan((status.st_dev, status.st_ino), models, frozenset(partial), frozenset(unreadable), frozenset(too_high))
 
 
 def is_model_name(name: str) -> bool:
@@ -194,24 +203,28 @@ def is_model_name(name: str) -> bool:
     return not name.startswith(".") and name not in ("__pycache__", "lost+found") and not name.endswith("~")
 
 
-def is_version(name: str) -> bool:
+def is_number(name: str) -> bool:
     """Whether Triton takes a folder of this name for a version: a number without leading zeros."""
     return name.isascii() and name.isdecimal() and not name.startswith("0")
 
 
-def _read_folder(entry: os.DirEntry[str]) -> tuple[ModelFolder | None, bool]:
-    """Read a model's folder (None: it is no folder), and whether that is all of it: links may lead to a folder that is
-    not mounted now. Without a configuration and versions it has no files either.
+def _read_folder(entry: os.DirEntry[str]) -> tuple[ModelFolder | None, bool, list[str]]:
+    """Read a model's folder.
+
+    Return it (None: it is no folder); whether that is all of it, since links may lead to a folder that is not mounted
+    now; and the names of folders that are too high for a version. Without a configuration and versions it has no files
+    either.
     """
     if not entry.is_dir():
-        return None, not _is_broken_link(entry)
+        return None, not _is_broken_link(entry), []
     inside = _list_visible(entry.path)
     config = [file for file in inside if file.name == CONFIG_FILE]
-    numbers = [folder for folder in inside if is_version(folder.name)]
+    numbers = [folder for folder in inside if is_number(folder.name) and int(folder.name) <= MAX_VERSION]
+    beyond = [folder.name for folder in inside if is_number(folder.name) and int(folder.name) > MAX_VERSION]
     versions = [folder for folder in numbers if folder.is_dir()]
     files = [*config, *(file for version in versions for file in _files_below(version.path))]
     found = ModelFolder(frozenset(int(version.name) for version in versions), frozenset(_file_states(files)))
-    return found, not any(map(_is_broken_link, numbers))
+    return found, not any(map(_is_broken_link, numbers)), beyond
 
 
 def _is_broken_link(entry: os.DirEntry[str]) -> bool:

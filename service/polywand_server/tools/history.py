@@ -149,5 +149,5 @@ class LoadHistory:
             return False
         present = [entry for entry in entries if folder is None or entry.version in folder.versions]
         in_service = any(entry.state in (ModelState.READY, ModelState.LOADING) for entry in present)
-        unloaded = any(entry.state == ModelState.UNLOADING or entry.reason == "unloaded" for entry in present)
+        unloaded = any(entry.state == ModelState.UNLOADING or entry.was_unloaded for entry in present)
         return unloaded and not in_service

@@ -5,9 +5,9 @@ import logging
 from dataclasses import dataclass, replace
 
 from polywand_server.errors import ModelFailedError
-from polywand_server.tools.folders import is_model_name
+from polywand_server.tools.folders import MAX_VERSION, is_model_name
 from polywand_server.tools.loader import ModelLoader
-from polywand_server.triton.client import IndexEntry, ModelState, TritonClient
+from polywand_server.triton.client import NOT_FOUND, IndexEntry, ModelState, TritonClient
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class IndexReader:
         self._triton = triton
         self._loader = loader
         self._last = Index(())
+        self._no_versions: set[tuple[str, int]] = set()
 
     async def read(self) -> Index:
         """Read the index.
@@ -54,7 +55,7 @@ class IndexReader:
             listed, problem = [], str(error)
         if problem and problem != self._last.error:
             log.error("Triton does not list its models, so changes of them go unnoticed: %s", problem)
-        entries = [entry for entry in listed if is_model_name(entry.name) and not self._loader.is_not_a_model(entry)]
+        entries = [entry for entry in listed if self._counts(entry)]
         names = {entry.name for entry in entries}
         missing = [entry for entry in self._last.entries if entry.name not in names]
         loaded = await asyncio.gather(*(self._is_loaded(entry) for entry in missing))
@@ -62,13 +63,24 @@ class IndexReader:
             if is_loaded:
                 entries.append(entry)
             elif problem:
-                reason = "Triton does not find it now"
-                entries.append(replace(entry, state=ModelState.UNAVAILABLE, reason=reason))
+                entries.append(replace(entry, state=ModelState.UNAVAILABLE, reason=NOT_FOUND))
         # Triton keeps a state for every model that it was told to load, until it ends.
         had_state = {entry.name for entry in self._last.entries if entry.state}
         has_state = {entry.name for entry in entries if entry.state}
         self._last = Index(tuple(entries), problem, is_new=bool((had_state & names) - has_state))
         return self._last
+
+    def _counts(self, entry: IndexEntry) -> bool:
+        """Whether an entry is of a model, and of a version that the contract's type can hold."""
+        if not is_model_name(entry.name) or self._loader.is_not_a_model(entry):
+            return False
+        if entry.version is None or 0 < entry.version <= MAX_VERSION:
+            return True
+        if (entry.name, entry.version) not in self._no_versions:
+            self._no_versions.add((entry.name, entry.version))
+            text = "version %d of model %s is ignored: versions are from 1 to %d"
+            log.warning(text, entry.version, entry.name, MAX_VERSION)
+        return False
 
     async def _is_loaded(self, entry: IndexEntry) -> bool:
         if not entry.is_ready or entry.version is None:

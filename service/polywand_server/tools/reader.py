@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from polywand_server.errors import RETRY_SECONDS, PolywandError
-from polywand_server.tools.catalogue import BROKEN_RETRY_SECONDS, Model, ModelVersion, apply_parts, parts_of
+from polywand_server.errors import PolywandError
+from polywand_server.tools.catalogue import Model, ModelVersion, State, apply_parts, combined_state, parts_of
 from polywand_server.tools.index import Index
 from polywand_server.tools.loader import ModelLoader
 from polywand_server.tools.specs import PARAMETER_KEY, check_config, parse_specs
@@ -19,6 +19,7 @@ _STATE_TEXTS = {
     ModelState.LOADING: "it is being loaded",
     ModelState.UNLOADING: "it is being unloaded",
 }
+_LOADING = ("", ModelState.LOADING)
 
 
 class ModelReader:
@@ -61,15 +62,16 @@ class ModelReader:
                 model = await self._read_model(name, versions, read_again=name == checked)
             except PolywandError as error:  # unloaded after the index was read; Triton itself answers
                 self._unread.add(name)
-                model = replace(self._last_known(name), versions=(), reason=str(error))
+                model = replace(self._last_known(name), versions=(), state=State.UNAVAILABLE, reason=str(error))
             if model is not None:
                 models[name] = model
-        self._models = apply_parts(models, index.ready)
+        all_versions = {(entry.name, entry.version): self._version(entry) for entry in index.entries if entry.version}
+        self._models = apply_parts(models, all_versions)
         return self._models
 
     def mark_unavailable(self, reason: str) -> dict[str, Model]:
         """Return the known models, none of them ready."""
-        self._models = {name: model.unavailable(reason) for name, model in self._models.items()}
+        self._models = {name: model.with_all(State.UNAVAILABLE, reason) for name, model in self._models.items()}
         return self._models
 
     def _is_present(self, entry: IndexEntry) -> bool:
@@ -81,13 +83,13 @@ class ModelReader:
         return bool(entry.state) or self._loader.is_active
 
     def _last_known(self, name: str) -> Model:
-        return self._models.get(name) or Model(name, {}, None, (), "it is not known yet")
+        return self._models.get(name) or Model(name, {}, None, (), State.LOADING, "it is not known yet")
 
     async def _read_model(self, name: str, entries: list[IndexEntry], *, read_again: bool) -> Model | None:
         """Read one model; None if it has no tools: it is a part of another model, or not meant for Polywand."""
-        found = {entry.version: self._version(entry.version, entry) for entry in entries if entry.version is not None}
+        found = {entry.version: self._version(entry) for entry in entries if entry.version}
         incomplete = {
-            number: ModelVersion(number, False, reason, BROKEN_RETRY_SECONDS)
+            number: ModelVersion(number, State.FAILED, reason)
             for number, reason in self._loader.incomplete_versions(name).items()
         }
         versions = tuple(version for _, version in sorted((incomplete | found).items()))
@@ -95,11 +97,11 @@ class ModelReader:
         known = self._last_known(name)
         if not ready:
             reason = "; ".join(dict.fromkeys(self._reason(entry) for entry in entries))
-            retry_seconds = BROKEN_RETRY_SECONDS if self._loader.failure_reason(name) else RETRY_SECONDS
-            return replace(known, versions=versions, reason=reason, retry_seconds=retry_seconds)
+            state = combined_state(self._version(entry) for entry in entries)
+            return replace(known, versions=versions, state=state, reason=reason)
         load_count = self._loader.load_count(name)
         read_again |= load_count != self._load_counts.get(name)
-        if known.specs and not known.reason and not read_again and known.versions == versions:
+        if known.specs and known.ready and not read_again and known.versions == versions:
             return known
         config = await self._triton.model_config(name, max(ready))
         self._load_counts[name] = load_count
@@ -110,18 +112,26 @@ class ModelReader:
             specs = parse_specs(text, name)
             for spec in specs.values():
                 check_config(spec, config)
-            return Model(name, specs, config, versions, "")
+            return Model(name, specs, config, versions, State.READY)
         except ValueError as error:
             # Tools that are known stay in the list, with this reason.
             wrong = replace(known, config=known.config if known.specs else config, versions=versions)
             what = " ".join(str(error).split())[:MAX_REASON_CHARACTERS]
-            return wrong.unavailable(f"its configuration is wrong: {what}", BROKEN_RETRY_SECONDS)
+            return wrong.with_all(State.FAILED, f"its configuration is wrong: {what}")
 
-    def _version(self, number: int, entry: IndexEntry) -> ModelVersion:
+    def _version(self, entry: IndexEntry) -> ModelVersion:
+        """Return an entry as a version; one that was never loaded has no number."""
+        number = entry.version or 0
         if entry.is_ready:
-            return ModelVersion(number, True, "")
-        retry_seconds = BROKEN_RETRY_SECONDS if entry.has_failed else RETRY_SECONDS
-        return ModelVersion(number, False, self._reason(entry), retry_seconds)
+            return ModelVersion(number, State.READY)
+        return ModelVersion(number, self._state(entry), self._reason(entry))
+
+    def _state(self, entry: IndexEntry) -> State:
+        """Return the state of an entry that is not ready."""
+        if entry.has_failed or self._loader.failure_reason(entry.name):
+            return State.FAILED
+        is_coming = entry.state in _LOADING or self._loader.is_reloading(entry.name)
+        return State.LOADING if is_coming else State.UNAVAILABLE
 
     def _reason(self, entry: IndexEntry) -> str:
         """Return why an entry is not ready."""

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from polywand_server.errors import NotFoundError, PolywandError, UnavailableError, WrongStateError
 from polywand_server.ops import metrics
-from polywand_server.tools.catalogue import BROKEN_RETRY_SECONDS, Model, Tool, assign_tool_names, join_names
+from polywand_server.tools.catalogue import Model, State, Tool, assign_tool_names, join_names
 from polywand_server.tools.index import Index, IndexReader
 from polywand_server.tools.kinds import Detector, Interactor
 from polywand_server.tools.loader import ModelLoader
@@ -87,7 +87,8 @@ class Registry:
         """
         tool = self._find(name, version, path)
         if not isinstance(tool, Interactor):
-            raise WrongStateError(f"{path}model", f"model '{name}' is a detector (see Detect); an interactor is needed")
+            text = f"model '{name}' is a detector (see Detect); an interactor is needed"
+            raise WrongStateError(f"{path}model", text, metadata={"model": name})
         return tool
 
     def detector(self, name: str, version: int) -> Detector:
@@ -98,7 +99,8 @@ class Registry:
         """
         tool = self._find(name, version, "")
         if not isinstance(tool, Detector):
-            raise WrongStateError("model", f"model '{name}' is an interactor: use it with Interact, not with Detect")
+            text = f"model '{name}' is an interactor: use it with Interact, not with Detect"
+            raise WrongStateError("model", text, metadata={"model": name})
         return tool
 
     def _find(self, name: str, version: int, path: str) -> Interactor | Detector | None:
@@ -107,7 +109,7 @@ class Registry:
             if not self.triton_up:
                 raise UnavailableError("Triton is not ready yet, so no model is known")
             known = join_names(_closest_first(name, self._tools))
-            raise NotFoundError(f"{path}model", f"there is no model '{name}'; there are: {known}")
+            raise NotFoundError(f"{path}model", f"there is no model '{name}'; there are: {known}", resource=name)
         return tool.of_version(tool.choose_version(version, path))
 
     async def refresh(self) -> None:
@@ -237,7 +239,7 @@ def _is_failure(old: Tool | None, new: Tool) -> bool:
     """Whether a tool that is not ready has failed, or was ready; that Triton is away has its own log line."""
     if new.reason == AWAY:
         return False
-    return new.model.retry_seconds == BROKEN_RETRY_SECONDS or (old is not None and old.ready)
+    return new.state is State.FAILED or (old is not None and old.ready)
 
 
 def _closest_first(name: str, names: Collection[str]) -> list[str]:

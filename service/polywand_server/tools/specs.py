@@ -1,7 +1,8 @@
 """Tool specs: the JSON under `polywand` in the parameters of a model's config, parsed and checked."""
 
+from collections import Counter
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -13,9 +14,10 @@ from pydantic import (
     PositiveInt,
     StringConstraints,
     TypeAdapter,
+    ValidationError,
     model_validator,
 )
-from pydantic_core import from_json
+from pydantic_core import ErrorDetails, from_json
 
 from polywand_server.images.resampling import Resampling
 from polywand_server.triton.client import ModelConfig
@@ -26,6 +28,8 @@ MIN_POINT_ROWS = 3
 BOX_COLUMNS = 4
 # Rows of a batch for flip averaging: the crop, and its mirror image.
 FLIPPED = 2
+# Of a label's name: as bytes, requests may hold it.
+MAX_LABEL_CHARACTERS = 64
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -202,16 +206,53 @@ class InteractorSpec(_ToolSpec):
         return self
 
 
+class LabelSpec(_Spec):
+    """A label of a detector.
+
+    color: for drawing, "#rrggbb"; empty: the client's choice. parent: the name of a more general label, of the detector
+    or not; empty: none.
+    """
+
+    name: str = Field(min_length=1, max_length=MAX_LABEL_CHARACTERS)
+    color: Annotated[str, StringConstraints(pattern=r"^(#[0-9a-fA-F]{6})?$", to_lower=True)] = ""
+    parent: str = Field("", max_length=MAX_LABEL_CHARACTERS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _parent_is_another(self) -> Self:
+        if self.parent == self.name:
+            raise ValueError(f"label '{self.name}' cannot be its own parent")
+        return self
+
+
 class DetectorSpec(_ToolSpec):
     """A model that turns an image into scored boxes.
 
-    labels: by class index.
+    label_specs: by class index; `labels` in JSON, where a string is a name alone.
     """
 
     kind: Literal["detector"]
-    labels: tuple[str, ...] = Field(min_length=1)
+    label_specs: tuple[LabelSpec, ...] = Field(validation_alias="labels")
     suppression: Suppression = Suppression()
     crop: LetterboxCrop = LetterboxCrop(policy="letterbox")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of its labels, by class index."""
+        return tuple(label.name for label in self.label_specs)
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Self:
+        if not self.label_specs:
+            raise ValueError("a detector needs at least one label")
+        twice = [name for name, count in Counter(self.labels).items() if count > 1]
+        if twice:
+            raise ValueError(f"several labels have the same name: {', '.join(twice)}")
+        return self
 
 
 ToolSpec = InteractorSpec | DetectorSpec
@@ -232,9 +273,17 @@ def parse_specs(text: str, model: str) -> Mapping[str, ToolSpec]:
         ValueError: it is not JSON, or a field is wrong; the message names the field and what is expected.
     """
     parsed = from_json(text)
-    if isinstance(parsed, dict) and "tools" in parsed:
-        return _SeveralTools.model_validate(parsed).tools
-    return {model: _ONE_TOOL.validate_python(parsed)}
+    try:
+        if isinstance(parsed, dict) and "tools" in parsed:
+            return _SeveralTools.model_validate(parsed).tools
+        return {model: _ONE_TOOL.validate_python(parsed)}
+    except ValidationError as error:
+        raise ValueError("; ".join(map(_in_words, error.errors()))) from error
+
+
+def _in_words(problem: ErrorDetails) -> str:
+    path = ".".join(map(str, problem["loc"]))
+    return f"{path}: {problem['msg'].removeprefix('Value error, ')}"
 
 
 def check_config(spec: ToolSpec, config: ModelConfig) -> None:

@@ -34,6 +34,9 @@ _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_timeout_ms", 5_000),
 ]
 
+# Reasons of entries: Triton's word for a model that a client unloaded, and ours for one that it does not list now.
+UNLOADED, NOT_FOUND = "unloaded", "Triton does not find it now"
+
 
 class ModelState(StrEnum):
     """Triton's states of a model version."""
@@ -65,12 +68,12 @@ class IndexEntry:
     @property
     def was_unloaded(self) -> bool:
         """Whether it is out of service because it was unloaded."""
-        return self.state == ModelState.UNAVAILABLE and self.reason == "unloaded"
+        return self.state == ModelState.UNAVAILABLE and self.reason == UNLOADED
 
     @property
     def has_failed(self) -> bool:
         """Whether it is out of service because it could not be loaded."""
-        return self.state == ModelState.UNAVAILABLE and self.reason != "unloaded"
+        return self.state == ModelState.UNAVAILABLE and self.reason not in (UNLOADED, NOT_FOUND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,13 +226,15 @@ class TritonClient:
         timeout_s: float,
         shared: SharedTensors = NOT_SHARED,
         request_id: str = "",
+        traceparent: str = "",
         priority: int = 0,
     ) -> dict[str, Array]:
         """Run a model once.
 
         version: 0 lets Triton choose. inputs: by name, with the batch axis. outputs: the names wanted.
         shared: inputs that are in shared memory already, and memory for outputs there (see `exchange`).
-        request_id: appears in Triton's log and error messages. priority: 1 is the most urgent, 0 the model's default.
+        request_id: appears in Triton's log and error messages. traceparent: of the caller; sent as gRPC metadata.
+        priority: 1 is the most urgent, 0 the model's default.
         Returns the outputs by name, as read-only arrays.
         """
         request = encode_request(
@@ -237,7 +242,8 @@ class TritonClient:
         )
         sent_at = time.monotonic()
         try:
-            response = await self._call(self._stub.ModelInfer, request, timeout_s, _describe(model, version))
+            what = _describe(model, version)
+            response = await self._call(self._stub.ModelInfer, request, timeout_s, what, traceparent)
         except ModelDiedError as error:
             self._on_dead_process(DeadProcess(error.part or model, error.process, sent_at))
             raise
@@ -261,11 +267,12 @@ class TritonClient:
         request = service_pb2.SystemSharedMemoryUnregisterRequest(name=name)
         await self._call(self._stub.SystemSharedMemoryUnregister, request, CONTROL_TIMEOUT_S, "shared memory")
 
-    async def _call(self, method: Any, request: Any, timeout_s: float, what: str) -> Any:
+    async def _call(self, method: Any, request: Any, timeout_s: float, what: str, traceparent: str = "") -> Any:
+        metadata = (("traceparent", traceparent),) if traceparent else None
         try:
             # A second timeout: gRPC's own, which is sent to Triton too, does not end a call whose request is stuck.
             async with asyncio.timeout(timeout_s + STUCK_S):
-                return await method(request, timeout=timeout_s)
+                return await method(request, timeout=timeout_s, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise self._failures.error(error, what) from error
         except TimeoutError as error:

@@ -59,6 +59,7 @@ class Exchange:
             shared=shared,
             timeout_s=timeout_s,
             request_id=current().request_id,
+            traceparent=current().traceparent,
             priority=priority,
         )
 

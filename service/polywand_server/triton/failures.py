@@ -37,7 +37,7 @@ import time
 import grpc
 import grpc.aio
 
-from polywand_server.errors import DeadlineError, ModelFailedError, PolywandError, UnavailableError
+from polywand_server.errors import DeadlineError, ModelFailedError, PolywandError, Reason, UnavailableError
 
 # How long the same text is not logged again, and of how many texts this is remembered.
 REPEAT_S = 60.0
@@ -92,6 +92,8 @@ class ModelDiedError(UnavailableError):
     part: the model, if it is not the requested one but one that this calls.
     """
 
+    reason = Reason.MODEL_NOT_READY
+
     def __init__(self, message: str, process: str | None, part: str | None) -> None:
         super().__init__(message)
         self.process = process
@@ -124,7 +126,9 @@ class Failures:
             return known
         if status in _UNAVAILABLE:
             self._log_once(details, status.name)
-            return UnavailableError(f"{what}{_UNAVAILABLE[status].format(status=status.name)}")
+            is_unloaded = status is grpc.StatusCode.NOT_FOUND
+            text = f"{what}{_UNAVAILABLE[status].format(status=status.name)}"
+            return UnavailableError(text, reason=Reason.MODEL_NOT_READY if is_unloaded else None)
         return ModelFailedError(f"{what}: {self.public_text(details)}")
 
     def _error_from_text(self, details: str, what: str) -> PolywandError | None:
@@ -135,7 +139,7 @@ class Failures:
             which = f"part '{died['part']}': Stub process died" if died["part"] else "its process died"
             return ModelDiedError(f"{what}: {which}", died["process"], died["part"])
         if _PART_AWAY.match(text):
-            return UnavailableError(f"{what}: {self.public_text(details)}")
+            return UnavailableError(f"{what}: {self.public_text(details)}", reason=Reason.MODEL_NOT_READY)
         if _NO_REGION.search(text):
             return RegionError(f"{what}: Triton cannot read the memory that is shared with it")
         if _IN_USE.search(text):

@@ -29,19 +29,19 @@ def to_bytes(answer: Answer) -> bytes:
 
 
 def from_bytes(data: bytes) -> Answer:
-    """Read an answer; the arrays are views of the data.
+    """Read an answer.
 
     Raises:
         ValueError: these are not the bytes of an answer.
     """
-    head, _, rest = data.partition(b"\n")
-    header = json.loads(head)
-    arrays, start = [], 0
+    start = data.index(b"\n") + 1
+    header = json.loads(data[:start])
+    arrays = []
     for name, shape in header["arrays"]:
         if name not in _DTYPES or any(not isinstance(side, int) or side < 0 for side in shape):
             raise ValueError(f"a child answered an array {name} {shape}")
         count = int(np.prod(shape, dtype=np.int64))
-        array = np.frombuffer(rest, np.dtype(name), count, start)
-        arrays.append(array.reshape(shape))
+        array = np.frombuffer(data, np.dtype(name), count, start).reshape(shape).copy()  # aligned
+        arrays.append(array)
         start += array.nbytes
     return Answer(dict(header["facts"]), arrays)

@@ -8,25 +8,21 @@ import contextlib
 import os
 import socket
 from collections.abc import Sequence
+from typing import TypeAlias
+
+Part: TypeAlias = bytes | memoryview
 
 # Descriptors of one message at most: its content, and those that it passes on.
 MAX_DESCRIPTORS = 4
 
 
-def send(end: socket.socket, content: bytes, descriptors: Sequence[int] = ()) -> None:
-    """Send one message. descriptors: passed on after the content; they stay open here.
+def send(end: socket.socket, *content: Part, descriptors: Sequence[int] = ()) -> None:
+    """Send one message. content: its parts. descriptors: passed on after the content; they stay open here.
 
     Raises:
         OSError: the other end is closed.
     """
-    memory = os.memfd_create("polywand-message", os.MFD_CLOEXEC)
-    try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(memory, view) :]
-        socket.send_fds(end, [b"m"], [memory, *descriptors])
-    finally:
-        os.close(memory)
+    post(end, write(*content), descriptors)
 
 
 def receive(end: socket.socket) -> tuple[bytes, list[int]] | None:
@@ -36,11 +32,47 @@ def receive(end: socket.socket) -> tuple[bytes, list[int]] | None:
         BlockingIOError: no message yet, on a non-blocking socket.
         OSError: the message has no content, or the socket fails.
     """
-    said, (memory, *descriptors) = _receive(end)
-    if not said:
-        return None
+    message = accept(end)
+    return None if message is None else (read(message[0]), message[1])
+
+
+def write(*content: Part) -> int:
+    """Write content to a memory file; return its descriptor, which belongs to the caller."""
+    memory = os.memfd_create("polywand-message", os.MFD_CLOEXEC)
     try:
-        return os.pread(memory, os.fstat(memory).st_size, 0), descriptors
+        for part in content:
+            view = memoryview(part).cast("B")
+            while view:
+                view = view[os.write(memory, view) :]
+    except BaseException:
+        os.close(memory)
+        raise
+    return memory
+
+
+def post(end: socket.socket, memory: int, descriptors: Sequence[int] = ()) -> None:
+    """Send one message whose content `write` has written, and close the memory file. Raises OSError."""
+    try:
+        socket.send_fds(end, [b"m"], [memory, *descriptors])
+    finally:
+        os.close(memory)
+
+
+def accept(end: socket.socket) -> tuple[int, list[int]] | None:
+    """Receive one message without reading it: the memory file of its content, for `read`, and its descriptors.
+
+    Raises:
+        BlockingIOError, OSError: see `receive`.
+    """
+    said, (memory, *descriptors) = _receive(end)
+    return (memory, descriptors) if said else None
+
+
+def read(memory: int) -> bytes:
+    """Read the content of a message, and close the memory file."""
+    try:
+        # Not mapped: the sender may still change or truncate the file.
+        return os.pread(memory, os.fstat(memory).st_size, 0)
     finally:
         os.close(memory)
 

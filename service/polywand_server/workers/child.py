@@ -7,9 +7,11 @@ import pickle
 import resource
 import signal
 import socket
+import struct
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any, NoReturn
 
 import numpy as np
@@ -24,6 +26,8 @@ NICENESS = 5
 OOM_SCORE = 800
 # Of prctl(2).
 _PR_SET_PDEATHSIG = 1
+# Of the arrays of an order, in bytes.
+ALIGNMENT = 64
 # Characters of a traceback that the parent logs.
 MAX_TRACEBACK = 2000
 
@@ -39,6 +43,28 @@ class Order:
     arguments: tuple[Any, ...]
     memory_bytes: int
     cpu_seconds: int
+
+
+def pack(order: Order) -> list[channel.Part]:
+    """Write an order as the parts of a message. Large arrays are parts of their own: they are not copied."""
+    buffers: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(order, protocol=5, buffer_callback=buffers.append)
+    views = [buffer.raw() for buffer in buffers]
+    # Padded, so that the first array is aligned; what follows a pickle is ignored.
+    head += bytes(-(len(head) + 8 * (len(views) + 2)) % ALIGNMENT)
+    sizes = [len(head), *(view.nbytes for view in views)]
+    return [struct.pack(f"<{len(sizes) + 1}Q", len(sizes), *sizes), head, *views]
+
+
+def unpack(content: bytes) -> Order:
+    """Read an order from the content of a message."""
+    (count,) = struct.unpack_from("<Q", content)
+    sizes = struct.unpack_from(f"<{count}Q", content, 8)
+    ends = list(accumulate(sizes, initial=8 * (count + 1)))
+    view = memoryview(content)
+    head, *buffers = (view[begin:end] for begin, end in pairwise(ends))
+    order: Order = pickle.loads(head, buffers=buffers)
+    return order
 
 
 class Conversation:
@@ -105,7 +131,7 @@ def _set_up_process() -> None:
 
 
 def _run_order(end: socket.socket, content: bytes, descriptors: list[int]) -> None:
-    order: Order = pickle.loads(content)
+    order = unpack(content)
     used = resource.getrusage(resource.RUSAGE_SELF)
     spent = int(used.ru_utime + used.ru_stime)
     _limit(resource.RLIMIT_CPU, spent + order.cpu_seconds)
@@ -117,7 +143,8 @@ def _run_order(end: socket.socket, content: bytes, descriptors: list[int]) -> No
         if "descriptor" in answer.facts:
             shared.append(answer.facts.pop("descriptor"))
     except (InvalidInputError, TooLargeError) as error:
-        answer = Answer({"error": type(error).__name__, "field": error.field, "description": error.description})
+        facts = {"field": error.field, "description": error.description, "reason": error.reason.name}
+        answer = Answer({"error": type(error).__name__, **facts})
     except MemoryError:
         answer = Answer({"error": "MemoryError"})
     except PolywandError as error:
@@ -125,7 +152,7 @@ def _run_order(end: socket.socket, content: bytes, descriptors: list[int]) -> No
     except Exception:
         answer = Answer({"error": "InternalError", "description": traceback.format_exc()[-MAX_TRACEBACK:]})
     _limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
-    channel.send(end, to_bytes(answer), shared)
+    channel.send(end, to_bytes(answer), descriptors=shared)
 
 
 def _limit(kind: int, most: int) -> None:

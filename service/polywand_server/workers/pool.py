@@ -20,10 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polywand_server.admission.turns import Turns
-from polywand_server.errors import DeadlineError, InternalError, InvalidInputError, TooLargeError, UnavailableError
+from polywand_server.errors import (
+    DeadlineError,
+    InternalError,
+    InvalidInputError,
+    Reason,
+    TooLargeError,
+    UnavailableError,
+)
 from polywand_server.workers import channel
 from polywand_server.workers.answers import Answer, from_bytes
-from polywand_server.workers.child import Order, Work
+from polywand_server.workers.child import Order, Work, pack
 
 # Imported by the process that children are forked from, before the first fork.
 MODULES = ("polywand_server.jobs",)
@@ -144,23 +151,23 @@ class Workers:
             DeadlineError: it exceeds WALL_SECONDS.
             UnavailableError, InternalError
         """
-        order = pickle.dumps(Order(work, arguments, BASE_MEMORY_BYTES + limits.memory_bytes, limits.cpu_seconds))
+        order = Order(work, arguments, BASE_MEMORY_BYTES + limits.memory_bytes, limits.cpu_seconds)
         async with self._turns.turn(), self._child() as child:
             try:
                 async with asyncio.timeout(WALL_SECONDS):
                     await self._send_order(child, order, data)
                     return await self._hold_conversation(child, limits, reply)
             except TimeoutError:
-                raise DeadlineError(
-                    f"{limits.what} was not done within {WALL_SECONDS:g} s: this server is busy"
-                ) from None
+                text = f"{limits.what} was not done within {WALL_SECONDS:g} s: this server is busy"
+                raise DeadlineError(text, reason=Reason.SERVER_TIMEOUT) from None
 
     @asynccontextmanager
     async def _child(self) -> AsyncIterator[_Child]:
         if self._spawner is None and self._restarting is None:
             self.start()
         if self._spawner is None:
-            raise UnavailableError("this server restarts its processes for large input: try again", 1.0)
+            text = "this server restarts its processes for large input: try again"
+            raise UnavailableError(text, RESTART_SECONDS, reason=Reason.SERVER_UNAVAILABLE)
         child = self._spare.popleft() if self._spare else self._spawn()
         self._add_spare()
         try:
@@ -183,23 +190,21 @@ class Workers:
         with theirs:
             self._spawner.beginning.append(child)
             try:
-                channel.send(self._spawner.requests, b"", [theirs.fileno()])
+                channel.send(self._spawner.requests, descriptors=[theirs.fileno()])
             except OSError:
                 self._drop_spawner(self._spawner)
         return child
 
-    async def _send_order(self, child: _Child, order: bytes, data: Sequence[bytes | memoryview]) -> None:
+    async def _send_order(self, child: _Child, order: Order, data: Sequence[bytes | memoryview]) -> None:
         async with asyncio.timeout(BEGIN_SECONDS):
             await child.begun
-        memory = os.memfd_create("polywand-input", os.MFD_CLOEXEC)
+        given = await _written_by_thread(lambda: channel.write(*data))
         try:
-            if data:
-                await asyncio.to_thread(_write, memory, data)
-            channel.send(child.end, order, [memory])
-        except OSError:
-            pass  # it has ended: its exit code says why
+            content = await _written_by_thread(lambda: channel.write(*pack(order)))
+            with suppress(OSError):  # it has ended: its exit code says why
+                channel.post(child.end, content, [given])
         finally:
-            os.close(memory)
+            os.close(given)
 
     async def _hold_conversation(
         self, child: _Child, limits: Limits, reply: Reply | None
@@ -225,7 +230,7 @@ class Workers:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                message = channel.receive(child.end)
+                message = channel.accept(child.end)
             except BlockingIOError:
                 readable = loop.create_future()
                 loop.add_reader(child.end, _set, readable)
@@ -240,15 +245,20 @@ class Workers:
                 return None
             if message is None:
                 return None
-            content, descriptors = message
+            memory, descriptors = message
             try:
-                return from_bytes(content), descriptors
-            except (ValueError, LookupError, TypeError) as error:
-                raise InternalError("the service failed on this request; its log says why") from error
+                return await asyncio.to_thread(_read_answer, memory), descriptors
+            except BaseException as error:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                if isinstance(error, ValueError | LookupError | TypeError):
+                    raise InternalError("the service failed on this request; its log says why") from error
+                raise
 
     def _exit_error(self, code: int, limits: Limits) -> Exception:
         if code == PARENT_ENDED:
-            return UnavailableError("the process that worked on this has ended: try again", RESTART_SECONDS)
+            text = "the process that worked on this has ended: try again"
+            return UnavailableError(text, RESTART_SECONDS, reason=Reason.SERVER_UNAVAILABLE)
         if code == -signal.SIGXCPU:
             return _too_long(limits)
         if code == -signal.SIGKILL:  # by the kernel, for lack of memory, or by an operator
@@ -322,11 +332,23 @@ class Workers:
         self._restarting = None
 
 
-def _write(memory: int, data: Sequence[bytes | memoryview]) -> None:
-    for part in data:
-        view = memoryview(part)
-        while view:
-            view = view[os.write(memory, view) :]
+def _read_answer(memory: int) -> Answer:
+    return from_bytes(channel.read(memory))
+
+
+async def _written_by_thread(write: Callable[[], int]) -> int:
+    """Write a memory file in a thread, and return its descriptor; if this is cancelled, it is closed when written."""
+    writing = asyncio.get_running_loop().run_in_executor(None, write)
+    try:
+        return await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        writing.add_done_callback(_close_written)
+        raise
+
+
+def _close_written(writing: "asyncio.Future[int]") -> None:
+    if not writing.cancelled() and writing.exception() is None:
+        os.close(writing.result())
 
 
 def _map(descriptor: int) -> NDArray[np.uint8]:
@@ -342,9 +364,9 @@ def _raise_error(facts: dict[str, Any], limits: Limits) -> None:
         case "MemoryError":
             raise _too_much_memory(limits)
         case "InvalidInputError":
-            raise InvalidInputError(str(facts["field"]), str(facts["description"]))
+            raise InvalidInputError(str(facts["field"]), str(facts["description"]), reason=Reason[facts["reason"]])
         case "TooLargeError":
-            raise TooLargeError(str(facts["field"]), str(facts["description"]))
+            raise TooLargeError(str(facts["field"]), str(facts["description"]), reason=Reason[facts["reason"]])
         case _:
             _log.error("work on %s (%s) failed in a child:\n%s", limits.what, limits.field, facts.get("description"))
             raise InternalError("the service failed on this request; its log says why")

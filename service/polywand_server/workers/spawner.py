@@ -60,7 +60,7 @@ def _fork(requests: socket.socket, end: int, children: set[int]) -> None:
     children.add(pid)
     process = os.pidfd_open(pid)
     try:
-        channel.send(requests, pickle.dumps(("begun", pid, 0)), [process])
+        channel.send(requests, pickle.dumps(("begun", pid, 0)), descriptors=[process])
     finally:
         os.close(process)
 

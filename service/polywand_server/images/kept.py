@@ -1,0 +1,47 @@
+"""Kept pictures: those that nothing uses now, and that are likely to be opened again."""
+
+from collections import OrderedDict
+
+from polywand_server.images.lease import Key
+from polywand_server.images.picture import Picture
+from polywand_server.ops import metrics
+
+
+class KeptPictures:
+    """Pictures without a lease, the least recently used first. most_bytes: limit of all; 0 keeps none.
+
+    nbytes: of all now.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most = most_bytes
+        self._pictures: OrderedDict[Key, Picture] = OrderedDict()
+        self.nbytes = 0
+
+    def put(self, key: Key, picture: Picture) -> None:
+        """Keep a picture; the oldest ones are dropped where it is too much."""
+        if picture.nbytes > self._most:
+            return
+        self._pictures[key] = picture
+        self.nbytes += picture.nbytes
+        while self.nbytes > self._most:
+            self._drop("limit")
+
+    def take(self, key: Key) -> Picture | None:
+        """Remove a picture and return it, if it is here."""
+        picture = self._pictures.pop(key, None)
+        if picture is not None:
+            self.nbytes -= picture.nbytes
+        return picture
+
+    def drop_one(self) -> bool:
+        """Drop the least recently used picture to make room; return whether there was one."""
+        if not self._pictures:
+            return False
+        self._drop("room")
+        return True
+
+    def _drop(self, reason: str) -> None:
+        _, picture = self._pictures.popitem(last=False)
+        self.nbytes -= picture.nbytes
+        metrics.IMAGE_EVICTIONS.labels(reason).inc()
