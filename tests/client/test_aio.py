@@ -15,20 +15,20 @@ from numpy.typing import NDArray
 
 import polywand
 from polywand import Detections, Segmentation
-from polywand.aio import Client, Session
+from polywand.aio import AsyncClient, Session
 from polywand.frames import FRAMES_AHEAD
 from tests.client.helpers import FACE
 from tests.running import Service, running_service, until
 
 
 @pytest.fixture
-async def client(server: Service) -> AsyncIterator[Client]:
+async def client(server: Service) -> AsyncIterator[AsyncClient]:
     async with polywand.aio.connect(server.target) as client:
         yield client
 
 
 @pytest.fixture
-async def session(client: Client, astronaut: NDArray[np.uint8]) -> AsyncIterator[Session]:
+async def session(client: AsyncClient, astronaut: NDArray[np.uint8]) -> AsyncIterator[Session]:
     async with client.open(astronaut) as session:
         yield session
 
@@ -37,12 +37,12 @@ def other_tasks() -> set[asyncio.Task[object]]:
     return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
 
 
-async def test_models_are_listed(client: Client) -> None:
+async def test_models_are_listed(client: AsyncClient) -> None:
     assert {"nanodet", "grabcut", "wand_click"} <= {model.name for model in await client.models()}
 
 
 async def test_both_clients_give_the_same_answers(
-    session: Session, client: Client, server: Service, astronaut: NDArray[np.uint8]
+    session: Session, client: AsyncClient, server: Service, astronaut: NDArray[np.uint8]
 ) -> None:
     with polywand.connect(server.target) as plain, plain.open(astronaut) as plain_session:
         ours = await session.prompt("wand_click", positive=[FACE], mask=True)
@@ -59,7 +59,7 @@ async def test_both_clients_give_the_same_answers(
         np.testing.assert_array_equal(outlined.polygons[0].exterior, plainly.polygons[0].exterior)
 
 
-async def test_errors_are_those_of_the_synchronous_client(session: Session, client: Client) -> None:
+async def test_errors_are_those_of_the_synchronous_client(session: Session, client: AsyncClient) -> None:
     with pytest.raises(polywand.IncompletePrompt) as incomplete:
         await session.prompt("wand_click")
     assert incomplete.value.missing_positive_points == 1
@@ -123,7 +123,7 @@ async def test_updates_carry_errors_as_values(session: Session) -> None:
     assert isinstance(results["little"], polywand.IncompletePrompt)
 
 
-async def test_updates_end_with_the_session(client: Client, astronaut: NDArray[np.uint8]) -> None:
+async def test_updates_end_with_the_session(client: AsyncClient, astronaut: NDArray[np.uint8]) -> None:
     async with client.open(astronaut) as session:
         watcher = asyncio.create_task(_collect(session))
         await session.prompt("wand_click", positive=[FACE])
@@ -152,7 +152,7 @@ async def test_giving_up_a_prompt_harms_no_other(session: Session) -> None:
     assert (await session.prompt("wand_click", positive=[FACE])).polygons
 
 
-async def test_closing_leaves_no_task_and_wakes_who_waits(client: Client, astronaut: NDArray[np.uint8]) -> None:
+async def test_closing_leaves_no_task_and_wakes_who_waits(client: AsyncClient, astronaut: NDArray[np.uint8]) -> None:
     before = other_tasks()
     async with client.open(astronaut) as session:
         waiting = asyncio.create_task(session.prompt("wand_click", positive=[FACE]))
@@ -166,7 +166,7 @@ async def test_closing_leaves_no_task_and_wakes_who_waits(client: Client, astron
 
 @pytest.mark.parametrize("kind", ["plain", "asynchronous"])
 async def test_a_stream_answers_frames_in_order(
-    client: Client, astronaut: NDArray[np.uint8], coffee: NDArray[np.uint8], kind: str
+    client: AsyncClient, astronaut: NDArray[np.uint8], coffee: NDArray[np.uint8], kind: str
 ) -> None:
     frames: list[polywand.ImageLike] = [astronaut, b"no image", coffee, "missing.jpg", astronaut]
 
@@ -182,13 +182,13 @@ async def test_a_stream_answers_frames_in_order(
     assert all(isinstance(answers[n][1], polywand.InvalidRequest) for n in (1, 3))
 
 
-async def test_a_session_that_was_not_entered_says_so(client: Client, astronaut: NDArray[np.uint8]) -> None:
+async def test_a_session_that_was_not_entered_says_so(client: AsyncClient, astronaut: NDArray[np.uint8]) -> None:
     with pytest.raises(RuntimeError, match="async with"):
         client.open(astronaut).send("wand_click", positive=[FACE])
 
 
 async def test_a_stream_that_is_left_early_took_few_frames_and_leaves_no_task(
-    client: Client, astronaut: NDArray[np.uint8]
+    client: AsyncClient, astronaut: NDArray[np.uint8]
 ) -> None:
     before = other_tasks()
     taken = itertools.count()
@@ -202,7 +202,7 @@ async def test_a_stream_that_is_left_early_took_few_frames_and_leaves_no_task(
 
 
 async def test_what_the_callers_frames_raise_comes_after_the_answers_before(
-    client: Client, astronaut: NDArray[np.uint8]
+    client: AsyncClient, astronaut: NDArray[np.uint8]
 ) -> None:
     def frames() -> Iterator[NDArray[np.uint8]]:
         yield astronaut

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import polywand
-from polywand import channel, errors, wire
+from polywand import channel, errors, options
 from polywand.errors import PolywandError
 from polywand.prompts import Prompts
 from polywand_common import proxies
@@ -64,17 +64,20 @@ def test_a_prompt_names_the_argument_that_is_wrong(name: str, value: Any) -> Non
     [
         *(("max_detections", value) for value in [*WHOLE, 0, 1001]),
         *(("threshold", value) for value in [*REAL, 1.5]),
-        *(("polygons_threshold", value) for value in [*REAL, 0, 1]),
-        *(("polygons_version", value) for value in WHOLE),
+        *(("interactor_threshold", value) for value in [*REAL, 0, 1]),
+        *(("interactor_version", value) for value in WHOLE),
+        *(("interactor", value) for value in NAMES),
+        *((name, value) for name in ("polygons", "mask", "png") for value in ["wand_box", 1, None]),
+        *(("roi", value) for value in [5, "1,2,3,4", (1, 2, 3), (1, 2, 3, math.nan)]),
         *(("max_points", value) for value in WHOLE),
         *(("model", value) for value in NAMES),
-        *(("labels", value) for value in [["person"], {"person": 5}, {5: "person"}, {"person": "\ud800"}]),
-        ("polygons", "\udcff"),
+        *(("labels", value) for value in ["person", 5, [5], {"person": 5}, {5: "person"}, {"person": "\ud800"}]),
+        *(("labels", [polywand.LabelMapping("person", threshold=value)]) for value in [*REAL, 1.5]),
     ],
 )
 def test_options_of_detect_name_the_argument_that_is_wrong(name: str, value: Any) -> None:
     with pytest.raises(polywand.InvalidRequest) as caught:
-        wire.detect_options(**{"polygons": True} | {name: value})
+        options.detect_options(**{"model": "m", "interactor": "i", "polygons": True} | {name: value})
     assert [violation.field for violation in caught.value.violations] == [name]
 
 
@@ -245,7 +248,9 @@ def _errors() -> list[PolywandError | server_errors.PolywandError]:
         PolywandError("p", code),
         polywand.InvalidRequest("i", code, [polywand.Violation("model", "is no name")]),
         polywand.NotFound("n", grpc.StatusCode.NOT_FOUND),
+        errors.ImageNotHeld("h", grpc.StatusCode.NOT_FOUND),
         polywand.Unauthenticated("u", grpc.StatusCode.UNAUTHENTICATED),
+        polywand.PermissionDenied("d", grpc.StatusCode.PERMISSION_DENIED),
         polywand.Unavailable("a", grpc.StatusCode.UNAVAILABLE, retry_after_s=2.5),
         polywand.QuotaExceeded("q", 1.5, [polywand.QuotaViolation("images", "16 at most")]),
         polywand.Draining("d", grpc.StatusCode.UNAVAILABLE),
@@ -279,9 +284,17 @@ def test_answers_reach_another_process_whole() -> None:
     ring = np.float32([[0, 0], [4, 0], [4, 4]])
     timing = polywand.Timing(*range(8))
     outline = polywand.Segmentation(
-        *((polywand.Polygon(ring, (ring / 2,)),), polywand.Box(0, 0, 4, 4), 8.0, np.ones((4, 4), bool)),
-        *("m", 1, 0.5, 0.0, 1.0),
-        skipped=0,
+        polygons=(polywand.Polygon(ring, (ring / 2,)),),
+        box=polywand.Box(0, 0, 4, 4),
+        area=8.0,
+        mask=np.ones((4, 4), bool),
+        width=4,
+        height=4,
+        model="m",
+        version=1,
+        threshold=0.5,
+        tolerance=0.0,
+        iou=1.0,
         timing=timing,
     )
     found = polywand.Detections(
@@ -332,17 +345,31 @@ def test_a_client_is_not_used_on_both_sides_of_a_fork() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        *(polywand.Client.detect, polywand.Client.detect_stream, polywand.aio.Client.detect),
-        *(polywand.aio.Client.detect_stream, polywand.Session.prompt, polywand.aio.Session.prompt),
-        polywand.aio.Session.send,
-    ],
-)
-def test_help_shows_every_keyword_argument(method: Any) -> None:
+CLIENT_CALLS = [name for name in vars(polywand.Client) if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", CLIENT_CALLS)
+def test_both_clients_have_the_same_calls_and_help_describes_every_argument(name: str) -> None:
+    method, other = getattr(polywand.Client, name), getattr(polywand.AsyncClient, name)
+    parameters = inspect.signature(method).parameters
+    assert list(parameters) == list(inspect.signature(other).parameters)
+    for documented in (method, other):
+        text = inspect.getdoc(documented) or ""
+        for argument, parameter in parameters.items():
+            assert parameter.kind is not inspect.Parameter.VAR_KEYWORD
+            assert argument == "self" or re.search(rf"\b{argument}\b[^.]*: ", text), argument
+
+
+def test_help_of_connect_describes_every_argument() -> None:
+    parameters = inspect.signature(polywand.connect).parameters
+    assert list(parameters) == list(inspect.signature(polywand.aio.connect).parameters)
+    for argument in parameters:
+        assert re.search(rf"(\b{argument}: |`{argument}`)", inspect.getdoc(polywand.connect) or ""), argument
+
+
+@pytest.mark.parametrize("method", [polywand.Session.prompt, polywand.aio.Session.prompt, polywand.aio.Session.send])
+def test_help_of_sessions_shows_every_argument(method: Any) -> None:
     names = list(inspect.signature(method).parameters)
-    assert "options" not in names
     assert "prompt" not in names
     assert {"version", "threshold", "tolerance", "max_points", "mask"} < set(names)
     assert "largest distance of" in (inspect.getdoc(method) or "")
@@ -374,7 +401,7 @@ def test_an_asyncio_client_that_is_closed_says_so_at_once() -> None:
         yield pixels
         await asyncio.Event().wait()
 
-    async def consume(client: polywand.aio.Client) -> None:
+    async def consume(client: polywand.AsyncClient) -> None:
         async for _ in client.detect_stream(frames()):
             answered.set()
 
@@ -428,7 +455,7 @@ def test_an_asyncio_client_belongs_to_one_loop() -> None:
         ("UNAVAILABLE", "errors resolving t:1", "Unavailable", "No host of this name"),
         ("UNAVAILABLE", "failed to connect; Connection refused", "Unavailable", "Is it running?"),
         ("UNAUTHENTICATED", "expired", "Unauthenticated", "expired"),
-        ("PERMISSION_DENIED", "no", "Unauthenticated", "no"),
+        ("PERMISSION_DENIED", "no", "PermissionDenied", "no"),
         ("NOT_FOUND", "nanodet", "NotFound", "nanodet"),
     ],
 )

@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 import polywand
 from polywand import Client, Detections, PolywandError
 from polywand.frames import FRAMES_AHEAD
-from polywand.wire import DetectOptions
 from tests.client.helpers import FACE, polywand_threads
 from tests.client.scripted import Script, scripted_server
 from tests.running import WAND_VERSION
@@ -42,7 +42,9 @@ def test_detections_are_as_many_as_asked_for(client: Client, coffee: NDArray[np.
 
 
 def test_polygons_outline_what_was_detected(client: Client, astronaut: NDArray[np.uint8]) -> None:
-    found = client.detect(astronaut, polygons="wand_click", tolerance=0, mask=True, polygons_threshold=0.6)
+    found = client.detect(
+        astronaut, polygons=True, mask=True, interactor="wand_click", interactor_threshold=0.6, tolerance=0
+    )
     best = found[0]
     assert best.outline is not None
     assert (best.outline.model, best.outline.version) == ("wand_click", WAND_VERSION)
@@ -75,13 +77,15 @@ def test_the_outline_of_a_detection_is_a_seed_for_clicks(client: Client, astrona
 
 def test_an_interactor_that_does_not_exist_is_told_by_the_field(client: Client, astronaut: NDArray[np.uint8]) -> None:
     with pytest.raises(polywand.InvalidRequest, match="no_such_tool") as caught:
-        client.detect(astronaut, polygons="no_such_tool")
+        client.detect(astronaut, polygons=True, interactor="no_such_tool")
     assert [violation.field for violation in caught.value.violations] == ["polygons.model"]
 
 
-@pytest.mark.parametrize("option", [{"tolerance": 0.0}, {"max_points": 9}, {"mask": True}, {"polygons_version": 1}])
-def test_options_of_polygons_without_polygons_are_the_callers_mistake(
-    client: Client, astronaut: NDArray[np.uint8], option: DetectOptions
+@pytest.mark.parametrize(
+    "option", [{"tolerance": 0.0}, {"max_points": 9}, {"interactor": "wand_click"}, {"interactor_threshold": 0.5}]
+)
+def test_options_of_outlines_without_outlines_are_the_callers_mistake(
+    client: Client, astronaut: NDArray[np.uint8], option: dict[str, Any]
 ) -> None:
     with pytest.raises(ValueError, match="polygons=True"):
         client.detect(astronaut, **option)

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as some
 from numpy.typing import NDArray
 
-import polywand
 from polywand import Polygon, decode_rle, encode_rle, rasterise
 
 
@@ -137,10 +136,3 @@ def test_long_runs_encode_as_pycocotools_encodes_them(runs: list[int], starts_in
 def test_run_lengths_that_do_not_fill_the_image_are_refused(counts: str) -> None:
     with pytest.raises(ValueError, match="5 x 5"):
         decode_rle(counts, 5, 5)
-
-
-def test_coco_lists_hold_exteriors() -> None:
-    part = polygon([(0, 0), (4, 0), (4, 3)], [(1, 0.5), (1, 1), (1.5, 1)])
-    timing = polywand.Timing(0, 0, 0, 0, 0, 0, 0, 0)
-    outline = polywand.Segmentation((part,), polywand.Box(0, 0, 4, 3), 6.0, None, "m", 1, 0.5, 0.0, 1.0, 0, timing)
-    assert outline.to_coco() == [[0, 0, 4, 0, 4, 3]]

@@ -180,21 +180,25 @@ def test_fields_are_counted_as_protobuf_reads_them(points, most):
 
 
 HOSTILE_FILES = {
-    "JPEG of 2000 scans": (lambda: jpeg_of_scans(800, 800, 2000), "500 scans"),
-    "PNG with a side of a million": (lambda: png_of_zeros(1_000_000, 1), "65535"),
-    "BMP of run lengths": (lambda: bmp_of_run_lengths(1000, 1000), "run-length"),
-    "JPEG of 400 scans over 100 megapixels": (lambda: jpeg_of_scans(10_000, 10_000, 400), "processor time"),
+    "JPEG of 2000 scans": (lambda: jpeg_of_scans(800, 800, 2000), "500 scans", "IMAGE_TOO_LARGE"),
+    "PNG with a side of a million": (lambda: png_of_zeros(1_000_000, 1), "65535", "IMAGE_TOO_LARGE"),
+    "BMP of run lengths": (lambda: bmp_of_run_lengths(1000, 1000), "run-length", "IMAGE_UNREADABLE"),
+    "JPEG of 400 scans over 100 megapixels": (
+        lambda: jpeg_of_scans(10_000, 10_000, 400),
+        *("processor time", "IMAGE_TOO_LARGE"),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE_FILES)
 def test_a_file_that_would_take_long_is_refused_by_its_limit(stub, name):
-    make, limit = HOSTILE_FILES[name]
+    make, limit, reason = HOSTILE_FILES[name]
     with InteractStream(stub) as stream:
         reply = stream.ask(pb.Image(encoded=make()), seconds=120)
         assert reply.HasField("error"), reply
         assert limit in reply.error.message
         assert detail_of(reply.error, error_details_pb2.BadRequest).field_violations[0].field == "image.encoded"
+        assert detail_of(reply.error, error_details_pb2.ErrorInfo).reason == reason
         assert stream.ask(BRIGHT).image.width == 64
 
 
@@ -331,8 +335,8 @@ def test_the_service_ends_in_time_in_the_middle_of_hostile_work(repository, tmp_
     )
     with running_service(tmp_path / "log", *options) as service, ExitStack() as stack:
         service.wait_ready("shade")
-        hostile = pb.Image(encoded=jpeg_of_scans(10_000, 10_000, 450))
-        for _ in range(4):
+        for number in range(4):  # none waits for another's: neither for the same picture, nor for its memory
+            hostile = pb.Image(encoded=jpeg_of_scans(6000, 6000, 450 + number))
             stub = AnnotationServiceStub(stack.enter_context(own_connection(service)))
             stack.enter_context(InteractStream(stub)).send(hostile)
         wait_for(lambda: sum(cpu_seconds(child) > 0.2 for child in workers(service)[1:]) >= 2, 60, service)

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
 
 import polywand_server
 from polywand_contract.v1 import annotation_pb2 as pb
@@ -58,35 +60,48 @@ def test_pixels_of_every_format_that_it_names_are_read(puppet_stub):
             assert stream.ask(pb.Image(raw=raw)).image.width == 2, pb.PixelFormat.Name(number)
 
 
-def too_much(limits: pb.ServerLimits) -> Iterator[tuple[int, str, pb.Image | pb.Prompt]]:
+def too_much(limits: pb.ServerLimits) -> Iterator[tuple[str, str, pb.Image | pb.Prompt]]:
     """Messages of a stream that exceed a limit by one: the limit, the field of the error, and the message."""
     side = pb.RawImage(data=b"x", width=limits.image_side + 1, height=1, format=pb.PIXEL_FORMAT_RGB8)
-    yield limits.image_side, "image.raw", pb.Image(raw=side)
+    yield "image_side", "image.raw", pb.Image(raw=side)
     pixels = pb.RawImage(data=b"x", width=limits.image_pixels // 2 + 1, height=2, format=pb.PIXEL_FORMAT_RGB8)
-    yield limits.image_pixels, "image.raw", pb.Image(raw=pixels)
-    yield limits.prompt_points, "prompt.points", prompt("disk", *[(1, 1, POSITIVE)] * (limits.prompt_points + 1))
+    yield "image_pixels", "image.raw", pb.Image(raw=pixels)
+    yield "prompt_points", "prompt.points", prompt("disk", *[(1, 1, POSITIVE)] * (limits.prompt_points + 1))
     ring = pb.Polygon(exterior=pb.Ring(coordinates=[0, 0, 9, 0, 9, 9]))
     rings = pb.PolygonSet(polygons=[ring] * (limits.seed_rings + 1))
-    yield limits.seed_rings, "prompt.seed.polygons", pb.Prompt(model="disk", seed=pb.SeedMask(polygons=rings))
+    yield "seed_rings", "prompt.seed.polygons", pb.Prompt(model="disk", seed=pb.SeedMask(polygons=rings))
     line = pb.Polygon(exterior=pb.Ring(coordinates=[0.0] * 2 * (limits.seed_vertices + 1)))
     vertices = pb.SeedMask(polygons=pb.PolygonSet(polygons=[line]))
-    yield limits.seed_vertices, "prompt.seed.polygons", pb.Prompt(model="disk", seed=vertices)
+    yield "seed_vertices", "prompt.seed.polygons", pb.Prompt(model="disk", seed=vertices)
+
+
+def limit_of(status: status_pb2.Status) -> str:
+    """Which limit an error names for programs."""
+    info = error_details_pb2.ErrorInfo()
+    assert any(detail.Unpack(info) for detail in status.details), status
+    return info.metadata["limit"]
 
 
 def test_the_error_of_a_message_beyond_a_limit_names_the_limit_that_the_server_tells(puppet_stub, astronaut):
     limits = info(puppet_stub).limits
     with InteractStream(puppet_stub) as stream:
         stream.ask(raw_image(astronaut))
-        for limit, field, message in too_much(limits):
-            said = stream.ask(message).error.message
-            assert said.startswith(field)
-            assert str(limit) in said, said
-    for limit, options in (
-        (limits.detections, {"max_detections": limits.detections + 1}),
-        (limits.labels, {"labels": [pb.LabelMapping(model_label="thing")] * (limits.labels + 1)}),
+        for name, field, message in too_much(limits):
+            error = stream.ask(message).error
+            assert error.message.startswith(field)
+            assert str(getattr(limits, name)) in error.message
+            assert limit_of(error) == name
+    for name, options in (
+        ("detections", {"max_detections": limits.detections + 1}),
+        ("labels", {"labels": [pb.LabelMapping(model_label="thing")] * (limits.labels + 1)}),
     ):
-        with pytest.raises(grpc.RpcError, match=str(limit)):
+        with pytest.raises(grpc.RpcError, match=str(getattr(limits, name))) as caught:
             puppet_stub.Detect(pb.DetectRequest(model="finder", image=raw_image(astronaut), **options))
+        assert limit_of(rpc_status.from_call(caught.value)) == name
+    prompts = [prompt("disk", (1, 1, POSITIVE))] * (limits.segment_prompts + 1)
+    with pytest.raises(grpc.RpcError, match=str(limits.segment_prompts)) as caught:
+        puppet_stub.Segment(pb.SegmentRequest(image=raw_image(astronaut), prompts=prompts))
+    assert limit_of(rpc_status.from_call(caught.value)) == "segment_prompts"
 
 
 def test_settings_are_told_and_it_answers_while_triton_is_away(tmp_path):

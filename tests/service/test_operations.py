@@ -85,15 +85,20 @@ def test_metrics_move(server, stub, astronaut):
             'polywand_stage_duration_seconds_count{model="",stage="decode"}',
             "polywand_image_bytes_count",
             "polywand_image_pixels_count",
+            'polywand_images_total{outcome="decoded"}',
+            'polywand_image_lookups_total{outcome="hit"}',
+            'polywand_image_lookups_total{outcome="miss"}',
         )
         return {sample: server.metric(sample) for sample in samples}
 
     before = moved()
-    stub.Detect(pb.DetectRequest(model="nanodet", image=raw_image(astronaut)))
+    new = raw_image(astronaut ^ 1)  # no test has sent it before
+    for _ in range(2):
+        stub.Detect(pb.DetectRequest(model="nanodet", image=new))
     with pytest.raises(grpc.RpcError):
         stub.Detect(pb.DetectRequest(model="made up by a client", image=raw_image(astronaut)))
     with InteractStream(stub) as stream:
-        stream.ask(raw_image(astronaut))
+        stream.ask(raw_image(astronaut ^ 2))
         stream.ask(CLICK)
         stream.ask(prompt("wand_click", (9999, 1, POSITIVE)))  # refused at once, since it is not in the image
         stream.ask(prompt("made up by a client", (1, 1, POSITIVE)))
@@ -108,20 +113,20 @@ def test_metrics_move(server, stub, astronaut):
 
 
 def test_sigterm_drains_and_leaves_nothing(tmp_path, astronaut):
-    """Health turns, the prompt in work is answered, the stream is told to reconnect, Triton is gone."""
+    """Health turns, the stream is told to reconnect, what it asks is answered nevertheless, Triton is gone."""
     models = tmp_path / "models"
     add_interactor(models, "disk", DISK)
     with running_service(tmp_path / "log", f"--model-repository={models}", "--drain-seconds=60") as service:
         service.wait_ready("disk")
         family = psutil.Process(service.process.pid).children(recursive=True)
         assert tritonservers(service)
-        drains_after_a_prompt(service, models, raw_image(astronaut))
+        drains_around_a_prompt(service, models, raw_image(astronaut))
         assert service.process.wait(50) == 0
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive
 
 
-def drains_after_a_prompt(service: Service, models: Path, image: pb.Image) -> None:
+def drains_around_a_prompt(service: Service, models: Path, image: pb.Image) -> None:
     with grpc.insecure_channel(service.target) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
         assert next(watch).status == SERVING
@@ -132,10 +137,13 @@ def drains_after_a_prompt(service: Service, models: Path, image: pb.Image) -> No
                 gate.wait_until_begun()
                 service.process.send_signal(signal.SIGTERM)
                 assert next(watch).status == NOT_SERVING
-            reply = stream.receive()
-            assert reply.sequence == sequence
-            assert reply.segmentation.shape.polygons
-            assert "reconnect" in stream.receive().draining.message
+                assert "reconnect" in stream.receive().draining.message  # while the prompt is in work
+                another = stream.send(prompt("disk", (100, 130, POSITIVE)))
+                stream.wait_until_read()
+            for expected in (sequence, another):
+                reply = stream.receive()
+                assert reply.sequence == expected
+                assert reply.segmentation.shape.polygons
             assert stream.receive_end() == grpc.StatusCode.OK
 
 

@@ -2,29 +2,38 @@
 
 import re
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from polywand_contract.raster import encode_rle
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1 import annotation_pb2_grpc
-from polywand_server.errors import Reason
+from polywand_server.caller import begin, current
+from polywand_server.errors import NotFoundError, Reason
+from polywand_server.rpc.status import to_status, trailers
 from tests.interactors import DISK, Gate, add_interactor
+from tests.pictures.writers import colours, saved
 from tests.puppets import IMAGES_MEBIBYTES
-from tests.running import Service, running_service
+from tests.running import Service, running_service, wait_for
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 
 DOCS = Path(__file__).parents[2] / "docs" / "api.md"
 DOCUMENTED = re.findall(r"^\| ([A-Z_]+) \| `([A-Z_]+)` \|", DOCS.read_text(), re.MULTILINE)
 CLICK = (20, 20, POSITIVE)
 SMALL = raw_image(np.zeros((64, 64, 3), np.uint8))
+# An outline with more parts than one may have.
+DOTS = np.zeros((300, 300), np.uint8)
+DOTS[1::3, 1::3] = 1
 SERVICE = "polywand.v1.AnnotationService"
 HEALTH = "grpc.health.v1.Health"
 GARBAGE = bytes([255] * 4)
@@ -96,6 +105,8 @@ PROMPTS = {
     "a long side": (raw(65_536, 1), "RESOURCE_EXHAUSTED", "IMAGE_TOO_LARGE", {"limit": "image_side"}),
     "many pixels": (raw(60_000, 60_000), "RESOURCE_EXHAUSTED", "IMAGE_TOO_LARGE", {"limit": "image_pixels"}),
     "more than all memory": (raw(3000, 3000, bytes(27_000_000)), "RESOURCE_EXHAUSTED", "IMAGE_TOO_LARGE", {}),
+    "an image that the server does not hold": (pb.Image(digest=bytes(32)), "NOT_FOUND", "IMAGE_NOT_HELD", {}),
+    "a digest of the wrong length": (pb.Image(digest=bytes(31)), "INVALID_ARGUMENT", "INVALID_FIELD", {}),
     "no source": (pb.Image(), "INVALID_ARGUMENT", "INVALID_FIELD", {}),
     "a long message": (
         pb.Prompt(model="disk", seed=pb.SeedMask(rle=pb.RleMask(counts="0" * 3_000_000))),
@@ -111,6 +122,21 @@ def test_an_error_in_a_stream_has_its_reason(puppet_stub, case):
         stream.ask(SMALL)
         failure = read(stream.ask(message).error)
         assert stream.ask(prompt("disk", CLICK)).segmentation.version == 1  # the stream goes on
+    assert (failure.code, failure.info.reason, dict(failure.info.metadata)) == (code, reason, metadata)
+
+
+@pytest.mark.parametrize("case", PROMPTS)
+def test_an_error_of_one_prompt_or_of_the_image_of_a_call_has_its_reason(puppet_stub, case):
+    message, code, reason, metadata = PROMPTS[case]
+    click = prompt("disk", CLICK)
+    if isinstance(message, pb.Image):
+        failure = of_call(lambda: puppet_stub.Segment(pb.SegmentRequest(image=message, prompts=[click])))
+    elif reason == "MESSAGE_TOO_LARGE":
+        failure = of_call(lambda: puppet_stub.Segment(pb.SegmentRequest(image=SMALL, prompts=[message])))
+    else:
+        sound, wrong = puppet_stub.Segment(pb.SegmentRequest(image=SMALL, prompts=[click, message])).results
+        assert sound.segmentation.version == 1
+        failure = read(wrong.error)
     assert (failure.code, failure.info.reason, dict(failure.info.metadata)) == (code, reason, metadata)
 
 
@@ -149,6 +175,7 @@ def test_what_is_not_found_is_named(puppet_stub):
     for request, kind, name in (
         (detection(model="no such"), "model", "no such"),
         (detection(version=9), "version", "finder/9"),
+        (detection(image=pb.Image(digest=b"\x0f" * 32)), "image", "0f" * 32),
     ):
         said = of_call(lambda request=request: puppet_stub.Detect(request)).details["ResourceInfo"]
         assert (said.resource_type, said.resource_name) == (kind, name)
@@ -160,7 +187,7 @@ def channel(puppets: Service) -> Iterator[grpc.Channel]:
         yield opened
 
 
-@pytest.mark.parametrize("method", ["GetServerInfo", "ListModels", "Detect", "Interact", "DetectStream"])
+@pytest.mark.parametrize("method", ["GetServerInfo", "ListModels", "Segment", "Detect", "Interact", "DetectStream"])
 def test_bytes_that_are_no_message_have_a_reason_in_every_method(channel, method):
     call = channel.stream_stream(f"/{SERVICE}/{method}")
     failure = of_call(lambda: list(call(iter([GARBAGE]))))
@@ -198,6 +225,14 @@ def test_a_prompt_before_an_image_has_its_reason(puppet_stub):
     assert (failure.code, failure.info.reason) == ("FAILED_PRECONDITION", "NO_IMAGE")
 
 
+def test_an_outline_of_too_many_parts_has_its_reason(puppet_stub):
+    seed = pb.SeedMask(rle=pb.RleMask(counts=encode_rle(DOTS), width=300, height=300))
+    image = raw(300, 300, bytes(3 * 300 * 300))
+    request = pb.SegmentRequest(image=image, prompts=[pb.Prompt(model="disk", seed=seed)])
+    failure = read(puppet_stub.Segment(request).results[0].error)
+    assert (failure.code, failure.info.reason) == ("RESOURCE_EXHAUSTED", "LIMIT_EXCEEDED")
+
+
 def test_a_model_whose_process_died_is_not_ready(puppet_stub):
     with InteractStream(puppet_stub) as stream:
         stream.ask(SMALL)
@@ -207,10 +242,10 @@ def test_a_model_whose_process_died_is_not_ready(puppet_stub):
 
 def test_a_server_that_is_full_says_of_what(puppet_stub):
     side = int((0.6 * IMAGES_MEBIBYTES * 2**20 / 4) ** 0.5)  # more than half of the room for images each
-    image = raw(side, side, bytes(3 * side * side))
+    black, white = (raw(side, side, bytes([value]) * (3 * side * side)) for value in (0, 255))
     with InteractStream(puppet_stub) as holder, InteractStream(puppet_stub) as stream:
-        assert holder.ask(image).image.width == side
-        failure = read(stream.ask(image).error)
+        assert holder.ask(black).image.width == side
+        failure = read(stream.ask(white).error)
     assert (failure.code, failure.info.reason) == ("RESOURCE_EXHAUSTED", "SERVER_FULL")
     assert failure.details["QuotaFailure"].violations[0].subject == "images"
 
@@ -245,9 +280,36 @@ def test_limits_that_are_settings_have_their_reasons(strict):
             failure = read(stream.ask(prompt("held", CLICK)).error)
         assert (failure.code, failure.info.reason) == ("DEADLINE_EXCEEDED", "PROMPT_TIMEOUT")
         assert failure.info.metadata["limit"] == "prompt_ms"
+        with Gate(repository, "held"):
+            request = pb.SegmentRequest(image=SMALL, prompts=[prompt("held", CLICK)])
+            (result,) = annotation_pb2_grpc.AnnotationServiceStub(channel).Segment(request).results
+        assert read(result.error).info.reason == "PROMPT_TIMEOUT"
         failure = read(stream.ask(prompt("disk", CLICK, object_id="another")).error)
         assert (failure.code, failure.info.reason) == ("RESOURCE_EXHAUSTED", "TOO_MANY_OBJECTS")
         assert failure.info.metadata["limit"] == "stream_objects"
+
+
+def test_while_the_helpers_for_large_input_are_started_again_the_reason_says_so(strict):
+    service, _ = strict
+    errors: list[status_pb2.Status] = []
+    with (
+        grpc.insecure_channel(service.target) as channel,
+        InteractStream(annotation_pb2_grpc.AnnotationServiceStub(channel)) as stream,
+    ):
+
+        def is_refused() -> bool:
+            for child in psutil.Process(service.process.pid).children():
+                if "polywand_server.workers.spawner" in child.cmdline():
+                    child.kill()
+            reply = stream.ask(pb.Image(encoded=saved(colours() // (2 + len(errors)), "GIF")))
+            errors.append(reply.error)
+            return reply.HasField("error")
+
+        wait_for(is_refused, 30, service)
+        failure = read(errors[-1])
+        assert (failure.code, failure.info.reason) == ("UNAVAILABLE", "SERVER_UNAVAILABLE")
+        later = pb.Image(encoded=saved(colours(), "GIF"))
+        wait_for(lambda: stream.ask(later).HasField("image"), 30, service)
 
 
 def test_without_triton_and_with_a_slow_one_the_reasons_say_so(tmp_path):
@@ -275,6 +337,19 @@ def test_without_triton_and_with_a_slow_one_the_reasons_say_so(tmp_path):
     ):
         failure = of_call(lambda: annotation_pb2_grpc.AnnotationServiceStub(channel).Detect(detection()))
     assert (failure.code, failure.info.reason) == ("UNAVAILABLE", "TRITON_UNAVAILABLE")
+
+
+def test_the_longest_error_fits_into_a_clients_headers():
+    long = "\N{SNOWMAN}" * 5000
+    error = NotFoundError("version", long, resource=long, reason=Reason.VERSION_NOT_FOUND, metadata={"model": long})
+
+    def size() -> float:
+        begin("ipv4:127.0.0.1:1", "x" * 128, f"00-{'1' * 32}-{'1' * 16}-01")
+        status, sent = to_status(error), trailers(current())
+        percent_encoded, base64 = 3 * len(status.message.encode()), 4 / 3 * status.ByteSize()
+        return percent_encoded + base64 + sum(len(key) + len(value) + 32 for key, value in sent) + 3 * 64
+
+    assert 6000 < copy_context().run(size) < TRAILER_BYTES
 
 
 def test_the_table_of_the_documentation_has_every_reason_and_no_other():

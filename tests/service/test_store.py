@@ -31,6 +31,7 @@ from polywand_server.images.kept import KeptPictures
 from polywand_server.images.picture import pyramid_bytes
 from polywand_server.timing import Stopwatch
 from polywand_server.workers.pool import Workers
+from tests.faults.footprint import descriptors
 from tests.pictures.writers import png
 from tests.puppets import KEPT_IMAGES_MEBIBYTES
 from tests.running import Service, images_in_use, run_the_others, until, wait_for
@@ -155,6 +156,20 @@ def test_a_photo_that_comes_with_every_call_is_decoded_once(puppets, stub, shade
     assert puppets.metric(DECODED) == before + 1
 
 
+def test_calls_of_every_kind_share_what_is_held(puppets, stub, shades):
+    image, before = pb.Image(encoded=shades.jpeg()), puppets.metric(DECODED)
+    segmented = stub.Segment(pb.SegmentRequest(image=image, prompts=[CLICK]))
+    digest = segmented.image.digest
+    again = stub.Segment(pb.SegmentRequest(image=by_digest(digest), prompts=[CLICK, CLICK]))
+    assert again.timing.decode_us == 0
+    assert [result.segmentation for result in again.results] == [segmented.results[0].segmentation] * 2
+    assert detect(stub, by_digest(digest)).image == segmented.image
+    with InteractStream(stub) as stream:
+        assert stream.ask(by_digest(digest)).image == segmented.image
+        assert stream.ask(CLICK).segmentation == segmented.results[0].segmentation
+    assert puppets.metric(DECODED) == before + 1
+
+
 def test_a_digest_that_is_not_held_is_not_found_and_the_image_before_it_stays(stub, shades):
     unknown = hashlib.sha256(b"never sent").digest()
     with InteractStream(stub) as stream:
@@ -168,7 +183,9 @@ def test_a_digest_that_is_not_held_is_not_found_and_the_image_before_it_stays(st
     with pytest.raises(grpc.RpcError) as caught:
         detect(stub, by_digest(unknown))
     assert caught.value.code() is NOT_FOUND
-    assert detail_of(rpc_status.from_call(caught.value), error_details_pb2.ErrorInfo).reason == "IMAGE_NOT_HELD"
+    status = rpc_status.from_call(caught.value)
+    assert detail_of(status, error_details_pb2.ErrorInfo).reason == "IMAGE_NOT_HELD"
+    assert detail_of(status, error_details_pb2.ResourceInfo).resource_name == unknown.hex()
 
 
 @pytest.mark.parametrize("nbytes", [0, 31, 33, 100_000])
@@ -332,6 +349,18 @@ def test_frames_of_a_stream_find_what_is_held_and_do_not_stay_themselves(puppets
     assert replies[1].timing.decode_us == 0
     assert puppets.metric(KEPT) == kept
     assert [is_held(stub, reply.image.digest) for reply in replies] == [False, True, False]
+
+
+def test_pictures_that_stay_hold_no_open_files(puppets, stub, shades):
+    """Neither small nor large ones whose memory was another process's."""
+    detect(stub, shades.raw())  # the connection is open
+    before = descriptors(puppets)
+    digests = []
+    for side in (20,) * 30 + (700,) * 3:
+        webp = cv2.imencode(".webp", shades.pixels(side))[1].tobytes()
+        digests.append(detect(stub, pb.Image(encoded=webp)).image.digest)
+    assert all(is_held(stub, digest) for digest in digests)
+    assert descriptors(puppets) < before + 10
 
 
 # -- pixel formats

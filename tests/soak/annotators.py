@@ -13,7 +13,7 @@ import numpy as np
 import skimage.data
 
 import polywand
-from polywand.aio import Client, Session
+from polywand.aio import AsyncClient, Session
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1.annotation_pb2_grpc import AnnotationServiceStub
 from tests.streams import POSITIVE, prompt, raw_image
@@ -103,7 +103,7 @@ class Annotator:
 
     async def visit(self, target: str) -> None:
         """Come, do some things, and go in order."""
-        actions: tuple[Callable[[Client, Session], Awaitable[None]], ...] = (
+        actions: tuple[Callable[[AsyncClient, Session], Awaitable[None]], ...] = (
             self.click_and_correct,
             self.click_and_correct,
             self.drag,
@@ -133,7 +133,7 @@ class Annotator:
             self._tally.take(self.action, error)
             await asyncio.sleep(THOUGHT_SECONDS)
 
-    async def click_and_correct(self, _: Client, session: Session) -> None:
+    async def click_and_correct(self, _: AsyncClient, session: Session) -> None:
         """Click, correct by more clicks, undo some, ask for another form of the answer."""
         model, name, clicks = self._dice.choice(INTERACTORS), f"object {self._dice.randint(0, 9)}", []
         for _ in range(self._dice.randint(1, 5)):
@@ -146,7 +146,7 @@ class Annotator:
             await session.prompt(model, points=clicks, object_id=name)
         await session.prompt(model, points=clicks, object_id=name, tolerance=0, threshold=0.3, mask=True)
 
-    async def drag(self, _: Client, session: Session) -> None:
+    async def drag(self, _: AsyncClient, session: Session) -> None:
         """Drag a click about, faster than answers come."""
         x, y = self.place(session)
         for _ in range(self._dice.randint(5, 40)):
@@ -160,7 +160,7 @@ class Annotator:
                         raise update.result
                     return
 
-    async def several_objects(self, _: Client, session: Session) -> None:
+    async def several_objects(self, _: AsyncClient, session: Session) -> None:
         """Prompt for several objects at once."""
         prompts = (
             session.prompt("wand_click", points=[polywand.Point(*self.place(session))], object_id=f"part {number}")
@@ -168,13 +168,13 @@ class Annotator:
         )
         await asyncio.gather(*prompts)
 
-    async def next_image(self, _: Client, session: Session) -> None:
+    async def next_image(self, _: AsyncClient, session: Session) -> None:
         """Go on to another image, perhaps with a prompt still in work."""
         if self._dice.random() < 0.5:
             session.send("wand_click", points=[polywand.Point(*self.place(session))])
         await session.set_image(self.photo())
 
-    async def blunder(self, _: Client, session: Session) -> None:
+    async def blunder(self, _: AsyncClient, session: Session) -> None:
         """Send what is wrong, one thing of many; the right answer is an error that says so."""
         inside = polywand.Point(*self.place(session))
         blunders: tuple[Callable[[], Awaitable[object]], ...] = (
@@ -199,11 +199,11 @@ class Annotator:
         except polywand.IncompletePrompt:
             self._tally.expected["too few points"] += 1
 
-    async def detect(self, client: Client, _: Session) -> None:
+    async def detect(self, client: AsyncClient, _: Session) -> None:
         """One frame."""
         await client.detect(self.photo(), threshold=0.2)
 
-    async def detect_burst(self, client: Client, _: Session) -> None:
+    async def detect_burst(self, client: AsyncClient, _: Session) -> None:
         """Many frames, of which the last ones are left unanswered now and then."""
         photos = [self.photo(largest=0.5) for _ in range(self._dice.randint(5, 25))]
         enough = self._dice.choice((3, len(photos)))

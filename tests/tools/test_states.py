@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from polywand_server.errors import UnavailableError
+from polywand_server.errors import Reason, UnavailableError
 from polywand_server.tools.catalogue import BROKEN_RETRY_SECONDS, State
 from polywand_server.triton.client import IndexEntry, ModelConfig
 from tests.running import until
@@ -88,6 +88,10 @@ async def test_while_triton_is_away_all_are_unavailable_and_then_as_before() -> 
         await registry.refresh()
         assert [tool.state for tool in registry.tools] == [State.UNAVAILABLE] * 2
         assert {version.state for tool in registry.tools for version in tool.versions} == {State.UNAVAILABLE}
+        for name in ("m", "no such tool"):
+            with pytest.raises(UnavailableError, match="Triton is away") as caught:
+                registry.interactor(name, 0)
+            assert caught.value.reason is Reason.TRITON_UNAVAILABLE
         triton.is_up = True
         await registry.refresh()
         assert [tool.state for tool in registry.tools] == [State.READY, State.FAILED]

@@ -40,12 +40,15 @@ class Waiter(Protocol):
         ...
 
 
-def result_of(reply: pb.InteractResponse, skipped: int) -> Segmentation | PolywandError:
-    """Read a reply to a prompt. skipped: how many earlier prompts it replaces."""
+def result_of(
+    reply: pb.InteractResponse, skipped: int, image: pb.ImageInfo | None = None
+) -> Segmentation | PolywandError:
+    """Read a reply to a prompt. skipped: how many earlier prompts it replaces. image: the one that it is about."""
+    image = image or pb.ImageInfo()
     try:
         match reply.WhichOneof("result"):
             case "segmentation":
-                return wire.segmentation(reply.segmentation, reply.timing, skipped)
+                return wire.segmentation(reply.segmentation, reply.timing, skipped, image.width, image.height)
             case "incomplete":
                 return errors.from_incomplete(reply.incomplete)
             case "error":

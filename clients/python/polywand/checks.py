@@ -70,6 +70,21 @@ def frames(images: Any) -> None:
         raise invalid("images", f"{_shown(images)} is not a list of images, nor an iterator")
 
 
+def flag(argument: str, value: Any) -> bool:
+    """Return True or False. A name is neither: it would count as True."""
+    if not isinstance(value, bool | np.bool_):
+        raise invalid(argument, f"{_shown(value)} is neither True nor False")
+    return bool(value)
+
+
+def version(argument: str, value: Any, model: str) -> int:
+    """Return the version of a model; 0 is the highest that is ready. Raises InvalidRequest for one of no model."""
+    number = integer(argument, value, 0, MAX_VERSION)
+    if number and not model:
+        raise invalid(argument, f"version {number} of which model? Name it")
+    return number
+
+
 def text(argument: str, value: Any, max_bytes: int = MAX_NAME_BYTES) -> str:
     """Return a text that can be encoded as UTF-8 in at most `max_bytes`."""
     if not isinstance(value, str):

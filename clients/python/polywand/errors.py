@@ -1,4 +1,17 @@
-"""The exceptions of this package, with texts for people, and their conversion from gRPC errors."""
+"""The exceptions of this package, with texts for people, and their conversion from gRPC errors.
+
+PolywandError
+    InvalidRequest (a ValueError)   the request is invalid, and stays so
+        NotFound                    no such model or version
+    Unauthenticated                 no valid token: a new one may be accepted
+    PermissionDenied                this client may not do that
+    Unavailable                     not now: the same request may succeed later
+        QuotaExceeded               the server or a proxy is full, or limits how often one may call
+        Draining                    the server is about to stop
+    IncompletePrompt                the tool needs more points or a box
+    Superseded, Closed              a newer image came; the session or the client was closed
+    ServerError                     the server or the model failed
+"""
 
 import re
 from collections.abc import Iterable
@@ -30,9 +43,12 @@ class PolywandError(Exception):
     """Base of all exceptions of this package.
 
     code: the canonical gRPC status. violations: the invalid fields of the request.
+    reason: the server's reason for programs, such as "MODEL_NOT_FOUND" (docs/api.md lists them); empty if the server
+    did not send one, and of an error that was found before anything was sent.
     request_id: the id of the call in the server's log; empty if the server did not send one.
     """
 
+    reason: str = ""
     request_id: str = ""
 
     def __init__(self, message: str, code: grpc.StatusCode, violations: Iterable[Violation] = ()) -> None:
@@ -58,8 +74,19 @@ class NotFound(InvalidRequest):
     """The request names a model or a version that the server does not have."""
 
 
-class Unauthenticated(InvalidRequest):
-    """The server or a proxy does not know this client, or does not permit it this request."""
+class ImageNotHeld(NotFound):
+    """The server does not hold the image of this digest (any more).
+
+    Clients and sessions send the image itself then. A caller does not see this.
+    """
+
+
+class Unauthenticated(PolywandError):  # noqa: N818
+    """The server or a proxy does not know this client: its token is missing, wrong or expired."""
+
+
+class PermissionDenied(PolywandError):  # noqa: N818
+    """The server or a proxy knows this client, but does not permit it this request."""
 
 
 class Unavailable(PolywandError):  # noqa: N818
@@ -80,7 +107,7 @@ class Unavailable(PolywandError):  # noqa: N818
 
 
 class QuotaExceeded(Unavailable):
-    """The server has reached a limit of work or memory. The same request may succeed later.
+    """The server has reached a limit of work or memory, or a proxy a limit of calls. It may succeed later.
 
     quotas: the limits that it has reached; empty if it does not say. retry_after_s: as in `Unavailable`.
     """
@@ -88,7 +115,7 @@ class QuotaExceeded(Unavailable):
     def __init__(
         self,
         message: str,
-        retry_after_s: float,
+        retry_after_s: float | None = None,
         quotas: Iterable[QuotaViolation] = (),
         violations: Iterable[Violation] = (),
     ) -> None:
@@ -130,10 +157,10 @@ class IncompletePrompt(PolywandError):  # noqa: N818
 
 
 class Superseded(PolywandError):  # noqa: N818
-    """A newer image replaced the image of this request before it was answered."""
+    """A newer image replaced the image of this request before it was answered, or its object was forgotten."""
 
-    def __init__(self) -> None:
-        super().__init__("A newer image replaced the image of this request.", grpc.StatusCode.ABORTED)
+    def __init__(self, message: str = "A newer image replaced the image of this request.") -> None:
+        super().__init__(message, grpc.StatusCode.ABORTED)
 
 
 class Closed(PolywandError):  # noqa: N818
@@ -144,22 +171,26 @@ class Closed(PolywandError):  # noqa: N818
 
 
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
-_INVALID = {
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.NOT_FOUND,
-    grpc.StatusCode.FAILED_PRECONDITION,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.OUT_OF_RANGE,
-    grpc.StatusCode.UNAUTHENTICATED,
-    grpc.StatusCode.PERMISSION_DENIED,
-}
-_KINDS: dict[grpc.StatusCode, type[InvalidRequest]] = {
+_KINDS: dict[grpc.StatusCode, type[PolywandError]] = {  # of codes whose errors have no attributes of their own
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.FAILED_PRECONDITION: InvalidRequest,
+    grpc.StatusCode.OUT_OF_RANGE: InvalidRequest,
     grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
-    grpc.StatusCode.PERMISSION_DENIED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
 }
+_DOMAIN = "polywand"  # of an `ErrorInfo`
+_REASON_KINDS: dict[str, type[PolywandError]] = {"IMAGE_GIVEN_UP": ImageGivenUp, "IMAGE_NOT_HELD": ImageNotHeld}
 _UNAVAILABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 _TEMPORARY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
+_CUTS = {
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNAVAILABLE,
+}
 _TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")  # gRPC's text
 _HINTS = {  # by words in gRPC's texts
     "handshake": "The TLS handshake failed: do both sides use TLS, and is the certificate trusted?",
@@ -168,7 +199,6 @@ _HINTS = {  # by words in gRPC's texts
     "resolution": "No host of this name is known here.",
 }
 _HTTP_TOO_LARGE = "status: 413"
-_IMAGE_GIVEN_UP = ("polywand", "IMAGE_GIVEN_UP")  # domain and reason of an `ErrorInfo`
 
 
 def is_temporary(error: object) -> TypeGuard[Unavailable]:
@@ -186,6 +216,15 @@ def ended(target: str) -> Unavailable:
     return Unavailable(f"{target} ended the stream.", grpc.StatusCode.UNAVAILABLE)
 
 
+def broken(error: PolywandError) -> Unavailable:
+    """Make the error of a request whose stream has ended with `error`, when its time is over."""
+    if isinstance(error, Unavailable):
+        return error
+    unavailable = Unavailable(f"The stream broke off: {error}", grpc.StatusCode.UNAVAILABLE)
+    unavailable.request_id = error.request_id
+    return unavailable
+
+
 def client_closed() -> Closed:
     """Make the error of a call on a client that was closed before or during the call."""
     return Closed("This client is closed.")
@@ -201,11 +240,11 @@ def unexpected(what: str | None) -> ServerError:
 
 def image_not_restored(refusal: PolywandError) -> PolywandError:
     """Make the error of a prompt whose image the server removed and then refused, with `refusal`."""
-    message = f"The server removed the image of this stream and refused it when sent again: {refusal}"
+    message = f"The server does not have the image of this session, and refused it when sent again: {refusal}"
     retry_after_s = refusal.retry_after_s if isinstance(refusal, Unavailable) else None
     quotas = refusal.quotas if isinstance(refusal, QuotaExceeded) else ()
     error = _error(refusal.code, message, refusal.violations, retry_after_s, quotas)
-    error.request_id = refusal.request_id
+    error.reason, error.request_id = refusal.reason, refusal.request_id
     return error
 
 
@@ -213,7 +252,7 @@ def from_status(status: status_pb2.Status) -> PolywandError:
     """Read the error in a `google.rpc.Status`, with its details."""
     violations: list[Violation] = []
     quotas: list[QuotaViolation] = []
-    retry_after_s, request_id, is_given_up = None, "", False
+    retry_after_s, request_id, reason = None, "", ""
     for detail in status.details:
         if detail.Unpack(bad_request := error_details_pb2.BadRequest()):
             violations += (Violation(v.field, v.description) for v in bad_request.field_violations)
@@ -221,15 +260,16 @@ def from_status(status: status_pb2.Status) -> PolywandError:
             quotas += (QuotaViolation(v.subject, v.description) for v in quota_failure.violations)
         elif detail.Unpack(retry_info := error_details_pb2.RetryInfo()):
             retry_after_s = retry_info.retry_delay.seconds + retry_info.retry_delay.nanos / 1e9
-        elif detail.Unpack(info := error_details_pb2.ErrorInfo()) and (info.domain, info.reason) == _IMAGE_GIVEN_UP:
-            is_given_up = True
+        elif detail.Unpack(info := error_details_pb2.ErrorInfo()) and info.domain == _DOMAIN:
+            reason = info.reason
         elif detail.Unpack(request_info := error_details_pb2.RequestInfo()):
             request_id = request_info.request_id
     code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
-    error = _error(code, status.message, violations, retry_after_s, quotas)
-    if is_given_up:
-        error = ImageGivenUp(status.message, grpc.StatusCode.FAILED_PRECONDITION)
-    error.request_id = request_id
+    if (kind := _REASON_KINDS.get(reason)) is not None:
+        error = kind(status.message, code, violations)
+    else:
+        error = _error(code, status.message, violations, retry_after_s, quotas)
+    error.reason, error.request_id = reason, request_id
     return error
 
 
@@ -259,6 +299,18 @@ def from_rpc(error: grpc.RpcError, target: str) -> PolywandError:
     return _from_transport(error.code(), error.details() or "", target)
 
 
+def is_final(error: grpc.RpcError, read: PolywandError) -> bool:
+    """Return whether a stream that ended with an error would end so again. read: the error as `from_rpc` reads it.
+
+    Proxies cut streams with several codes; what the server itself says is not a cut.
+    """
+    if is_temporary(read):
+        return False
+    return not isinstance(error, grpc.Call | grpc.aio.AioRpcError) or (
+        isinstance(read, Closed) or error.code() not in _CUTS or _rich_status(error) is not None
+    )
+
+
 def never_arrived(error: grpc.RpcError) -> bool:
     """Return whether a call failed because no server could be reached."""
     if not isinstance(error, grpc.Call | grpc.aio.AioRpcError) or _rich_status(error) is not None:
@@ -279,7 +331,7 @@ def _from_transport(code: grpc.StatusCode, details: str, target: str) -> Polywan
         case grpc.StatusCode.UNIMPLEMENTED:
             return ServerError(f"{target} answers, but it is not a Polywand server: {details}", code)
         case grpc.StatusCode.RESOURCE_EXHAUSTED:  # a limit of a proxy
-            return QuotaExceeded(details or f"{target} accepts no more calls at the moment.", 0.0)
+            return QuotaExceeded(details or f"{target} accepts no more calls at the moment.")
         case grpc.StatusCode.CANCELLED if "channel closed" in details.lower():
             return client_closed()
     return _error(code, details)
@@ -328,10 +380,11 @@ def _error(
     quotas: Iterable[QuotaViolation] = (),
 ) -> PolywandError:
     message = message or f"The server answered {code.name} without a text."
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and retry_after_s is not None:  # without, the request is too large
+    violations, quotas = tuple(violations), tuple(quotas)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        if violations and not quotas:  # the request itself exceeds a limit
+            return InvalidRequest(message, code, violations)
         return QuotaExceeded(message, retry_after_s, quotas, violations)
     if code in _UNAVAILABLE:
         return Unavailable(message, code, violations, retry_after_s)
-    if code in _INVALID:
-        return _KINDS.get(code, InvalidRequest)(message, code, violations)
-    return ServerError(message, code, violations)
+    return _KINDS.get(code, ServerError)(message, code, violations)

@@ -1,11 +1,15 @@
 """Callers' prompts to the contract's `Prompt`."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from polywand import checks, seeds
+from polywand.options import BoxLike, box_message, output_options
 from polywand.seeds import SeedLike
-from polywand.wire import output_options
 from polywand_contract.v1 import annotation_pb2 as pb
 
 PointLabel: TypeAlias = Literal["positive", "negative", "extreme"]
@@ -20,35 +24,27 @@ class Point(NamedTuple):
     label: PointLabel = "positive"
 
 
-class PromptOptions(TypedDict, total=False):
-    """The whole current prompt of one object. To undo a point, leave it out.
+PointsLike: TypeAlias = Iterable[Sequence[Any]] | NDArray[Any]
+"""Clicks in their order: (x, y, label) each, or (x, y) for a positive one; or an array [N, 2] or [N, 3]. A label is
+"positive", "negative" or "extreme"; 1 and 0 are positive and negative, as in SAM."""
 
-    positive, negative, extreme: (x, y) each, or arrays [N, 2]. They are ordered by when they first appeared in the
-    session, so adding points refines the last answer.
-    points: instead of these three, all clicks in order.
-    box: (x0, y0, x1, y1) around the object.
-    seed: an existing annotation to refine, as a mask or as polygons; see `SeedLike`. Without points and box the answer
-    is the seed's own outline.
-    object_id: the caller's id for the object, if there are several on the image.
-    version: of the model; 0 is the highest that is ready.
-    threshold: probability from which a pixel counts, above 0 and below 1; None is the model's own.
-    tolerance: largest distance of the simplified outline from the exact one, in pixels, 0 to 1000; 0 keeps every
-    vertex, None is the server's choice.
-    max_points: most vertices, over all rings, 3 to 100000. mask: whether to send the mask too.
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """The whole prompt of one object, for `segment`.
+
+    points: clicks in their order; see `PointsLike`. box: (x0, y0, x1, y1) around the object.
+    seed: an existing annotation to refine; see `SeedLike`.
+    object_id: the caller's id for the object, which its result has too; at most 128 bytes.
+    model, version: an interactor; "" is that of the call, and 0 its highest version that is ready.
     """
 
-    points: Iterable[Point] | None
-    positive: Iterable[Sequence[float]]
-    negative: Iterable[Sequence[float]]
-    extreme: Iterable[Sequence[float]]
-    box: Sequence[float] | None
-    seed: SeedLike | None
-    object_id: str
-    version: int
-    threshold: float | None
-    tolerance: float | None
-    max_points: int | None
-    mask: bool
+    points: PointsLike = ()
+    box: BoxLike | None = None
+    seed: SeedLike | None = None
+    object_id: str = ""
+    model: str = ""
+    version: int = 0
 
 
 _LABELS: dict[PointLabel, pb.PointLabel.ValueType] = {
@@ -56,6 +52,7 @@ _LABELS: dict[PointLabel, pb.PointLabel.ValueType] = {
     "negative": pb.POINT_LABEL_NEGATIVE,
     "extreme": pb.POINT_LABEL_EXTREME,
 }
+_SAM_LABELS: dict[float, PointLabel] = {1: "positive", 0: "negative"}
 
 
 class Prompts:
@@ -66,22 +63,24 @@ class Prompts:
 
     def message(
         self,
-        model: str,
+        model: str = "",
         *,
-        points: Iterable[Point] | None = None,
+        points: PointsLike | None = None,
         positive: Iterable[Sequence[float]] = (),
         negative: Iterable[Sequence[float]] = (),
         extreme: Iterable[Sequence[float]] = (),
-        box: Sequence[float] | None = None,
+        box: BoxLike | None = None,
         seed: SeedLike | None = None,
         object_id: str = "",
         version: int = 0,
         threshold: float | None = None,
         tolerance: float | None = None,
         max_points: int | None = None,
+        polygons: bool = True,
         mask: bool = False,
+        png: bool = False,
     ) -> pb.Prompt:
-        """Make one prompt; see `PromptOptions`.
+        """Make one prompt; `Session.prompt` describes the arguments.
 
         Raises InvalidRequest when an argument is out of its range, and TypeError when points are given in both ways.
         """
@@ -96,22 +95,37 @@ class Prompts:
         elif listed:
             raise TypeError("give points, or positive, negative and extreme, but not both")
         else:
-            clicks = [_point(point) for point in checks.rows("points", points)]
-        message = pb.Prompt(
-            model=checks.text("model", model),
-            version=checks.integer("version", version, 0, checks.MAX_VERSION),
-            object_id=object_id,
-            points=[pb.Point(x=x, y=y, label=_LABELS[label]) for x, y, label in clicks],
-            box=None if box is None else _box(box),
-            output=output_options("threshold", threshold, tolerance, max_points, mask),
-            seed=None if seed is None else seeds.to_message(seed),
-        )
+            clicks = _points(points)
+        message = to_message(Prompt(clicks, box, seed, object_id, model, version))
+        message.output.CopyFrom(output_options("threshold", threshold, tolerance, max_points, polygons, mask, png))
         self._clicks[object_id] = clicks
         return message
 
-    def forget(self) -> None:
+    def forget(self, object_id: str | None) -> pb.InteractRequest:
+        """Forget one object, or with None all; return the request for it. Raises InvalidRequest for an invalid id."""
+        if object_id is None:
+            self.clear()
+            return pb.InteractRequest(forget=pb.Forget(all=True))
+        object_id = checks.text("object_id", object_id, checks.MAX_OBJECT_ID_BYTES)
+        self._clicks.pop(object_id, None)
+        return pb.InteractRequest(forget=pb.Forget(object_id=object_id))
+
+    def clear(self) -> None:
         """Forget all objects, for another image."""
         self._clicks.clear()
+
+
+def to_message(prompt: Prompt) -> pb.Prompt:
+    """Make the message of a prompt, without options of its output. Raises InvalidRequest as `Prompts.message` does."""
+    model = checks.text("model", prompt.model)
+    return pb.Prompt(
+        model=model,
+        version=checks.version("version", prompt.version, model),
+        object_id=checks.text("object_id", prompt.object_id, checks.MAX_OBJECT_ID_BYTES),
+        points=[pb.Point(x=x, y=y, label=_LABELS[label]) for x, y, label in _points(prompt.points)],
+        box=box_message("box", prompt.box),
+        seed=None if prompt.seed is None else seeds.to_message(prompt.seed),
+    )
 
 
 def in_click_order(points: Iterable[Point], before: Iterable[Point]) -> list[Point]:
@@ -130,15 +144,25 @@ def _labelled(points: Iterable[Sequence[float]], label: PointLabel) -> Iterator[
         yield Point(x, y, label)
 
 
+def _points(points: PointsLike) -> list[Point]:
+    return [_point(point) for point in checks.rows("points", points)]
+
+
 def _point(point: Sequence[Any]) -> Point:
     parts = list(checks.rows("points", point))
     x, y = checks.coordinates("points", parts[:2], 2)
-    label = parts[2] if len(parts) > 2 else "positive"
-    if len(parts) > 3 or not isinstance(label, str) or label not in _LABELS:
-        raise checks.invalid("points", f"a point is positive, negative or extreme, not {parts[2:]!r}")
-    return Point(x, y, label)
+    return Point(x, y, _label(parts[2:]))
 
 
-def _box(box: Sequence[float]) -> pb.Box:
-    x0, y0, x1, y1 = checks.coordinates("box", box, 4)
-    return pb.Box(x0=x0, y0=y0, x1=x1, y1=y1)
+def _label(given: list[Any]) -> PointLabel:
+    """Return the label after a point's coordinates; positive if there is none."""
+    if not given:
+        return "positive"
+    label: PointLabel | None = None
+    if isinstance(given[0], int | float | np.number):
+        label = _SAM_LABELS.get(float(given[0]))
+    elif isinstance(given[0], str) and given[0] in _LABELS:
+        label = given[0]
+    if label is None or len(given) > 1:
+        raise checks.invalid("points", f"a point's label is positive (1), negative (0) or extreme, not {given!r}")
+    return label

@@ -4,15 +4,16 @@ Coordinates are those of the contract: image pixels, x to the right, y down, pix
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias, overload
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-ModelKind: TypeAlias = Literal["interactor", "detector", "unknown"]
-ModelState: TypeAlias = Literal["loading", "ready", "unavailable", "failed", "unknown"]
-BoxUse: TypeAlias = Literal["none", "optional", "required", "unknown"]
+from polywand.errors import PolywandError
+from polywand_contract.raster import encode_rle, fill_rings
+
+ScoreKind: TypeAlias = Literal["mean_probability", "predicted_iou", "seed", "unknown"]
 
 
 class Box(NamedTuple):
@@ -58,49 +59,117 @@ class Polygon:
     holes: tuple[NDArray[np.float32], ...] = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Outline:
-    """The outline of one object.
+    """The outline of one object. `shapely.geometry.shape(outline)` makes a shape of it.
 
-    polygons: the object's parts, largest first; empty when the model found nothing above the threshold.
-    box: the bounding box of all polygons; None when there are none.
+    polygons: the object's parts, largest first; empty when the model found nothing above the threshold, or the request
+        had `polygons=False`.
+    box: the bounding box of the outline; None when nothing was found.
     area: in square pixels, without holes, before simplification.
     mask: bool [H, W] before simplification; None unless the request had `mask=True`.
-    model, version: the tool that answered.
-    threshold: the probability that was used. tolerance: the simplification that was applied, in pixels.
+    png: the same mask as a PNG file, one bit a pixel, white inside; b"" unless the request had `png=True`.
+    width, height: of the image in pixels, after EXIF orientation.
+    model, version: the tool that answered. threshold: the probability that was used.
+    tolerance: the simplification that was applied, in pixels.
     iou: intersection over union of the polygons and the outline before simplification; 1 without polygons.
+    score: how sure the tool is of this outline, 0 to 1; None for the outline of a detection.
+    score_kind: what the score is: the mean probability of the mask's pixels, the model's own estimate of the IoU, or 1
+        for a seed's own outline. Scores of different kinds, and of different tools, cannot be compared.
     """
 
     polygons: tuple[Polygon, ...]
     box: Box | None
     area: float
-    mask: NDArray[np.bool_] | None
+    mask: NDArray[np.bool_] | None = None
+    png: bytes = field(default=b"", repr=False)
+    width: int
+    height: int
     model: str
     version: int
     threshold: float
     tolerance: float
     iou: float
+    score: float | None = None
+    score_kind: ScoreKind = "unknown"
 
-    def to_coco(self) -> list[list[float]]:
-        """Exteriors as COCO's `segmentation` lists [x0, y0, x1, y1, ...], one per part.
+    def to_mask(self) -> NDArray[np.bool_]:
+        """Return the outline as a mask, bool [height, width]: the server's, if it was sent, else of the polygons.
 
-        COCO polygons have no holes; where those matter, request the mask.
+        Raises ValueError when neither was sent.
         """
+        if self.mask is not None:
+            return self.mask
+        if self.box is not None and not self.polygons:
+            raise ValueError("this outline has neither polygons nor a mask: request one of them")
+        rings = [ring for polygon in self.polygons for ring in (polygon.exterior, *polygon.holes)]
+        return fill_rings(rings, self.width, self.height).view(np.bool_)
+
+    def to_rle(self) -> dict[str, Any]:
+        """Return COCO's run-length encoding of `to_mask`: {"size": [height, width], "counts": str}.
+
+        It is as in COCO's JSON files, with all holes, and pycocotools reads it. Raises ValueError as `to_mask` does.
+        """
+        return {"size": [self.height, self.width], "counts": encode_rle(self.to_mask())}
+
+    def to_coco(self, holes: Literal["rle", "error", "drop"] = "rle") -> list[list[float]] | dict[str, Any]:
+        """Return COCO's `segmentation`: lists [x0, y0, x1, y1, ...], one per part.
+
+        COCO's polygons have no holes. holes: what to do with an outline that has some: "rle" returns `to_rle()`
+        instead, "error" raises ValueError, "drop" returns the exteriors alone. Raises ValueError as `to_mask` does.
+        """
+        if self.box is not None and not self.polygons:
+            return self.to_rle()
+        if holes != "drop" and any(polygon.holes for polygon in self.polygons):
+            if holes == "error":
+                raise ValueError("this outline has holes, which COCO's polygons cannot have")
+            return self.to_rle()
         return [polygon.exterior.ravel().tolist() for polygon in self.polygons]
 
+    @property
+    def __geo_interface__(self) -> dict[str, Any]:
+        """The polygons as a GeoJSON geometry with closed rings, in image pixels: a Polygon, or a MultiPolygon."""
+        parts = [tuple(_closed(ring) for ring in (polygon.exterior, *polygon.holes)) for polygon in self.polygons]
+        if len(parts) == 1:
+            return {"type": "Polygon", "coordinates": parts[0]}
+        return {"type": "MultiPolygon", "coordinates": parts}
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Segmentation(Outline):
     """The answer to one prompt: the outline of one object.
 
+    alternatives: the tool's other answers to the same prompt, the surest first; empty where it has one answer only.
     skipped: how many earlier prompts of this object this answer replaces, because it overtook them.
+    timing: of this answer; from `segment`, of all prompts of the call together.
     provisional: whether the same prompt, sent again, may get another answer: passes were left out for a newer prompt,
         or a detector whose proposals the tool uses did not answer.
     """
 
-    skipped: int
+    alternatives: tuple[Outline, ...] = ()
+    skipped: int = 0
     timing: Timing
     provisional: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SegmentResult:
+    """The answer to one prompt of `segment`: its outline or its error.
+
+    object_id: the prompt's. outline: None if it failed. error: None if it did not; `IncompletePrompt` if the tool
+    needs more points or a box.
+    """
+
+    object_id: str
+    outline: Segmentation | None
+    error: PolywandError | None = None
+
+    def unwrap(self) -> Segmentation:
+        """Return the outline, or raise the error."""
+        if self.outline is None:
+            assert self.error is not None
+            raise self.error
+        return self.outline
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +177,8 @@ class Detection:
     """One object that a detector found.
 
     label: the task's label, after mapping. model_label: the model's own. score: 0 to 1.
-    box: the detector's. outline: an interactor's, from that box; None unless the request had `polygons`.
+    box: the detector's. outline: an interactor's, from that box; None unless the request had `polygons`, `mask` or
+    `png`.
     """
 
     label: str
@@ -152,62 +222,6 @@ class Detections(Sequence[Detection]):
         return iter(self.items)
 
 
-@dataclass(frozen=True, slots=True)
-class ModelVersion:
-    """One version of a model; `state_message` says why it is not ready, and is empty when it is."""
-
-    version: int
-    state: ModelState
-    state_message: str
-
-    @property
-    def ready(self) -> bool:
-        """Whether Triton serves it."""
-        return self.state == "ready"
-
-
-@dataclass(frozen=True, slots=True)
-class InteractorSpec:
-    """What a prompt must have; with less, it raises `IncompletePrompt`.
-
-    min_positive_points (0 if there is an optional box), min_negative_points: least number of clicks.
-    min_extreme_points: left-, top-, right- and bottom-most points that start the object; 0 if the tool reads none.
-    max_points: most points of all labels.
-    """
-
-    min_positive_points: int
-    min_negative_points: int
-    min_extreme_points: int
-    box: BoxUse
-    max_points: int
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """One tool of the server.
-
-    state: whether a request would be served now ("ready"), and if not, whether it will be by itself: "loading" and
-    "unavailable" end, "failed" stays until it is repaired. state_message: why, in a sentence; empty if it is ready.
-    default_threshold: probability or score of requests that give none.
-    license: SPDX identifier of the weights' licence.
-    interactor: what a prompt must have; None for detectors. labels: of a detector, by class index; () for interactors.
-    """
-
-    name: str
-    kind: ModelKind
-    display_name: str
-    versions: tuple[ModelVersion, ...]
-    state: ModelState
-    state_message: str
-    help_message: str
-    animated_gif: str
-    license: str
-    weights_source: str
-    default_threshold: float
-    interactor: InteractorSpec | None
-    labels: tuple[str, ...]
-
-    @property
-    def ready(self) -> bool:
-        """Whether a request would be served now."""
-        return self.state == "ready"
+def _closed(ring: NDArray[np.float32]) -> tuple[tuple[float, float], ...]:
+    vertices = tuple((float(x), float(y)) for x, y in ring)
+    return (*vertices, vertices[0])

@@ -39,8 +39,10 @@ SMALL_BYTES = 1024 * 1024
 SMALL_PIXELS = 1024 * 1024
 # Scans of larger files are counted in a thread.
 _COUNTED_AT_ONCE_BYTES = 256 * 1024
-# Bytes of a message beside its raw pixels that may stay in memory with them.
-_MESSAGE_BYTES = 64 * 1024
+# Pictures of this size are copied out of the memory that a child shares, as the kernel bounds the number of mappings.
+_COPIED_BYTES = 1024 * 1024
+# Raw pixels stay in the memory of their message, if that is larger by this share at most.
+_MESSAGE_SHARE = 1 / 16
 
 
 class Threads(Protocol):
@@ -112,7 +114,11 @@ class Decoder:
 
     async def _by_child(self, image: EncodedImage, replaced: Lease | None) -> Picture:
         limits = WorkLimits(
-            OPENING_BYTES + len(image.data), self._limits.work_cpu_seconds, image.field, "decoding the image"
+            OPENING_BYTES + len(image.data),
+            self._limits.work_cpu_seconds,
+            image.field,
+            "decoding the image",
+            Reason.IMAGE_TOO_LARGE,
         )
         with self._budget.reservation(image.field, replaced) as reservation:
 
@@ -130,6 +136,8 @@ class Decoder:
             width, height = int(answer.facts["width"]), int(answer.facts["height"])
             if memory is None or memory.nbytes < pyramid_bytes(width, height):
                 raise InternalError(FAILED)
+            if memory.nbytes <= _COPIED_BYTES:
+                memory = memory.copy()
             return reservation.keep(Picture(levels_in(memory, width, height)))
 
     def _check_decoder(self, field: str, nbytes: int) -> None:
@@ -144,12 +152,12 @@ class Decoder:
 
 
 def _raw(image: RawImage) -> Pixels:
-    """Convert raw pixels. RGB8 stays in the memory of its message, unless that is larger by more than a bit."""
+    """Convert raw pixels; RGB8 is copied only if its message is much larger."""
     pixels = read_raw(image.pixels, image.value_range)
     if image.pixels.format is not PixelFormat.RGB8:
         return pixels
     message = memoryview(memoryview(image.data).obj)
-    return pixels if message.nbytes <= len(image.data) + _MESSAGE_BYTES else pixels.copy()
+    return pixels if message.nbytes <= len(image.data) * (1 + _MESSAGE_SHARE) else pixels.copy()
 
 
 def _small(image: EncodedImage, width: int, height: int) -> Pixels:

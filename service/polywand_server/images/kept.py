@@ -6,6 +6,9 @@ from polywand_server.images.lease import Key
 from polywand_server.images.picture import Picture
 from polywand_server.ops import metrics
 
+# Of the limit, for each picture beside its pixels: or else there were no limit for tiny ones.
+PICTURE_BYTES = 4096
+
 
 class KeptPictures:
     """Pictures without a lease, the least recently used first. most_bytes: limit of all; 0 keeps none.
@@ -20,11 +23,11 @@ class KeptPictures:
 
     def put(self, key: Key, picture: Picture) -> None:
         """Keep a picture; the oldest ones are dropped where it is too much."""
-        if picture.nbytes > self._most:
+        if picture.nbytes + PICTURE_BYTES > self._most:
             return
         self._pictures[key] = picture
         self.nbytes += picture.nbytes
-        while self.nbytes > self._most:
+        while self.nbytes + len(self._pictures) * PICTURE_BYTES > self._most:
             self._drop("limit")
 
     def take(self, key: Key) -> Picture | None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from polywand_server.caller import current
-from polywand_server.errors import ImageNotHeldError, PolywandError, QuotaError, UnavailableError, or_error
+from polywand_server.errors import ImageNotHeldError, PolywandError, QuotaError, Reason, UnavailableError, or_error
 from polywand_server.images.budget import PictureBudget
 from polywand_server.images.decoder import Decoder, Threads
 from polywand_server.images.digests import check_digest, digest_of
@@ -132,7 +132,8 @@ class ImageStore:
                 raise
             lease.release()
             if held.result is None:
-                raise UnavailableError("this server is about to stop: try another replica")
+                text = "this server is about to stop: try another replica"
+                raise UnavailableError(text, reason=Reason.SERVER_UNAVAILABLE)
             # A full server may have room for this caller, whose last image makes way.
             if is_own or replaced is None or not isinstance(held.result, QuotaError):
                 raise copy.copy(held.result)  # several callers raise it

@@ -1,7 +1,7 @@
 """The prompts of a Segment call: read one by one, so that each has its own error."""
 
 from polywand_contract.v1 import annotation_pb2 as pb
-from polywand_server.errors import InvalidInputError, PolywandError, TooLargeError
+from polywand_server.errors import InvalidInputError, PolywandError, Reason, TooLargeError
 from polywand_server.interactors.prompt import Prompt
 from polywand_server.rpc.requests import MAX_SEGMENT_PROMPTS, read_model, read_output, read_prompt, short_names
 from polywand_server.session.segments import RefusedPrompt
@@ -17,11 +17,9 @@ def read_prompts(request: pb.SegmentRequest) -> list[Prompt | RefusedPrompt]:
     if not count:
         raise InvalidInputError("prompts", "at least one prompt is needed")
     if count > MAX_SEGMENT_PROMPTS:
-        raise TooLargeError("prompts", f"{count} prompts; this server takes at most {MAX_SEGMENT_PROMPTS} in one call")
-    if request.model:
-        read_model(request.model, "model")
-    elif request.version:
-        raise InvalidInputError("version", f"version {request.version} needs the name of a model")
+        text = f"{count} prompts; this server takes at most {MAX_SEGMENT_PROMPTS} in one call"
+        raise TooLargeError("prompts", text, reason=Reason.MESSAGE_TOO_LARGE, limit="segment_prompts")
+    read_model(request, "")
     read_output(request.output, "output")
     return [_read_prompt(prompt, request) for prompt in request.prompts]
 
@@ -32,8 +30,7 @@ def _read_prompt(prompt: pb.Prompt, request: pb.SegmentRequest) -> Prompt | Refu
     whole.CopyFrom(prompt)
     try:
         if not prompt.model:
-            if prompt.version:
-                raise InvalidInputError("prompt.version", f"version {prompt.version} needs the name of a model")
+            read_model(prompt, "prompt.")  # which has no version of its own then
             whole.model, whole.version = request.model, request.version
         if not prompt.HasField("output"):
             whole.output.CopyFrom(request.output)

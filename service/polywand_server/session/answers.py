@@ -25,19 +25,21 @@ class ImageReady:
 
 
 @dataclass(frozen=True, slots=True)
-class Draining:
-    """The stream ends because the server does."""
+class Forgotten:
+    """Objects are freed. objects: how many there were."""
+
+    objects: int
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer, for the prompt or image of this sequence; skipped: older prompts that it also answers."""
+    """One answer, for the message of this sequence; skipped: older prompts that get no reply of their own."""
 
     sequence: int
     object_id: str
     skipped: int
     timer: Stopwatch
-    result: ImageReady | Segmentation | Incomplete | PolywandError | Draining
+    result: ImageReady | Segmentation | Incomplete | PolywandError | Forgotten
 
     @property
     def nbytes(self) -> int:
@@ -50,6 +52,11 @@ def outcome(answer: Answer) -> str:
     return _OUTCOMES.get(type(answer), "error")
 
 
+def answering_model(named: str, answer: Answer) -> str:
+    """Return the name of the tool that answered, for metrics; named: by the prompt, which may name none."""
+    return answer.model if isinstance(answer, Segmentation) else named
+
+
 def answer_bytes(answer: object) -> int:
     """Estimate the memory of an answer while it waits."""
-    return REPLY_BYTES + (answer.shape.nbytes if isinstance(answer, Segmentation) else 0)
+    return REPLY_BYTES + (answer.nbytes if isinstance(answer, Segmentation) else 0)

@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from polywand_server.admission.permits import FramePermits
-from polywand_server.errors import DeadlineError, PolywandError, or_error
+from polywand_server.errors import DeadlineError, PolywandError, Reason, or_error
 from polywand_server.images import ImageSource, ImageStore, Picture
 from polywand_server.interactors.predictor import Predictor
 from polywand_server.interactors.prompt import Prompt
 from polywand_server.lanes import Lane, RightOfWay
-from polywand_server.session.answers import Answer, outcome
+from polywand_server.session.answers import Answer, answering_model, outcome
 from polywand_server.session.counts import PromptCounts
 from polywand_server.timing import Stopwatch
 
@@ -130,7 +130,7 @@ class Segments:
             with counts.skipped_if_cancelled(prompt.model):
                 work = _in_time(predictor.answer(prompt, own), own, self._services.prompt_seconds)
                 answer = await or_error(work)
-        counts.answered(prompt.model, outcome(answer), own, own.total())
+        counts.answered(answering_model(prompt.model, answer), outcome(answer), own, own.total())
         timer.add(own)
         return answer
 
@@ -151,7 +151,8 @@ async def _in_time(work: Coroutine[Any, Any, T], timer: Stopwatch, seconds: floa
             left = seconds - timer.worked()
             if left <= 0:
                 most = f"{seconds:g} s, the most that this server gives one"
-                raise DeadlineError(f"the prompt took longer than {most}: send a simpler one")
+                text = f"the prompt took longer than {most}: send a simpler one"
+                raise DeadlineError(text, reason=Reason.PROMPT_TIMEOUT, metadata={"limit": "prompt_ms"})
             await asyncio.wait((task,), timeout=max(left, SHORTEST_PAUSE_SECONDS))
         return task.result()
     finally:

@@ -105,9 +105,9 @@ class Registry:
 
     def _find(self, name: str, version: int, path: str) -> Interactor | Detector | None:
         tool = self._tools.get(name)
+        if not self.triton_up:
+            raise UnavailableError(f"model '{name}' is not ready: {AWAY}" if tool else f"{AWAY}, so no model is known")
         if tool is None:
-            if not self.triton_up:
-                raise UnavailableError("Triton is not ready yet, so no model is known")
             known = join_names(_closest_first(name, self._tools))
             raise NotFoundError(f"{path}model", f"there is no model '{name}'; there are: {known}", resource=name)
         return tool.of_version(tool.choose_version(version, path))

@@ -3,7 +3,6 @@
 import asyncio
 import fcntl
 import logging
-import mmap
 import os
 import pickle
 import signal
@@ -31,6 +30,7 @@ from polywand_server.errors import (
 from polywand_server.workers import channel
 from polywand_server.workers.answers import Answer, from_bytes
 from polywand_server.workers.child import Order, Work, pack
+from polywand_server.workers.mapping import map_read_only
 
 # Imported by the process that children are forked from, before the first fork.
 MODULES = ("polywand_server.jobs",)
@@ -65,13 +65,14 @@ class Limits:
     """Of one piece of work.
 
     memory_bytes, cpu_seconds: the most that it may use. field: of the request, for errors. what: name of the work, for
-    errors ("decoding the image").
+    errors ("decoding the image"). reason: of the error where it needs more.
     """
 
     memory_bytes: int
     cpu_seconds: int
     field: str
     what: str
+    reason: Reason = Reason.LIMIT_EXCEEDED
 
 
 @dataclass(slots=True, eq=False)
@@ -262,7 +263,7 @@ class Workers:
         if code == -signal.SIGXCPU:
             return _too_long(limits)
         if code == -signal.SIGKILL:  # by the kernel, for lack of memory, or by an operator
-            return TooLargeError(limits.field, f"{limits.what} took more memory than there is")
+            return TooLargeError(limits.field, f"{limits.what} took more memory than there is", reason=limits.reason)
         _log.error("a child that worked on %s (%s) ended with %d", limits.what, limits.field, code)
         return InvalidInputError(limits.field, f"{limits.what} cannot be worked on: it made the process fail")
 
@@ -354,7 +355,7 @@ def _close_written(writing: "asyncio.Future[int]") -> None:
 def _map(descriptor: int) -> NDArray[np.uint8]:
     """Map memory that a child shares, read-only: uint8 [nbytes]."""
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-    return np.frombuffer(mmap.mmap(descriptor, os.fstat(descriptor).st_size, prot=mmap.PROT_READ), np.uint8)
+    return map_read_only(descriptor)
 
 
 def _raise_error(facts: dict[str, Any], limits: Limits) -> None:
@@ -373,13 +374,12 @@ def _raise_error(facts: dict[str, Any], limits: Limits) -> None:
 
 
 def _too_long(limits: Limits) -> TooLargeError:
-    return TooLargeError(
-        limits.field, f"{limits.what} took more than {limits.cpu_seconds} s of processor time, the most that it may"
-    )
+    text = f"{limits.what} took more than {limits.cpu_seconds} s of processor time, the most that it may"
+    return TooLargeError(limits.field, text, reason=limits.reason)
 
 
 def _too_much_memory(limits: Limits) -> TooLargeError:
-    return TooLargeError(limits.field, f"{limits.what} took more memory than it may")
+    return TooLargeError(limits.field, f"{limits.what} took more memory than it may", reason=limits.reason)
 
 
 def _set(future: "asyncio.Future[Any]", result: Any = None) -> None:

@@ -12,11 +12,20 @@ from tests.faults.fuzz import values
 from tests.faults.fuzz.case import DETECT, DETECT_STREAM, INTERACT, Await, Case, Send
 from tests.faults.fuzz.seeds import make_seed
 from tests.faults.fuzz.sizes import Sizes, copies
+from tests.streams import digest_of
 
-INTERACTORS = ("wand_click", "wand_box", "wand_extreme", "grabcut")
-WEIGHTS = (8, 4, 2, 1)  # GrabCut takes longest
+INTERACTORS = ("wand_click", "wand_box", "wand_extreme", "", "grabcut")  # "" is the server's choice
+WEIGHTS = (8, 4, 2, 2, 1)  # GrabCut takes longest
+FORMS = (pb.OUTPUT_FORM_POLYGONS, pb.OUTPUT_FORM_RLE, pb.OUTPUT_FORM_PNG, pb.OUTPUT_FORM_BOX)
 LARGEST_SIDE = 96
 LABELS = ("person", "car", "cup", "no such label")
+PIXEL_BYTES = {
+    pb.PIXEL_FORMAT_RGB8: 3,
+    pb.PIXEL_FORMAT_BGR8: 3,
+    pb.PIXEL_FORMAT_GRAY8: 1,
+    pb.PIXEL_FORMAT_RGBA8: 4,
+    pb.PIXEL_FORMAT_GRAY16: 2,
+}
 # Of a repeated message's items, so many are gone into; they are much alike.
 ITEMS_VISITED = 3
 
@@ -42,10 +51,17 @@ def interaction(
     first = pb.InteractRequest(sequence=1, image=image)
     steps: list[Send | Await] = [Send(first.SerializeToString())]
     if rng.random() < 0.2:
+        again = pb.InteractRequest(sequence=1, image=pb.Image(digest=digest_of(image)))
+        steps.append(Send(again.SerializeToString()))
+    if rng.random() < 0.2:
         spoil(first, rng, sizes)
         steps.append(Send(first.SerializeToString()))
     for number in range(prompts):
-        request = pb.InteractRequest(sequence=2 + number, prompt=make_prompt(rng, width, height, sizes))
+        request = pb.InteractRequest(sequence=2 + number)
+        if rng.random() < 0.1:
+            request.forget.CopyFrom(make_forget(rng))
+        else:
+            request.prompt.CopyFrom(make_prompt(rng, width, height, sizes))
         for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
             spoil(request, rng, sizes)
         steps.append(Send(request.SerializeToString()))
@@ -57,9 +73,9 @@ def interaction(
 def make_image(rng: random.Random) -> pb.Image:
     """A small raw image."""
     width, height = rng.randint(1, LARGEST_SIDE), rng.randint(1, LARGEST_SIDE)
-    return pb.Image(
-        raw=pb.RawImage(data=rng.randbytes(width * height * 3), width=width, height=height, format=pb.PIXEL_FORMAT_RGB8)
-    )
+    layout = rng.choice(list(PIXEL_BYTES))
+    data = rng.randbytes(width * height * PIXEL_BYTES[layout])
+    return pb.Image(raw=pb.RawImage(data=data, width=width, height=height, format=layout))
 
 
 def make_prompt(rng: random.Random, width: int, height: int, sizes: Sizes) -> pb.Prompt:
@@ -68,7 +84,7 @@ def make_prompt(rng: random.Random, width: int, height: int, sizes: Sizes) -> pb
     prompt = pb.Prompt(model=model, object_id=rng.choice(("", "a", "b", "c")), output=make_output(rng))
     if rng.random() < 0.5:
         prompt.seed.CopyFrom(make_seed(rng, width, height, sizes))
-    if model == "wand_extreme":
+    if model == "wand_extreme" or (not model and rng.random() < 0.3):
         labels = [pb.POINT_LABEL_EXTREME] * 4
     else:
         labels = [pb.POINT_LABEL_POSITIVE, pb.POINT_LABEL_NEGATIVE][: rng.choice((0, 1, 1, 2))]
@@ -80,6 +96,11 @@ def make_prompt(rng: random.Random, width: int, height: int, sizes: Sizes) -> pb
     return prompt
 
 
+def make_forget(rng: random.Random) -> pb.Forget:
+    """One of the objects of `make_prompt`, or all."""
+    return rng.choice((pb.Forget(all=True), *(pb.Forget(object_id=name) for name in ("", "a", "b", "c"))))
+
+
 def make_box(rng: random.Random, width: float, height: float) -> pb.Box:
     """A box inside an image of this size."""
     (x0, x1), (y0, y1) = (sorted((rng.uniform(0, side), rng.uniform(0, side))) for side in (width, height))
@@ -88,7 +109,11 @@ def make_box(rng: random.Random, width: float, height: float) -> pb.Box:
 
 def make_output(rng: random.Random) -> pb.OutputOptions:
     """Output options within their limits; each is absent in half of all cases."""
-    output = pb.OutputOptions(forms=[pb.OUTPUT_FORM_POLYGONS, *([pb.OUTPUT_FORM_RLE] if rng.random() < 0.5 else [])])
+    output = pb.OutputOptions()
+    if rng.random() < 0.3:
+        output.forms.extend(rng.choices(FORMS, k=rng.randint(1, 6)))  # some of them several times
+    elif rng.random() < 0.5:
+        output.forms.extend((pb.OUTPUT_FORM_POLYGONS, pb.OUTPUT_FORM_RLE))
     if rng.random() < 0.5:
         output.threshold = rng.choice((1e-6, 0.05, 0.5, 0.95, 0.999999))
     if rng.random() < 0.5:
@@ -100,16 +125,19 @@ def make_output(rng: random.Random) -> pb.OutputOptions:
 
 def make_detect(rng: random.Random) -> pb.DetectRequest:
     """A detection on a small image."""
-    request = pb.DetectRequest(model="nanodet", image=make_image(rng))
+    request = pb.DetectRequest(model=rng.choice(("nanodet", "nanodet", "")), image=make_image(rng))
     if rng.random() < 0.5:
         request.threshold = rng.choice((0.02, 0.05, 0.4, 0.99, 1.0))
     if rng.random() < 0.5:
         request.max_detections = rng.choice((1, 2, 10))
     if rng.random() < 0.3:
-        request.labels.add(model_label=rng.choice(LABELS), label="thing")
+        for name in rng.sample(LABELS, rng.choice((1, 1, 2, 4))):
+            mapping = request.labels.add(model_label=name, label=rng.choice(("thing", "")))
+            if rng.random() < 0.5:
+                mapping.threshold = rng.choice((0.0, 0.02, 0.5, 1.0))
     if rng.random() < 0.3:
         request.max_detections = 2  # each outline is an inference
-        request.polygons.CopyFrom(pb.PolygonOptions(model=rng.choice(("", *INTERACTORS)), output=make_output(rng)))
+        request.polygons.CopyFrom(pb.PolygonOptions(model=rng.choice(INTERACTORS), output=make_output(rng)))
     return request
 
 

@@ -68,14 +68,20 @@ def measure(client: polywand.Client, data: DataSet, asked: Asked, advance: Calla
     Raises:
         polywand.PolywandError: the service is unavailable, or has no such tools.
     """
-    labels = next((model.labels for model in client.models() if model.name == asked.detector), ())
+    models = [model for model in client.models() if model.name == asked.detector]
+    labels = {label.name for model in models for label in model.labels}
     found = Found(asked)
     for photo, subjects in _by_photo(data):
         known, flaws = _known([subject for subject in subjects if subject.group in labels])
         found.flaws += flaws
         if known:
             answer = client.detect(
-                photo, model=asked.detector, threshold=asked.threshold, polygons=asked.interactor, tolerance=0
+                photo,
+                model=asked.detector,
+                threshold=asked.threshold,
+                polygons=True,
+                interactor=asked.interactor,
+                tolerance=0,
             )
             found.objects += len(known)
             found.detections += len(answer)

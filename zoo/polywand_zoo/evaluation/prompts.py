@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polywand import Box, Point
-from polywand.results import BoxUse
+from polywand.catalogue import BoxUse
 
 
 class Kind(StrEnum):
