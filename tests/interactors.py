@@ -160,7 +160,7 @@ def add_interactor(
     answers: int = 1,
     crop: str = WHOLE,
     flip: str = "false",
-    batch: int = 2,
+    batch: int = 1,
     prompt: str = '{"box": "optional"}',
     tools: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:

@@ -203,7 +203,7 @@ def make_puppets(root: Path) -> Path:
     add_interactor(root, "keeper", KEEPER, inputs=PREV_MASK % (256, 256))
     add_interactor(root, "keeper_of_any_size", KEEPER, size=-1, inputs=PREV_MASK % (-1, -1))
     leaning = {"leaning": {"flip": "false"}, "leaning_flipped": {"flip": "true"}}
-    add_interactor(root, "leaning", LEANING, inputs=STATE, outputs=STATE_OUT, tools=leaning)
+    add_interactor(root, "leaning", LEANING, inputs=STATE, outputs=STATE_OUT, batch=2, tools=leaning)
     add_interactor(root, "broken", BROKEN)
     add_interactor(root, "disk", DISK, inputs=PREV_MASK % (256, 256))
     add_interactor(root, "dazzled", DAZZLED, tools=_DAZZLED_TOOLS)
@@ -214,7 +214,7 @@ def make_puppets(root: Path) -> Path:
     add_interactor(root, "nothing", NOTHING, tools=_NOTHING_TOOLS)
     add_several(root, "several", tools=_SEVERAL_TOOLS)
     add_interactor(root, "unscored", UNSCORED, answers=3, outputs=SCORES % 3)
-    add_interactor(root, "short", SHORT)
+    add_interactor(root, "short", SHORT, batch=2)
     add_interactor(root, "brighter", BRIGHTER)
     add_interactor(root, "mortal", MORTAL)
     add_interactor(root, "doomed", "")
