@@ -422,7 +422,8 @@ export type Shape = Message<"polywand.v1.Shape"> & {
   polygons: Polygon[];
 
   /**
-   * The bounding box of the outline, in every form; absent when nothing was found.
+   * The bounding box of `polygons` or, without OUTPUT_FORM_POLYGONS, of the outline before simplification. Absent when
+   * nothing was found.
    *
    * @generated from field: polywand.v1.Box box = 2;
    */
@@ -504,7 +505,7 @@ export type OutputOptions = Message<"polywand.v1.OutputOptions"> & {
   maxPoints?: number | undefined;
 
   /**
-   * What to send. Empty: polygons. The box and the area are always sent.
+   * What to send. Empty: polygons. The box and the area are always sent. To repeat a form does no harm; at most 100.
    *
    * @generated from field: repeated polywand.v1.OutputForm forms = 4;
    */
@@ -1358,7 +1359,9 @@ export const ForgetSchema: GenMessage<Forget> = /*@__PURE__*/
 export type Prompt = Message<"polywand.v1.Prompt"> & {
   /**
    * A tool of kind INTERACTOR. Empty: the server's choice, which is the first of `wand_click`, `wand_box`,
-   * `wand_extreme` and all others by name that is ready and for which this prompt is enough; the reply says which.
+   * `wand_extreme` and all others by name that is ready and for which this prompt is enough; the reply says which. If
+   * it is enough for none, the first that reads all of it says what is missing (`Incomplete`). The choice depends on
+   * the prompt and on the tools that are ready, which may come and go.
    *
    * @generated from field: string model = 1;
    */
@@ -1604,7 +1607,8 @@ export type Segmentation = Message<"polywand.v1.Segmentation"> & {
   scoreKind: ScoreKind;
 
   /**
-   * The tool's other answers to the same prompt, the surest first; empty where it has one answer only.
+   * The tool's other answers to the same prompt, the surest first; empty where it has one answer only. One whose
+   * outline exceeds a limit of this server is left out.
    *
    * @generated from field: repeated polywand.v1.Candidate alternatives = 7;
    */
@@ -1853,7 +1857,8 @@ export type LabelMapping = Message<"polywand.v1.LabelMapping"> & {
   label: string;
 
   /**
-   * Lowest score of a detection with this label, 0 to 1. Absent: `DetectRequest.threshold`.
+   * Lowest score of a detection with this label, 0 to 1; it may be lower than `DetectRequest.threshold`, which is its
+   * default.
    *
    * @generated from field: optional float threshold = 3;
    */
