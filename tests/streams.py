@@ -5,6 +5,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import grpc
 import numpy as np
@@ -15,6 +16,8 @@ from polywand_contract.v1 import annotation_pb2_grpc
 
 POSITIVE, NEGATIVE, EXTREME = pb.POINT_LABEL_POSITIVE, pb.POINT_LABEL_NEGATIVE, pb.POINT_LABEL_EXTREME
 REPLY_SECONDS = 30.0
+
+Message: TypeAlias = pb.Image | pb.Prompt | pb.Forget
 
 
 def raw_image(pixels: NDArray[np.uint8]) -> pb.Image:
@@ -98,10 +101,10 @@ class InteractStream:
         except grpc.RpcError as error:
             self._replies.put(error)
 
-    def send(self, message: pb.Image | pb.Prompt, sequence: int | None = None) -> int:
+    def send(self, message: Message, sequence: int | None = None) -> int:
         """Send a message under the next (or a given) sequence, which is returned."""
         self._sequence = self._sequence + 1 if sequence is None else sequence
-        field = "image" if isinstance(message, pb.Image) else "prompt"
+        field = type(message).__name__.lower()
         self._requests.put(pb.InteractRequest(sequence=self._sequence, **{field: message}))
         return self._sequence
 
@@ -131,7 +134,7 @@ class InteractStream:
         assert not isinstance(reply, pb.InteractResponse), f"expected the end, got {reply}"
         return reply.code() if isinstance(reply, grpc.RpcError) else grpc.StatusCode.OK
 
-    def ask(self, message: pb.Image | pb.Prompt, seconds: float = REPLY_SECONDS) -> pb.InteractResponse:
+    def ask(self, message: Message, seconds: float = REPLY_SECONDS) -> pb.InteractResponse:
         """Send a message and return the reply to it."""
         sequence = self.send(message)
         reply = self.receive(seconds)

@@ -129,7 +129,7 @@ class Server:
                 task.result()
         finally:
             health.drain()
-            parts.messages.drain()
+            parts.messages.drain(settings.drain_seconds)
             await grpc_server.drain(settings.drain_seconds)
             http.should_exit = True
             for task in (*tasks[:-1], stopping):

@@ -43,6 +43,10 @@ def given_up(sequence: int = 0) -> pb.InteractResponse:
     return pb.InteractResponse(sequence=sequence, error=error)
 
 
+def not_held(sequence: int = 0) -> pb.InteractResponse:
+    return pb.InteractResponse(sequence=sequence, error=not_held_status())
+
+
 def full_status(retry_s: float) -> status_pb2.Status:
     error = status(grpc.StatusCode.RESOURCE_EXHAUSTED, "the server is full", retry_s)
     violation = error_details_pb2.QuotaFailure.Violation(subject=QUOTA[0], description=QUOTA[1])

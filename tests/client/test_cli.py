@@ -282,16 +282,6 @@ def test_boxes_are_outlined_as_by_the_sdk(
     assert all(one["area"] > 1000 for one in answer["objects"])
 
 
-def test_a_region_is_all_that_is_seen(run: Run, photos: tuple[Path, Path]) -> None:
-    for arguments in (("segment", photos[0], "--box", "17,16,362,511"), ("detect", photos[0])):
-        assert "roi" not in run(*arguments).stderr
-        outside = run(*arguments, "--roi", "0,0,9999,9999")
-        assert outside.returncode == 1
-        assert "roi" in outside.stderr
-    found = the_json(run("detect", photos[0], "--roi", "0,0,512,200", "--threshold", "0.1", "--json"))
-    assert all(one["box"][3] <= 200 for one in found["detections"])
-
-
 # info
 
 

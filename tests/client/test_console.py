@@ -169,6 +169,11 @@ def test_json_of_a_name_that_is_not_utf_8_is_unicode(target: str, photos: list[s
             "'--label': 'person=\ufffd' contains bytes that are not UTF-8",
         ),
         (["detect", "a.png", "--model", "\udcff"], "'--model'"),
+        (["detect", "a.png", "--label", "cup@1.5"], "'--label': 1.5 is not in the range 0 to 1"),
+        (["detect", "a.png", "--label", "cup@0.5.5"], "'--label'"),
+        (["detect", "a.png", "--label", "=x@0.5"], "'--label': '=x@0.5' does not name a label"),
+        (["detect", "a.png", "--roi", "1,2,3"], "'--roi'"),
+        (["completion", "tcsh"], "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
         (
             ["interact", "a.png", "--model", "m", "--max-points", "-5"],
             "'--max-points': -5 is not in the range 3 to 100000",
@@ -231,6 +236,21 @@ def test_labels_with_blanks_come_from_the_environment(target: str, script: Scrip
     ((_, message),) = script.arrivals
     labels = {pair.model_label: pair.label for pair in message.request.labels}
     assert labels == {"dining table": "table", "cup": "", "person": "human being"}
+
+
+def test_what_detect_sends_is_what_was_typed(target: str, script: Script, photos: list[str]) -> None:
+    labels = ("--label", "cup", "--label", "person=human@0.6", "--label", "a@b=c@0.25", "--label", "x@y")
+    outlines = ("--polygons", "--interactor", "wand_box", "--tolerance", "0")
+    polywand(target, "detect", "a.png", "--roi", "1,0,4,3", *labels, *outlines)
+    ((_, message),) = script.arrivals
+    request = message.request
+    assert (request.model, request.roi) == ("", pb.Box(x0=1, y0=0, x1=4, y1=3))
+    thresholds = [pair.threshold if pair.HasField("threshold") else None for pair in request.labels]
+    assert thresholds == [None, pytest.approx(0.6), 0.25, None]
+    assert [(pair.model_label, pair.label) for pair in request.labels] == [
+        *(("cup", ""), ("person", "human"), ("a@b", "c"), ("x@y", "")),
+    ]
+    assert (request.polygons.model, request.polygons.output.tolerance) == ("wand_box", 0)
 
 
 @pytest.mark.parametrize("points", ["1,1 2,2", "1,1;2,2", "1,1; 2,2\n"])

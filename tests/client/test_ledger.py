@@ -8,13 +8,12 @@ import pytest
 
 import polywand
 from polywand.backoff import FIRST_DELAY_S, FIRST_IMAGE_DELAY_S
-from polywand.ledger import Ledger
 from polywand_contract.v1 import annotation_pb2 as pb
-from tests.client.ledgers import ask, ask_image, sent, unstretched, updated
+from tests.client.ledgers import DRAINING, LOST, OneStream, ask, ask_image, sent, unstretched, updated
 from tests.client.scripted import QUOTA, full, outline, ready, refusal
 
 
-def assert_delay(ledger: Ledger, reply: pb.InteractResponse, delay_s: float) -> None:
+def assert_delay(ledger: OneStream, reply: pb.InteractResponse, delay_s: float) -> None:
     started = time.monotonic()
     assert ledger.answer(reply) == []
     pause_s = ledger.pause_s()
@@ -23,7 +22,7 @@ def assert_delay(ledger: Ledger, reply: pb.InteractResponse, delay_s: float) -> 
 
 
 def test_what_met_an_absent_triton_is_sent_again_and_answered_under_the_sequence_that_was_asked() -> None:
-    ledger = Ledger()
+    ledger = OneStream()
     asked, waiter = ask(ledger)
     on_the_wire = [sent(ledger)]
     for _ in range(3):
@@ -39,7 +38,7 @@ def test_what_met_an_absent_triton_is_sent_again_and_answered_under_the_sequence
 
 def test_rests_grow_from_short_ones_for_prompts_and_longer_ones_for_images() -> None:
     for asks, first_s in ((ask, FIRST_DELAY_S), (ask_image, FIRST_IMAGE_DELAY_S)):
-        ledger = Ledger(unstretched)
+        ledger = OneStream(unstretched)
         asks(ledger)
         assert_delay(ledger, refusal(sent(ledger)), first_s)
         assert_delay(ledger, refusal(sent(ledger)), 2 * first_s)
@@ -47,13 +46,13 @@ def test_rests_grow_from_short_ones_for_prompts_and_longer_ones_for_images() -> 
 
 @pytest.mark.parametrize(("told_s", "delay_s"), [(0.3, 0.3), (2.5, 2.5), (0.0, FIRST_DELAY_S)])
 def test_what_the_server_says_is_the_shortest_rest(told_s: float, delay_s: float) -> None:
-    ledger = Ledger(unstretched)
+    ledger = OneStream(unstretched)
     ask(ledger)
     assert_delay(ledger, refusal(sent(ledger), retry_s=told_s), delay_s)
 
 
 def test_clients_refused_together_come_back_apart_and_later_from_time_to_time() -> None:
-    told_s, clients = 0.05, [Ledger() for _ in range(20)]
+    told_s, clients = 0.05, [OneStream() for _ in range(20)]
     pauses: list[list[float]] = []
     for ledger in clients:
         ask(ledger)
@@ -68,7 +67,7 @@ def test_clients_refused_together_come_back_apart_and_later_from_time_to_time() 
 
 
 def test_a_full_server_is_an_answer_only_when_time_is_over() -> None:
-    ledger = Ledger()
+    ledger = OneStream()
     _, patient = ask(ledger)
     assert ledger.answer(full(sent(ledger), 0.01)) == []
     _, hasty = ask(ledger, "other", patience_s=1.0)
@@ -83,7 +82,7 @@ def test_a_full_server_is_an_answer_only_when_time_is_over() -> None:
 
 
 def test_who_cannot_wait_so_long_gets_the_servers_error_and_its_word() -> None:
-    ledger = Ledger()
+    ledger = OneStream()
     asked, waiter = ask(ledger, patience_s=2.0)
     update = updated(ledger, refusal(sent(ledger), retry_s=3.0))
     assert update.sequence == asked
@@ -96,7 +95,7 @@ def test_who_cannot_wait_so_long_gets_the_servers_error_and_its_word() -> None:
 
 
 def test_whoever_gives_up_while_it_is_sent_again_is_told_why() -> None:
-    ledger = Ledger()
+    ledger = OneStream()
     _, refused = ask(ledger)
     ledger.answer(refusal(sent(ledger)))
     _, unheard = ask(ledger, "other")
@@ -107,7 +106,7 @@ def test_whoever_gives_up_while_it_is_sent_again_is_told_why() -> None:
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.INVALID_ARGUMENT])
 def test_other_errors_are_answers(code: grpc.StatusCode) -> None:
-    ledger = Ledger()
+    ledger = OneStream()
     _, waiter = ask(ledger)
     update = updated(ledger, refusal(sent(ledger), code))
     assert waiter.exception(0) is update.result
@@ -116,7 +115,7 @@ def test_other_errors_are_answers(code: grpc.StatusCode) -> None:
 
 
 def test_a_newer_prompt_stands_for_one_that_rests_and_for_one_that_is_refused_late() -> None:
-    ledger = Ledger()
+    ledger = OneStream()
     _, resting = ask(ledger)
     ledger.answer(refusal(sent(ledger)))
     _, refused_late = ask(ledger)
@@ -131,7 +130,7 @@ def test_a_newer_prompt_stands_for_one_that_rests_and_for_one_that_is_refused_la
 
 
 def test_what_is_new_leaves_before_what_has_rested_and_sequences_never_decrease() -> None:
-    ledger = Ledger(unstretched)
+    ledger = OneStream(unstretched)
     ask(ledger, "rested")
     first = sent(ledger)
     ledger.answer(refusal(first))
@@ -144,7 +143,7 @@ def test_what_is_new_leaves_before_what_has_rested_and_sequences_never_decrease(
 
 
 def test_an_image_is_sent_again_too() -> None:
-    ledger = Ledger()
+    ledger = OneStream()
     _, waiter = ask_image(ledger)
     assert ledger.answer(refusal(sent(ledger))) == []
     assert not waiter.done()
@@ -153,7 +152,7 @@ def test_an_image_is_sent_again_too() -> None:
 
 
 def test_what_rests_never_follows_a_newer_image() -> None:
-    ledger = Ledger(unstretched)
+    ledger = OneStream(unstretched)
     _, prompt = ask(ledger)
     ledger.answer(refusal(sent(ledger)))
     ask_image(ledger)
@@ -166,7 +165,7 @@ def test_what_rests_never_follows_a_newer_image() -> None:
 
 
 def test_what_rests_goes_on_when_the_newer_image_fails() -> None:
-    ledger = Ledger()
+    ledger = OneStream()
     _, prompt = ask(ledger)
     ledger.answer(refusal(sent(ledger)))
     _, image = ask_image(ledger)
@@ -177,7 +176,7 @@ def test_what_rests_goes_on_when_the_newer_image_fails() -> None:
 
 
 def test_an_image_that_never_left_shares_the_fate_of_the_one_that_replaced_it() -> None:
-    ledger = Ledger()
+    ledger = OneStream()
     (_, first), (_, second) = ask_image(ledger), ask_image(ledger)
     ledger.answer(refusal(sent(ledger), grpc.StatusCode.INVALID_ARGUMENT))
     assert first.exception(0) is second.exception(0)
@@ -187,11 +186,19 @@ def test_an_image_that_never_left_shares_the_fate_of_the_one_that_replaced_it() 
     assert fourth.done()
 
 
-def test_the_end_of_the_stream_ends_what_rests() -> None:
-    ledger = Ledger()
+def test_the_end_of_the_only_stream_ends_what_rests() -> None:
+    ledger = OneStream(reconnects=False)
+    _, answered = ask(ledger, "answered")
     _, waiter = ask(ledger)
+    first = sent(ledger)
     ledger.answer(refusal(sent(ledger)))
-    ledger.answer(pb.InteractResponse(draining=pb.Draining(message="draining")))
+    ledger.answer(DRAINING)
+    ledger.answer(outline(first))
+    assert isinstance(answered.result(0), polywand.Segmentation)
+    ledger.lost(ledger.stream, LOST, is_final=False)
     assert isinstance(waiter.exception(0), polywand.Draining)
     assert ledger.pause_s() is None
     assert ledger.pop() is None
+    assert ledger.stream_due_s() is None
+    with pytest.raises(polywand.Draining):
+        ask(ledger)

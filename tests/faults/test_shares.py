@@ -123,6 +123,7 @@ def test_an_idle_stream_gives_its_image_up_before_another_client_is_refused(narr
         reason = detail_of(refused.error, error_details_pb2.ErrorInfo)
         assert (reason.reason, reason.domain) == ("IMAGE_GIVEN_UP", "polywand")
         loser = idle[replies.index(refused)]
+        assert loser.ask(pb.Forget(all=True)).forgotten.objects == 0  # they went with the image
         assert loser.ask(blank(100)).image.width == 100
         assert loser.ask(prompt("shade", (1, 1, POSITIVE))).HasField("segmentation")
 

@@ -113,20 +113,20 @@ def test_metrics_move(server, stub, astronaut):
 
 
 def test_sigterm_drains_and_leaves_nothing(tmp_path, astronaut):
-    """Health turns, the prompt in work is answered, the stream is told to reconnect, Triton is gone."""
+    """Health turns, the stream is told to reconnect, what it asks is answered nevertheless, Triton is gone."""
     models = tmp_path / "models"
     add_interactor(models, "disk", DISK)
     with running_service(tmp_path / "log", f"--model-repository={models}", "--drain-seconds=60") as service:
         service.wait_ready("disk")
         family = psutil.Process(service.process.pid).children(recursive=True)
         assert tritonservers(service)
-        drains_after_a_prompt(service, models, raw_image(astronaut))
+        drains_around_a_prompt(service, models, raw_image(astronaut))
         assert service.process.wait(50) == 0
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive
 
 
-def drains_after_a_prompt(service: Service, models: Path, image: pb.Image) -> None:
+def drains_around_a_prompt(service: Service, models: Path, image: pb.Image) -> None:
     with grpc.insecure_channel(service.target) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
         assert next(watch).status == SERVING
@@ -137,10 +137,13 @@ def drains_after_a_prompt(service: Service, models: Path, image: pb.Image) -> No
                 gate.wait_until_begun()
                 service.process.send_signal(signal.SIGTERM)
                 assert next(watch).status == NOT_SERVING
-            reply = stream.receive()
-            assert reply.sequence == sequence
-            assert reply.segmentation.shape.polygons
-            assert "reconnect" in stream.receive().draining.message
+                assert "reconnect" in stream.receive().draining.message  # while the prompt is in work
+                another = stream.send(prompt("disk", (100, 130, POSITIVE)))
+                stream.wait_until_read()
+            for expected in (sequence, another):
+                reply = stream.receive()
+                assert reply.sequence == expected
+                assert reply.segmentation.shape.polygons
             assert stream.receive_end() == grpc.StatusCode.OK
 
 

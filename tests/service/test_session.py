@@ -111,7 +111,7 @@ def click(object_id: str = "", x: float = 1, seed_bytes: int = 0) -> Prompt:
 
 
 async def replies_of(stream: Session) -> list[Reply]:
-    await stream.finish(draining=False)
+    await stream.finish()
     return [reply async for reply in stream.replies()]
 
 

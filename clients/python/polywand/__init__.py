@@ -30,6 +30,7 @@ from polywand.errors import (
     Unavailable,
     Violation,
 )
+from polywand.frames import FrameResult
 from polywand.images import ImageLike, Pixels
 from polywand.options import LabelMapping
 from polywand.prompts import Point, Prompt
@@ -57,6 +58,7 @@ __all__ = [
     "Detection",
     "Detections",
     "Draining",
+    "FrameResult",
     "ImageLike",
     "IncompletePrompt",
     "InteractorSpec",

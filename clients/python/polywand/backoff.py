@@ -28,22 +28,22 @@ def system_uniform() -> Uniform:
 
 
 class Backoff:
-    """The delays of one request. Each is twice as long as the last, up to MAX_DELAY_S, times a random factor.
+    """The delays of one request. Each is twice as long as the last, up to a limit, times a random factor.
 
     A delay is never shorter than the server asks. It exceeds the deadline only if the server asks for that.
     """
 
-    def __init__(self, deadline: float, first_s: float, uniform: Uniform) -> None:
+    def __init__(self, deadline: float, first_s: float, uniform: Uniform, longest_s: float = MAX_DELAY_S) -> None:
         """Start with no delay yet. deadline: of the request, in monotonic seconds. first_s: the shortest delay."""
         self.deadline = deadline
-        self._first_s, self._uniform = first_s, uniform
+        self._first_s, self._longest_s, self._uniform = first_s, longest_s, uniform
         self._last_s = first_s / 2
 
     def next_s(self, server_delay_s: float | None) -> float:
         """Return the next delay in seconds. server_delay_s: what the server asks for; None if it does not say."""
         left_s = self.deadline - time.monotonic()
         # Half of the time left: the last try needs time for its answer.
-        grown_s = min(2 * self._last_s, MAX_DELAY_S, left_s / 2)
+        grown_s = min(2 * self._last_s, self._longest_s, left_s / 2)
         self._last_s = max(self._first_s, server_delay_s or 0.0, grown_s)
         return self._last_s * self._uniform(1.0, max(1.0, min(MAX_JITTER, left_s / self._last_s)))
 

@@ -18,7 +18,7 @@ from polywand.backoff import FIRST_DELAY_S, FIRST_IMAGE_DELAY_S, Backoff, retry_
 from polywand.catalogue import Model, ServerInfo, read_model, read_server_info
 from polywand.channel import Connection, MetadataLike
 from polywand.errors import ImageNotHeld, PolywandError
-from polywand.frames import FrameAnswer
+from polywand.frames import FrameResult
 from polywand.images import ImageLike, KnownImages, ValueRangeLike
 from polywand.options import BoxLike, LabelsLike, detect_options
 from polywand.results import Detections, SegmentResult
@@ -28,7 +28,7 @@ from polywand.streaming import DetectStream
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1 import annotation_pb2_grpc as pb_grpc
 
-LOGGER = logging.getLogger("polywand")
+_log = logging.getLogger("polywand")
 
 _Request = TypeVar("_Request")
 _ImageRequest = TypeVar("_ImageRequest", pb.SegmentRequest, pb.DetectRequest)
@@ -116,7 +116,12 @@ class Client:
             request.page_token = reply.next_page_token
 
     def open(
-        self, image: ImageLike, *, value_range: ValueRangeLike | None = None, timeout: float | None = None
+        self,
+        image: ImageLike,
+        *,
+        value_range: ValueRangeLike | None = None,
+        timeout: float | None = None,
+        reconnect: bool = True,
     ) -> Session:
         """Open a session on an image: clicks, each answered with the outline of an object.
 
@@ -124,11 +129,15 @@ class Client:
         value_range: the values that are black and white in an image with more than 8 bits, such as (0, 1023); None:
         chosen from its values.
         timeout: seconds to wait for any one answer of the session; None is the client's.
+        reconnect: whether the session goes on with a new stream when its server stops or is lost, and waits for one
+        that is still starting; if not, the end of its stream ends it.
         Raises InvalidRequest when the image cannot be read, QuotaExceeded when the server stays full, Unavailable when
         it cannot be reached.
         """
         self._check_open()
-        return Session(self._stub, image, self.target, channels.call_timeout(timeout, self._timeout_s), value_range)
+        timeout_s = channels.call_timeout(timeout, self._timeout_s)
+        reconnect = checks.flag("reconnect", reconnect)
+        return Session(self._stub, image, self.target, timeout_s, value_range, known=self._images, reconnect=reconnect)
 
     def segment(
         self,
@@ -278,8 +287,9 @@ class Client:
         max_points: int | None = None,
         value_range: ValueRangeLike | None = None,
         timeout: float | None = None,
-    ) -> Generator[FrameAnswer, None, None]:
-        """Find objects on many images, several at a time: yields (frame number, detections) in order.
+        reconnect: bool = True,
+    ) -> Generator[FrameResult, None, None]:
+        """Find objects on many images, several at a time: yields a `FrameResult` for each, in order.
 
         images: read lazily, by another thread, at most `FRAMES_AHEAD` before the answers are consumed; an error of
         their iterator is raised here, after the answers to the images before it.
@@ -301,13 +311,16 @@ class Client:
         value_range: for all images: the values that are black and white in those with more than 8 bits, such as
         (0, 1023); None: chosen from the values of each.
         timeout: seconds to wait for any one answer; None is the client's.
+        reconnect: if not, the first call's end raises Draining or Unavailable.
 
-        A frame that fails yields (frame number, error), and the others go on; after QuotaExceeded and Unavailable the
-        caller may send it again. Raises InvalidRequest at once when an option is wrong, and Unavailable or Draining
-        when the whole stream fails: then send the frames without an answer again.
+        A frame that fails yields its error, and the others go on; after QuotaExceeded and Unavailable the caller may
+        send it again. When the server stops or is lost, the stream goes on with a new call, to any replica, and the
+        frames without an answer are sent again: each is answered once. Raises InvalidRequest at once when an option is
+        wrong, and Unavailable when no answer comes within the timeout.
         """
         self._check_open()
         checks.frames(images)
+        reconnect = checks.flag("reconnect", reconnect)
         options = detect_options(
             model=model,
             version=version,
@@ -330,7 +343,9 @@ class Client:
         def detect_alone(request: pb.DetectRequest) -> Detections:
             return wire.detections(self._call(self._stub.Detect, request, FIRST_IMAGE_DELAY_S, timeout_s))
 
-        return DetectStream(self._stub, images, options, detect_alone, self.target, timeout_s).answers()
+        return DetectStream(
+            self._stub, images, options, detect_alone, self.target, timeout_s, reconnect=reconnect
+        ).answers()
 
     def close(self) -> None:
         """Close the connection, and with it all sessions. A call that waits for its retry raises its last error.
@@ -403,14 +418,14 @@ class Client:
                 self._was_reached |= not errors.never_arrived(error)
                 delay_s = retry_delay_s(backoff, refusal) if self._was_reached else None
                 if delay_s is None:
-                    LOGGER.debug("%s at %s failed: %s", name, self.target, refusal)
+                    _log.debug("%s at %s failed: %s", name, self.target, refusal)
                     raise refusal from error
-                LOGGER.info("%s at %s is made again in %.2f s: %s", name, self.target, delay_s, refusal)
+                _log.info("%s at %s is made again in %.2f s: %s", name, self.target, delay_s, refusal)
                 if self._closed.wait(delay_s):
                     raise refusal from error
             else:
                 self._was_reached = True
-                LOGGER.debug("%s at %s: %.1f ms", name, self.target, 1000 * (time.monotonic() - started))
+                _log.debug("%s at %s: %.1f ms", name, self.target, 1000 * (time.monotonic() - started))
                 return reply
 
 

@@ -157,10 +157,10 @@ class IncompletePrompt(PolywandError):  # noqa: N818
 
 
 class Superseded(PolywandError):  # noqa: N818
-    """A newer image replaced the image of this request before it was answered."""
+    """A newer image replaced the image of this request before it was answered, or its object was forgotten."""
 
-    def __init__(self) -> None:
-        super().__init__("A newer image replaced the image of this request.", grpc.StatusCode.ABORTED)
+    def __init__(self, message: str = "A newer image replaced the image of this request.") -> None:
+        super().__init__(message, grpc.StatusCode.ABORTED)
 
 
 class Closed(PolywandError):  # noqa: N818
@@ -183,6 +183,14 @@ _DOMAIN = "polywand"  # of an `ErrorInfo`
 _REASON_KINDS: dict[str, type[PolywandError]] = {"IMAGE_GIVEN_UP": ImageGivenUp, "IMAGE_NOT_HELD": ImageNotHeld}
 _UNAVAILABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 _TEMPORARY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
+_CUTS = {
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNAVAILABLE,
+}
 _TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")  # gRPC's text
 _HINTS = {  # by words in gRPC's texts
     "handshake": "The TLS handshake failed: do both sides use TLS, and is the certificate trusted?",
@@ -208,6 +216,15 @@ def ended(target: str) -> Unavailable:
     return Unavailable(f"{target} ended the stream.", grpc.StatusCode.UNAVAILABLE)
 
 
+def broken(error: PolywandError) -> Unavailable:
+    """Make the error of a request whose stream has ended with `error`, when its time is over."""
+    if isinstance(error, Unavailable):
+        return error
+    unavailable = Unavailable(f"The stream broke off: {error}", grpc.StatusCode.UNAVAILABLE)
+    unavailable.request_id = error.request_id
+    return unavailable
+
+
 def client_closed() -> Closed:
     """Make the error of a call on a client that was closed before or during the call."""
     return Closed("This client is closed.")
@@ -223,7 +240,7 @@ def unexpected(what: str | None) -> ServerError:
 
 def image_not_restored(refusal: PolywandError) -> PolywandError:
     """Make the error of a prompt whose image the server removed and then refused, with `refusal`."""
-    message = f"The server removed the image of this stream and refused it when sent again: {refusal}"
+    message = f"The server does not have the image of this session, and refused it when sent again: {refusal}"
     retry_after_s = refusal.retry_after_s if isinstance(refusal, Unavailable) else None
     quotas = refusal.quotas if isinstance(refusal, QuotaExceeded) else ()
     error = _error(refusal.code, message, refusal.violations, retry_after_s, quotas)
@@ -280,6 +297,18 @@ def from_rpc(error: grpc.RpcError, target: str) -> PolywandError:
     if rich is not None:
         return from_status(rich)
     return _from_transport(error.code(), error.details() or "", target)
+
+
+def is_final(error: grpc.RpcError, read: PolywandError) -> bool:
+    """Return whether a stream that ended with an error would end so again. read: the error as `from_rpc` reads it.
+
+    Proxies cut streams with several codes; what the server itself says is not a cut.
+    """
+    if is_temporary(read):
+        return False
+    return not isinstance(error, grpc.Call | grpc.aio.AioRpcError) or (
+        isinstance(read, Closed) or error.code() not in _CUTS or _rich_status(error) is not None
+    )
 
 
 def never_arrived(error: grpc.RpcError) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,40 +47,6 @@ class Prompt:
     version: int = 0
 
 
-class PromptOptions(TypedDict, total=False):
-    """The whole current prompt of one object. To undo a point, leave it out.
-
-    positive, negative, extreme: (x, y) each, or arrays [N, 2]. They are ordered by when they first appeared in the
-    session, so adding points refines the last answer.
-    points: instead of these three, all clicks in order; see `PointsLike`.
-    box: (x0, y0, x1, y1) around the object.
-    seed: an existing annotation to refine, as a mask or as polygons; see `SeedLike`. Without points and box the answer
-    is the seed's own outline.
-    object_id: the caller's id for the object, if there are several on the image.
-    version: of the model; 0 is the highest that is ready.
-    threshold: probability from which a pixel counts, above 0 and below 1; None is the model's own.
-    tolerance: largest distance of the simplified outline from the exact one, in pixels, 0 to 1000; 0 keeps every
-    vertex, None is the server's choice.
-    max_points: most vertices, over all rings, 3 to 100000.
-    polygons, mask, png: in which forms to send the outline; the box is always sent.
-    """
-
-    points: PointsLike | None
-    positive: Iterable[Sequence[float]]
-    negative: Iterable[Sequence[float]]
-    extreme: Iterable[Sequence[float]]
-    box: Sequence[float] | None
-    seed: SeedLike | None
-    object_id: str
-    version: int
-    threshold: float | None
-    tolerance: float | None
-    max_points: int | None
-    polygons: bool
-    mask: bool
-    png: bool
-
-
 _LABELS: dict[PointLabel, pb.PointLabel.ValueType] = {
     "positive": pb.POINT_LABEL_POSITIVE,
     "negative": pb.POINT_LABEL_NEGATIVE,
@@ -103,7 +69,7 @@ class Prompts:
         positive: Iterable[Sequence[float]] = (),
         negative: Iterable[Sequence[float]] = (),
         extreme: Iterable[Sequence[float]] = (),
-        box: Sequence[float] | None = None,
+        box: BoxLike | None = None,
         seed: SeedLike | None = None,
         object_id: str = "",
         version: int = 0,
@@ -114,7 +80,7 @@ class Prompts:
         mask: bool = False,
         png: bool = False,
     ) -> pb.Prompt:
-        """Make one prompt; see `PromptOptions`.
+        """Make one prompt; `Session.prompt` describes the arguments.
 
         Raises InvalidRequest when an argument is out of its range, and TypeError when points are given in both ways.
         """
@@ -135,7 +101,16 @@ class Prompts:
         self._clicks[object_id] = clicks
         return message
 
-    def forget(self) -> None:
+    def forget(self, object_id: str | None) -> pb.InteractRequest:
+        """Forget one object, or with None all; return the request for it. Raises InvalidRequest for an invalid id."""
+        if object_id is None:
+            self.clear()
+            return pb.InteractRequest(forget=pb.Forget(all=True))
+        object_id = checks.text("object_id", object_id, checks.MAX_OBJECT_ID_BYTES)
+        self._clicks.pop(object_id, None)
+        return pb.InteractRequest(forget=pb.Forget(object_id=object_id))
+
+    def clear(self) -> None:
         """Forget all objects, for another image."""
         self._clicks.clear()
 

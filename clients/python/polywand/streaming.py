@@ -1,25 +1,26 @@
 """Detection on a stream of frames, for the synchronous client."""
 
-import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
+from functools import partial
 
 import grpc
 
-from polywand import errors, frames, wire
+from polywand import errors, wire
 from polywand.errors import PolywandError
-from polywand.frames import FRAMES_AHEAD, LARGE_FRAME_BYTES, FrameAnswer, FrameLog
+from polywand.frames import LARGE_FRAME_BYTES, FrameLog, FrameResult
 from polywand.images import ImageLike
 from polywand.results import Detections
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1 import annotation_pb2_grpc as pb_grpc
 
+JOIN_S = 1.0  # for a thread that may wait for the caller's next image
+
 
 class DetectStream:
-    """One call of DetectStream: grpc's thread reads frames, another reads replies, the caller's consumes answers.
+    """One `detect_stream`: a thread reads the caller's frames, another the replies of one call after another.
 
-    Every frame has one of `FRAMES_AHEAD` permits from before it is read until its answer is consumed: this bounds all
-    queues.
+    The caller's own thread consumes the answers. How far the frames are read ahead (`FrameLog.has_room`) bounds all.
     """
 
     def __init__(
@@ -30,78 +31,139 @@ class DetectStream:
         detect_alone: Callable[[pb.DetectRequest], Detections],
         target: str,
         timeout_s: float,
+        *,
+        reconnect: bool = True,
     ) -> None:
         self._stub, self._images, self._options = stub, images, options
         self._detect_alone = detect_alone
-        self._target, self._timeout_s = target, timeout_s
-        self._log = FrameLog()
-        self._permits = threading.Semaphore(FRAMES_AHEAD)
-        self._answers: queue.SimpleQueue[FrameAnswer | PolywandError | None] = queue.SimpleQueue()
-        self._abandoned = False
+        self._target = target
+        self._log = FrameLog(timeout_s, reconnects=reconnect)
+        self._changed = threading.Condition()  # guards all below, and the log
+        self._call: grpc.Call | None = None
+        self._is_abandoned = False
         self._images_error: Exception | None = None
 
-    def answers(self) -> Generator[FrameAnswer, None, None]:
-        """Run the call and yield its answers in the order of the frames."""
-        call = self._stub.DetectStream(self._requests())
-        reader = threading.Thread(target=self._read, args=(call,), name="polywand-detect-stream", daemon=True)
-        reader.start()
+    def answers(self) -> Generator[FrameResult, None, None]:
+        """Run the calls and yield their answers in the order of the frames."""
+        feeder = threading.Thread(target=self._feed, name="polywand-frames", daemon=True)
+        runner = threading.Thread(target=self._run, name="polywand-detect-stream", daemon=True)
+        feeder.start()
+        runner.start()
         try:
-            while (answer := self._next()) is not None:
-                for due in self._log.put(*answer):
-                    yield due
-                    self._permits.release()
-            if self._images_error is not None:
-                raise self._images_error
-            if self._log.any_open:
-                raise errors.ended(self._target)
+            while (result := self._next()) is not None:
+                yield result
+                with self._changed:
+                    self._log.consumed()
+                    self._changed.notify_all()
         finally:
-            self._abandoned = True
-            self._permits.release()
-            call.cancel()  # type: ignore[no-untyped-call]
-            reader.join()
+            with self._changed:
+                self._is_abandoned = True
+                call = self._call
+                self._changed.notify_all()
+            if call is not None:
+                call.cancel()  # type: ignore[no-untyped-call]
+            runner.join()
+            feeder.join(JOIN_S)
 
-    def _next(self) -> FrameAnswer | None:
-        while (left_s := self._log.seconds_left(self._timeout_s)) > 0:
-            try:
-                answer = self._answers.get(timeout=left_s)
-            except queue.Empty:
-                continue  # the timeout is over, unless the oldest open frame is newer than this wait
-            if isinstance(answer, PolywandError):
-                raise answer
-            return answer
-        raise errors.no_answer(self._target, self._timeout_s)
+    def _next(self) -> FrameResult | None:
+        with self._changed:
+            while True:
+                if (result := self._log.pop_result()) is not None:
+                    return result
+                if not self._log.any_open:
+                    if self._images_error is not None:
+                        raise self._images_error
+                    return None
+                if self._log.ended is not None:
+                    raise self._log.ended
+                if (left_s := self._log.seconds_left()) <= 0:
+                    raise self._log.timeout(self._target)
+                self._changed.wait(left_s)
 
-    def _requests(self) -> Iterator[pb.DetectStreamRequest]:
-        """Read frames. This runs in grpc's thread, so an error is kept for the caller's thread."""
+    def _feed(self) -> None:
+        """Read frames. An error of the caller's iterator is kept for the caller's thread."""
         try:
-            for _, image in zip(iter(self._acquire_permit, False), self._images, strict=False):  # the permit first
-                if (request := self._request(image)) is not None:
-                    yield request
+            for _, image in zip(iter(self._wait_for_room, False), self._images, strict=False):  # the room first
+                self._add(image)
         except Exception as error:
             self._images_error = error
+        finally:
+            with self._changed:
+                self._log.complete()
+                self._changed.notify_all()
 
-    def _acquire_permit(self) -> bool:
-        self._permits.acquire()
-        return not self._abandoned
+    def _wait_for_room(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._log.has_room or self._is_abandoned)
+            return not self._is_abandoned
 
-    def _request(self, image: ImageLike) -> pb.DetectStreamRequest | None:
-        frame_id = self._log.add()
+    def _add(self, image: ImageLike) -> None:
+        with self._changed:
+            number = self._log.add()
         try:
             request = wire.detect_request(image, self._options)
-            if request.ByteSize() < LARGE_FRAME_BYTES:
-                return pb.DetectStreamRequest(frame_id=frame_id, request=request)
-            self._answers.put((frame_id, self._detect_alone(request)))
+            result = None if request.ByteSize() < LARGE_FRAME_BYTES else self._detect_alone(request)
         except PolywandError as error:
-            self._answers.put((frame_id, error))
+            self._put(number, error)
+            return
+        if result is not None:
+            self._put(number, result)
+            return
+        with self._changed:
+            self._log.send(number, request)
+            self._changed.notify_all()
+
+    def _put(self, number: int, result: Detections | PolywandError) -> None:
+        with self._changed:
+            self._log.put(number, result)
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while (stream := self._begin()) is not None:
+            try:
+                call = self._stub.DetectStream(iter(partial(self._next_request, stream), None))
+            except ValueError:  # the channel was closed
+                with self._changed:
+                    self._log.end(errors.client_closed())
+                    self._changed.notify_all()
+                return
+            with self._changed:
+                self._call = call
+                if self._is_abandoned:
+                    call.cancel()  # type: ignore[no-untyped-call]
+            self._read(call, stream)
+
+    def _begin(self) -> int | None:
+        """Wait until a call is needed, and begin it; None if none is any more."""
+        with self._changed:
+            while not self._is_abandoned and self._log.any_open and self._log.ended is None:
+                if (due_s := self._log.stream_due_s()) == 0:
+                    return self._log.begin()
+                self._changed.wait(due_s)
         return None
 
-    def _read(self, call: Iterable[pb.DetectStreamResponse]) -> None:
+    def _next_request(self, stream: int) -> pb.DetectStreamRequest | None:
+        """Wait for the next frame to send on a call; None half-closes it. grpc's own thread calls this."""
+        with self._changed:
+            while self._log.is_sending(stream) and not self._is_abandoned:
+                if (request := self._log.pop(stream)) is not None:
+                    return request
+                self._changed.wait()
+        return None
+
+    def _read(self, call: Iterable[pb.DetectStreamResponse], stream: int) -> None:
+        end: PolywandError = errors.ended(self._target)
+        is_final = True  # after an unexpected exception
         try:
             for reply in call:
-                self._answers.put(frames.answer(reply))
-        except PolywandError as error:
-            self._answers.put(error)
+                with self._changed:
+                    self._log.answer(reply, stream)
+                    self._changed.notify_all()
+            is_final = False
         except grpc.RpcError as error:
-            self._answers.put(errors.from_rpc(error, self._target))
-        else:
-            self._answers.put(None)
+            end = errors.from_rpc(error, self._target)
+            is_final = errors.is_final(error, end)
+        finally:
+            with self._changed:
+                self._log.lost(stream, end, is_final=is_final)
+                self._changed.notify_all()

@@ -85,6 +85,11 @@ class EstimateMemory:
         """Drop the least recently used estimate."""
         self._grow(-_cost(self._estimates.popitem(last=False)[1]))
 
+    def forget(self, object_id: str | None) -> None:
+        """Drop the estimates of one object, or with None all."""
+        for key in [key for key in self._estimates if object_id is None or key[0] == object_id]:
+            self._grow(-_cost(self._estimates.pop(key)))
+
     def close(self) -> None:
         """Drop all estimates, and keep no more."""
         self._is_closed = True

@@ -43,6 +43,10 @@ class Predictor:
         self._steps.close()
         self._memory.close()
 
+    def forget(self, object_id: str | None) -> None:
+        """Drop what is remembered of one object, or with None of all; no prompt of it may be in work."""
+        self._memory.forget(object_id)
+
     def check(self, prompt: Prompt) -> None:
         """Refuse a prompt that reaches outside the image. Raises InvalidInputError."""
         check_inside(prompt, self.picture)

@@ -9,7 +9,7 @@ from polywand_server.errors import PolywandError, or_error
 from polywand_server.lanes import Lane
 from polywand_server.rpc.intake import Received, Refused, receive_detect, receive_frame
 from polywand_server.rpc.messages import Context, Messages, cancel
-from polywand_server.rpc.replies import DRAINING_TEXT, write_detections, write_frame
+from polywand_server.rpc.replies import write_detections, write_frame, write_frames_draining
 from polywand_server.rpc.requests import read_detect, read_image
 from polywand_server.session.frames import FrameQueue
 from polywand_server.timing import Stopwatch
@@ -41,22 +41,22 @@ class DetectCalls:
 
     async def detect_stream(self, context: Context) -> None:
         """Answer frames in their order, as they come. Raises DecodeError."""
-        async with FrameQueue[bytes](self._at_once) as queue:
+        async with (
+            FrameQueue[bytes](self._at_once) as queue,
+            self._messages.writer(context, write_frames_draining) as writer,
+        ):
             reader = asyncio.create_task(self._read(context, queue), name="read frames")
             try:
                 async with aclosing(queue.results()) as results:
                     async for data in results:
-                        await context.write(data)
-                if self._messages.is_draining:
-                    goodbye = pb.DetectStreamResponse(draining=pb.Draining(message=DRAINING_TEXT))
-                    await context.write(goodbye.SerializeToString())
+                        await writer.write(data)
                 await reader
             finally:
                 await cancel(reader)
 
     async def _read(self, context: Context, queue: FrameQueue[bytes]) -> None:
         try:
-            async with aclosing(self._messages.of_frames(context)) as messages:
+            async with aclosing(self._messages.of_frames(context, queue.idle_seconds)) as messages:
                 async for message in messages:
                     timer = Stopwatch()
                     await queue.wait_for_capacity()

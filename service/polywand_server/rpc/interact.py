@@ -11,8 +11,8 @@ from polywand_server.errors import InvalidInputError, PolywandError, QuotaError,
 from polywand_server.lanes import Lane
 from polywand_server.rpc.intake import Refused, is_small, receive_interact
 from polywand_server.rpc.messages import Context, Messages, cancel
-from polywand_server.rpc.replies import write_reply
-from polywand_server.rpc.requests import read_image, read_prompt, short_names
+from polywand_server.rpc.replies import write_interact_draining, write_reply
+from polywand_server.rpc.requests import read_forget, read_image, read_prompt, short_id, short_names
 from polywand_server.session.services import Services
 from polywand_server.session.stream import Session
 from polywand_server.timing import Stopwatch
@@ -42,7 +42,10 @@ class InteractCalls:
             text = "the replies of this stream are not read, and too many wait: read them, or ask for fewer"
             end(QuotaError("replies that wait", text, RETRY_SECONDS, reason=Reason.REPLIES_NOT_READ))
 
-        async with Session(self._services, current().client, overflow) as session:
+        async with (
+            Session(self._services, current().client, overflow) as session,
+            self._messages.writer(context, write_interact_draining) as writer,
+        ):
             reader = asyncio.create_task(self._read(context, session), name="read a stream")
             try:
                 async with aclosing(session.replies()) as replies:
@@ -51,21 +54,21 @@ class InteractCalls:
                             data = write_reply(reply)
                         else:
                             data = await self._lane.compute(partial(write_reply, reply))
-                        await context.write(data)
+                        await writer.write(data)
                 await reader
             finally:
                 await cancel(reader)
 
     async def _read(self, context: Context, session: Session) -> None:
         try:
-            async with aclosing(self._messages.of_stream(context, session.client)) as messages:
+            async with aclosing(self._messages.of_stream(context, session.client, session.quiet_seconds)) as messages:
                 async for message in messages:
                     await self._take(session, message.pop())
         except Exception:
             # Whatever it was: queued prompts are answered, and then the stream ends with the error.
-            await session.finish(draining=False)
+            await session.finish()
             raise
-        await session.finish(draining=self._messages.is_draining)
+        await session.finish()
 
     async def _take(self, session: Session, data: bytes) -> None:
         """Give one message to the session."""
@@ -82,9 +85,12 @@ class InteractCalls:
         if kind == "prompt":
             await self._take_prompt(session, request, nbytes, timer)
             return
+        if kind == "forget":
+            await self._take_forget(session, request, timer)
+            return
         try:
             if kind != "image":
-                raise InvalidInputError("payload", "a request needs an image or a prompt")
+                raise InvalidInputError("payload", "a request needs an image, a prompt, or objects to forget")
             with self._messages.body(nbytes):
                 source = read_image(request.image, image, "image")
                 del image
@@ -103,3 +109,11 @@ class InteractCalls:
             await session.refuse_prompt(request.sequence, object_id, model, error, timer)
         else:
             await session.submit(request.sequence, prompt, timer)
+
+    async def _take_forget(self, session: Session, request: pb.InteractRequest, timer: Stopwatch) -> None:
+        try:
+            object_id = read_forget(request.forget)
+        except PolywandError as error:
+            await session.refuse(request.sequence, error, timer, short_id(request.forget.object_id))
+        else:
+            await session.forget(request.sequence, object_id, timer)

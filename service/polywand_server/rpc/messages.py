@@ -1,7 +1,8 @@
 """Messages: read from a call one by one, when there is room for them."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager, AsyncExitStack
 from typing import Any, TypeAlias
 
@@ -11,6 +12,7 @@ import grpc.aio
 from polywand_server.admission.bodies import FRAMES, Admission
 from polywand_server.caller import current
 from polywand_server.errors import DeadlineError, Reason
+from polywand_server.rpc.draining import Drain, Writer
 from polywand_server.rpc.ingress import Ingress
 
 # How long the message of a unary call may take to come, once there is room for it.
@@ -23,21 +25,20 @@ _EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # the stubs lack it
 
 
 class Messages:
-    """Reads the messages of calls, within what `Admission` lets in. After `drain`, streams have no more messages."""
+    """Reads the messages of calls, within what `Admission` lets in, and until the drain ends their stream."""
 
     def __init__(self, admission: Admission, ingress: Ingress) -> None:
         self._admission = admission
         self._ingress = ingress
-        self._draining = asyncio.Event()
+        self._drain = Drain()
 
-    @property
-    def is_draining(self) -> bool:
-        """Whether `drain` was called."""
-        return self._draining.is_set()
+    def drain(self, seconds: float) -> None:
+        """Tell all streams that the server is about to stop, and end each when it is quiet, at the latest in time."""
+        self._drain.begin(seconds)
 
-    def drain(self) -> None:
-        """Take no more messages from streams."""
-        self._draining.set()
+    def writer(self, context: Context, announcement: Callable[[int], bytes]) -> Writer:
+        """Make the writer of a stream's replies; see `Writer`."""
+        return Writer(context, self._drain, announcement)
 
     async def only(self, context: Context) -> bytes:
         """Read the only message of a unary call, a small one. A client that sends none means an empty one.
@@ -88,25 +89,30 @@ class Messages:
         """Count a message of so many bytes until the block ends. Raises QuotaError."""
         return self._admission.body(nbytes)
 
-    def of_frames(self, context: Context) -> AsyncGenerator[list[bytes], None]:
+    def of_frames(self, context: Context, idle_seconds: Callable[[], float]) -> AsyncGenerator[list[bytes], None]:
         """Yield the messages of a stream of frames; see `of_stream`."""
-        return self.of_stream(context, FRAMES)
+        return self.of_stream(context, FRAMES, idle_seconds)
 
-    async def of_stream(self, context: Context, payer: str) -> AsyncGenerator[list[bytes], None]:
-        """Yield messages until the client has no more or the server drains.
+    async def of_stream(
+        self, context: Context, payer: str, idle_seconds: Callable[[], float]
+    ) -> AsyncGenerator[list[bytes], None]:
+        """Yield messages until the client has no more, or the drain ends the stream.
 
         Each comes in a list, from which it is to be popped, so that nothing here holds it while the next is awaited.
-        payer: of the bytes, see `Pace`.
+        payer: of the bytes, see `Pace`. idle_seconds: since when all is answered; 0 while something is not.
         """
-        drained = asyncio.create_task(self._draining.wait(), name="wait for the drain")
+        drained = asyncio.create_task(self._drain.wait(), name="wait for the drain")
         coming: asyncio.Future[Any] | None = None
         try:
-            while True:
+            while self._drain.seconds_left():
                 expected = await self._admission.pace.pause(payer)
-                coming = asyncio.ensure_future(context.read())
+                coming, since = asyncio.ensure_future(context.read()), time.monotonic()
                 await asyncio.wait((coming, drained), return_when=asyncio.FIRST_COMPLETED)
-                if not coming.done():
-                    return
+                while not coming.done():
+                    seconds = self._drain.seconds_left(min(idle_seconds(), time.monotonic() - since))
+                    if not seconds:
+                        return
+                    await asyncio.wait((coming,), timeout=seconds)
                 message = [coming.result()]
                 coming = None
                 if message[0] is _EOF:

@@ -13,7 +13,7 @@ from polywand_server.interactors.estimate import Candidate, ScoreKind, Segmentat
 from polywand_server.interactors.prompt import Incomplete
 from polywand_server.rpc.status import to_status
 from polywand_server.rpc.wire import delimited
-from polywand_server.session.answers import Answer, Draining, ImageReady, Reply
+from polywand_server.session.answers import Answer, Forgotten, ImageReady, Reply
 from polywand_server.session.segments import Segmented
 from polywand_server.timing import Stopwatch
 
@@ -26,7 +26,7 @@ _SCORE_KINDS = {
     ScoreKind.SEED: pb.SCORE_KIND_SEED,
 }
 
-DRAINING_TEXT = "the server is draining: reconnect, any replica will do"
+_DRAINING_TEXT = "the server is draining: reconnect, any replica will do"
 
 
 def write_reply(reply: Reply) -> bytes:
@@ -42,10 +42,20 @@ def write_reply(reply: Reply) -> bytes:
             response.incomplete.CopyFrom(_incomplete(lacking))
         case PolywandError() as error:
             response.error.CopyFrom(to_status(error))
-        case Draining():
-            response.draining.message = DRAINING_TEXT
+        case Forgotten(objects):
+            response.forgotten.objects = objects
     response.timing.CopyFrom(write_timing(reply.timer))
     return response.SerializeToString() + outline
+
+
+def write_interact_draining(remaining_ms: int) -> bytes:
+    """Return the announcement of the drain on an Interact stream. remaining_ms: how long the stream has left."""
+    return pb.InteractResponse(draining=_draining(remaining_ms)).SerializeToString()
+
+
+def write_frames_draining(remaining_ms: int) -> bytes:
+    """Return the same on a DetectStream."""
+    return pb.DetectStreamResponse(draining=_draining(remaining_ms)).SerializeToString()
 
 
 def write_segment_result(object_id: str, answer: Answer) -> bytes:
@@ -111,6 +121,10 @@ def write_timing(timer: Stopwatch) -> pb.Timing:
         setattr(timing, f"{stage}_us", microseconds(seconds))
     timing.receive_time.FromMicroseconds(round(timer.received_unix * 1e6))
     return timing
+
+
+def _draining(remaining_ms: int) -> pb.Draining:
+    return pb.Draining(message=_DRAINING_TEXT, remaining_ms=min(remaining_ms, _MOST))
 
 
 def _segmentation(found: Segmentation) -> bytes:

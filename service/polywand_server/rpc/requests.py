@@ -80,8 +80,6 @@ def read_image(image: pb.Image, data: memoryview | None, field: str) -> ImageSou
 
 def read_prompt(prompt: pb.Prompt) -> Prompt:
     """Convert a prompt; the session checks that its points are inside the image."""
-    if len(prompt.object_id.encode()) > MAX_OBJECT_ID_BYTES:
-        raise InvalidInputError("prompt.object_id", f"it must have at most {MAX_OBJECT_ID_BYTES} bytes")
     if len(prompt.points) > MAX_POINTS:
         text = f"{len(prompt.points)} points; at most {MAX_POINTS} are read"
         raise InvalidInputError("prompt.points", text, metadata={"limit": "prompt_points"})
@@ -91,7 +89,7 @@ def read_prompt(prompt: pb.Prompt) -> Prompt:
     return Prompt(
         model=read_model(prompt, "prompt."),
         version=prompt.version,
-        object_id=prompt.object_id,
+        object_id=_object_id(prompt.object_id, "prompt.object_id"),
         points=tuple(_point(point, f"prompt.points[{number}]") for number, point in enumerate(prompt.points)),
         box=read_box(prompt.box, "prompt.box") if prompt.HasField("box") else None,
         seed=seed,
@@ -99,10 +97,26 @@ def read_prompt(prompt: pb.Prompt) -> Prompt:
     )
 
 
+def read_forget(forget: pb.Forget) -> str | None:
+    """Return the id of the object to forget; None for all."""
+    objects = forget.WhichOneof("objects")
+    if objects is None:
+        raise InvalidInputError("forget", "an object id is needed, or all")
+    if objects == "all":
+        if not forget.all:
+            raise InvalidInputError("forget.all", "it must be true; to forget one object, send its id")
+        return None
+    return _object_id(forget.object_id, "forget.object_id")
+
+
 def short_names(prompt: pb.Prompt) -> tuple[str, str]:
     """Return object id and model name of a refused prompt, for its reply; empty where they are too long."""
-    object_id = prompt.object_id if len(prompt.object_id.encode()) <= MAX_NAME_BYTES else ""
-    return object_id, prompt.model if len(prompt.model.encode()) <= MAX_NAME_BYTES else ""
+    return short_id(prompt.object_id), prompt.model if len(prompt.model.encode()) <= MAX_NAME_BYTES else ""
+
+
+def short_id(object_id: str) -> str:
+    """Return an object's id for a reply; empty where it is too long."""
+    return object_id if len(object_id.encode()) <= MAX_OBJECT_ID_BYTES else ""
 
 
 def read_detect(request: pb.DetectRequest) -> DetectOptions:
@@ -158,6 +172,12 @@ def _polygons(polygons: pb.PolygonOptions) -> PolygonOptions:
         version=polygons.version,
         output=read_output(polygons.output, "polygons.output"),
     )
+
+
+def _object_id(object_id: str, field: str) -> str:
+    if len(object_id.encode()) > MAX_OBJECT_ID_BYTES:
+        raise InvalidInputError(field, f"it must have at most {MAX_OBJECT_ID_BYTES} bytes")
+    return object_id
 
 
 def read_model(message: pb.Prompt | pb.SegmentRequest | pb.DetectRequest | pb.PolygonOptions, path: str) -> str:

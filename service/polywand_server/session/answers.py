@@ -25,19 +25,21 @@ class ImageReady:
 
 
 @dataclass(frozen=True, slots=True)
-class Draining:
-    """The stream ends because the server does."""
+class Forgotten:
+    """Objects are freed. objects: how many there were."""
+
+    objects: int
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer, for the prompt or image of this sequence; skipped: older prompts that it also answers."""
+    """One answer, for the message of this sequence; skipped: older prompts that get no reply of their own."""
 
     sequence: int
     object_id: str
     skipped: int
     timer: Stopwatch
-    result: ImageReady | Segmentation | Incomplete | PolywandError | Draining
+    result: ImageReady | Segmentation | Incomplete | PolywandError | Forgotten
 
     @property
     def nbytes(self) -> int:

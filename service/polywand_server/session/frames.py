@@ -1,6 +1,7 @@
 """The frames of one stream: several are in work at once, and the results are in the order of the frames."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +18,8 @@ class FrameQueue(Generic[Result]):
         self._permits = asyncio.Semaphore(at_once)
         self._queue: asyncio.Queue[asyncio.Task[Result] | None] = asyncio.Queue(at_once)
         self._running: set[asyncio.Task[Result]] = set()
+        self._unanswered = 0
+        self._used_at = time.monotonic()
 
     async def __aenter__(self) -> "FrameQueue[Result]":
         return self
@@ -27,12 +30,17 @@ class FrameQueue(Generic[Result]):
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
+    def idle_seconds(self) -> float:
+        """Seconds since the last result was read; 0 while one is not."""
+        return 0.0 if self._unanswered else time.monotonic() - self._used_at
+
     async def wait_for_capacity(self) -> None:
         """Wait until one more frame may be in work; to be called before each `put`."""
         await self._permits.acquire()
 
     async def put(self, work: Coroutine[Any, Any, Result]) -> None:
         """Start the work on a frame, and wait until the queue of results has room for it."""
+        self._unanswered += 1
         task = asyncio.create_task(work, name="answer a frame")
         self._running.add(task)
         task.add_done_callback(self._end)
@@ -46,6 +54,8 @@ class FrameQueue(Generic[Result]):
         """Yield the results in the order of the frames, until `finish`."""
         while (task := await self._queue.get()) is not None:
             yield await task
+            self._unanswered -= 1
+            self._used_at = time.monotonic()
 
     def _end(self, task: asyncio.Task[Result]) -> None:
         self._running.discard(task)

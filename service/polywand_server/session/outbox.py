@@ -53,6 +53,11 @@ class Outbox:
         self._is_closed = False
         unread.join(self)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether all replies were read."""
+        return not self.nbytes
+
     async def put(self, reply: Reply | None) -> None:
         """Wait until a reply fits, and add it; None marks the end."""
         nbytes = 0 if reply is None else reply.nbytes

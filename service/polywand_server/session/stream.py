@@ -14,7 +14,7 @@ from polywand_server.errors import (
 )
 from polywand_server.images import ImageSource, Lease
 from polywand_server.interactors.prompt import Prompt
-from polywand_server.session.answers import Draining, ImageReady, Reply
+from polywand_server.session.answers import Forgotten, ImageReady, Reply
 from polywand_server.session.image import CurrentImage
 from polywand_server.session.objects import PromptRequest
 from polywand_server.session.outbox import Outbox
@@ -68,6 +68,10 @@ class Session:
         since_loaded = time.monotonic() - self._loaded_at
         return min(since_loaded, self._image.idle_seconds()) if self._image is not None else since_loaded
 
+    def quiet_seconds(self) -> float:
+        """Seconds since the last request or reply; 0 also while replies wait to be read."""
+        return self.idle_seconds() if self._outbox.is_empty else 0.0
+
     def drop_image(self) -> None:
         """Drop the image of this idle stream, because others need its memory; prompts are refused until it is sent
         again.
@@ -102,13 +106,25 @@ class Session:
         """Queue a prompt; it is answered by its own reply, or covered by that of a newer one of the same object."""
         try:
             self._advance(sequence)
-            await self._current_image().submit(PromptRequest(sequence, prompt, timer))
+            await self._current_image("prompt").submit(PromptRequest(sequence, prompt, timer))
         except PolywandError as error:
             await self.refuse_prompt(sequence, prompt.object_id, prompt.model, error, timer)
 
-    async def refuse(self, sequence: int, error: PolywandError, timer: Stopwatch) -> None:
+    async def forget(self, sequence: int, object_id: str | None, timer: Stopwatch) -> None:
+        """Free one object of the current image, or with None all; answered with `Forgotten` or an error."""
+        objects = skipped = 0
+        try:
+            self._advance(sequence)
+            if not self._image_was_dropped:  # its objects went with it
+                objects, skipped = await self._current_image("forget").forget(object_id)
+        except PolywandError as error:
+            await self.refuse(sequence, error, timer, object_id or "")
+        else:
+            await self._outbox.put(Reply(sequence, object_id or "", skipped, timer, Forgotten(objects)))
+
+    async def refuse(self, sequence: int, error: PolywandError, timer: Stopwatch, object_id: str = "") -> None:
         """Answer a message that is not a prompt with an error."""
-        await self._outbox.put(Reply(sequence, "", 0, timer, error))
+        await self._outbox.put(Reply(sequence, object_id, 0, timer, error))
 
     async def refuse_prompt(
         self, sequence: int, object_id: str, model: str, error: PolywandError, timer: Stopwatch
@@ -119,12 +135,10 @@ class Session:
             await self._outbox.put(Reply(sequence, object_id, 0, timer, error))
         counts.answered(model, "error", timer, seconds)
 
-    async def finish(self, *, draining: bool) -> None:
-        """Answer all queued prompts, add `Draining` if the server is draining, and end `replies`."""
+    async def finish(self) -> None:
+        """Answer all queued prompts, and end `replies`."""
         if self._image is not None:
             await self._image.finish()
-        if draining:
-            await self._outbox.put(Reply(self._sequence, "", 0, Stopwatch(), Draining()))
         await self._outbox.put(None)
 
     async def _lease(self, sequence: int, source: ImageSource, timer: Stopwatch) -> Lease:
@@ -138,14 +152,15 @@ class Session:
             raise InvalidInputError("sequence", f"{sequence} came after {self._sequence}; it must not decrease")
         self._sequence = sequence
 
-    def _current_image(self) -> CurrentImage:
+    def _current_image(self, field: str) -> CurrentImage:
+        """field: of the message that needs the image."""
         if self._image_was_dropped:
             raise ImageGivenUpError(
-                "prompt", "this stream was idle, and its image made room for others: send the image again"
+                field, "this stream was idle, and its image made room for others: send the image again"
             )
         if self._image is None:
             text = "there is no image yet: send one on this stream first"
-            raise WrongStateError("prompt", text, reason=Reason.NO_IMAGE)
+            raise WrongStateError(field, text, reason=Reason.NO_IMAGE)
         return self._image
 
     async def _close_image(self) -> int:

@@ -57,7 +57,11 @@ def interaction(
         spoil(first, rng, sizes)
         steps.append(Send(first.SerializeToString()))
     for number in range(prompts):
-        request = pb.InteractRequest(sequence=2 + number, prompt=make_prompt(rng, width, height, sizes))
+        request = pb.InteractRequest(sequence=2 + number)
+        if rng.random() < 0.1:
+            request.forget.CopyFrom(make_forget(rng))
+        else:
+            request.prompt.CopyFrom(make_prompt(rng, width, height, sizes))
         for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
             spoil(request, rng, sizes)
         steps.append(Send(request.SerializeToString()))
@@ -90,6 +94,11 @@ def make_prompt(rng: random.Random, width: int, height: int, sizes: Sizes) -> pb
         if rng.random() < 0.3 or model == "wand_box":
             prompt.box.CopyFrom(make_box(rng, width, height))
     return prompt
+
+
+def make_forget(rng: random.Random) -> pb.Forget:
+    """One of the objects of `make_prompt`, or all."""
+    return rng.choice((pb.Forget(all=True), *(pb.Forget(object_id=name) for name in ("", "a", "b", "c"))))
 
 
 def make_box(rng: random.Random, width: float, height: float) -> pb.Box:

@@ -25,7 +25,7 @@ REQUESTS = {
 FORBIDDEN = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNIMPLEMENTED)
 OF_A_FIELD = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION)
 # Of an object's name in a reply; longer ones are empty there.
-MAX_REPEATED_BYTES = 256
+MAX_REPEATED_BYTES = 128
 TEMPORARY = grpc.StatusCode.UNAVAILABLE
 LIMITED = grpc.StatusCode.RESOURCE_EXHAUSTED
 DEFAULT_MAX_DETECTIONS = 100
@@ -147,7 +147,7 @@ def _interaction_breaches(case: Case, record: Record) -> Iterator[str]:
             yield from _segmentation_breaches(asked, reply.segmentation, image)
         elif kind == "error":
             yield from error_breaches(reply.error)
-        elif kind != "incomplete":
+        elif kind not in ("incomplete", "forgotten"):
             yield f"a reply of {kind}"
         yield from _timing_breaches(reply.timing)
     if answered - sent:
@@ -159,7 +159,7 @@ def _interaction_breaches(case: Case, record: Record) -> Iterator[str]:
 
 
 def _object_id(request: pb.InteractRequest) -> str:
-    name = request.prompt.object_id if request.WhichOneof("payload") == "prompt" else ""
+    name = request.forget.object_id if request.WhichOneof("payload") == "forget" else request.prompt.object_id
     # A name that is refused for its length may not be repeated.
     return name if len(name.encode()) <= MAX_REPEATED_BYTES else ""
 

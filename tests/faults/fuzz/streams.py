@@ -16,7 +16,7 @@ from tests.faults.fuzz.case import (
     Send,
     Step,
 )
-from tests.faults.fuzz.messages import make_detect, make_frame, make_image, make_prompt
+from tests.faults.fuzz.messages import make_detect, make_forget, make_frame, make_image, make_prompt
 from tests.faults.fuzz.seeds import make_parts
 from tests.faults.fuzz.sizes import Sizes, up_to
 
@@ -28,10 +28,12 @@ def hostile_stream(rng: random.Random, sizes: Sizes) -> Case:
     return rng.choice(SEQUENCES)(rng, sizes)
 
 
-def _send(sequence: int, message: pb.Image | pb.Prompt | None) -> Send:
+def _send(sequence: int, message: pb.Image | pb.Prompt | pb.Forget | None) -> Send:
     request = pb.InteractRequest(sequence=sequence)
     if isinstance(message, pb.Image):
         request.image.CopyFrom(message)
+    elif isinstance(message, pb.Forget):
+        request.forget.CopyFrom(message)
     elif message is not None:
         request.prompt.CopyFrom(message)
     return Send(request.SerializeToString())
@@ -157,6 +159,18 @@ def _flood(rng: random.Random, sizes: Sizes) -> Case:
     return Case("flood", INTERACT, tuple(map(_send, range(1, len(prompts) + 2), [image, *prompts])))
 
 
+def _forgotten_at_once(rng: random.Random, sizes: Sizes) -> Case:
+    """Objects that are forgotten while they are worked on, and begin anew."""
+    image = make_image(rng)
+    steps: list[Step] = [_send(1, image)]
+    for number in range(2, 2 + rng.randint(4, 20)):
+        forget = rng.random() < 0.4
+        steps.append(_send(number, make_forget(rng) if forget else _click(rng, image, rng.choice("abc"))))
+        if rng.random() < 0.2:
+            steps.append(Pause(rng.choice((0.001, 0.005, 0.02))))
+    return Case("forgotten at once", INTERACT, tuple(steps))
+
+
 def _nothing(rng: random.Random, sizes: Sizes) -> Case:
     """No message at all, or an empty one."""
     method = rng.choice((INTERACT, DETECT_STREAM))
@@ -178,5 +192,14 @@ def _mixed_frames(rng: random.Random, sizes: Sizes) -> Case:
 
 SEQUENCES: tuple[Callable[[random.Random, Sizes], Case], ...] = (
     *(_before_an_image, _wild_sequences, _cancelled, _cancelled, _cancelled_frames, _cancelled_detect, _never_read),
-    *(_frames_never_read, _slowly_read, _images_at_once, _many_objects, _flood, _nothing, _mixed_frames),
+    *(
+        _frames_never_read,
+        _slowly_read,
+        _images_at_once,
+        _many_objects,
+        _flood,
+        _nothing,
+        _mixed_frames,
+        _forgotten_at_once,
+    ),
 )

@@ -20,7 +20,7 @@ from polywand.backoff import FIRST_DELAY_S, FIRST_IMAGE_DELAY_S, Backoff, retry_
 from polywand.catalogue import Model, ServerInfo, read_model, read_server_info
 from polywand.channel import Connection, MetadataLike
 from polywand.errors import ImageNotHeld, PolywandError
-from polywand.frames import FrameAnswer
+from polywand.frames import FrameResult
 from polywand.images import ImageLike, KnownImages, ValueRangeLike
 from polywand.options import BoxLike, LabelsLike, detect_options
 from polywand.results import Detections, SegmentResult
@@ -28,7 +28,7 @@ from polywand.segmenting import UNASKED_PROMPTS, PromptsLike, Segmenting, segmen
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1 import annotation_pb2_grpc as pb_grpc
 
-LOGGER = logging.getLogger("polywand")
+_log = logging.getLogger("polywand")
 
 _Request = TypeVar("_Request")
 _ImageRequest = TypeVar("_ImageRequest", pb.SegmentRequest, pb.DetectRequest)
@@ -108,7 +108,12 @@ class AsyncClient:
             request.page_token = reply.next_page_token
 
     def open(
-        self, image: ImageLike, *, value_range: ValueRangeLike | None = None, timeout: float | None = None
+        self,
+        image: ImageLike,
+        *,
+        value_range: ValueRangeLike | None = None,
+        timeout: float | None = None,
+        reconnect: bool = True,
     ) -> Session:
         """Open a session on an image: clicks, each answered with the outline of an object.
 
@@ -116,11 +121,14 @@ class AsyncClient:
         value_range: the values that are black and white in an image with more than 8 bits, such as (0, 1023); None:
         chosen from its values.
         timeout: seconds to wait for any one answer of the session; None is the client's.
+        reconnect: whether the session goes on with a new stream when its server stops or is lost, and waits for one
+        that is still starting; if not, the end of its stream ends it.
         The stream starts with `async with`, which raises InvalidRequest when the image cannot be read, QuotaExceeded
         when the server stays full, and Unavailable when it cannot be reached.
         """
         timeout_s = channels.call_timeout(timeout, self._timeout_s)
-        return Session(self._stub, image, self.target, timeout_s, value_range)
+        reconnect = checks.flag("reconnect", reconnect)
+        return Session(self._stub, image, self.target, timeout_s, value_range, known=self._images, reconnect=reconnect)
 
     async def segment(
         self,
@@ -272,8 +280,9 @@ class AsyncClient:
         max_points: int | None = None,
         value_range: ValueRangeLike | None = None,
         timeout: float | None = None,
-    ) -> AsyncGenerator[FrameAnswer, None]:
-        """Find objects on many images, several at a time: yields (frame number, detections) in order.
+        reconnect: bool = True,
+    ) -> AsyncGenerator[FrameResult, None]:
+        """Find objects on many images, several at a time: yields a `FrameResult` for each, in order.
 
         images: read lazily, at most `FRAMES_AHEAD` before the answers are consumed; a plain iterable is read in a
         thread. An error of their iterator is raised here, after the answers to the images before it.
@@ -295,13 +304,16 @@ class AsyncClient:
         value_range: for all images: the values that are black and white in those with more than 8 bits, such as
         (0, 1023); None: chosen from the values of each.
         timeout: seconds to wait for any one answer; None is the client's.
+        reconnect: if not, the first call's end raises Draining or Unavailable.
 
-        A frame that fails yields (frame number, error), and the others go on; after QuotaExceeded and Unavailable the
-        caller may send it again. Raises InvalidRequest at once when an option is wrong, and Unavailable or Draining
-        when the whole stream fails: then send the frames without an answer again.
+        A frame that fails yields its error, and the others go on; after QuotaExceeded and Unavailable the caller may
+        send it again. When the server stops or is lost, the stream goes on with a new call, to any replica, and the
+        frames without an answer are sent again: each is answered once. Raises InvalidRequest at once when an option is
+        wrong, and Unavailable when no answer comes within the timeout.
         """
         self._stub()
         checks.frames(images)
+        reconnect = checks.flag("reconnect", reconnect)
         options = detect_options(
             model=model,
             version=version,
@@ -324,7 +336,9 @@ class AsyncClient:
         async def detect_alone(request: pb.DetectRequest) -> Detections:
             return wire.detections(await self._call(self._stub().Detect, request, FIRST_IMAGE_DELAY_S, timeout_s))
 
-        return DetectStream(self._stub(), images, options, detect_alone, self.target, timeout_s).answers()
+        return DetectStream(
+            self._stub(), images, options, detect_alone, self.target, timeout_s, reconnect=reconnect
+        ).answers()
 
     async def close(self) -> None:
         """Close the connection, and with it all sessions.
@@ -407,12 +421,12 @@ class AsyncClient:
                 self._was_reached |= not errors.never_arrived(error)
                 delay_s = retry_delay_s(backoff, refusal) if self._was_reached else None
                 if delay_s is None:
-                    LOGGER.debug("%s at %s failed: %s", name, self.target, refusal)
+                    _log.debug("%s at %s failed: %s", name, self.target, refusal)
                     raise refusal from error
-                LOGGER.info("%s at %s is made again in %.2f s: %s", name, self.target, delay_s, refusal)
+                _log.info("%s at %s is made again in %.2f s: %s", name, self.target, delay_s, refusal)
             else:
                 self._was_reached = True
-                LOGGER.debug("%s at %s: %.1f ms", name, self.target, 1000 * (time.monotonic() - started))
+                _log.debug("%s at %s: %.1f ms", name, self.target, 1000 * (time.monotonic() - started))
                 return reply
             await asyncio.sleep(delay_s)
 

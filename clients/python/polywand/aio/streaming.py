@@ -1,121 +1,144 @@
 """Detection on a stream of frames, for the asyncio client."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import aclosing
-from typing import TypeAlias, cast
+from contextlib import suppress
+from typing import cast
 
 import grpc
 
-from polywand import errors, frames, wire
+from polywand import errors, wire
 from polywand.errors import PolywandError
-from polywand.frames import FRAMES_AHEAD, LARGE_FRAME_BYTES, FrameAnswer, FrameLog
+from polywand.frames import LARGE_FRAME_BYTES, FrameLog, FrameResult
 from polywand.images import ImageLike
 from polywand.results import Detections
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1 import annotation_pb2_grpc as pb_grpc
 
-Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.DetectStreamRequest, pb.DetectStreamResponse]"
-
 
 class DetectStream:
-    """One call of DetectStream: one task reads frames, one reads replies, the caller's consumes answers.
+    """One `detect_stream`: a task reads the caller's frames, another the replies of one call after another.
 
-    Every frame has one of `FRAMES_AHEAD` permits from before it is read until its answer is consumed: this bounds all
-    queues.
+    The caller's own task consumes the answers. How far the frames are read ahead (`FrameLog.has_room`) bounds all.
     """
 
     def __init__(
         self,
-        stub: "pb_grpc.AnnotationServiceAsyncStub",
+        stub: pb_grpc.AnnotationServiceAsyncStub,
         images: Iterable[ImageLike] | AsyncIterable[ImageLike],
         options: pb.DetectRequest,
         detect_alone: Callable[[pb.DetectRequest], Awaitable[Detections]],
         target: str,
         timeout_s: float,
+        *,
+        reconnect: bool = True,
     ) -> None:
         self._stub, self._images, self._options = stub, images, options
         self._detect_alone = detect_alone
-        self._target, self._timeout_s = target, timeout_s
-        self._log = FrameLog()
-        self._permits = asyncio.Semaphore(FRAMES_AHEAD)
-        self._answers: asyncio.Queue[FrameAnswer | PolywandError | None] = asyncio.Queue()
+        self._target = target
+        self._log = FrameLog(timeout_s, reconnects=reconnect)
+        self._changed = asyncio.Event()  # set once, and replaced
         self._images_error: Exception | None = None
 
-    async def answers(self) -> AsyncGenerator[FrameAnswer, None]:
-        """Run the call and yield its answers in the order of the frames."""
-        call = self._stub.DetectStream(None)
-        tasks = [asyncio.create_task(self._write(call)), asyncio.create_task(self._read(call))]
+    async def answers(self) -> AsyncGenerator[FrameResult, None]:
+        """Run the calls and yield their answers in the order of the frames."""
+        tasks = [asyncio.create_task(self._feed()), asyncio.create_task(self._run())]
         try:
-            while (answer := await self._next()) is not None:
-                for due in self._log.put(*answer):
-                    yield due
-                    self._permits.release()
-            if self._images_error is not None:
-                raise self._images_error
-            if self._log.any_open:
-                raise errors.ended(self._target)
+            while (result := await self._next()) is not None:
+                yield result
+                self._log.consumed()
+                self._notify()
         finally:
-            call.cancel()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _next(self) -> FrameAnswer | None:
-        while (left_s := self._log.seconds_left(self._timeout_s)) > 0:
-            try:
-                answer = await asyncio.wait_for(self._answers.get(), left_s)
-            except TimeoutError:
-                continue  # the timeout is over, unless the oldest open frame is newer than this wait
-            if isinstance(answer, PolywandError):
-                raise answer
-            return answer
-        raise errors.no_answer(self._target, self._timeout_s)
+    async def _next(self) -> FrameResult | None:
+        while (result := self._log.pop_result()) is None:
+            if not self._log.any_open:
+                if self._images_error is not None:
+                    raise self._images_error
+                return None
+            if self._log.ended is not None:
+                raise self._log.ended
+            if (left_s := self._log.seconds_left()) <= 0:
+                raise self._log.timeout(self._target)
+            await self._wait_for_change(left_s)
+        return result
 
-    async def _write(self, call: Call) -> None:
-        async with aclosing(self._requests()) as requests:
-            try:
-                async for request in requests:
-                    await call.write(request)
-                await call.done_writing()
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                return  # the call has ended, and its reader knows why
-
-    async def _requests(self) -> AsyncGenerator[pb.DetectStreamRequest, None]:
+    async def _feed(self) -> None:
+        """Read frames. An error of the caller's iterator is kept for the caller's task."""
         images = _as_async(self._images)
         try:
-            while await self._permits.acquire():
-                image = await anext(images)
-                if (request := await self._request(image)) is not None:
-                    yield request
+            while True:
+                while not self._log.has_room:
+                    await self._wait_for_change(None)
+                await self._add(await anext(images))
         except StopAsyncIteration:
-            return
+            pass
         except Exception as error:
-            self._images_error = error  # the caller's own, raised after the answers to the frames before
+            self._images_error = error
+        finally:
+            self._log.complete()
+            self._notify()
 
-    async def _request(self, image: ImageLike) -> pb.DetectStreamRequest | None:
-        frame_id = self._log.add()
+    async def _add(self, image: ImageLike) -> None:
+        number = self._log.add()
         try:
             request = await asyncio.to_thread(wire.detect_request, image, self._options)
             if request.ByteSize() < LARGE_FRAME_BYTES:
-                return pb.DetectStreamRequest(frame_id=frame_id, request=request)
-            self._answers.put_nowait((frame_id, await self._detect_alone(request)))
+                self._log.send(number, request)
+            else:
+                self._log.put(number, await self._detect_alone(request))
         except PolywandError as error:
-            self._answers.put_nowait((frame_id, error))
-        return None
+            self._log.put(number, error)
+        self._notify()
 
-    async def _read(self, call: Call) -> None:
+    async def _run(self) -> None:
+        while self._log.any_open and self._log.ended is None:
+            if (due_s := self._log.stream_due_s()) == 0:
+                await self._read(self._log.begin())
+            else:
+                await self._wait_for_change(due_s)
+
+    async def _requests(self, stream: int) -> AsyncIterator[pb.DetectStreamRequest]:
+        """Yield the frames to send on a call; the end half-closes it."""
+        while self._log.is_sending(stream):
+            if (request := self._log.pop(stream)) is not None:
+                yield request
+            else:
+                await self._wait_for_change(None)
+
+    async def _read(self, stream: int) -> None:
+        end: PolywandError = errors.ended(self._target)
+        is_final = True  # after an unexpected exception
+        call = self._stub.DetectStream(self._requests(stream))
         try:
             async for reply in call:
-                self._answers.put_nowait(frames.answer(reply))
-        except PolywandError as error:
-            self._answers.put_nowait(error)
+                self._log.answer(reply, stream)
+                self._notify()
+            is_final = False
         except grpc.aio.AioRpcError as error:
-            self._answers.put_nowait(errors.from_rpc(error, self._target))
+            end = errors.from_rpc(error, self._target)
+            is_final = errors.is_final(error, end)
         except asyncio.CancelledError:  # the caller stopped, or the client was closed
-            self._answers.put_nowait(errors.client_closed())
-        else:
-            self._answers.put_nowait(None)
+            end = errors.client_closed()
+        finally:
+            call.cancel()
+            self._log.lost(stream, end, is_final=is_final)
+            self._notify()
+
+    def _notify(self) -> None:
+        """Wake all that wait for a change of the log."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _wait_for_change(self, seconds: float | None) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
 
 
 async def _as_async(images: Iterable[ImageLike] | AsyncIterable[ImageLike]) -> AsyncIterator[ImageLike]:
