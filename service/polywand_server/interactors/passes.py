@@ -28,8 +28,7 @@ class Passes:
     """
 
     def __init__(self, lane: Lane, crops: CropCache, at_once: int) -> None:
-        self._lane = lane
-        self._crops = crops
+        self._inferences = _Inferences(lane, crops)
         self._at_once = at_once
         self._queues: dict[tuple[str, int], BatchQueue] = {}
 
@@ -43,10 +42,18 @@ class Passes:
         """
         model = tool.model, tool.version
         if model not in self._queues:
-            self._queues[model] = BatchQueue(self._infer, self._most_together, self._at_once)
+            self._queues[model] = BatchQueue(self._inferences.infer, self._inferences.most_together, self._at_once)
         return await self._queues[model].run(Pass(tool, prompt, region, previous, timer))
 
-    def _most_together(self, item: Pass) -> int:
+
+class _Inferences:
+    """What queues call. They do not refer to `Passes`, which has them: a cycle would keep the picture in memory."""
+
+    def __init__(self, lane: Lane, crops: CropCache) -> None:
+        self._lane = lane
+        self._crops = crops
+
+    def most_together(self, item: Pass) -> int:
         """How many passes fit into one inference; one where a prompt may come that would have to wait for it."""
         if self._lane.prompts_expected:
             return 1
@@ -54,7 +61,7 @@ class Passes:
         rows = min(item.tool.config.max_batch_size, MAX_BATCH_PIXELS // (height * width))
         return max(1, rows // item.tool.rows)
 
-    async def _infer(self, batch: Batch, turn: AbstractAsyncContextManager[None]) -> list[Estimate | PolywandError]:
+    async def infer(self, batch: Batch, turn: AbstractAsyncContextManager[None]) -> list[Estimate | PolywandError]:
         """Run a batch's inference. turn: see `Infer`."""
         lane, timer, tool = self._lane, batch.timer, batch.passes[0].tool
         total = tool.rows * len(batch.passes)
