@@ -8,8 +8,13 @@ GENERATED := contract/polywand_contract/v1
 # Only what is in locks/ is installed, and only with the hashes that stand there. The locks hold wheels alone.
 INSTALL := $(BIN)/python scripts/install.py
 
+# Of package-lock.json alone, by the hashes that stand there, and none of their scripts is run.
+NODE := node_modules/.package-lock.json
+NODE_BIN := node_modules/.bin
+NO_NPM := npm is not here: install Node 20 or newer with npm (nodejs.org; Debian: apt-get install nodejs npm)
+
 .PHONY: serve serve-check test test-zoo test-conversion bench bench-stages bench-outage bench-published soak fuzz check
-.PHONY: format proto proto-check lock lock-check audit setup setup-zoo clean
+.PHONY: node-check no-node-check contract-check typescript-check format proto proto-check lock lock-check audit setup setup-zoo clean
 
 serve: $(VENV)/.serve  ## run the service with its own Triton
 	exec $(BIN)/polywand-server $(ARGS)
@@ -51,17 +56,33 @@ soak: $(VENV)/.dev  ## annotators come and go for MINUTES (20); fails when anyth
 fuzz: $(VENV)/.dev  ## send the service malformed images, masks and streams for MINUTES (10); fails when others notice
 	$(BIN)/python -m tests.faults.fuzz --minutes $(or $(MINUTES),10) $(ARGS)
 
-check: $(VENV)/.zoo proto-check lock-check  ## formatter, linter, types, generated code, locks
+check: $(VENV)/.zoo proto-check lock-check $(if $(shell command -v npm),node-check,no-node-check)  ## formatters, linters, types, contract, locks
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(VENV)/.dev  ## format, and repair what the linter can
+node-check: contract-check typescript-check
+
+no-node-check:
+	@echo "The contract's lint and the TypeScript client are not checked in this run: $(NO_NPM)"
+
+contract-check: $(NODE)  ## lint the contract; find what would break the clients of its last release
+	$(NODE_BIN)/buf lint
+	$(NODE_BIN)/buf breaking --against . --against-config contract/released.yaml
+
+typescript-check: $(NODE)  ## formatter, linter, types and generated code of the TypeScript client
+	scripts/generate-typescript --check
+	$(NODE_BIN)/biome ci
+	$(NODE_BIN)/tsc --noEmit -p clients/typescript
+
+format: $(VENV)/.dev $(NODE)  ## format, and repair what the linters can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(NODE_BIN)/biome check --write
 
-proto: $(VENV)/.dev  ## regenerate the code in contract/polywand_contract/v1
+proto: $(VENV)/.dev $(NODE)  ## regenerate the contract's code, of Python and of TypeScript
 	scripts/generate-proto $(GENERATED)
+	scripts/generate-typescript
 
 proto-check: $(VENV)/.dev
 	scripts/generate-proto --check $(GENERATED)
@@ -101,5 +122,10 @@ $(VENV)/.zoo: pyproject.toml locks/zoo.txt | $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-build-isolation --editable '.[zoo]'
 	touch $@
 
+$(NODE): package.json clients/typescript/package.json package-lock.json
+	@command -v npm >/dev/null || { echo "$(NO_NPM)" >&2; exit 1; }
+	npm ci --ignore-scripts --no-audit --no-fund
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) node_modules clients/typescript/build

@@ -139,12 +139,13 @@ input [
   {{ name: "IMAGE" data_type: TYPE_UINT8 dims: [ {size}, {size}, 3 ] }},
   {{ name: "POINTS" data_type: TYPE_FP32 dims: [ 16, 3 ] }}{inputs}
 ]
-output [ {{ name: "LOGITS" data_type: TYPE_FP32 dims: [ 1, {size}, {size} ] }}{outputs} ]
+output [ {{ name: "LOGITS" data_type: TYPE_FP32 dims: [ {answers}, {size}, {size} ] }}{outputs} ]
 parameters {{ key: "polywand" value: {{ string_value: '{card}' }} }}
 """
 WHOLE = '{"policy": "whole"}'
 STATE = ', { name: "STATE" data_type: TYPE_FP32 dims: [ 1 ] }'
 STATE_OUT = ', { name: "STATE_OUT" data_type: TYPE_FP32 dims: [ 1 ] }'
+SCORES = ', { name: "SCORES" data_type: TYPE_FP32 dims: [ %s ] }'
 PREV_MASK = ', { name: "PREV_MASK" data_type: TYPE_FP32 dims: [ 1, %s, %s ] }'
 
 
@@ -156,17 +157,21 @@ def add_interactor(
     size: int = 256,
     inputs: str = "",
     outputs: str = "",
+    answers: int = 1,
     crop: str = WHOLE,
     flip: str = "false",
-    batch: int = 2,
+    batch: int = 1,
     prompt: str = '{"box": "optional"}',
     tools: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
-    """Add version 1 of one. tools: of a model that is several, what of crop, flip and prompt is different, by name."""
+    """Add version 1 of one.
+
+    answers: to each prompt. tools: of a model that is several, what of crop, flip and prompt is different, by name.
+    """
     common = {"crop": crop, "flip": flip, "prompt": prompt}
     cards = {tool: card(tool, **common | said) for tool, said in (tools or {}).items()}
     text = json.dumps({"tools": cards} if tools else card(name, **common))
-    fields = {"size": size, "inputs": inputs, "outputs": outputs}
+    fields = {"size": size, "inputs": inputs, "outputs": outputs, "answers": answers}
     add_model(root, name, CONFIG.format(card=text, batch=batch, **fields), code)
 
 

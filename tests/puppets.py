@@ -12,6 +12,7 @@ from tests.interactors import (
     LEANING,
     PREAMBLE,
     PREV_MASK,
+    SCORES,
     STATE,
     STATE_OUT,
     add_interactor,
@@ -62,6 +63,46 @@ NOTHING = (
         image = self.tensor(request, "IMAGE")
         logits = np.full((len(image), 1, *image.shape[1:3]), -9, np.float32)
         return pb_utils.InferenceResponse([pb_utils.Tensor("LOGITS", logits)])
+"""
+)
+
+# LOGITS: three answers, disks around the last point of 8, 16 and 32 pixels times the number of inferences, as STATE
+# counts them, each with the previous mask. The darker the crop, the more probable they are. SCORES: the brighter the
+# crop, the higher; the second one is the best, or if the crop's first pixel is white the first one. If that is blue,
+# the last answer is every second pixel of every second row.
+SEVERAL = (
+    PREAMBLE
+    + """
+    def answer(self, request):
+        names = ("IMAGE", "POINTS", "PREV_MASK", "STATE")
+        tensors = zip(*(self.tensor(request, name) for name in names))
+        logits, scores, counts = zip(*(self.answer_row(*row) for row in tensors))
+        tensors = {"LOGITS": logits, "SCORES": scores, "STATE_OUT": counts}
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(name, np.stack(values).astype(np.float32)) for name, values in tensors.items()]
+        )
+
+    def answer_row(self, image, points, before, state):
+        count, first, brightness = state + 1, tuple(image[0, 0]), image.mean() / 255
+        centre = points[points[:, 2] >= 0][-1, :2]
+        disks = np.concatenate([self.disk(image.shape[:2], centre, size * count[0])[0] for size in (8, 16, 32)])
+        inside = (disks > 0) | (before > 0.5)
+        if first == (0, 0, 255):
+            inside[2] = (np.indices(image.shape[:2]) % 2).all(axis=0)
+        scores = np.array([1.5, 0.1, -0.2] if first == (255, 255, 255) else [0.5, 0.9, 0.7])
+        return np.where(inside, 8 - 7 * brightness, -8), scores * (0.5 + brightness / 2), count
+"""
+)
+
+# As LOGITS of three answers, with scores that are none.
+UNSCORED = (
+    PREAMBLE
+    + """
+    def answer(self, request):
+        image = self.tensor(request, "IMAGE")
+        logits = np.zeros((len(image), 3, *image.shape[1:3]), np.float32)
+        scores = np.full((len(image), 3), np.nan, np.float32)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("LOGITS", logits), pb_utils.Tensor("SCORES", scores)])
 """
 )
 
@@ -147,6 +188,11 @@ _NOTHING_TOOLS = {
     "no_box": {"prompt": '{"box": "none"}'},
     "box_and_point": {"prompt": '{"box": "required", "min_positive_points": 1}'},
 }
+_SEVERAL_TOOLS = {
+    "several": {},
+    "several_flipped": {"flip": "true"},
+    "several_looks": {"crop": TWICE},
+}
 _UPPER_HALF_TOOLS = {"upper_half": {"flip": "false"}, "upper_half_flipped": {"flip": "true"}, "wand_click": {}}
 
 
@@ -157,7 +203,7 @@ def make_puppets(root: Path) -> Path:
     add_interactor(root, "keeper", KEEPER, inputs=PREV_MASK % (256, 256))
     add_interactor(root, "keeper_of_any_size", KEEPER, size=-1, inputs=PREV_MASK % (-1, -1))
     leaning = {"leaning": {"flip": "false"}, "leaning_flipped": {"flip": "true"}}
-    add_interactor(root, "leaning", LEANING, inputs=STATE, outputs=STATE_OUT, tools=leaning)
+    add_interactor(root, "leaning", LEANING, inputs=STATE, outputs=STATE_OUT, batch=2, tools=leaning)
     add_interactor(root, "broken", BROKEN)
     add_interactor(root, "disk", DISK, inputs=PREV_MASK % (256, 256))
     add_interactor(root, "dazzled", DAZZLED, tools=_DAZZLED_TOOLS)
@@ -166,7 +212,9 @@ def make_puppets(root: Path) -> Path:
     add_upper_half(root, "upper_half", tools=_UPPER_HALF_TOOLS)
     add_upper_half(root, "upper_half_of_any_size", size=-1)
     add_interactor(root, "nothing", NOTHING, tools=_NOTHING_TOOLS)
-    add_interactor(root, "short", SHORT)
+    add_several(root, "several", tools=_SEVERAL_TOOLS)
+    add_interactor(root, "unscored", UNSCORED, answers=3, outputs=SCORES % 3)
+    add_interactor(root, "short", SHORT, batch=2)
     add_interactor(root, "brighter", BRIGHTER)
     add_interactor(root, "mortal", MORTAL)
     add_interactor(root, "doomed", "")
@@ -178,6 +226,12 @@ def add_upper_half(root: Path, name: str, **options) -> None:
     """Add a tool that outlines the upper half of each box."""
     code = UPPER_HALF.replace("JOURNAL", str(journal(root, name)))
     add_interactor(root, name, code, **{"crop": MARGIN, "batch": BATCH} | options)
+
+
+def add_several(root: Path, name: str, **options) -> None:
+    """Add a tool that has three answers to each prompt."""
+    tensors = {"inputs": PREV_MASK % (256, 256) + STATE, "outputs": SCORES % 3 + STATE_OUT}
+    add_interactor(root, name, SEVERAL, answers=3, batch=BATCH, **tensors, **options)
 
 
 def add_detector(root: Path, name: str) -> None:

@@ -8,6 +8,7 @@ import errno
 import io
 import math
 import os
+import re
 import select
 import signal
 import sys
@@ -23,6 +24,7 @@ import click
 from polywand_common.texts import printable, shown
 
 _ENDINGS = {"SIGINT": "Interrupted.", "SIGTERM": "Terminated.", "SIGHUP": "Terminated: the terminal is gone."}
+_ERROR = re.compile("^Error:", re.MULTILINE)
 _BROKEN_PIPE_CODE = 128 + 13  # as if SIGPIPE had ended the process
 
 
@@ -38,8 +40,23 @@ class Stopped(BaseException):
         self.signum = signum
 
 
+class Whole(click.IntRange):
+    """A whole number in a range."""
+
+    def _describe_range(self) -> str:
+        return f"{self.min} to {self.max}"
+
+
 class Number(click.FloatRange):
     """A finite number in a range."""
+
+    def _describe_range(self) -> str:
+        least, most = (None if end is None else f"{end:.12g}" for end in (self.min, self.max))
+        if most is None:
+            return f"above {least}" if self.min_open else f"{least} or more"
+        if self.min_open:
+            return f"above {least} and {'below' if self.max_open else 'at most'} {most}"
+        return f"{least} to {most}"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Read one value. NaN is refused here, as click's comparisons accept it."""
@@ -108,11 +125,16 @@ def run(work: Callable[[], Any], catches_signals: bool = False) -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def shows_colours(stream: TextIO) -> bool:
+    """Return whether colours may be written: to a terminal, unless NO_COLOR (https://no-color.org) is set."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def echo(text: str) -> None:
-    """Print a whole line, even if a signal arrives. Raises OutputError."""
+    """Print a whole line, even if a signal arrives; without its colours where none may be. Raises OutputError."""
     try:
         with _SIGNALS.held():
-            _write(f"{printable(text)}\n", sys.stdout)
+            _write(f"{_painted(printable(text), sys.stdout)}\n", sys.stdout)
     except OSError as error:
         raise OutputError from error
 
@@ -138,8 +160,13 @@ def complain(text: str, prefix: str = "Error: ") -> None:
     """Print an error on standard error; ignored if that cannot be written."""
     with suppress(OSError, ValueError):
         if sys.stderr is not None:
-            sys.stderr.write(f"{prefix}{printable(text)}\n")
+            marked = _ERROR.sub(lambda found: click.style(found[0], fg="red"), f"{prefix}{printable(text)}", count=1)
+            sys.stderr.write(f"{_painted(marked, sys.stderr)}\n")
             sys.stderr.flush()
+
+
+def _painted(text: str, stream: TextIO) -> str:
+    return text if "\x1b" not in text or shows_colours(stream) else click.unstyle(text)
 
 
 class _Closed(io.TextIOBase):

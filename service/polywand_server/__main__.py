@@ -1,5 +1,5 @@
 """`python -m polywand_server` is `polywand-server`."""
 
-from polywand_server.cli import main
+from polywand_common.entry import server
 
-main(prog_name="polywand-server")
+server()

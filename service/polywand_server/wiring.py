@@ -25,6 +25,7 @@ from polywand_server.interactors.memory import EstimateMemory, MemoryBudget
 from polywand_server.interactors.passes import Passes
 from polywand_server.interactors.predictor import Predictor
 from polywand_server.interactors.steps import Steps
+from polywand_server.interactors.toolbox import InteractorToolbox
 from polywand_server.lanes import FRAME_PRIORITY, PROMPT_PRIORITY, Lane, ModelTurns, RightOfWay
 from polywand_server.ops import metrics
 from polywand_server.ops.health import Health
@@ -118,6 +119,7 @@ def wire(
     store = ImageStore(Decoder(frame_lane, workers, image_budget, limits), image_budget, kept, frame_lane)
     stack.push_async_callback(store.close)
     drawer, frame_drawer = (Drawer(lane, workers, limits.work_cpu_seconds) for lane in (prompt_lane, frame_lane))
+    toolbox = InteractorToolbox(registry)
     budget = MemoryBudget(limits.stream_memory_bytes, limits.memory_bytes)
 
     def prompt_steps(picture: Picture) -> Steps:
@@ -130,16 +132,16 @@ def wire(
         )
 
     def new_predictor(picture: Picture) -> Predictor:
-        return Predictor(registry, drawer, EstimateMemory(budget), prompt_steps(picture), picture)
+        return Predictor(toolbox, drawer, EstimateMemory(budget), prompt_steps(picture), picture)
 
     nothing_kept = EstimateMemory(budget)
     nothing_kept.close()
 
     def prompt_predictor(picture: Picture) -> Predictor:
-        return Predictor(registry, drawer, nothing_kept, prompt_steps(picture), picture)
+        return Predictor(toolbox, drawer, nothing_kept, prompt_steps(picture), picture)
 
     def frame_predictor(picture: Picture) -> Predictor:
-        return Predictor(registry, frame_drawer, nothing_kept, frame_steps(picture), picture)
+        return Predictor(toolbox, frame_drawer, nothing_kept, frame_steps(picture), picture)
 
     counts = PromptCounts(registry.knows)
     services = Services(

@@ -177,15 +177,17 @@ class Script(pb_grpc.AnnotationServiceServicer):
 
 
 @contextmanager
-def scripted_server(script: Script, credentials: grpc.ServerCredentials | None = None) -> Iterator[str]:
-    """Serve a script, and give the server's target. credentials: for TLS."""
+def scripted_server(
+    script: Script, credentials: grpc.ServerCredentials | None = None, address: str = "localhost:0"
+) -> Iterator[str]:
+    """Serve a script, and give the server's target. credentials: for TLS. address: of a server that restarts."""
     with ThreadPoolExecutor(THREADS) as threads:
         server = grpc.server(threads)
         pb_grpc.add_AnnotationServiceServicer_to_server(script, server)
         if credentials is None:
-            port = server.add_insecure_port("localhost:0")
+            port = server.add_insecure_port(address)
         else:
-            port = server.add_secure_port("localhost:0", credentials)
+            port = server.add_secure_port(address, credentials)
         server.start()
         try:
             yield f"localhost:{port}"

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 import polywand
 from polywand import overlay
 from polywand.cli import main
-from polywand.params import InClickOrder, Numbers, clicks_as_typed
+from polywand.cli.params import InClickOrder, Numbers, clicks_as_typed
+from tests.client.scripted import Script, scripted_server
 from tests.running import WAND_VERSION, Service
 
 POLYWAND = Path(sys.executable).parent / "polywand"
@@ -97,7 +98,8 @@ def test_no_server_is_told_in_one_line_with_exit_code_1() -> None:
     [
         (["interact", "x.png", "--model", "m", "--positive", "5"], "'5' is not 2 comma-separated numbers"),
         (["interact", "x.png", "--model", "m", "--box", "1,2,3"], "'1,2,3' is not 4 comma-separated"),
-        (["interact", "x.png"], "Missing option '--model'"),
+        (["interact", "x.png", "--version", "2"], "add --model"),
+        (["detect", "x.png", "--version", "2"], "add --model"),
         (["interact", "x.png", "--model", "m", "--overlay", "out.mp3"], "out.mp3"),
         (["detect"], "Missing argument"),
         (["detect", "x.png", "--label", "=car"], "does not name a label"),
@@ -105,7 +107,7 @@ def test_no_server_is_told_in_one_line_with_exit_code_1() -> None:
         (["detect", "a/x.png", "a/y.png", "--overlay", "a"], "would overwrite the input 'a/x.png'"),
         (["detect", "x.png", "--interactor", "grabcut"], "add --polygons"),
         (["detect", "x.png", "--tolerance", "0"], "add --polygons"),
-        (["segment"], "No such command 'segment'"),
+        (["outline"], "No such command 'outline'"),
     ],
 )
 def test_usage_errors_exit_with_2(arguments: list[str], complaint: str) -> None:
@@ -121,9 +123,9 @@ def test_models_are_a_table(run: Run) -> None:
     result = run("models")
     assert result.returncode == 0
     header, *rows = result.stdout.splitlines()
-    assert header.split() == ["NAME", "KIND", "VERSIONS", "NEEDS", "LICENCE", "READY"]
+    assert header.split() == ["NAME", "KIND", "VERSIONS", "NEEDS", "LICENCE", "STATE"]
     row = next(row for row in rows if row.startswith("wand_click"))
-    assert all(part in row for part in ("interactor", "1 positive point, or a box", "Apache-2.0", "yes"))
+    assert all(part in row for part in ("interactor", "1 positive point or a box", "Apache-2.0", "ready"))
     assert any(row.startswith("nanodet") and "80 labels" in row for row in rows)
     assert any(row.startswith("grabcut") and "a box" in row for row in rows)
 
@@ -131,7 +133,7 @@ def test_models_are_a_table(run: Run) -> None:
 def test_models_as_json(run: Run) -> None:
     models = {model["name"]: model for model in the_json(run("models", "--json"))["models"]}
     assert models["wand_click"]["interactor"]["min_positive_points"] == 1
-    assert models["nanodet"]["labels"][0] == "person"
+    assert models["nanodet"]["labels"][0]["name"] == "person"
     assert models["nanodet"]["default_threshold"] == 0.4
 
 
@@ -260,6 +262,55 @@ def test_an_overlay_of_a_box_shows_it(run: Run, photos: tuple[Path, Path], coffe
     assert result.returncode == 0, result.stderr
     edge = read_rgb(out)[100:300, 119:121].astype(int)
     assert edge.mean() > coffee[100:300, 119:121].astype(int).mean() + 20
+
+
+# segment
+
+
+def test_boxes_are_outlined_as_by_the_sdk(
+    run: Run, photos: tuple[Path, Path], server: Service, astronaut: RGB, tmp_path: Path
+) -> None:
+    boxes = [(17.0, 16.0, 362.0, 511.0), (275.0, 347.0, 500.0, 511.0)]
+    given = tmp_path / "boxes.csv"
+    given.write_text("".join(",".join(map(str, box)) + "\n" for box in boxes))
+    answer = the_json(run("segment", photos[0], "--boxes", given, "--model", "wand_box", "--json"))
+    with polywand.connect(server.target) as client:
+        outlines = [result.unwrap() for result in client.segment(astronaut, boxes, model="wand_box")]
+    assert (answer["width"], answer["height"]) == (512, 512)
+    assert [one["prompt"] for one in answer["objects"]] == [list(box) for box in boxes]
+    assert [one["area"] for one in answer["objects"]] == [outline.area for outline in outlines]
+    assert all(one["area"] > 1000 for one in answer["objects"])
+
+
+# info
+
+
+def test_info_says_what_the_server_is(run: Run, server: Service) -> None:
+    result = run("info")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"{server.target}: Polywand {version('polywand')}, ready\n")
+    assert "30,000,000 pixels" in result.stdout
+    assert the_json(run("info", "--json"))["limits"]["image_pixels"] == 30_000_000
+
+
+# The connection
+
+
+def test_token_and_metadata_are_sent_and_refused_in_words(photos: tuple[Path, Path]) -> None:
+    arguments = ("--token", "secret", "--metadata", "x-project=cars", "--metadata", "x-user=me")
+    with scripted_server(script := Script()) as target:
+        assert run_polywand("--target", target, *arguments, "models").returncode == 0
+        sent = script.metadata
+        environment = {"POLYWAND_TOKEN": "other", "POLYWAND_METADATA": "x-project=vans; x-user=you"}
+        assert run_polywand("--target", target, "detect", photos[0], **environment).returncode == 0
+    assert (sent["authorization"], sent["x-project"], sent["x-user"]) == ("Bearer secret", "cars", "me")
+    refused = run_polywand("--target", "example.org:1", "--token", "secret", "models")
+    assert refused.returncode == 2
+    assert "'--token': Without TLS, anyone on the way can read it: add --tls, or --insecure-token" in refused.stderr
+    for wrong in (("--metadata", "x"), ("--metadata", "=x"), ("--metadata", "X y=1"), ("--token", "a b")):
+        result = run_polywand(*wrong, "models")
+        assert result.returncode == 2
+        assert f"'{wrong[0]}'" in result.stderr
 
 
 # detect

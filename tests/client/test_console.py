@@ -157,7 +157,7 @@ def test_json_of_a_name_that_is_not_utf_8_is_unicode(target: str, photos: list[s
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["detect", "a.png", "--max-detections", "-1"], "'--max-detections': -1 is not in the range 1<=x<=1000"),
+        (["detect", "a.png", "--max-detections", "-1"], "'--max-detections': -1 is not in the range 1 to 1000"),
         (["detect", "a.png", "--max-detections", "9" * 30], "'--max-detections'"),
         (["detect", "a.png", "--threshold", "nan"], "'--threshold': nan"),
         (["detect", "a.png", "--threshold", "1.5"], "'--threshold'"),
@@ -169,7 +169,15 @@ def test_json_of_a_name_that_is_not_utf_8_is_unicode(target: str, photos: list[s
             "'--label': 'person=\ufffd' contains bytes that are not UTF-8",
         ),
         (["detect", "a.png", "--model", "\udcff"], "'--model'"),
-        (["interact", "a.png", "--model", "m", "--max-points", "-5"], "'--max-points': -5 is not in the range 3<=x"),
+        (["detect", "a.png", "--label", "cup@1.5"], "'--label': 1.5 is not in the range 0 to 1"),
+        (["detect", "a.png", "--label", "cup@0.5.5"], "'--label'"),
+        (["detect", "a.png", "--label", "=x@0.5"], "'--label': '=x@0.5' does not name a label"),
+        (["detect", "a.png", "--roi", "1,2,3"], "'--roi'"),
+        (["completion", "tcsh"], "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
+        (
+            ["interact", "a.png", "--model", "m", "--max-points", "-5"],
+            "'--max-points': -5 is not in the range 3 to 100000",
+        ),
         (["interact", "a.png", "--model", "m", "--threshold", "1"], "'--threshold'"),
         (["interact", "a.png", "--model", "m", "--positive", "1,nan"], "'--positive': '1,nan'"),
         (["interact", "a.png", "--model", "m", "--box", "1,2,3,1e39"], "'--box'"),
@@ -227,7 +235,22 @@ def test_labels_with_blanks_come_from_the_environment(target: str, script: Scrip
     assert lines(result)[0]["image"] == "a.png"
     ((_, message),) = script.arrivals
     labels = {pair.model_label: pair.label for pair in message.request.labels}
-    assert labels == {"dining table": "table", "cup": "cup", "person": "human being"}
+    assert labels == {"dining table": "table", "cup": "", "person": "human being"}
+
+
+def test_what_detect_sends_is_what_was_typed(target: str, script: Script, photos: list[str]) -> None:
+    labels = ("--label", "cup", "--label", "person=human@0.6", "--label", "a@b=c@0.25", "--label", "x@y")
+    outlines = ("--polygons", "--interactor", "wand_box", "--tolerance", "0")
+    polywand(target, "detect", "a.png", "--roi", "1,0,4,3", *labels, *outlines)
+    ((_, message),) = script.arrivals
+    request = message.request
+    assert (request.model, request.roi) == ("", pb.Box(x0=1, y0=0, x1=4, y1=3))
+    thresholds = [pair.threshold if pair.HasField("threshold") else None for pair in request.labels]
+    assert thresholds == [None, pytest.approx(0.6), 0.25, None]
+    assert [(pair.model_label, pair.label) for pair in request.labels] == [
+        *(("cup", ""), ("person", "human"), ("a@b", "c"), ("x@y", "")),
+    ]
+    assert (request.polygons.model, request.polygons.output.tolerance) == ("wand_box", 0)
 
 
 @pytest.mark.parametrize("points", ["1,1 2,2", "1,1;2,2", "1,1; 2,2\n"])
@@ -312,6 +335,18 @@ def test_what_a_prompt_lacks_is_json_too(photos: list[str]) -> None:
     assert answer["code"] == "FAILED_PRECONDITION"
     assert answer["missing_positive_points"] == 1
     assert "missing_box" not in answer
+
+
+def test_other_answers_are_counted_and_are_in_json(photos: list[str]) -> None:
+    others = [pb.Candidate(score=0.5, shape=pb.Shape(area=9)), pb.Candidate(score=0.25, shape=pb.Shape(area=4))]
+    best = pb.Segmentation(model="m", score=0.75, score_kind=pb.SCORE_KIND_PREDICTED_IOU, alternatives=others)
+    answer = pb.InteractResponse(segmentation=best)
+    with scripted_server(Script(interact=lambda sent: ready() if sent.HasField("image") else answer)) as target:
+        text = polywand(target, "interact", "a.png", "--positive", "1,1").stdout
+        (line,) = lines(polywand(target, "interact", "a.png", "--positive", "1,1", "--json"))
+    assert "score 0.75 (predicted IoU)" in text
+    assert "2 other answers with --json, scores 0.50, 0.25" in text
+    assert [(other["area"], other["score"]) for other in line["alternatives"]] == [(9, 0.5), (4, 0.25)]
 
 
 def test_models_that_cannot_be_listed_are_json_too() -> None:

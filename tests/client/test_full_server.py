@@ -100,6 +100,27 @@ async def test_the_list_of_models_is_asked_for_again_soon() -> None:
         assert len(script.arrivals) == 4
 
 
+async def test_a_server_that_restarts_is_waited_for_by_those_that_it_has_answered() -> None:
+    script = Script()
+    with scripted_server(script) as target:
+        client, other = polywand.connect(target, timeout=60), polywand.aio.connect(target, timeout=60)
+        client.detect(b"photo")
+        await other.models()
+    with polywand.connect(target, timeout=60) as stranger, pytest.raises(polywand.Unavailable, match="Is it running"):
+        stranger.models()
+    calls = asyncio.gather(asyncio.to_thread(client.detect, b"photo"), other.models(), return_exceptions=True)
+    await asyncio.sleep(1.0)
+    assert not calls.done()
+    script.arrivals.clear()
+    with scripted_server(script, address=target):
+        found, models = await calls
+    assert isinstance(found, polywand.Detections)
+    assert models == []
+    assert {type(message) for _, message in script.arrivals} == {pb.DetectRequest, pb.ListModelsRequest}
+    client.close()
+    await other.close()
+
+
 def test_closing_the_client_wakes_a_call_that_delays() -> None:
     with scripted_server(refused_times(1000, full_status(15.0))) as target:
         client = polywand.connect(target)

@@ -43,6 +43,8 @@ def violation(status) -> error_details_pb2.BadRequest.FieldViolation:
     return request.field_violations[0]
 
 
+PERSON = pb.LabelMapping(model_label="person", label="human")
+PERSON = pb.LabelMapping(model_label="person", label="human")
 CARR = [pb.LabelMapping(model_label="carr", label="vehicle")]
 BAD_IMAGES = {
     "not an image": (encoded(b"I am no image at all"), code_pb2.INVALID_ARGUMENT, "image.encoded", "not an image"),
@@ -160,7 +162,31 @@ BAD_PROMPTS = {
         "no extreme points",
     ),
     "unknown model": (prompt("no_such_model", POINT), code_pb2.NOT_FOUND, "prompt.model", "wand_click"),
-    "no model": (prompt("", POINT), code_pb2.INVALID_ARGUMENT, "prompt.model", "needed"),
+    "a version of no model": (
+        prompt("", POINT, version=1),
+        code_pb2.INVALID_ARGUMENT,
+        "prompt.version",
+        "needs the name of a model",
+    ),
+    "too many forms": (
+        prompt("wand_click", POINT, forms=[pb.OUTPUT_FORM_RLE] * 101),
+        code_pb2.INVALID_ARGUMENT,
+        "prompt.output.forms",
+        "at most 100",
+    ),
+    "long model": (prompt("m" * 257, POINT), code_pb2.INVALID_ARGUMENT, "prompt.model", "at most 256 bytes"),
+    "unspecified form": (
+        prompt("wand_click", POINT, forms=[pb.OUTPUT_FORM_UNSPECIFIED]),
+        code_pb2.INVALID_ARGUMENT,
+        "prompt.output.forms[0]",
+        "0 is not a form",
+    ),
+    "unknown form": (
+        prompt("wand_click", POINT, forms=[pb.OUTPUT_FORM_BOX, 99]),
+        code_pb2.INVALID_ARGUMENT,
+        "prompt.output.forms[1]",
+        "POLYGONS, RLE, PNG or BOX",
+    ),
     "unknown version": (
         prompt("wand_click", POINT, version=99),
         code_pb2.NOT_FOUND,
@@ -268,20 +294,48 @@ def test_an_image_over_the_byte_limit_is_refused_and_a_message_far_over_it_ends_
 BAD_DETECTIONS = {
     "unknown model": ({"model": "no_such_model"}, grpc.StatusCode.NOT_FOUND, "model"),
     "unknown version": ({"version": 9}, grpc.StatusCode.NOT_FOUND, "version"),
-    "no model": ({"model": ""}, grpc.StatusCode.INVALID_ARGUMENT, "model"),
+    "a version of no model": ({"model": "", "version": 1}, grpc.StatusCode.INVALID_ARGUMENT, "version"),
     "an interactor": ({"model": "wand_click"}, grpc.StatusCode.FAILED_PRECONDITION, "model"),
     "unknown label": (
         {"labels": CARR},
         grpc.StatusCode.INVALID_ARGUMENT,
-        "labels",
+        "labels[0].model_label",
     ),
     "unknown label on a bad image": (
         {"labels": CARR, "image": encoded(b"no image")},
-        *(grpc.StatusCode.INVALID_ARGUMENT, "labels"),
+        *(grpc.StatusCode.INVALID_ARGUMENT, "labels[0].model_label"),
     ),
     "threshold above 1": ({"threshold": 1.01}, grpc.StatusCode.INVALID_ARGUMENT, "threshold"),
     "threshold below 0": ({"threshold": -0.01}, grpc.StatusCode.INVALID_ARGUMENT, "threshold"),
     "threshold NaN": ({"threshold": NAN}, grpc.StatusCode.INVALID_ARGUMENT, "threshold"),
+    "a label without a name": (
+        {"labels": [PERSON, pb.LabelMapping(label="x")]},
+        *(grpc.StatusCode.INVALID_ARGUMENT, "labels[1].model_label"),
+    ),
+    "a label twice": (
+        {"labels": [PERSON, pb.LabelMapping(model_label="tie"), pb.LabelMapping(model_label="person")]},
+        *(grpc.StatusCode.INVALID_ARGUMENT, "labels[2].model_label"),
+    ),
+    "threshold of a label above 1": (
+        {"labels": [PERSON, pb.LabelMapping(model_label="tie", threshold=1.01)]},
+        *(grpc.StatusCode.INVALID_ARGUMENT, "labels[1].threshold"),
+    ),
+    "threshold of a label below 0": (
+        {"labels": [pb.LabelMapping(model_label="tie", threshold=-0.01)]},
+        *(grpc.StatusCode.INVALID_ARGUMENT, "labels[0].threshold"),
+    ),
+    "threshold NaN of a label": (
+        {"labels": [pb.LabelMapping(model_label="tie", threshold=NAN)]},
+        *(grpc.StatusCode.INVALID_ARGUMENT, "labels[0].threshold"),
+    ),
+    "long label of the client": (
+        {"labels": [pb.LabelMapping(model_label="person", label="x" * 257)]},
+        *(grpc.StatusCode.INVALID_ARGUMENT, "labels[0].label"),
+    ),
+    "too many labels": (
+        {"labels": [PERSON] * 2001},
+        *(grpc.StatusCode.INVALID_ARGUMENT, "labels"),
+    ),
     "no detections": ({"max_detections": 0}, grpc.StatusCode.INVALID_ARGUMENT, "max_detections"),
 }
 

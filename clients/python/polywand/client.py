@@ -28,7 +28,7 @@ from polywand.streaming import DetectStream
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1 import annotation_pb2_grpc as pb_grpc
 
-LOGGER = logging.getLogger("polywand")
+_log = logging.getLogger("polywand")
 
 _Request = TypeVar("_Request")
 _ImageRequest = TypeVar("_ImageRequest", pb.SegmentRequest, pb.DetectRequest)
@@ -88,6 +88,7 @@ class Client:
         self._stub: pb_grpc.AnnotationServiceStub = connection.prepared(pb_grpc.AnnotationServiceStub(self._channel))
         self._timeout_s = connection.timeout_s
         self._images = KnownImages()
+        self._was_reached = False  # whether a server has ever answered: one that restarts is waited for
         self._most_prompts: int | None = None  # of one call of this server; None: not asked yet
         self._closed = threading.Event()
         self._process = os.getpid()
@@ -414,15 +415,17 @@ class Client:
                 raise
             except grpc.RpcError as error:
                 refusal = errors.from_rpc(error, self.target)
-                delay_s = retry_delay_s(backoff, refusal, error)
+                self._was_reached |= not errors.never_arrived(error)
+                delay_s = retry_delay_s(backoff, refusal) if self._was_reached else None
                 if delay_s is None:
-                    LOGGER.debug("%s at %s failed: %s", name, self.target, refusal)
+                    _log.debug("%s at %s failed: %s", name, self.target, refusal)
                     raise refusal from error
-                LOGGER.info("%s at %s is made again in %.2f s: %s", name, self.target, delay_s, refusal)
+                _log.info("%s at %s is made again in %.2f s: %s", name, self.target, delay_s, refusal)
                 if self._closed.wait(delay_s):
                     raise refusal from error
             else:
-                LOGGER.debug("%s at %s: %.1f ms", name, self.target, 1000 * (time.monotonic() - started))
+                self._was_reached = True
+                _log.debug("%s at %s: %.1f ms", name, self.target, 1000 * (time.monotonic() - started))
                 return reply
 
 

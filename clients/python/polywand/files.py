@@ -33,6 +33,11 @@ class Source:
         """Whether this is standard input."""
         return self.name in _NAMES_OF_STANDARD_INPUT
 
+    @property
+    def path(self) -> Path:
+        """The path, also of standard input."""
+        return Path("/dev/stdin" if self.is_standard_input else self.name)
+
     def read(self) -> bytes:
         """Return the file's bytes, which are kept until `discard`. Raises InvalidRequest as `read` does."""
         if self._data is None:

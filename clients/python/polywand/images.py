@@ -79,11 +79,11 @@ def to_message(image: ImageLike, value_range: ValueRangeLike | None = None) -> p
     if isinstance(image, bytes | bytearray | memoryview):
         return pb.Image(encoded=bytes(image), value_range=range_)
     if isinstance(image, np.ndarray):
-        return pb.Image(raw=_raw(image, _format_of(image)), value_range=range_)
+        return _raw(image, _format_of(image), range_)
     if isinstance(image, Pixels):
-        return pb.Image(raw=_raw(image.array, image.format), value_range=range_)
+        return _raw(image.array, image.format, range_)
     if (pixels := _pillow_pixels(image)) is not None:
-        return pb.Image(raw=_raw(pixels, _format_of(pixels)), value_range=range_)
+        return _raw(pixels, _format_of(pixels), range_)
     raise _wrong(f"An image is a path, the bytes of a file or an array of pixels, not {type(image).__name__}.")
 
 
@@ -119,7 +119,7 @@ class KnownImages:
         Only an image of the size of a known one is hashed, which takes about a millisecond for each megabyte.
         """
         with self._lock:
-            if _size(image) not in self._sizes.values():
+            if image.ByteSize() not in self._sizes.values():
                 return None
         key = digest(image), _range(image)
         with self._lock:
@@ -133,7 +133,7 @@ class KnownImages:
         if not info.digest:
             return
         with self._lock:
-            self._sizes[info.digest, _range(image)] = _size(image)
+            self._sizes[info.digest, _range(image)] = image.ByteSize()
             while len(self._sizes) > _MOST_KNOWN:
                 self._sizes.popitem(last=False)
 
@@ -153,28 +153,22 @@ def digest(image: pb.Image) -> bytes:
     return hashed.digest()
 
 
-def _size(image: pb.Image) -> int:
-    return len(image.encoded) or len(image.raw.data)
-
-
 def _range(image: pb.Image) -> bytes:
     return image.value_range.SerializeToString(deterministic=True) if image.HasField("value_range") else b"-"
 
 
-def _raw(pixels: NDArray[Any], name: str) -> pb.RawImage:
+def _raw(pixels: NDArray[Any], name: str, value_range: pb.ValueRange | None) -> pb.Image:
     if name not in _FORMATS:
         raise checks.invalid("format", f"{name!r} is not one of {', '.join(_FORMATS)}")
     format_, dtype, channels = _FORMATS[name]
     if not isinstance(pixels, np.ndarray) or not _is(pixels, dtype, channels):
         needed = f"{np.dtype(dtype)} [H, W{'' if channels is None else f', {channels}'}]"
         raise _wrong(f"Pixels of {name} are {needed}, not {_described(pixels)}.")
-    height, width = pixels.shape[:2]
-    return pb.RawImage(
-        data=pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes(),
-        width=width,
-        height=height,
-        format=format_,
-    )
+    message = pb.Image(value_range=value_range)
+    message.raw.format = format_
+    message.raw.height, message.raw.width = pixels.shape[:2]
+    message.raw.data = pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()  # not copied once more
+    return message
 
 
 def _format_of(pixels: NDArray[Any]) -> str:

@@ -2,15 +2,17 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
-from polywand import files, overlay
+from polywand import files
 from polywand.files import Source
 from polywand_common.texts import shown
 
 STANDARD_STREAMS = (0, 1)  # files that the shell opened count as inputs, too
+_PICTURE_MODULES = ("cv2", "PIL", "simplejpeg")
 _FOLDER_ENDINGS = tuple(filter(None, (os.sep, os.altsep)))
 
 
@@ -20,10 +22,11 @@ def pictures(given: str | None, images: Sequence[Source], other_inputs: Iterable
     given: a folder if it ends in a slash, is one, or is new and has no suffix; else a picture, for one image.
     An older picture is replaced, unless its name was derived from an image's and it is in that image's folder.
     Raises click.UsageError when the name is neither or would overwrite an input, and click.ClickException when the
-    folder cannot be made.
+    folder cannot be made or the extra `overlay` is not installed.
     """
     if given is None:
         return []
+    require_pictures("--overlay")
     if not given:
         raise click.UsageError("--overlay is empty: name a picture or a folder.")
     path = Path(given)
@@ -41,6 +44,12 @@ def pictures(given: str | None, images: Sequence[Source], other_inputs: Iterable
             reason = error.strerror or error
             raise click.ClickException(f"The folder {shown(path)} cannot be made: {reason}.") from error
     return targets
+
+
+def require_pictures(option: str) -> None:
+    """Raise click.ClickException unless what an option needs to read and draw pictures is installed."""
+    if missing := [module for module in _PICTURE_MODULES if find_spec(module) is None]:
+        raise click.ClickException(f"{option} needs {', '.join(missing)}: pip install 'polywand[overlay]'")
 
 
 def refuse_inputs(targets: Iterable[Path], inputs: Iterable[str | Path]) -> None:
@@ -72,6 +81,8 @@ def _refuse_existing(folder: Path, targets: Iterable[Path], images: Iterable[Sou
 
 
 def _one_picture(path: Path, images: Sequence[Source]) -> Path:
+    from polywand import overlay  # noqa: PLC0415 - needs an extra
+
     if not overlay.can_write(path):
         raise click.UsageError(f"'{shown(path)}' does not have the suffix of a picture, such as .png or .jpg.")
     if len(images) > 1:

@@ -87,6 +87,17 @@ def draw_segmentation(
     return canvas
 
 
+def draw_objects(image: RGB, shapes: Iterable[Sequence[Polygon]], boxes: Iterable[Box]) -> RGB:
+    """Draw the outlines of several objects, and their boxes, one colour after another; on a copy."""
+    canvas = image.copy()
+    line = _line_width(image)
+    for number, (polygons, box) in enumerate(zip(shapes, boxes, strict=True)):
+        colour = PALETTE[number % len(PALETTE)]
+        _shape(canvas, polygons, colour, line)
+        _rectangle(canvas, box, colour, line)
+    return canvas
+
+
 def draw_detections(image: RGB, detections: Iterable[Detection]) -> RGB:
     """Draw outlines, or boxes where there are none, with label and score, one colour per label; on a copy.
 

@@ -15,9 +15,9 @@ pixel.
 
 ERRORS. A unary call fails with a canonical gRPC status. In a stream, an error of one message is answered in the
 stream as `google.rpc.Status`, and the stream goes on; `Segment` answers an error of one prompt in the same way. The
-stream itself ends with an error status only if it cannot go on. Every error's details contain a
+stream itself ends with an error status only if it cannot go on. The details of every error of this service contain a
 `google.rpc.ErrorInfo` with domain "polywand" and a reason for programs, such as IMAGE_NOT_HELD; docs/api.md lists
-them. Reasons are only added. Codes:
+them. Reasons are only added. Errors of gRPC itself, such as for a message that is too large, have no details. Codes:
   INVALID_ARGUMENT    the message is invalid; do not send it again. `google.rpc.BadRequest` names the field
   NOT_FOUND           no such model or version, or the server does not hold this image; `google.rpc.ResourceInfo`
                       names it
@@ -29,7 +29,7 @@ them. Reasons are only added. Codes:
   UNAVAILABLE         Triton or the model is unavailable: send it again later
   DEADLINE_EXCEEDED   Triton did not answer in time, or a prompt took longer than this server allows (a setting)
   INTERNAL            the model failed, or this server did; the server's log says why
-  UNIMPLEMENTED       the message was compressed: send it uncompressed
+  UNIMPLEMENTED       there is no such method; or the message was compressed: send it uncompressed
 Where the same message may succeed later, details also contain a `google.rpc.RetryInfo` that says when to retry.
 
 METADATA. Every call has a request id, with which the server's log and Triton's log mark what belongs to the call. A
@@ -657,7 +657,9 @@ class Shape(_message.Message):
 
     @_builtins.property
     def box(self) -> Global___Box:
-        """The bounding box of the outline, in every form; absent when nothing was found."""
+        """The bounding box of `polygons` or, without OUTPUT_FORM_POLYGONS, of the outline before simplification. Absent when
+        nothing was found.
+        """
 
     @_builtins.property
     def rle(self) -> Global___RleMask:
@@ -705,7 +707,7 @@ class OutputOptions(_message.Message):
     """
     @_builtins.property
     def forms(self) -> _containers.RepeatedScalarFieldContainer[Global___OutputForm.ValueType]:
-        """What to send. Empty: polygons. The box and the area are always sent."""
+        """What to send. Empty: polygons. The box and the area are always sent. To repeat a form does no harm; at most 100."""
 
     def __init__(
         self,
@@ -1454,7 +1456,9 @@ class Prompt(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """A tool of kind INTERACTOR. Empty: the server's choice, which is the first of `wand_click`, `wand_box`,
-    `wand_extreme` and all others by name that is ready and for which this prompt is enough; the reply says which.
+    `wand_extreme` and all others by name that is ready and for which this prompt is enough; the reply says which. If
+    it is enough for none, the first that reads all of it says what is missing (`Incomplete`). The choice depends on
+    the prompt and on the tools that are ready, which may come and go.
     """
     version: _builtins.int
     """0: the highest ready version. Only with a model."""
@@ -1551,7 +1555,7 @@ class InteractResponse(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     FORGOTTEN_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """The sequence of the request."""
+    """The sequence of the request. 0 with `draining`."""
     object_id: _builtins.str
     """The object's id in the prompt or in `Forget`; empty for images, and for an id that was refused as too long."""
     skipped: _builtins.int
@@ -1645,7 +1649,9 @@ class Segmentation(_message.Message):
 
     @_builtins.property
     def alternatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
-        """The tool's other answers to the same prompt, the surest first; empty where it has one answer only."""
+        """The tool's other answers to the same prompt, the surest first; empty where it has one answer only. One whose
+        outline exceeds a limit of this server is left out.
+        """
 
     def __init__(
         self,
@@ -1876,7 +1882,9 @@ class LabelMapping(_message.Message):
     label: _builtins.str
     """The client's. Empty: the model's."""
     threshold: _builtins.float
-    """Lowest score of a detection with this label, 0 to 1. Absent: `DetectRequest.threshold`."""
+    """Lowest score of a detection with this label, 0 to 1; it may be lower than `DetectRequest.threshold`, which is its
+    default.
+    """
     def __init__(
         self,
         *,

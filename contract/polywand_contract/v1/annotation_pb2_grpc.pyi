@@ -15,9 +15,9 @@ pixel.
 
 ERRORS. A unary call fails with a canonical gRPC status. In a stream, an error of one message is answered in the
 stream as `google.rpc.Status`, and the stream goes on; `Segment` answers an error of one prompt in the same way. The
-stream itself ends with an error status only if it cannot go on. Every error's details contain a
+stream itself ends with an error status only if it cannot go on. The details of every error of this service contain a
 `google.rpc.ErrorInfo` with domain "polywand" and a reason for programs, such as IMAGE_NOT_HELD; docs/api.md lists
-them. Reasons are only added. Codes:
+them. Reasons are only added. Errors of gRPC itself, such as for a message that is too large, have no details. Codes:
   INVALID_ARGUMENT    the message is invalid; do not send it again. `google.rpc.BadRequest` names the field
   NOT_FOUND           no such model or version, or the server does not hold this image; `google.rpc.ResourceInfo`
                       names it
@@ -29,7 +29,7 @@ them. Reasons are only added. Codes:
   UNAVAILABLE         Triton or the model is unavailable: send it again later
   DEADLINE_EXCEEDED   Triton did not answer in time, or a prompt took longer than this server allows (a setting)
   INTERNAL            the model failed, or this server did; the server's log says why
-  UNIMPLEMENTED       the message was compressed: send it uncompressed
+  UNIMPLEMENTED       there is no such method; or the message was compressed: send it uncompressed
 Where the same message may succeed later, details also contain a `google.rpc.RetryInfo` that says when to retry.
 
 METADATA. Every call has a request id, with which the server's log and Triton's log mark what belongs to the call. A

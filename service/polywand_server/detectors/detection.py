@@ -39,7 +39,7 @@ async def detect(
     """
     height, width = tool.config.inputs["IMAGE"].dims[:2]
     region = letterbox(picture.width, picture.height, (height, width))
-    threshold = tool.spec.threshold if options.threshold is None else options.threshold
+    thresholds = _thresholds(tool, options)
     inputs = {"IMAGE": TensorSpec("UINT8", (1, height, width, 3))}
     outputs = {name: _spec_of(tool.config.outputs[name]) for name in ("BOXES", "SCORES")}
     async with lane.exchange(tool.model, tool.version, inputs, outputs) as exchange:
@@ -50,9 +50,16 @@ async def detect(
         raw = await lane.run(exchange, timer)
         with timer.stage("geometry"):
             found = await lane.compute(
-                lambda: suppress(above(raw["BOXES"][0], raw["SCORES"][0], threshold), tool.spec.suppression)
+                lambda: suppress(above(raw["BOXES"][0], raw["SCORES"][0], thresholds), tool.spec.suppression)
             )
             return _name(found, region, picture, tool.spec.labels, options)
+
+
+def _thresholds(tool: Detector, options: DetectOptions) -> NDArray[np.float32]:
+    """Return the lowest score of each class, float32 [C]: its own, or else the request's, or else the model's."""
+    common = tool.spec.threshold if options.threshold is None else options.threshold
+    own = {mapping.model_label: mapping.threshold for mapping in options.labels if mapping.threshold is not None}
+    return np.array([own.get(label, common) for label in tool.spec.labels], np.float32)
 
 
 def _spec_of(config: TensorConfig) -> TensorSpec | None:
@@ -73,10 +80,11 @@ def _name(
     # The network's boxes are measured from the input's corner; Region counts from the first pixel's centre.
     corners = region.from_input(found.boxes.reshape(-1, 2).astype(np.float64) - 0.5)
     boxes: NDArray[np.float64] = np.clip(corners, 0, (picture.width, picture.height)).reshape(-1, 4)
+    names = {mapping.model_label: mapping.label for mapping in options.labels} or {label: label for label in labels}
     detections: list[Detection] = []
     for box, score, number in zip(boxes, found.scores, found.classes, strict=True):
         name = labels[number]
-        label = options.labels.get(name) if options.labels else name
+        label = names.get(name)
         is_inside = box[0] < box[2] and box[1] < box[3]
         if label is not None and is_inside:
             x0, y0, x1, y1 = (float(edge) for edge in box)

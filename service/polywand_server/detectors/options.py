@@ -1,6 +1,5 @@
 """Options of a request for a frame."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from polywand_server.geometry.shapes import OutputOptions
@@ -12,9 +11,21 @@ DEFAULT_MAX_DETECTIONS = 100
 class PolygonOptions:
     """How to outline detections; the fields mean what the contract's `PolygonOptions` says, None is its default."""
 
-    model: str | None = None
+    model: str = ""
     version: int = 0
     output: OutputOptions = field(default_factory=OutputOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelMapping:
+    """What becomes of one label of the model.
+
+    label: the client's name for it. threshold: lowest score of a detection; None is that of all others.
+    """
+
+    model_label: str
+    label: str
+    threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +35,6 @@ class DetectOptions:
     model: str
     version: int = 0
     threshold: float | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: tuple[LabelMapping, ...] = ()
     max_detections: int = DEFAULT_MAX_DETECTIONS
     polygons: PolygonOptions | None = None

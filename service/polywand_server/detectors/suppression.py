@@ -26,9 +26,14 @@ class Candidates:
 MAX_CANDIDATES = 1000
 
 
-def above(boxes: NDArray[np.float32], scores: NDArray[np.float32], threshold: float) -> Candidates:
-    """List the (box, class) pairs that reach the threshold, at most MAX_CANDIDATES; boxes [M, 4], scores [M, C]."""
-    rows, classes = np.nonzero(scores >= threshold)
+def above(
+    boxes: NDArray[np.float32], scores: NDArray[np.float32], thresholds: NDArray[np.float32] | float
+) -> Candidates:
+    """List the (box, class) pairs that reach the threshold of their class, at most MAX_CANDIDATES.
+
+    boxes: [M, 4]. scores: [M, C]. thresholds: [C], or one for all.
+    """
+    rows, classes = np.nonzero(scores >= thresholds)
     found = Candidates(boxes[rows], scores[rows, classes], classes)
     if len(found.scores) <= MAX_CANDIDATES:
         return found

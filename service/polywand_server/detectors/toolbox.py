@@ -1,26 +1,20 @@
 """The tools of a frame: the requested detector, and the interactor that outlines its detections."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from polywand_server.detectors.options import DetectOptions, PolygonOptions
-from polywand_server.errors import InvalidInputError, NotFoundError, PolywandError, UnavailableError
+from polywand_server.detectors.options import DetectOptions, LabelMapping, PolygonOptions
+from polywand_server.errors import InvalidInputError, UnavailableError
 from polywand_server.geometry.boxes import Box
 from polywand_server.geometry.shapes import OutputOptions
 from polywand_server.interactors.prompt import Prompt, incomplete
+from polywand_server.tools.choice import OUTLINERS, detectors, outliners
 from polywand_server.tools.kinds import Detector, Interactor
 from polywand_server.tools.registry import Registry
 from polywand_server.tools.retry import use_tool
-from polywand_server.tools.specs import DetectorSpec
 
 Result = TypeVar("Result")
-
-# The models that make outlines when the request names none: the first that is ready and starts from a box.
-DEFAULT_MODELS = ("wand_box", "wand_click")
-
-# The detector when the request names none; else the first by name that is ready.
-DEFAULT_DETECTOR = "nanodet"
 
 _FIELD = "polygons."
 
@@ -62,7 +56,7 @@ class FrameToolbox:
             NotFoundError, WrongStateError (a tool of the other kind), InvalidInputError (labels that the detector does
             not have; an interactor that needs more than a box), UnavailableError (not now)
         """
-        detector = self._registry.detector(options.model, options.version)
+        detector = find_detector(self._registry, options)
         check_labels(options.labels, detector)
         outliner = find_outliner(self._registry, options.polygons) if options.polygons else None
         return FrameTools(detector, outliner)
@@ -77,17 +71,32 @@ class FrameToolbox:
 
 
 def default_detector(registry: Registry) -> str:
-    """Return the name of the detector for requests that name none; empty if none is ready."""
-    ready = [tool.name for tool in registry.tools if tool.ready and isinstance(tool.spec, DetectorSpec)]
-    return DEFAULT_DETECTOR if DEFAULT_DETECTOR in ready else next(iter(ready), "")
+    """Return the name of the detector of requests that name none; "" if there is none now."""
+    ready = detectors(registry).ready
+    return ready[0].name if ready else ""
 
 
-def check_labels(labels: Mapping[str, str], tool: Detector) -> None:
+def find_detector(registry: Registry, options: DetectOptions) -> Detector:
+    """Find the ready detector that a request names or, if it names none, choose one.
+
+    Raises:
+        NotFoundError, WrongStateError (it is an interactor), UnavailableError (not now)
+    """
+    if options.model:
+        return registry.detector(options.model, options.version)
+    candidates = detectors(registry)
+    if not candidates.ready:
+        raise candidates.error("model", "detector")
+    return candidates.ready[0]
+
+
+def check_labels(labels: Sequence[LabelMapping], tool: Detector) -> None:
     """Refuse a mapping from a label that the model does not have. Raises InvalidInputError."""
     known = set(tool.spec.labels)
-    for label in labels:
-        if label not in known:
-            raise InvalidInputError("labels", f"model '{tool.name}' has no label '{label}'")
+    for number, mapping in enumerate(labels):
+        if mapping.model_label not in known:
+            text = f"model '{tool.name}' has no label '{mapping.model_label}'"
+            raise InvalidInputError(f"labels[{number}].model_label", text)
 
 
 def find_outliner(registry: Registry, options: PolygonOptions) -> Outliner:
@@ -97,10 +106,11 @@ def find_outliner(registry: Registry, options: PolygonOptions) -> Outliner:
         NotFoundError, WrongStateError (it is a detector), InvalidInputError (a box is not enough for it),
         UnavailableError (not now)
     """
-    if options.model is None:
-        return Outliner(_default(registry), options.output)
     try:
-        tool = registry.interactor(options.model, options.version, _FIELD)
+        if options.model:
+            tool = registry.interactor(options.model, options.version, _FIELD)
+        else:
+            tool = _default_outliner(registry)
     except UnavailableError as error:
         raise _naming_field(error) from error
     missing = _missing(tool)
@@ -109,26 +119,13 @@ def find_outliner(registry: Registry, options: PolygonOptions) -> Outliner:
     return Outliner(tool, options.output)
 
 
-def _default(registry: Registry) -> Interactor:
-    unready: UnavailableError | None = None
-    for name in DEFAULT_MODELS:
-        try:
-            tool = registry.interactor(name, 0, _FIELD)
-        except UnavailableError as error:
-            unready = unready or error
-        except PolywandError:
-            continue  # it does not exist, or is not an interactor
-        else:
-            if not _missing(tool):
-                return tool
-    if unready is not None:
-        raise _naming_field(unready) from unready
-    listed = " nor ".join(f"'{name}'" for name in DEFAULT_MODELS)
-    raise NotFoundError(
-        f"{_FIELD}model",
-        f"neither {listed} is an interactor here that starts from a box: name another interactor",
-        resource=DEFAULT_MODELS[0],
-    )
+def _default_outliner(registry: Registry) -> Interactor:
+    candidates = outliners(registry)
+    for tool in candidates.ready:
+        if not _missing(tool):
+            return tool
+    listed = " or ".join(f"'{name}'" for name in OUTLINERS)
+    raise candidates.error(f"{_FIELD}model", f"interactor that starts from a box ({listed})")
 
 
 def _naming_field(error: UnavailableError) -> UnavailableError:

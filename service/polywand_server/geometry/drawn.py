@@ -6,6 +6,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from polywand_server.geometry.boxes import Box
 from polywand_server.geometry.shapes import Shape
 
 # Memory of an outline beside its vertices.
@@ -19,30 +20,25 @@ class Drawn:
     coordinates: float32 [N, 2] (x, y) of all vertices, ring after ring; the first of a ring is not repeated at its end.
     ring_sizes: int32 [R], vertices of each ring. part_sizes: int32 [P], rings of each part, its exterior first; the
         largest part is the first.
-    area, rle, tolerance, iou: see `Shape`.
+    box, area, rle, png, tolerance, iou, confidence: see `Shape`.
     """
 
     coordinates: NDArray[np.float32]
     ring_sizes: NDArray[np.int32]
     part_sizes: NDArray[np.int32]
+    box: Box | None
     area: float
     rle: str | None
+    png: bytes | None
     tolerance: float
     iou: float
+    confidence: float
 
     @property
     def nbytes(self) -> int:
         """Memory that it takes."""
         arrays = self.coordinates.nbytes + self.ring_sizes.nbytes + self.part_sizes.nbytes
-        return _DRAWN_BYTES + arrays + (len(self.rle) if self.rle else 0)
-
-    @property
-    def box(self) -> tuple[float, float, float, float] | None:
-        """The tight box x0, y0, x1, y1 around all polygons; None when there are none."""
-        if not len(self.coordinates):
-            return None
-        (x0, y0), (x1, y1) = self.coordinates.min(axis=0), self.coordinates.max(axis=0)
-        return float(x0), float(y0), float(x1), float(y1)
+        return _DRAWN_BYTES + arrays + len(self.rle or "") + len(self.png or b"")
 
 
 def drawn(shape: Shape) -> Drawn:
@@ -55,11 +51,14 @@ def drawn(shape: Shape) -> Drawn:
     is_repeated = np.zeros(len(coordinates), np.bool_)
     is_repeated[np.cumsum(sizes) - 1] = True
     return Drawn(
-        coordinates[~is_repeated].astype(np.float32),
-        (sizes - 1).astype(np.int32),
-        part_sizes.astype(np.int32),
-        shape.area,
-        shape.rle,
-        shape.tolerance,
-        shape.iou,
+        coordinates=coordinates[~is_repeated].astype(np.float32),
+        ring_sizes=(sizes - 1).astype(np.int32),
+        part_sizes=part_sizes.astype(np.int32),
+        box=shape.box,
+        area=shape.area,
+        rle=shape.rle,
+        png=shape.png,
+        tolerance=shape.tolerance,
+        iou=shape.iou,
+        confidence=shape.confidence,
     )

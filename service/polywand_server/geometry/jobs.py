@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from polywand_server.geometry.boxes import Box
 from polywand_server.geometry.drawn import Drawn, drawn
 from polywand_server.geometry.seeds import Seed, seed_map, seed_shape
 from polywand_server.geometry.shapes import OutputOptions, make_shape
@@ -32,23 +33,30 @@ def draw_seed(_: Conversation, seed: Seed, options: OutputOptions, size: tuple[i
 
 
 def _written(made: Drawn) -> Answer:
-    facts = {"area": made.area, "rle": made.rle, "tolerance": made.tolerance, "iou": made.iou}
-    return Answer(facts, (made.coordinates, made.ring_sizes, made.part_sizes))
+    names = ("area", "rle", "tolerance", "iou", "confidence")
+    box = None if made.box is None else (made.box.x0, made.box.y0, made.box.x1, made.box.y1)
+    facts = {"box": box} | {name: getattr(made, name) for name in names}
+    png = np.frombuffer(made.png or b"", np.uint8)
+    return Answer(facts, (made.coordinates, made.ring_sizes, made.part_sizes, png))
 
 
 def read_drawn(answer: Answer) -> Drawn:
     """Read the answer of `draw` or `draw_seed`."""
-    coordinates, ring_sizes, part_sizes = answer.arrays
+    coordinates, ring_sizes, part_sizes, png = answer.arrays
     facts = answer.facts
+    box: Any = facts["box"]
     rle: Any = facts["rle"]
     return Drawn(
-        coordinates.reshape(-1, 2),
-        ring_sizes,
-        part_sizes,
-        float(facts["area"]),
-        None if rle is None else str(rle),
-        float(facts["tolerance"]),
-        float(facts["iou"]),
+        coordinates=coordinates.reshape(-1, 2),
+        ring_sizes=ring_sizes,
+        part_sizes=part_sizes,
+        box=None if box is None else Box(*map(float, box)),
+        area=float(facts["area"]),
+        rle=None if rle is None else str(rle),
+        png=png.tobytes() or None,
+        tolerance=float(facts["tolerance"]),
+        iou=float(facts["iou"]),
+        confidence=float(facts["confidence"]),
     )
 
 

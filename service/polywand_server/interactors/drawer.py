@@ -8,7 +8,7 @@ from polywand_server.geometry.drawn import Drawn, drawn
 from polywand_server.geometry.jobs import draw, draw_seed, draw_seed_map, read_drawn, read_map
 from polywand_server.geometry.outlines import count_crossings
 from polywand_server.geometry.seeds import Seed, is_exact, is_quick, seed_cost, seed_map, seed_shape
-from polywand_server.geometry.shapes import OutputOptions, make_shape
+from polywand_server.geometry.shapes import Form, OutputOptions, make_shape
 from polywand_server.images.regions import ProbabilityMap
 from polywand_server.lanes import Lane
 from polywand_server.workers.pool import Limits, Workers
@@ -17,6 +17,8 @@ from polywand_server.workers.pool import Limits, Workers
 FEW_VERTICES = 2**12
 # `seed_cost` of a seed that is filled in a thread, in about 10 ms.
 SMALL_SEED = 4_000_000
+# Pixels of a PNG mask that is written in a thread, in about 10 ms.
+SMALL_PNG_PIXELS = 2**24
 DRAWING_BYTES = 768 * MEBIBYTE
 SEED_MAP_BYTES = 1024 * MEBIBYTE
 
@@ -47,7 +49,7 @@ class Drawer:
         """
 
         def draw_if_small() -> Drawn | None:
-            if count_crossings(probabilities, threshold, *size) > FEW_VERTICES:
+            if _has_large_png(options, size) or count_crossings(probabilities, threshold, *size) > FEW_VERTICES:
                 return None
             return drawn(make_shape(probabilities, threshold, options, *size, keep, field))
 
@@ -72,7 +74,8 @@ class Drawer:
             return await self.shape(filled, threshold, options, size, np.zeros((0, 2)), "prompt.seed")
 
         def draw_if_quick() -> Drawn | None:
-            return drawn(seed_shape(seed, options, *size)) if is_quick(seed, *size) else None
+            is_small = is_quick(seed, *size) and not _has_large_png(options, size)
+            return drawn(seed_shape(seed, options, *size)) if is_small else None
 
         made = await self._lane.compute(draw_if_quick)
         if made is not None:
@@ -97,3 +100,8 @@ class Drawer:
         limits = Limits(SEED_MAP_BYTES, self._cpu_seconds, "prompt.seed", "filling the seed")
         answer, _ = await self._workers.run(limits, draw_seed_map, seed, size)
         return read_map(answer)
+
+
+def _has_large_png(options: OutputOptions, size: tuple[int, int]) -> bool:
+    """Whether an answer contains a PNG mask that takes long to write. size: width, height of the image."""
+    return Form.PNG in options.forms and size[0] * size[1] > SMALL_PNG_PIXELS

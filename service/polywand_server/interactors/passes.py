@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
@@ -28,9 +29,8 @@ class Passes:
     """
 
     def __init__(self, lane: Lane, crops: CropCache, at_once: int) -> None:
-        self._lane = lane
-        self._crops = crops
-        self._at_once = at_once
+        # Not methods: a queue that refers to this object would hold the picture until the garbage collector runs.
+        self._new_queue = partial(BatchQueue, partial(_infer, lane, crops), partial(_most_together, lane), at_once)
         self._queues: dict[tuple[str, int], BatchQueue] = {}
 
     async def run(
@@ -43,41 +43,45 @@ class Passes:
         """
         model = tool.model, tool.version
         if model not in self._queues:
-            self._queues[model] = BatchQueue(self._infer, self._most_together, self._at_once)
+            self._queues[model] = self._new_queue()
         return await self._queues[model].run(Pass(tool, prompt, region, previous, timer))
 
-    def _most_together(self, item: Pass) -> int:
-        """How many passes fit into one inference; one where a prompt may come that would have to wait for it."""
-        if self._lane.prompts_expected:
-            return 1
-        height, width = item.region.size
-        rows = min(item.tool.config.max_batch_size, MAX_BATCH_PIXELS // (height * width))
-        return max(1, rows // item.tool.rows)
 
-    async def _infer(self, batch: Batch, turn: AbstractAsyncContextManager[None]) -> list[Estimate | PolywandError]:
-        """Run a batch's inference. turn: see `Infer`."""
-        lane, timer, tool = self._lane, batch.timer, batch.passes[0].tool
-        total = tool.rows * len(batch.passes)
-        inputs, outputs = tensor_specs(tool.config, batch.passes[0].region, total)
-        async with lane.exchange(tool.model, tool.version, inputs, outputs) as exchange:
+def _most_together(lane: Lane, item: Pass) -> int:
+    """How many passes fit into one inference; one where a prompt may come that would have to wait for it."""
+    if lane.prompts_expected:
+        return 1
+    height, width = item.region.size
+    rows = min(item.tool.config.max_batch_size, MAX_BATCH_PIXELS // (height * width))
+    return max(1, rows // item.tool.rows)
 
-            def write_all() -> None:
-                for item, tensors in batch.parts(exchange.inputs):
-                    self._crops.crop_into(tensors["IMAGE"][0], item.region)
-                    write_prompt(tensors, item.prompt, item.region, item.previous)
 
+async def _infer(
+    lane: Lane, crops: CropCache, batch: Batch, turn: AbstractAsyncContextManager[None]
+) -> list[Estimate | PolywandError]:
+    """Run a batch's inference. turn: see `Infer`."""
+    timer, tool = batch.timer, batch.passes[0].tool
+    total = tool.rows * len(batch.passes)
+    inputs, outputs = tensor_specs(tool.config, batch.passes[0].region, total)
+    async with lane.exchange(tool.model, tool.version, inputs, outputs) as exchange:
+
+        def write_all() -> None:
+            for item, tensors in batch.parts(exchange.inputs):
+                crops.crop_into(tensors["IMAGE"][0], item.region)
+                write_prompt(tensors, item.prompt, item.region, item.previous)
+
+        await lane.turn(timer)
+        with timer.stage("prepare"):
+            await lane.compute(write_all)
+        async with turn:
             await lane.turn(timer)
-            with timer.stage("prepare"):
-                await lane.compute(write_all)
-            async with turn:
-                await lane.turn(timer)
-                answer = await lane.run(exchange, timer)
-            for name, tensor in answer.items():
-                if len(tensor) != total:
-                    raise ModelFailedError(f"model '{tool.name}' answered {name} of {len(tensor)} objects for {total}")
-            await lane.turn(timer)
-            with timer.stage("geometry"):
-                return await lane.compute(lambda: [_read(item, tensors) for item, tensors in batch.parts(answer)])
+            answer = await lane.run(exchange, timer)
+        for name, tensor in answer.items():
+            if len(tensor) != total:
+                raise ModelFailedError(f"model '{tool.name}' answered {name} of {len(tensor)} objects for {total}")
+        await lane.turn(timer)
+        with timer.stage("geometry"):
+            return await lane.compute(lambda: [_read(item, tensors) for item, tensors in batch.parts(answer)])
 
 
 def _read(item: Pass, tensors: Mapping[str, NDArray[Any]]) -> Estimate | PolywandError:

@@ -7,15 +7,15 @@ the passes that it would have had as the last click.
 from dataclasses import replace
 
 from polywand_server.images import Picture
+from polywand_server.interactors.answers import draw_answer
 from polywand_server.interactors.checks import check_fits, check_inside
 from polywand_server.interactors.drawer import Drawer
 from polywand_server.interactors.estimate import Estimate, Found, Segmentation
 from polywand_server.interactors.memory import EstimateMemory, Key, keys_of, seed_key
 from polywand_server.interactors.prompt import Incomplete, Prompt, Supersession, first_step, incomplete
 from polywand_server.interactors.steps import Call, Steps
+from polywand_server.interactors.toolbox import InteractorToolbox
 from polywand_server.timing import Stopwatch
-from polywand_server.tools.registry import Registry
-from polywand_server.tools.retry import use_tool
 
 
 class Predictor:
@@ -26,14 +26,14 @@ class Predictor:
 
     def __init__(
         self,
-        registry: Registry,
+        toolbox: InteractorToolbox,
         drawer: Drawer,
         memory: EstimateMemory,
         steps: Steps,
         picture: Picture,
     ) -> None:
         self.picture = picture
-        self._registry = registry
+        self._toolbox = toolbox
         self._drawer = drawer
         self._steps = steps
         self._memory = memory
@@ -67,10 +67,8 @@ class Predictor:
             NotFoundError, WrongStateError, InvalidInputError (the tool does not read this prompt),
             TooLargeError (the seed), UnavailableError, DeadlineError, ModelFailedError
         """
-        return await use_tool(
-            self._registry,
-            lambda: self._registry.interactor(prompt.model, prompt.version),
-            lambda tool: self._find(Call(tool, timer, newer), prompt),
+        return await self._toolbox.use(
+            prompt, lambda tool: self._find(Call(tool, timer, newer), replace(prompt, model=tool.name))
         )
 
     async def draw(self, prompt: Prompt, found: Found, timer: Stopwatch) -> Segmentation:
@@ -79,15 +77,8 @@ class Predictor:
         Raises:
             InvalidInputError, TooLargeError (the outline has too many vertices or rings, or takes too long)
         """
-        tool, picture, probabilities = found.tool, self.picture, found.estimate.probabilities
-        threshold, size = prompt.output.threshold or tool.spec.threshold, (picture.width, picture.height)
         with timer.stage("geometry"):
-            if prompt.seed is not None and prompt.is_seed_alone:
-                shape = await self._drawer.seed_shape(prompt.seed, probabilities, threshold, prompt.output, size)
-            else:
-                field = "prompt.output.threshold"
-                shape = await self._drawer.shape(probabilities, threshold, prompt.output, size, prompt.clicks(), field)
-        return Segmentation(shape, *size, tool.name, tool.version, threshold, found.is_provisional)
+            return await draw_answer(self._drawer, prompt, found, (self.picture.width, self.picture.height))
 
     async def _find(self, call: Call, prompt: Prompt) -> Found | Incomplete:
         tool = call.tool

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from polywand_server.errors import ModelFailedError
 from polywand_server.images.regions import Region, from_network
-from polywand_server.interactors.estimate import Estimate
+from polywand_server.interactors.estimate import Alternative, Estimate
 from polywand_server.interactors.prompt import Label, Prompt
 from polywand_server.tools.specs import FLIPPED
 from polywand_server.triton.client import ModelConfig
@@ -25,7 +25,10 @@ def tensor_specs(config: ModelConfig, region: Region, batch: int) -> tuple[dict[
         "IMAGE": TensorSpec("UINT8", (batch, height, width, 3)),
         "POINTS": TensorSpec("FP32", (batch, config.inputs["POINTS"].dims[0], 3)),
     }
-    outputs = {"LOGITS": TensorSpec("FP32", (batch, 1, height, width))}
+    answers = config.outputs["LOGITS"].dims[0]
+    outputs = {"LOGITS": TensorSpec("FP32", (batch, answers, height, width))}
+    if "SCORES" in config.outputs:
+        outputs["SCORES"] = TensorSpec("FP32", (batch, answers))
     if "PREV_MASK" in config.inputs:
         inputs["PREV_MASK"] = TensorSpec("FP32", (batch, 1, height, width))
     if "STATE" in config.inputs:
@@ -62,17 +65,27 @@ def _flip(tensors: Mapping[str, Array], region: Region) -> None:
 def read(answer: Mapping[str, Array], region: Region, model: str) -> Estimate:
     """Make an estimate of one prompt's rows of the outputs, copied, as the next inference overwrites them.
 
+    Of several answers, the one with the highest score is the estimate; the first one of equal scores.
+
     Raises:
-        ModelFailedError: LOGITS of a wrong size, or not numbers.
+        ModelFailedError: LOGITS of a wrong size, or LOGITS or SCORES that are not numbers.
     """
-    logits = answer["LOGITS"][:, 0]
-    if logits.shape[1:] != region.size or np.isnan(logits).any():
+    logits, scores = answer["LOGITS"], answer.get("SCORES")
+    if 0 in logits.shape or logits.shape[2:] != region.size or np.isnan(logits).any():
         raise ModelFailedError(
             f"model '{model}' answered LOGITS that are no {region.size[0]} x {region.size[1]} numbers"
         )
-    mean = (logits[0] + logits[1][:, ::-1]) / 2 if len(logits) == FLIPPED else logits[0]
-    probabilities = from_network(sigmoid(mean), region)
-    return Estimate(probabilities, answer["STATE_OUT"].copy() if "STATE_OUT" in answer else None)
+    if scores is not None and (scores.shape != logits.shape[:2] or np.isnan(scores).any()):
+        raise ModelFailedError(f"model '{model}' answered SCORES that are not one number for each of its LOGITS")
+    mean = (logits[0] + logits[1][..., ::-1]) / 2 if len(logits) == FLIPPED else logits[0]
+    maps = [from_network(sigmoid(values), region) for values in mean]
+    state = answer["STATE_OUT"].copy() if "STATE_OUT" in answer else None
+    if scores is None:
+        return Estimate(maps[0], state)
+    certainties = np.clip(scores.mean(axis=0), 0, 1).tolist()
+    order = sorted(range(len(maps)), key=lambda number: -certainties[number])  # stable
+    best, *others = (Alternative(maps[number], certainties[number]) for number in order)
+    return Estimate(best.probabilities, state, best.score, tuple(others))
 
 
 def point_rows(prompt: Prompt, region: Region, rows: int) -> NDArray[np.float32]:

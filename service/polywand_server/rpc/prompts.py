@@ -19,10 +19,7 @@ def read_prompts(request: pb.SegmentRequest) -> list[Prompt | RefusedPrompt]:
     if count > MAX_SEGMENT_PROMPTS:
         text = f"{count} prompts; this server takes at most {MAX_SEGMENT_PROMPTS} in one call"
         raise TooLargeError("prompts", text, reason=Reason.MESSAGE_TOO_LARGE, limit="segment_prompts")
-    if request.model:
-        read_model(request.model, "model")
-    elif request.version:
-        raise InvalidInputError("version", f"version {request.version} needs the name of a model")
+    read_model(request, "")
     read_output(request.output, "output")
     return [_read_prompt(prompt, request) for prompt in request.prompts]
 
@@ -33,8 +30,7 @@ def _read_prompt(prompt: pb.Prompt, request: pb.SegmentRequest) -> Prompt | Refu
     whole.CopyFrom(prompt)
     try:
         if not prompt.model:
-            if prompt.version:
-                raise InvalidInputError("prompt.version", f"version {prompt.version} needs the name of a model")
+            read_model(prompt, "prompt.")  # which has no version of its own then
             whole.model, whole.version = request.model, request.version
         if not prompt.HasField("output"):
             whole.output.CopyFrom(request.output)

@@ -9,7 +9,7 @@ from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_server.detectors.frames import FrameResult
 from polywand_server.errors import PolywandError
 from polywand_server.geometry.drawn import Drawn
-from polywand_server.interactors.estimate import Segmentation
+from polywand_server.interactors.estimate import Candidate, ScoreKind, Segmentation
 from polywand_server.interactors.prompt import Incomplete
 from polywand_server.rpc.status import to_status
 from polywand_server.rpc.wire import delimited
@@ -19,6 +19,12 @@ from polywand_server.timing import Stopwatch
 
 # The largest uint32.
 _MOST = 2**32 - 1
+
+_SCORE_KINDS = {
+    ScoreKind.MEAN_PROBABILITY: pb.SCORE_KIND_MEAN_PROBABILITY,
+    ScoreKind.PREDICTED_IOU: pb.SCORE_KIND_PREDICTED_IOU,
+    ScoreKind.SEED: pb.SCORE_KIND_SEED,
+}
 
 _DRAINING_TEXT = "the server is draining: reconnect, any replica will do"
 
@@ -124,10 +130,24 @@ def _draining(remaining_ms: int) -> pb.Draining:
 def _segmentation(found: Segmentation) -> bytes:
     """Return an outline and what is known of it: the message `Segmentation`, serialised."""
     message = pb.Segmentation(
-        model=found.model, version=found.version, threshold=found.threshold, provisional=found.is_provisional
+        model=found.model,
+        version=found.version,
+        threshold=found.threshold,
+        score=found.score,
+        score_kind=_SCORE_KINDS[found.score_kind],
+        provisional=found.is_provisional,
     )
-    shape = _shape(found.shape, found.width, found.height)
-    return message.SerializeToString() + delimited(pb.Segmentation.SHAPE_FIELD_NUMBER, shape)
+    shape = delimited(pb.Segmentation.SHAPE_FIELD_NUMBER, _shape(found.shape, found.width, found.height))
+    others = (_candidate(candidate, found.width, found.height) for candidate in found.alternatives)
+    number = pb.Segmentation.ALTERNATIVES_FIELD_NUMBER
+    return b"".join((message.SerializeToString(), shape, *(delimited(number, other) for other in others)))
+
+
+def _candidate(candidate: Candidate, width: int, height: int) -> bytes:
+    """Return another answer: the message `Candidate`, serialised. width, height: of the image, in pixels."""
+    message = pb.Candidate(score=candidate.score)
+    shape = _shape(candidate.shape, width, height)
+    return message.SerializeToString() + delimited(pb.Candidate.SHAPE_FIELD_NUMBER, shape)
 
 
 def _incomplete(lacking: Incomplete) -> pb.Incomplete:
@@ -145,12 +165,12 @@ def _shape(shape: Drawn, width: int, height: int) -> bytes:
 
     Coordinates are copied as arrays; as Python numbers they would take ten times as long.
     """
-    message = pb.Shape(area=shape.area, tolerance=shape.tolerance, iou=shape.iou)
+    message = pb.Shape(area=shape.area, tolerance=shape.tolerance, iou=shape.iou, png=shape.png or b"")
     if shape.rle is not None:
         message.rle.CopyFrom(pb.RleMask(width=width, height=height, counts=shape.rle))
     if shape.box is not None:
-        x0, y0, x1, y1 = shape.box
-        message.box.CopyFrom(pb.Box(x0=x0, y0=y0, x1=x1, y1=y1))
+        box = shape.box
+        message.box.CopyFrom(pb.Box(x0=box.x0, y0=box.y0, x1=box.x1, y1=box.y1))
     return b"".join((message.SerializeToString(), *_polygons(shape)))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_pictures import PixelFormat, RawPixels, ValueRange
-from polywand_server.detectors.options import DEFAULT_MAX_DETECTIONS, DetectOptions, PolygonOptions
+from polywand_server.detectors.options import DEFAULT_MAX_DETECTIONS, DetectOptions, LabelMapping, PolygonOptions
 from polywand_server.errors import InvalidInputError
 from polywand_server.geometry.boxes import Box
 from polywand_server.geometry.seeds import PolygonSeed, RleSeed, Seed
@@ -29,10 +29,12 @@ MAX_POINTS = 10_000
 MAX_SEED_VERTICES = 20_000
 MAX_SEED_RINGS = 5_000
 MAX_LABELS = 2_000
+MAX_FORMS = 100
 MAX_SEED_RLE_BYTES = 1024 * 1024
 # Fixed-point coordinates of the rasteriser hold no more.
 MAX_SEED_COORDINATE = 1e6
 
+_NO_SCORE = "{:g} is not a score; it must be from 0 to 1"
 # By their enums of the contract: what this server reads and writes.
 OUTPUT_FORMS: Mapping[pb.OutputForm.ValueType, Form] = {
     pb.OUTPUT_FORM_POLYGONS: Form.POLYGONS,
@@ -85,7 +87,7 @@ def read_prompt(prompt: pb.Prompt) -> Prompt:
     if seed is not None:
         _ = seed.digest  # computed here, since a large prompt is read in a thread
     return Prompt(
-        model=read_model(prompt.model, "prompt.model"),
+        model=read_model(prompt, "prompt."),
         version=prompt.version,
         object_id=_object_id(prompt.object_id, "prompt.object_id"),
         points=tuple(_point(point, f"prompt.points[{number}]") for number, point in enumerate(prompt.points)),
@@ -121,33 +123,53 @@ def read_detect(request: pb.DetectRequest) -> DetectOptions:
     """Convert all options of a detection, without its image."""
     threshold = request.threshold if request.HasField("threshold") else None
     if threshold is not None and not 0 <= threshold <= 1:
-        raise InvalidInputError("threshold", f"{threshold:g} is not a score; it must be from 0 to 1")
+        raise InvalidInputError("threshold", _NO_SCORE.format(threshold))
     limit = request.max_detections if request.HasField("max_detections") else DEFAULT_MAX_DETECTIONS
     if not 1 <= limit <= MAX_MAX_DETECTIONS:
         text = f"{limit} is not from 1 to {MAX_MAX_DETECTIONS}"
         raise InvalidInputError("max_detections", text, metadata={"limit": "detections"})
-    if len(request.labels) > MAX_LABELS:
-        text = f"{len(request.labels)} labels; at most {MAX_LABELS} are read"
-        raise InvalidInputError("labels", text, metadata={"limit": "labels"})
-    if any(len(name.encode()) > MAX_NAME_BYTES for pair in request.labels for name in (pair.model_label, pair.label)):
-        raise InvalidInputError("labels", f"a label has at most {MAX_NAME_BYTES} bytes")
     return DetectOptions(
-        model=read_model(request.model, "model"),
+        model=read_model(request, ""),
         version=request.version,
         threshold=threshold,
-        labels={pair.model_label: pair.label or pair.model_label for pair in request.labels},
+        labels=_labels(request),
         max_detections=limit,
         polygons=_polygons(request.polygons) if request.HasField("polygons") else None,
     )
 
 
+def _labels(request: pb.DetectRequest) -> tuple[LabelMapping, ...]:
+    if len(request.labels) > MAX_LABELS:
+        text = f"{len(request.labels)} labels; at most {MAX_LABELS} are read"
+        raise InvalidInputError("labels", text, metadata={"limit": "labels"})
+    mappings: dict[str, LabelMapping] = {}
+    for number, label in enumerate(request.labels):
+        mapping = _label(label, number)
+        if mapping.model_label in mappings:
+            text = f"'{mapping.model_label}' is mapped by labels[{list(mappings).index(mapping.model_label)}] already"
+            raise InvalidInputError(f"labels[{number}].model_label", text)
+        mappings[mapping.model_label] = mapping
+    return tuple(mappings.values())
+
+
+def _label(label: pb.LabelMapping, number: int) -> LabelMapping:
+    name, own = label.model_label, label.label
+    if not name:
+        field = f"labels[{number}].model_label"
+        raise InvalidInputError(field, "a label of the model is needed; ListModels lists them")
+    if len(name.encode()) > MAX_NAME_BYTES or len(own.encode()) > MAX_NAME_BYTES:
+        field = "model_label" if len(name.encode()) > MAX_NAME_BYTES else "label"
+        raise InvalidInputError(f"labels[{number}].{field}", f"a label has at most {MAX_NAME_BYTES} bytes")
+    threshold = label.threshold if label.HasField("threshold") else None
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise InvalidInputError(f"labels[{number}].threshold", _NO_SCORE.format(threshold))
+    return LabelMapping(name, own or name, threshold)
+
+
 def _polygons(polygons: pb.PolygonOptions) -> PolygonOptions:
-    version = polygons.version
-    if version and not polygons.model:
-        raise InvalidInputError("polygons.version", f"version {version} needs the name of a model")
     return PolygonOptions(
-        model=read_model(polygons.model, "polygons.model") if polygons.model else None,
-        version=version,
+        model=read_model(polygons, "polygons."),
+        version=polygons.version,
         output=read_output(polygons.output, "polygons.output"),
     )
 
@@ -158,12 +180,14 @@ def _object_id(object_id: str, field: str) -> str:
     return object_id
 
 
-def read_model(name: str, field: str) -> str:
-    """Check the name of a model, which must not be empty."""
-    if not name:
-        raise InvalidInputError(field, "the name of a model is needed; ListModels lists them")
+def read_model(message: pb.Prompt | pb.SegmentRequest | pb.DetectRequest | pb.PolygonOptions, path: str) -> str:
+    """Read the name of a tool, empty for the server's choice, and check the version beside it. path: of the message."""
+    name = message.model
     if len(name.encode()) > MAX_NAME_BYTES:
-        raise InvalidInputError(field, f"a name has at most {MAX_NAME_BYTES} bytes")
+        raise InvalidInputError(f"{path}model", f"a name has at most {MAX_NAME_BYTES} bytes")
+    if message.version and not name:
+        text = f"version {message.version} needs the name of a model; without one, the server chooses both"
+        raise InvalidInputError(f"{path}version", text)
     return name
 
 
@@ -235,8 +259,10 @@ def read_output(output: pb.OutputOptions, field: str) -> OutputOptions:
     points = output.max_points if output.HasField("max_points") else None
     if points is not None and not 3 <= points <= MAX_MAX_POINTS:
         raise InvalidInputError(f"{field}.max_points", f"{points} is not from 3 to {MAX_MAX_POINTS}")
-    forms = tuple(_form(form, f"{field}.forms[{number}]") for number, form in enumerate(output.forms))
-    return OutputOptions(threshold, tolerance, points, forms or (Form.POLYGONS,))
+    if len(output.forms) > MAX_FORMS:
+        raise InvalidInputError(f"{field}.forms", f"{len(output.forms)} forms; at most {MAX_FORMS} are read")
+    forms = (_form(form, f"{field}.forms[{number}]") for number, form in enumerate(output.forms))
+    return OutputOptions(threshold, tolerance, points, tuple(dict.fromkeys(forms)) or (Form.POLYGONS,))
 
 
 def _form(form: pb.OutputForm.ValueType, field: str) -> Form:

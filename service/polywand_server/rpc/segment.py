@@ -63,7 +63,7 @@ class _Results:
     """Writes the answers of one call, each as soon as there is one. lane: for large ones."""
 
     def __init__(self, request: pb.SegmentRequest, lane: Lane) -> None:
-        self._prompts = [(short_names(prompt)[0], not prompt.model) for prompt in request.prompts]
+        self._prompts = [(short_names(prompt)[0], not (prompt.model or prompt.version)) for prompt in request.prompts]
         self._lane = lane
         self._bytes_left = MAX_ANSWER_BYTES
 

@@ -52,6 +52,11 @@ def outcome(answer: Answer) -> str:
     return _OUTCOMES.get(type(answer), "error")
 
 
+def answering_model(named: str, answer: Answer) -> str:
+    """Return the name of the tool that answered, for metrics; named: by the prompt, which may name none."""
+    return answer.model if isinstance(answer, Segmentation) else named
+
+
 def answer_bytes(answer: object) -> int:
     """Estimate the memory of an answer while it waits."""
-    return REPLY_BYTES + (answer.shape.nbytes if isinstance(answer, Segmentation) else 0)
+    return REPLY_BYTES + (answer.nbytes if isinstance(answer, Segmentation) else 0)

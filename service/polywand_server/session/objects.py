@@ -12,7 +12,7 @@ from polywand_server.interactors.estimate import Found, Segmentation
 from polywand_server.interactors.predictor import Predictor
 from polywand_server.interactors.prompt import Incomplete, Prompt, Supersession
 from polywand_server.lanes import RightOfWay
-from polywand_server.session.answers import Reply, outcome
+from polywand_server.session.answers import Reply, answering_model, outcome
 from polywand_server.session.backlog import Backlog
 from polywand_server.session.counts import PromptCounts
 from polywand_server.session.outbox import Outbox
@@ -233,4 +233,4 @@ class ObjectQueue:
         self._last_reply = time.monotonic()
         # Only now that the reply is queued: each prompt counts as answered or as skipped, never as both.
         del self._in_work[request]
-        self._services.counts.answered(prompt.model, outcome(result), timer, seconds)
+        self._services.counts.answered(answering_model(prompt.model, result), outcome(result), timer, seconds)

@@ -13,7 +13,7 @@ from polywand_server.images import ImageSource, ImageStore, Picture
 from polywand_server.interactors.predictor import Predictor
 from polywand_server.interactors.prompt import Prompt
 from polywand_server.lanes import Lane, RightOfWay
-from polywand_server.session.answers import Answer, outcome
+from polywand_server.session.answers import Answer, answering_model, outcome
 from polywand_server.session.counts import PromptCounts
 from polywand_server.timing import Stopwatch
 
@@ -130,7 +130,7 @@ class Segments:
             with counts.skipped_if_cancelled(prompt.model):
                 work = _in_time(predictor.answer(prompt, own), own, self._services.prompt_seconds)
                 answer = await or_error(work)
-        counts.answered(prompt.model, outcome(answer), own, own.total())
+        counts.answered(answering_model(prompt.model, answer), outcome(answer), own, own.total())
         timer.add(own)
         return answer
 

@@ -112,7 +112,7 @@ class Tool:
             NotFoundError, UnavailableError
         """
         if not self.ready:
-            raise _not_ready(f"model '{self.name}' is not ready: {self.reason}", self.state, {"model": self.name})
+            raise not_ready(f"model '{self.name}' is not ready: {self.reason}", self.state, {"model": self.name})
         if wanted == 0:
             return max(version.version for version in self.versions if version.ready)
         known = {version.version: version for version in self.versions}
@@ -124,7 +124,7 @@ class Tool:
             )
         if not known[wanted].ready:
             text = f"version {wanted} of model '{self.name}' is not ready: {known[wanted].reason}"
-            raise _not_ready(text, known[wanted].state, this)
+            raise not_ready(text, known[wanted].state, this)
         return wanted
 
     def of_version(self, version: int) -> Interactor | Detector | None:
@@ -137,7 +137,8 @@ class Tool:
         return Detector(self.name, self.model.name, version, spec, config)
 
 
-def _not_ready(text: str, state: State, metadata: Mapping[str, str]) -> UnavailableError:
+def not_ready(text: str, state: State, metadata: Mapping[str, str]) -> UnavailableError:
+    """Make the error of a request for a model that is not ready; state: the model's."""
     reason = Reason.MODEL_BROKEN if state is State.FAILED else Reason.MODEL_NOT_READY
     return UnavailableError(text, state.retry_seconds, reason=reason, metadata=metadata)
 

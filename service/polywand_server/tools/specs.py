@@ -25,6 +25,8 @@ from polywand_server.triton.client import ModelConfig
 PARAMETER_KEY = "polywand"
 # Of POINTS: two for a box and one for a click.
 MIN_POINT_ROWS = 3
+# Answers of an interactor to one prompt.
+MOST_ANSWERS = 8
 BOX_COLUMNS = 4
 # Rows of a batch for flip averaging: the crop, and its mirror image.
 FLIPPED = 2
@@ -307,6 +309,7 @@ def check_config(spec: ToolSpec, config: ModelConfig) -> None:
                 raise ValueError(f"{name} has to be {dtype} with {rank} dims")
     if interactor:
         _check_state(config)
+        _check_answers(config)
     if interactor and config.inputs["POINTS"].dims[0] < MIN_POINT_ROWS:
         raise ValueError(f"POINTS has to have a fixed number of rows, at least {MIN_POINT_ROWS}")
     if isinstance(spec, DetectorSpec):
@@ -326,3 +329,13 @@ def _check_state(config: ModelConfig) -> None:
         return
     if before.dtype != "FP32" or after.dtype != "FP32" or before.dims != after.dims or min(before.dims) < 1:
         raise ValueError("STATE and STATE_OUT have to be FP32 with the same fixed dims")
+
+
+def _check_answers(config: ModelConfig) -> None:
+    answers, scores = config.outputs["LOGITS"].dims[0], config.outputs.get("SCORES")
+    if not 1 <= answers <= MOST_ANSWERS:
+        raise ValueError(f"LOGITS has to have a fixed number of answers as its first dim, from 1 to {MOST_ANSWERS}")
+    if scores is None and answers > 1:
+        raise ValueError(f"LOGITS has {answers} answers, and there is no tensor SCORES that says which is the best")
+    if scores is not None and (scores.dtype != "FP32" or scores.dims != (answers,)):
+        raise ValueError(f"SCORES has to be FP32 with dims [ {answers} ], one for each answer in LOGITS")

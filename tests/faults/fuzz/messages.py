@@ -14,8 +14,9 @@ from tests.faults.fuzz.seeds import make_seed
 from tests.faults.fuzz.sizes import Sizes, copies
 from tests.streams import digest_of
 
-INTERACTORS = ("wand_click", "wand_box", "wand_extreme", "grabcut")
-WEIGHTS = (8, 4, 2, 1)  # GrabCut takes longest
+INTERACTORS = ("wand_click", "wand_box", "wand_extreme", "", "grabcut")  # "" is the server's choice
+WEIGHTS = (8, 4, 2, 2, 1)  # GrabCut takes longest
+FORMS = (pb.OUTPUT_FORM_POLYGONS, pb.OUTPUT_FORM_RLE, pb.OUTPUT_FORM_PNG, pb.OUTPUT_FORM_BOX)
 LARGEST_SIDE = 96
 LABELS = ("person", "car", "cup", "no such label")
 PIXEL_BYTES = {
@@ -83,7 +84,7 @@ def make_prompt(rng: random.Random, width: int, height: int, sizes: Sizes) -> pb
     prompt = pb.Prompt(model=model, object_id=rng.choice(("", "a", "b", "c")), output=make_output(rng))
     if rng.random() < 0.5:
         prompt.seed.CopyFrom(make_seed(rng, width, height, sizes))
-    if model == "wand_extreme":
+    if model == "wand_extreme" or (not model and rng.random() < 0.3):
         labels = [pb.POINT_LABEL_EXTREME] * 4
     else:
         labels = [pb.POINT_LABEL_POSITIVE, pb.POINT_LABEL_NEGATIVE][: rng.choice((0, 1, 1, 2))]
@@ -108,7 +109,11 @@ def make_box(rng: random.Random, width: float, height: float) -> pb.Box:
 
 def make_output(rng: random.Random) -> pb.OutputOptions:
     """Output options within their limits; each is absent in half of all cases."""
-    output = pb.OutputOptions(forms=[pb.OUTPUT_FORM_POLYGONS, *([pb.OUTPUT_FORM_RLE] if rng.random() < 0.5 else [])])
+    output = pb.OutputOptions()
+    if rng.random() < 0.3:
+        output.forms.extend(rng.choices(FORMS, k=rng.randint(1, 6)))  # some of them several times
+    elif rng.random() < 0.5:
+        output.forms.extend((pb.OUTPUT_FORM_POLYGONS, pb.OUTPUT_FORM_RLE))
     if rng.random() < 0.5:
         output.threshold = rng.choice((1e-6, 0.05, 0.5, 0.95, 0.999999))
     if rng.random() < 0.5:
@@ -120,16 +125,19 @@ def make_output(rng: random.Random) -> pb.OutputOptions:
 
 def make_detect(rng: random.Random) -> pb.DetectRequest:
     """A detection on a small image."""
-    request = pb.DetectRequest(model="nanodet", image=make_image(rng))
+    request = pb.DetectRequest(model=rng.choice(("nanodet", "nanodet", "")), image=make_image(rng))
     if rng.random() < 0.5:
         request.threshold = rng.choice((0.02, 0.05, 0.4, 0.99, 1.0))
     if rng.random() < 0.5:
         request.max_detections = rng.choice((1, 2, 10))
     if rng.random() < 0.3:
-        request.labels.add(model_label=rng.choice(LABELS), label="thing")
+        for name in rng.sample(LABELS, rng.choice((1, 1, 2, 4))):
+            mapping = request.labels.add(model_label=name, label=rng.choice(("thing", "")))
+            if rng.random() < 0.5:
+                mapping.threshold = rng.choice((0.0, 0.02, 0.5, 1.0))
     if rng.random() < 0.3:
         request.max_detections = 2  # each outline is an inference
-        request.polygons.CopyFrom(pb.PolygonOptions(model=rng.choice(("", *INTERACTORS)), output=make_output(rng)))
+        request.polygons.CopyFrom(pb.PolygonOptions(model=rng.choice(INTERACTORS), output=make_output(rng)))
     return request
 
 

@@ -10,7 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 from polywand_contract.v1 import annotation_pb2 as pb
 from tests.faults.fuzz.case import DETECT, DETECT_STREAM, INTERACT, LIST_MODELS, Case, Reading
 from tests.faults.fuzz.play import Record, accounted
-from tests.faults.fuzz.shapes import shape_breaches
+from tests.faults.fuzz.shapes import ROUNDING, shape_breaches
 from tests.streams import digest_of
 
 MOST_TEXT_BYTES = 1_000
@@ -185,17 +185,34 @@ def _segmentation_breaches(
     for request in asked:
         if request.WhichOneof("payload") == "prompt":
             prompt = request.prompt
-            found.append([*_echo_breaches(prompt, answer), *shape_breaches(answer.shape, image, prompt.output)])
+            shapes = [answer.shape, *(candidate.shape for candidate in answer.alternatives)]
+            wrong = [breach for shape in shapes for breach in shape_breaches(shape, image, prompt.output)]
+            found.append([*_echo_breaches(prompt, answer), *_score_breaches(answer), *wrong])
     yield from min(found, key=len, default=["an outline of what was not asked for"])
 
 
 def _echo_breaches(prompt: pb.Prompt, answer: pb.Segmentation) -> Iterator[str]:
-    if answer.model != prompt.model or answer.version < 1 or prompt.version not in (0, answer.version):
+    if (
+        answer.model != (prompt.model or answer.model)
+        or answer.version < 1
+        or prompt.version not in (0, answer.version)
+    ):
         yield f"{answer.model} {answer.version} answered instead of {prompt.model} {prompt.version}"
     if prompt.output.HasField("threshold") and answer.threshold != prompt.output.threshold:
         yield f"threshold {answer.threshold} instead of {prompt.output.threshold}"
     if not 0 < answer.threshold < 1:
         yield f"a threshold of {answer.threshold}"
+
+
+def _score_breaches(answer: pb.Segmentation) -> Iterator[str]:
+    scores = [answer.score, *(candidate.score for candidate in answer.alternatives)]
+    if any(not 0 <= score <= 1 for score in scores) or scores != sorted(scores, reverse=True):
+        yield f"scores {scores}"
+    if not answer.score_kind:
+        yield "a score of no kind"
+    least = answer.threshold * (1 - ROUNDING)
+    if answer.score_kind == pb.SCORE_KIND_MEAN_PROBABILITY and 0 < answer.score < least:
+        yield f"a mean of {answer.score} of probabilities above {answer.threshold}"
 
 
 def _timing_breaches(timing: pb.Timing) -> Iterator[str]:
@@ -231,17 +248,21 @@ def _detect_breaches(request: pb.DetectRequest, response: pb.DetectResponse | by
     most = request.max_detections if request.HasField("max_detections") else DEFAULT_MAX_DETECTIONS
     if len(scores) > most:
         yield f"{len(scores)} detections where {most} were allowed"
-    if response.model != request.model or response.version < 1:
+    if response.model != (request.model or response.model) or response.version < 1:
         yield f"{response.model} {response.version} answered instead of {request.model}"
     if request.HasField("polygons") != response.HasField("polygons"):
         yield "outlines where none were asked for, or none where they were"
-    mapped = {pair.model_label: pair.label for pair in request.labels}
+    mapped = {pair.model_label: pair for pair in request.labels}
     for found in response.detections:
         box = found.box
         if not (0 <= box.x0 < box.x1 <= image[0] and 0 <= box.y0 < box.y1 <= image[1]):
             yield f"a box ({box.x0}, {box.y0}, {box.x1}, {box.y1}) on {image}"
-        if mapped and mapped.get(found.model_label) != found.label:
-            yield f"the label {found.label!r} of {found.model_label!r}"
+        if mapped:
+            pair = mapped.get(found.model_label, pb.LabelMapping())
+            if found.label != (pair.label or pair.model_label):
+                yield f"the label {found.label!r} of {found.model_label!r}"
+            if pair.HasField("threshold") and found.score < pair.threshold:
+                yield f"a score of {found.score} where {pair.threshold} was the least"
         if request.HasField("polygons"):
             yield from shape_breaches(found.shape, image, request.polygons.output)
     yield from _timing_breaches(response.timing)

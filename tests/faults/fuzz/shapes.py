@@ -1,11 +1,13 @@
 """What the contract promises of a `Shape`."""
 
+import io
 import math
 from collections.abc import Iterator
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from PIL import Image
 
 from polywand import decode_rle, rasterise
 from polywand.results import Polygon
@@ -25,7 +27,12 @@ def shape_breaches(shape: pb.Shape, image: tuple[int, int], output: pb.OutputOpt
     vertices = sum(len(ring.coordinates) // 2 for ring in rings)
     if output.HasField("max_points") and vertices > output.max_points:
         yield f"{vertices} vertices where {output.max_points} were allowed"
-    yield from _number_breaches(shape, image, output)
+    has_polygons = not output.forms or pb.OUTPUT_FORM_POLYGONS in output.forms
+    yield from _number_breaches(shape, image, output if has_polygons else pb.OutputOptions())
+    if not has_polygons:
+        yield from _no_polygons_breaches(shape, image)
+        yield from _mask_breaches(shape, image, output)
+        return
     if any(len(ring.coordinates) < 6 or len(ring.coordinates) % 2 for ring in rings):
         return
     yield from _box_breaches(shape, rings)
@@ -66,6 +73,16 @@ def _box_breaches(shape: pb.Shape, rings: list[pb.Ring]) -> Iterator[str]:
             yield f"the box {box} is not the tight one, {tight}"
 
 
+def _no_polygons_breaches(shape: pb.Shape, image: tuple[int, int]) -> Iterator[str]:
+    box = shape.box
+    if shape.polygons or (shape.tolerance, shape.iou) != (0, 1):
+        yield f"{len(shape.polygons)} polygons that were not asked for, tolerance {shape.tolerance}, iou {shape.iou}"
+    if shape.area and not shape.HasField("box"):
+        yield f"an area of {shape.area} without a box"
+    if shape.HasField("box") and not (0 <= box.x0 <= box.x1 <= image[0] and 0 <= box.y0 <= box.y1 <= image[1]):
+        yield f"a box ({box.x0}, {box.y0}, {box.x1}, {box.y1}) on {image}"
+
+
 def _polygon_breaches(shape: pb.Shape) -> Iterator[str]:
     areas = []
     for polygon in shape.polygons:
@@ -87,24 +104,38 @@ def _polygon_breaches(shape: pb.Shape) -> Iterator[str]:
 
 
 def _mask_breaches(shape: pb.Shape, image: tuple[int, int], output: pb.OutputOptions) -> Iterator[str]:
+    """Yield what of the run lengths and the PNG file is against the contract, or different from each other."""
     if shape.HasField("rle") != (pb.OUTPUT_FORM_RLE in output.forms):
-        yield "a mask where none was asked for, or none where one was"
+        yield "run lengths where none were asked for, or none where some were"
         return
-    if pb.OUTPUT_FORM_RLE not in output.forms:
-        return
-    if (shape.rle.width, shape.rle.height) != image:
-        yield f"a mask of {shape.rle.width} x {shape.rle.height} on {image}"
+    if bool(shape.png) != (pb.OUTPUT_FORM_PNG in output.forms):
+        yield "a PNG file where none was asked for, or none where one was"
         return
     if image[0] * image[1] > MOST_CHECKED_PIXELS:
         return
+    masks = []
     try:
-        mask = decode_rle(shape.rle.counts, *image)
-    except ValueError as error:
+        if shape.HasField("rle"):
+            if (shape.rle.width, shape.rle.height) != image:
+                raise ValueError(f"{shape.rle.width} x {shape.rle.height} pixels on {image}")
+            masks.append(decode_rle(shape.rle.counts, *image))
+        if shape.png:
+            masks.append(_pixels(shape.png, image))
+    except (ValueError, OSError) as error:
         yield f"a mask that is none: {error}"
         return
     is_exact = output.HasField("tolerance") and output.tolerance == 0 and not output.HasField("max_points")
-    if is_exact and not (_rasterised(shape, image) == mask).all():
-        yield "polygons of tolerance 0 that do not give the mask back"
+    if is_exact and (not output.forms or pb.OUTPUT_FORM_POLYGONS in output.forms):
+        masks.append(_rasterised(shape, image))
+    if any((mask != masks[0]).any() for mask in masks[1:]):
+        yield "masks that are not the same, or polygons of tolerance 0 that do not give the mask back"
+
+
+def _pixels(png: bytes, image: tuple[int, int]) -> NDArray[np.bool_]:
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as opened:
+        if (opened.mode, opened.size) != ("1", image):
+            raise ValueError(f"a PNG file of {opened.mode} {opened.size} on {image}")
+        return np.asarray(opened)
 
 
 def _rasterised(shape: pb.Shape, image: tuple[int, int]) -> NDArray[np.bool_]:

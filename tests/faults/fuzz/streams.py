@@ -59,7 +59,8 @@ def _large_answers(rng: random.Random, sizes: Sizes, count: int) -> list[Step]:
     side = rng.randint(sizes.seed_side // 2, sizes.seed_side)
     steps: list[Step] = [_send(1, _square(side))]
     for number in range(count):
-        output = pb.OutputOptions(tolerance=0, forms=[pb.OUTPUT_FORM_POLYGONS, pb.OUTPUT_FORM_RLE])
+        forms = (pb.OUTPUT_FORM_POLYGONS, rng.choice((pb.OUTPUT_FORM_RLE, pb.OUTPUT_FORM_PNG)))
+        output = pb.OutputOptions(tolerance=0, forms=forms)
         prompt = pb.Prompt(model="wand_click", object_id=str(number), seed=make_parts(rng, side), output=output)
         steps.append(_send(2 + number, prompt))
     return steps

@@ -28,7 +28,7 @@ from polywand.segmenting import UNASKED_PROMPTS, PromptsLike, Segmenting, segmen
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1 import annotation_pb2_grpc as pb_grpc
 
-LOGGER = logging.getLogger("polywand")
+_log = logging.getLogger("polywand")
 
 _Request = TypeVar("_Request")
 _ImageRequest = TypeVar("_ImageRequest", pb.SegmentRequest, pb.DetectRequest)
@@ -80,6 +80,7 @@ class AsyncClient:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timeout_s = connection.timeout_s
         self._images = KnownImages()
+        self._was_reached = False  # whether a server has ever answered: one that restarts is waited for
         self._most_prompts: int | None = None  # of one call of this server; None: not asked yet
         self._closed = False
         self._process = os.getpid()
@@ -417,13 +418,15 @@ class AsyncClient:
                 raise
             except grpc.aio.AioRpcError as error:
                 refusal = errors.from_rpc(error, self.target)
-                delay_s = retry_delay_s(backoff, refusal, error)
+                self._was_reached |= not errors.never_arrived(error)
+                delay_s = retry_delay_s(backoff, refusal) if self._was_reached else None
                 if delay_s is None:
-                    LOGGER.debug("%s at %s failed: %s", name, self.target, refusal)
+                    _log.debug("%s at %s failed: %s", name, self.target, refusal)
                     raise refusal from error
-                LOGGER.info("%s at %s is made again in %.2f s: %s", name, self.target, delay_s, refusal)
+                _log.info("%s at %s is made again in %.2f s: %s", name, self.target, delay_s, refusal)
             else:
-                LOGGER.debug("%s at %s: %.1f ms", name, self.target, 1000 * (time.monotonic() - started))
+                self._was_reached = True
+                _log.debug("%s at %s: %.1f ms", name, self.target, 1000 * (time.monotonic() - started))
                 return reply
             await asyncio.sleep(delay_s)
 

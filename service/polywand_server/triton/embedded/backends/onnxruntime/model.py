@@ -22,6 +22,7 @@ imports only the runtime that it uses (hence the imports inside of functions).
 
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,44 +71,60 @@ class OnnxRuntime:
 
 
 class OpenVino:
-    """OpenVINO on the CPU, compiled for one image at a time.
+    """OpenVINO on the CPU, compiled for one image at a time, with all threads: a click is answered soonest.
 
-    A click network of 384 x 384 on two cores in bf16 takes 13.5 ms with a fixed batch of one. In batches of four it
-    takes 24 ms an image if the batch axis is open, and 12 ms if it is fixed, but then the first image waits for all.
+    The rows of a batch are computed side by side, with one thread each: on two cores, a click network of 384 x 384 in
+    bf16 takes 27 ms of both for a row by itself, and 13 ms a row so. The values are the same. That takes a second
+    compilation (about 100 MB), which begins with the first batch, in the background; rows follow one another until it
+    is done.
     """
 
     batches = False
 
-    def __init__(self, path: Path, threads: int, asked: str, outputs: Sequence[str], *, has_batch_axis: bool) -> None:
+    def __init__(self, path: Path, threads: int, asked: str, outputs: Sequence[str], *, max_batch_size: int) -> None:
         import openvino  # noqa: PLC0415
 
         core = openvino.Core()
-        network = core.read_model(path)
-        self.precision = openvino_precision(asked, core, network)
-        if has_batch_axis:
-            network.reshape({port.any_name: [1, *list(port.partial_shape)[1:]] for port in network.inputs})
-        options = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": self.precision,
-        }
-        compiled = core.compile_model(network, "CPU", options)
+        self._network = core.read_model(path)
+        self.precision = openvino_precision(asked, core, self._network)
+        self._has_batch_axis = max_batch_size > 0
+        if self._has_batch_axis:
+            shapes = {port.any_name: [1, *list(port.partial_shape)[1:]] for port in self._network.inputs}
+            self._network.reshape(shapes)
+        self._core = core
+        self._options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": self.precision}
+        compiled = core.compile_model(self._network, "CPU", self._options | {"PERFORMANCE_HINT": "LATENCY"})
         # A port has the names of all tensors with the same value, also of inner ones.
         self._outputs = [next((n for n in outputs if n in port.names), port.any_name) for port in compiled.outputs]
-        self._request = compiled.create_infer_request()
-        self._has_batch_axis = has_batch_axis
+        self._one = [compiled.create_infer_request()]
+        self._side_by_side: list[Any] = []  # requests; empty until they are compiled
+        self._streams = min(threads, max_batch_size)
+        self._compiling: threading.Thread | None = None
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """See Runtime."""
         size = len(next(iter(feeds.values())))
         if not self._has_batch_axis or size == 1:
-            return self._run(feeds)
-        rows = [self._run({name: tensor[i : i + 1] for name, tensor in feeds.items()}, copy=True) for i in range(size)]
-        return {name: np.concatenate([row[name] for row in rows]) for name in self._outputs}
+            results = self._one[0].infer(dict(feeds), share_inputs=True, share_outputs=True)
+            return dict(zip(self._outputs, results.values(), strict=True))
+        if self._compiling is None and self._streams > 1:
+            self._compiling = threading.Thread(target=self._compile_side_by_side, daemon=True)
+            self._compiling.start()
+        requests = self._side_by_side or self._one
+        rows: list[list[np.ndarray]] = []
+        for start in range(0, size, len(requests)):
+            running = list(zip(range(start, size), requests, strict=False))
+            for row, request in running:
+                request.start_async({name: tensor[row : row + 1] for name, tensor in feeds.items()}, share_inputs=True)
+            for _, request in running:
+                request.wait()
+                rows.append([tensor.data.copy() for tensor in request.output_tensors])
+        return {name: np.concatenate(parts) for name, parts in zip(self._outputs, zip(*rows, strict=True), strict=True)}
 
-    def _run(self, feeds: Feeds, *, copy: bool = False) -> dict[str, np.ndarray]:
-        results = self._request.infer(dict(feeds), share_inputs=True, share_outputs=not copy)
-        return dict(zip(self._outputs, results.values(), strict=True))
+    def _compile_side_by_side(self) -> None:
+        options = self._options | {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": self._streams}
+        compiled = self._core.compile_model(self._network, "CPU", options)
+        self._side_by_side = [compiled.create_infer_request() for _ in range(self._streams)]
 
 
 @dataclass(frozen=True)
@@ -191,7 +208,7 @@ def load(path: Path, config: dict[str, Any]) -> Runtime:
         asked = openvino.get("parameters", {}).get("precision", "f32")
         try:
             outputs = [tensor["name"] for tensor in config["output"]]
-            runtime = OpenVino(path, threads, asked, outputs, has_batch_axis=config["max_batch_size"] > 0)
+            runtime = OpenVino(path, threads, asked, outputs, max_batch_size=config["max_batch_size"])
         except ImportError:
             pb_utils.Logger.log_warn(f"{config['name']} runs on ONNX Runtime, slower: OpenVINO is not installed here")
         else:

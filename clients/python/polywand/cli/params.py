@@ -5,16 +5,34 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from polywand import checks
 from polywand.checks import MAX_COORDINATE
 from polywand.errors import InvalidRequest
+from polywand.files import Source
+from polywand.options import LabelMapping
 from polywand.prompts import Point, PointLabel
-from polywand_common.console import Command
+from polywand_common.console import Command, Number
 from polywand_common.texts import shown
 
 POINT_OPTIONS: dict[str, PointLabel] = {"--positive": "positive", "--negative": "negative", "--extreme": "extreme"}
 ORDER = "polywand.point_order"  # a key of click's Context.meta
+
+
+class ImageFile(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on only
+    """A file that is read when it is needed, as a `Source`; "-" is standard input."""
+
+    def __init__(self, name: str = "image") -> None:
+        self.name = name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Source:
+        """Read one value."""
+        return value if isinstance(value, Source) else Source(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Have the shell complete file names."""
+        return [CompletionItem(incomplete, type="file")]
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on only
@@ -56,33 +74,74 @@ class ValueRange(Numbers):
 
 
 class Text(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on only
-    """A name that a request can carry: UTF-8, and not too long."""
+    """A text that a request can carry: UTF-8, and not too long."""
 
     name = "text"
+
+    def __init__(self, max_bytes: int = checks.MAX_NAME_BYTES) -> None:
+        self._max_bytes = max_bytes
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Read one value."""
         try:
-            return checks.text("it", value)
+            return checks.text("it", value, self._max_bytes)
         except InvalidRequest as error:
             self.fail(f"{error.violations[0].description}.", param, ctx)
 
 
-class LabelPair(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on only
-    """A model's label and the task's, as a tuple: "car=vehicle", or "car" to keep its name."""
+class Version(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on only
+    """A model's version; 0 is the highest that is ready."""
 
-    name = "model-label[=label]"
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read one value."""
+        try:
+            return checks.integer("version", int(value), 0, checks.MAX_VERSION)
+        except ValueError:  # InvalidRequest, too
+            self.fail(f"'{shown(str(value))}' is not a whole number from 0 to {checks.MAX_VERSION}.", param, ctx)
+
+
+class KeyValue(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on only
+    """A key and a value of metadata, as a tuple: "x-project=cars"."""
+
+    name = "key=value"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
         """Read one value."""
-        model_label, _, label = Text().convert(value, param, ctx).partition("=")
+        key, equals, text = value.partition("=")
+        if not key or not equals:
+            self.fail(f"'{shown(value)}' is not KEY=VALUE.", param, ctx)
+        return key, text
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        """Split an environment variable at line ends and semicolons."""
+        return _parts(rv)
+
+
+class LabelOption(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on only
+    """What becomes of a model's label: "car", "car=vehicle", "car@0.6" or "car=vehicle@0.6"."""
+
+    name = "label[=new][@score]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> LabelMapping:
+        """Read one value."""
+        names, threshold = Text().convert(value, param, ctx), None
+        before, at, after = names.rpartition("@")
+        if at and re.fullmatch(r"[0-9.]+", after):
+            names, threshold = before, Number(0, 1).convert(after, param, ctx)
+        model_label, _, label = names.partition("=")
         if not model_label:
             self.fail(f"'{shown(value)}' does not name a label of the model.", param, ctx)
-        return model_label, label or model_label
+        return LabelMapping(model_label, label, threshold)
 
     def split_envvar_value(self, rv: str) -> list[str]:
         """Split an environment variable at line ends and semicolons, since labels may have blanks."""
-        return [label for part in re.split("[;\n]", rv) if (label := part.strip())]
+        return _parts(rv)
+
+
+def _parts(variable: str) -> list[str]:
+    return [stripped for part in re.split("[;\n]", variable) if (stripped := part.strip())]
 
 
 class InClickOrder(Command):
