@@ -5,7 +5,8 @@ import itertools
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -42,71 +43,73 @@ def shows(outline: Segmentation, at: tuple[float, float]) -> bool:
     return abs((box.x0 + box.x1) / 2 - at[0]) < RADIUS and abs((box.y0 + box.y1) / 2 - at[1]) < RADIUS
 
 
-class Drag:
-    """An annotator of the synchronous client, in a thread: each click waits for its answer."""
+class Workload(ABC):
+    """What a client of the synchronous SDK does in a thread of its own, until it is stopped."""
 
     def __init__(self, client: polywand.Client) -> None:
-        self.answers = 0
+        self._client = client
+        self._answers = 0
         self._over = threading.Event()
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(client,), daemon=True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
+    @property
+    def answers(self) -> int:
+        """How many answers came. Raises what went wrong."""
+        if self._failure is not None:
+            raise self._failure
+        return self._answers
+
     def stop(self) -> None:
-        """Stop after this click. Raises what went wrong."""
+        """Ask for nothing more, and wait for the last answers. Raises what went wrong."""
         self._over.set()
         self._thread.join(TIMEOUT_S)
         assert not self._thread.is_alive()
-        if self._failure is not None:
-            raise self._failure
+        assert self.answers
 
-    def _run(self, client: polywand.Client) -> None:
+    @abstractmethod
+    def work(self) -> None:
+        """Ask and count answers until stopped."""
+
+    def _run(self) -> None:
         try:
-            with client.open(IMAGE) as session:
-                for at in positions():
-                    if self._over.wait(0.01):
-                        return
-                    outline = session.prompt("disk", points=[at])
-                    assert shows(outline, at)
-                    assert outline.skipped == 0
-                    self.answers += 1
+            self.work()
         except BaseException as failure:
             self._failure = failure
 
 
-class Frames:
-    """Frames without an end in one `detect_stream`, in a thread."""
+class Drag(Workload):
+    """An annotator: each click waits for its answer."""
 
-    def __init__(self, client: polywand.Client) -> None:
-        self.answers = 0
-        self._over = threading.Event()
-        self._failure: BaseException | None = None
-        self._sent = 0
-        self._thread = threading.Thread(target=self._run, args=(client,), daemon=True)
-        self._thread.start()
+    def work(self) -> None:
+        """Click here and there."""
+        with self._client.open(IMAGE) as session:
+            for at in positions():
+                if self._over.wait(0.01):
+                    return
+                outline = session.prompt("disk", points=[at])
+                assert shows(outline, at)
+                assert outline.skipped == 0
+                self._answers += 1
 
-    def stop(self) -> None:
-        """Send no more frames; each that was sent has its answer, in order. Raises what went wrong."""
-        self._over.set()
-        self._thread.join(TIMEOUT_S)
-        assert not self._thread.is_alive()
-        if self._failure is not None:
-            raise self._failure
-        assert self.answers == self._sent
 
-    def _images(self) -> Iterator[NDArray[np.uint8]]:
+class Frames(Workload):
+    """Frames without an end in one `detect_stream`: each has its answer, in order."""
+
+    def work(self) -> None:
+        """Send frames until stopped, and read all answers."""
+        sent = itertools.count()
+        for number, found in self._client.detect_stream(self._images(sent), model="finder"):
+            assert number == self._answers
+            assert isinstance(found, polywand.Detections), found
+            self._answers += 1
+        assert self._answers == next(sent)
+
+    def _images(self, sent: Iterator[int]) -> Iterator[NDArray[np.uint8]]:
         while not self._over.wait(0.01):
-            self._sent += 1
+            next(sent)
             yield IMAGE
-
-    def _run(self, client: polywand.Client) -> None:
-        try:
-            for number, found in client.detect_stream(self._images(), model="finder"):
-                assert number == self.answers
-                assert isinstance(found, polywand.Detections), found
-                self.answers += 1
-        except BaseException as failure:
-            self._failure = failure
 
 
 class AsyncDrag:
@@ -120,7 +123,9 @@ class AsyncDrag:
 
     @property
     def answers(self) -> int:
-        """How many answers were shown."""
+        """How many answers were shown. Raises what went wrong."""
+        if self._task.done():
+            self._task.result()
         return len(self.shown)
 
     async def stop(self) -> None:
@@ -157,9 +162,16 @@ class AsyncFrames:
     """Frames without an end in one `detect_stream` of the asyncio client."""
 
     def __init__(self, client: polywand.AsyncClient) -> None:
-        self.answers = self._sent = 0
+        self._answers = self._sent = 0
         self._over = False
         self._task = asyncio.create_task(self._run(client))
+
+    @property
+    def answers(self) -> int:
+        """How many answers came. Raises what went wrong."""
+        if self._task.done():
+            self._task.result()
+        return self._answers
 
     async def stop(self) -> None:
         """Send no more frames; each that was sent has its answer, in order. Raises what went wrong."""
@@ -175,9 +187,9 @@ class AsyncFrames:
 
     async def _run(self, client: polywand.AsyncClient) -> None:
         async for result in client.detect_stream(self._images(), model="finder"):
-            assert result.number == self.answers
+            assert result.number == self._answers
             assert result.unwrap().model == "finder"
-            self.answers += 1
+            self._answers += 1
 
 
 @pytest.fixture
@@ -261,14 +273,12 @@ async def test_drags_and_frames_outlive_a_drain_a_kill_and_a_restart(
     assert sum("goes on with a new stream" in message for message in caplog.messages) == 2 * len(workloads)
 
 
-@pytest.mark.parametrize("opens", ["drag", "frames"])
-def test_a_server_that_is_still_starting_is_waited_for(repository: Path, tmp_path: Path, opens: str) -> None:
-    port = free_port()
-    workload: Drag | Frames
-    kinds: dict[str, Callable[[polywand.Client], Drag | Frames]] = {"drag": Drag, "frames": Frames}
-    with polywand.connect(f"127.0.0.1:{port}", timeout=TIMEOUT_S) as client:
-        workload = kinds[opens](client)
-        options = (f"--model-repository={repository}", f"--grpc-port={port}")
-        with running_service(tmp_path / "log", *options) as service:
-            wait_for(lambda: workload.answers > 0, TIMEOUT_S, service)
+def test_a_replica_that_is_still_starting_is_waited_for(repository: Path, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        replicas = Replicas(stack, repository, tmp_path)
+        client = stack.enter_context(polywand.connect(replicas.proxy.target, timeout=TIMEOUT_S))
+        workloads = (Drag(client), Frames(client))
+        service = replicas.start(0)
+        for workload in workloads:
+            wait_for(lambda workload=workload: workload.answers > 0, TIMEOUT_S, service)
             workload.stop()
