@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python scripts/install.py
 # Of package-lock.json alone, by the hashes that stand there, and none of their scripts is run.
 NODE := node_modules/.package-lock.json
 NODE_BIN := node_modules/.bin
-NO_NPM := npm is not here: install Node 20 or newer with npm (nodejs.org; Debian: apt-get install nodejs npm)
+NO_NPM := npm is not here: install Node 18.20 or newer with npm (nodejs.org; Debian: apt-get install nodejs npm)
 
 .PHONY: serve serve-check test test-zoo test-conversion bench bench-stages bench-outage bench-published soak fuzz check
 .PHONY: node-check no-node-check contract-check typescript-check format proto proto-check lock lock-check audit setup setup-zoo clean
@@ -72,13 +72,13 @@ contract-check: $(NODE)  ## lint the contract; find what would break the clients
 
 typescript-check: $(NODE)  ## formatter, linter, types and generated code of the TypeScript client
 	scripts/generate-typescript --check
-	$(NODE_BIN)/biome ci
+	$(NODE_BIN)/biome ci --colors=off
 	$(NODE_BIN)/tsc --noEmit -p clients/typescript
 
 format: $(VENV)/.dev $(NODE)  ## format, and repair what the linters can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(NODE_BIN)/biome check --write
+	$(NODE_BIN)/biome check --write --colors=off
 
 proto: $(VENV)/.dev $(NODE)  ## regenerate the contract's code, of Python and of TypeScript
 	scripts/generate-proto $(GENERATED)
