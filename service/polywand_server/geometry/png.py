@@ -30,7 +30,26 @@ def to_png(polygons: shapely.MultiPolygon, width: int, height: int) -> bytes:
     rows = np.zeros((height, 1 + (width + _BITS - 1) // _BITS), np.uint8)  # a row begins with its filter, 0: none
     if not polygons.is_empty:
         _fill(rows[:, 1:], polygons, width)
-    header = struct.pack(">II", width, height) + _LAYOUT
+    return _file(rows, width)
+
+
+def moved_png(data: bytes, size: tuple[int, int], offset: tuple[int, int], image: tuple[int, int]) -> bytes:
+    """Place a file of `to_png` in a larger image, at an offset (left, top). size, image: (width, height), pixels."""
+    (width, height), (left, top), (image_width, image_height) = size, offset, image
+    begin = len(_SIGNATURE) + len(_chunk(b"IHDR", struct.pack(">II", width, height) + _LAYOUT))
+    (nbytes,) = struct.unpack_from(">I", data, begin)
+    packed = np.frombuffer(zlib.decompress(data[begin + 8 : begin + 8 + nbytes]), np.uint8).reshape(height, -1)
+    bits = np.unpackbits(packed[:, 1:], axis=1, count=width)
+    first, shift = divmod(left, _BITS)
+    moved = np.packbits(np.pad(bits, ((0, 0), (shift, 0))), axis=1)
+    rows = np.zeros((image_height, 1 + (image_width + _BITS - 1) // _BITS), np.uint8)
+    rows[top : top + height, 1 + first : 1 + first + moved.shape[1]] = moved
+    return _file(rows, image_width)
+
+
+def _file(rows: NDArray[np.uint8], width: int) -> bytes:
+    """Write a file. rows: uint8 [height, 1 + width / 8], the filter and the packed pixels of each row."""
+    header = struct.pack(">II", width, len(rows)) + _LAYOUT
     data = zlib.compress(rows.tobytes(), _COMPRESSION)
     return b"".join((_SIGNATURE, _chunk(b"IHDR", header), _chunk(b"IDAT", data), _chunk(b"IEND", b"")))
 
