@@ -4,7 +4,7 @@ import type { MessageInitShape } from "@bufbuild/protobuf";
 import { Backoff, EagerBackoff, FIRST_DELAY_MS, FIRST_IMAGE_DELAY_MS } from "./backoff.js";
 import { fromCall, fromStatus, isNotHeld, isUnreachable, noAnswer, PolywandError } from "./errors.js";
 import { InteractRequestSchema, type InteractResponse } from "./gen/polywand/v1/annotation_pb.js";
-import { type Sendable, sendable } from "./images.js";
+import { type AcceptedImages, messageOf, type Sendable } from "./images.js";
 import { Ledger, type NewPrompt, type OpenPrompt } from "./ledger.js";
 import { encode, type Stream, type Transport } from "./transport.js";
 import type { CallOptions, ImageInfo, ImageInput, Prompt, Segmentation, Timing, Update, ValueRange } from "./types.js";
@@ -47,6 +47,7 @@ interface NextImage {
  */
 export class Session implements AsyncDisposable {
   readonly #transport: Transport;
+  readonly #accepted: AcceptedImages;
   readonly #metadata: Record<string, string> | undefined;
   readonly #onClose: () => void;
   readonly #ledger: Ledger<Link>;
@@ -66,8 +67,14 @@ export class Session implements AsyncDisposable {
   #closed: PolywandError | undefined;
 
   /** For `client.open`. */
-  constructor(transport: Transport, metadata: Record<string, string> | undefined, onClose: () => void) {
+  constructor(
+    transport: Transport,
+    accepted: AcceptedImages,
+    metadata: Record<string, string> | undefined,
+    onClose: () => void,
+  ) {
     this.#transport = transport;
+    this.#accepted = accepted;
     this.#metadata = metadata;
     this.#onClose = onClose;
     this.#ledger = new Ledger(transport.target, (update) => this.#publish(update));
@@ -113,7 +120,7 @@ export class Session implements AsyncDisposable {
       this.#next = next;
       this.#imageDue = 0;
       this.#imageDelay.reset();
-      sendable(image, valueRange).then((read) => {
+      this.#accepted.read(image, valueRange).then((read) => {
         next.image = read;
         this.#pump();
       }, drop);
@@ -245,7 +252,7 @@ export class Session implements AsyncDisposable {
   #sendImage(link: Link, image: Sendable): void {
     if (link.asked?.image === image) return;
     if (this.#imageDue > Date.now()) return this.#pumpAt(this.#imageDue);
-    const message = (link.notHeld === image && image[1]) || image[0];
+    const message = messageOf(image, link.notHeld !== image);
     link.asked = { image, as: write(link, { case: "image", value: message }) };
   }
 
@@ -325,6 +332,7 @@ export class Session implements AsyncDisposable {
     const { image } = link.asked;
     link.asked = undefined;
     link.image = image;
+    this.#accepted.add(image, info.digest);
     this.#imageDelay.reset();
     if (this.#next?.image === image) {
       const next = this.#next;
@@ -357,7 +365,7 @@ export class Session implements AsyncDisposable {
 
   #refuseImage(link: Link, image: Sendable, error: PolywandError): void {
     link.asked = undefined;
-    if (isNotHeld(error) && image.length > 1 && link.notHeld !== image) {
+    if (isNotHeld(error) && image.whole !== undefined && link.notHeld !== image) {
       link.notHeld = image;
     } else if (error.temporary) {
       this.#imageDue = Date.now() + this.#imageDelay.nextMs(error.retryAfterMs);
