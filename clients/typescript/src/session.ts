@@ -1,35 +1,14 @@
 /** An annotator's session: an image, then prompts, over one stream after another. */
 
-import type { MessageInitShape } from "@bufbuild/protobuf";
 import { Backoff, EagerBackoff, FIRST_DELAY_MS, FIRST_IMAGE_DELAY_MS } from "./backoff.js";
 import { fromCall, fromStatus, isNotHeld, isUnreachable, noAnswer, PolywandError } from "./errors.js";
 import { InteractRequestSchema, type InteractResponse } from "./gen/polywand/v1/annotation_pb.js";
 import { type AcceptedImages, messageOf, type Sendable } from "./images.js";
 import { Ledger, type NewPrompt, type OpenPrompt } from "./ledger.js";
-import { encode, type Stream, type Transport } from "./transport.js";
+import { Link } from "./link.js";
+import { encode, type Transport } from "./transport.js";
 import type { CallOptions, ImageInfo, ImageInput, Prompt, Segmentation, Timing, Update, ValueRange } from "./types.js";
 import * as wire from "./wire.js";
-
-const CLOSE_GRACE_MS = 1000; // for the server to end the stream; then it is cancelled
-
-type Payload = MessageInitShape<typeof InteractRequestSchema>["payload"];
-
-/** One stream. */
-interface Link {
-  /** Undefined until its metadata is there. */
-  stream?: Stream;
-  sequence: number;
-  /** The image on which its server works. */
-  image?: Sendable | undefined;
-  /** The image that was sent last and is not answered. */
-  asked?: { image: Sendable; as: number } | undefined;
-  /** The image that its server does not hold. */
-  notHeld?: Sendable;
-  /** Forgets without an answer, by sequence. */
-  forgets: Map<number, (refusal?: PolywandError) => void>;
-  /** gRPC takes no more at the moment. */
-  isFull: boolean;
-}
 
 /** The image that `setImage` waits for. */
 interface NextImage {
@@ -193,7 +172,7 @@ export class Session implements AsyncDisposable {
     this.#unread.clear();
     this.#onClose();
     this.#wake();
-    await Promise.all([...this.#links].map(({ stream }) => stream && end(stream)));
+    await Promise.all([...this.#links].map((link) => link.end()));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -222,7 +201,7 @@ export class Session implements AsyncDisposable {
     if (link?.stream === undefined || link.image === undefined || link.image !== this.#image) return; // the stream has none
     await new Promise<void>((resolve, reject) => {
       const settle = (refusal?: PolywandError): void => (refusal === undefined ? resolve() : reject(refusal));
-      link.forgets.set(write(link, { case: "forget", value: { objects } }), settle);
+      link.forgets.set(link.write({ case: "forget", value: { objects } }), settle);
     });
   }
 
@@ -253,14 +232,14 @@ export class Session implements AsyncDisposable {
     if (link.asked?.image === image) return;
     if (this.#imageDue > Date.now()) return this.#pumpAt(this.#imageDue);
     const message = messageOf(image, link.notHeld !== image);
-    link.asked = { image, as: write(link, { case: "image", value: message }) };
+    link.asked = { image, as: link.write({ case: "image", value: message }) };
   }
 
   #sendPrompts(link: Link, unsent: OpenPrompt<Link>[]): void {
     const now = Date.now();
     for (const prompt of unsent) {
       if (prompt.due <= now && !link.isFull) {
-        prompt.sent = { on: link, as: write(link, { case: "prompt", value: prompt.message }) };
+        prompt.sent = { on: link, as: link.write({ case: "prompt", value: prompt.message }) };
       }
     }
     const later = unsent.filter(({ due }) => due > now);
@@ -273,7 +252,7 @@ export class Session implements AsyncDisposable {
   }
 
   #connect(): Link {
-    const link: Link = { sequence: 0, forgets: new Map(), isFull: false };
+    const link = new Link();
     this.#links.add(link);
     this.#transport.metadata(this.#metadata).then(
       (metadata) => {
@@ -307,7 +286,7 @@ export class Session implements AsyncDisposable {
         this.#answer(link, sequence, wire.readSegmentation(result.value), wire.readTiming(timing));
         break;
       case "forgotten":
-        this.#readForgotten(link, sequence);
+        link.settleForget(sequence);
         break;
       case "draining":
         this.#leave(link);
@@ -344,13 +323,8 @@ export class Session implements AsyncDisposable {
     }
   }
 
-  #readForgotten(link: Link, sequence: number, refusal?: PolywandError): void {
-    link.forgets.get(sequence)?.(refusal);
-    link.forgets.delete(sequence);
-  }
-
   #readError(link: Link, sequence: number, error: PolywandError): void {
-    if (link.forgets.has(sequence)) return this.#readForgotten(link, sequence, error);
+    if (link.settleForget(sequence, error)) return;
     if (link.asked?.as === sequence) return this.#refuseImage(link, link.asked.image, error);
     if (error.reason === "IMAGE_GIVEN_UP") {
       // Prompts that were sent before the image was sent again are sent again too.
@@ -385,7 +359,7 @@ export class Session implements AsyncDisposable {
 
   #ended(link: Link, error: PolywandError): void {
     this.#links.delete(link);
-    for (const settle of link.forgets.values()) settle(); // its objects are gone with it
+    for (const sequence of link.forgets.keys()) link.settleForget(sequence); // its objects are gone with it
     this.#ledger.resend(error, ({ on }) => on === link);
     if (this.#closed !== undefined || this.#link !== link) return this.#pump();
     this.#link = undefined;
@@ -425,12 +399,6 @@ export class Session implements AsyncDisposable {
   }
 }
 
-function write(link: Link, payload: Payload): number {
-  const sequence = ++link.sequence;
-  link.isFull = link.stream?.write(encode(InteractRequestSchema, { sequence, payload })) === false;
-  return sequence;
-}
-
 /** Whether another stream may do better. */
 function isLost(error: PolywandError): boolean {
   const codes = ["INTERNAL", "UNKNOWN", "CANCELLED"]; // of a stream that was cut, if no server gave a reason
@@ -439,15 +407,4 @@ function isLost(error: PolywandError): boolean {
 
 function superseded(): PolywandError {
   return new PolywandError("CANCELLED", "A newer image replaced the image of this request.", { reason: "SUPERSEDED" });
-}
-
-async function end(stream: Stream): Promise<void> {
-  await new Promise<void>((resolve) => {
-    const timer = setTimeout(() => stream.cancel(), CLOSE_GRACE_MS);
-    stream.on("status", () => {
-      clearTimeout(timer);
-      resolve();
-    });
-    stream.end();
-  });
 }
