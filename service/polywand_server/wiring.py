@@ -26,6 +26,7 @@ from polywand_server.interactors.passes import Passes
 from polywand_server.interactors.predictor import Predictor
 from polywand_server.interactors.steps import Steps
 from polywand_server.interactors.toolbox import InteractorToolbox
+from polywand_server.interactors.windowed import Predictors
 from polywand_server.lanes import FRAME_PRIORITY, PROMPT_PRIORITY, Lane, ModelTurns, RightOfWay
 from polywand_server.ops import metrics
 from polywand_server.ops.health import Health
@@ -164,10 +165,9 @@ def wire(
     segments = Segments(
         SegmentServices(
             store,
-            prompt_predictor,
-            frame_predictor,
+            Predictors(prompt_predictor, prompt_lane),
+            Predictors(frame_predictor, frame_lane),
             right_of_way,
-            frame_lane,
             permits,
             counts,
             limits.prompt_seconds,

@@ -2,9 +2,9 @@
 
     python -m tests.bench.many_prompts [--prompts 64] [--rounds 5] [--tools wand_box wand_click]
 
-Each tool gets boxes, and wand_click gets clicks too. Rounds of both ways take turns; each row shows the best of each,
-what the median call spent in its stages, and the inferences of one call. Every round uses other prompts, so that
-nothing is remembered on the stream.
+Each tool gets boxes, and wand_click gets clicks too. Rounds of both ways take turns. Each row shows the best round of
+each, the least processor time of a prompt, of the service with its Triton, in milliseconds (which other work on the
+machine changes little), and what the median call spent. Every round uses other prompts, so that nothing is remembered.
 """
 
 import argparse
@@ -16,12 +16,13 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+import psutil
 import skimage.data
 
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1.annotation_pb2_grpc import AnnotationServiceStub
 from polywand_server.lanes import EXPECTED_SECONDS
-from tests.running import copy_newest, running_service
+from tests.running import Service, copy_newest, running_service
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 
 TOOLS = ("wand_box", "wand_click")
@@ -31,11 +32,13 @@ SMALLEST_SIDE, LARGEST_SIDE = 40, 200
 
 @dataclass(slots=True)
 class Rates:
-    """Prompts per second, round by round. timings: of the calls."""
+    """Prompts per second and processor time of a prompt in ms, round by round. timings: of the calls."""
 
     title: str
     stream: list[float] = field(default_factory=list)
     segment: list[float] = field(default_factory=list)
+    stream_cpu: list[float] = field(default_factory=list)
+    segment_cpu: list[float] = field(default_factory=list)
     timings: list[pb.Timing] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -43,6 +46,7 @@ class Rates:
         timing = sorted(self.timings, key=lambda timing: timing.total_us)[len(self.timings) // 2]
         stages = "  ".join(f"{stage} {getattr(timing, f'{stage}_us') / 1000:.0f}" for stage in STAGES)
         rates = f"{max(self.stream):9.1f}{max(self.segment):9.1f}{ratio:7.2f}"
+        rates += f"{min(self.stream_cpu):9.1f}{min(self.segment_cpu):9.1f}"
         return f"{self.title:22}{rates}{timing.total_us / 1000:9.0f}{timing.inferences:6}   {stages}"
 
 
@@ -67,7 +71,14 @@ def kinds(tools: list[str]) -> Iterator[tuple[str, str]]:
             yield tool, "clicks"
 
 
-def measure(stub: AnnotationServiceStub, tools: list[str], count: int, rounds: int) -> list[Rates]:
+def processor_ms(service: Service) -> float:
+    """Processor time of the service and all its processes so far, in milliseconds."""
+    root = psutil.Process(service.process.pid)
+    times = [process.cpu_times() for process in (root, *root.children(recursive=True))]
+    return sum(time.user + time.system for time in times) * 1000
+
+
+def measure(service: Service, stub: AnnotationServiceStub, tools: list[str], count: int, rounds: int) -> list[Rates]:
     """Let both ways take turns."""
     pixels = skimage.data.astronaut()
     image, numbers = raw_image(pixels), np.random.default_rng(1)
@@ -78,18 +89,22 @@ def measure(stub: AnnotationServiceStub, tools: list[str], count: int, rounds: i
             asked = prompts(tool, kind, count, numbers, len(pixels))
             with InteractStream(stub) as stream:
                 stream.ask(image)
-                began = time.perf_counter()
+                began, used = time.perf_counter(), processor_ms(service)
                 for message in asked:
                     assert stream.ask(message, 60).HasField("segmentation")
-                by_stream = count / (time.perf_counter() - began)
+                by_stream = count / (time.perf_counter() - began), (processor_ms(service) - used) / count
             time.sleep(EXPECTED_SECONDS)  # until then, calls of many prompts would give way to the stream
-            began = time.perf_counter()
+            began, used = time.perf_counter(), processor_ms(service)
             response = stub.Segment(pb.SegmentRequest(image=image, prompts=asked))
-            by_segment = count / (time.perf_counter() - began)
+            by_segment = count / (time.perf_counter() - began), (processor_ms(service) - used) / count
             assert all(result.HasField("segmentation") for result in response.results)
             if turn:  # the first is for warming up
-                rates.stream.append(by_stream)
-                rates.segment.append(by_segment)
+                for rate, cpu, (value, used) in (
+                    (rates.stream, rates.stream_cpu, by_stream),
+                    (rates.segment, rates.segment_cpu, by_segment),
+                ):
+                    rate.append(value)
+                    cpu.append(used)
                 rates.timings.append(response.timing)
         found.append(rates)
         print(rates, flush=True)
@@ -111,7 +126,7 @@ def main() -> None:
                 print(
                     f"{'':22}{'stream':>9}{'segment':>9}{'ratio':>7}{'call, ms':>9}{'inf.':>6}   stages of a call, ms"
                 )
-                measure(AnnotationServiceStub(channel), options.tools, options.prompts, options.rounds)
+                measure(service, AnnotationServiceStub(channel), options.tools, options.prompts, options.rounds)
 
 
 if __name__ == "__main__":

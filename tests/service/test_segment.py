@@ -95,7 +95,6 @@ def test_boxes_of_one_model_share_inferences_and_the_call_counts_them_once(stub,
     assert outcomes(response) == ["segmentation"] * 16
     assert response.timing.inferences == 2
     assert response.timing.receive_time.seconds > 0
-    assert response.timing.decode_us > 0
     assert response.timing.triton_us > 0
 
 
@@ -291,7 +290,6 @@ def test_a_client_that_goes_away_takes_all_its_prompts_with_it(puppets, puppet_s
             gate.wait_until_begun()
             call.cancel()
             gate.wait_until_cancelled()
-        wait_for(lambda: puppets.metric("polywand_image_memory_bytes") == 0, 30, puppets)
 
 
 def test_the_image_of_a_call_is_released_with_it_whether_or_not_it_failed(puppet_stub):

@@ -1,13 +1,15 @@
 """Frames: one image is decoded, detected and, if wanted, outlined. A bounded number of frames is in work at once."""
 
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from polywand_server.admission.permits import FramePermit, FramePermits
 from polywand_server.detectors.detection import Detection, detect
 from polywand_server.detectors.options import DetectOptions
 from polywand_server.detectors.outlines import OutlineMaker, Outlines
 from polywand_server.detectors.toolbox import FrameToolbox, FrameTools
+from polywand_server.geometry.windows import Window
 from polywand_server.images import ImageSource, ImageStore, Lease
 from polywand_server.lanes import Lane
 from polywand_server.ops import metrics
@@ -86,9 +88,17 @@ class Frames:
         self, tools: FrameTools, lease: Lease, options: DetectOptions, timer: Stopwatch, permit: FramePermit
     ) -> FrameResult:
         detector, picture, outlines = tools.detector, lease.picture, None
+        size = picture.width, picture.height
+        window = Window.around(options.roi, picture) if options.roi is not None else None
+        if window is not None:
+            with timer.stage("prepare"):
+                picture = await self._lane.compute(partial(window.cut, picture))
         found = await detect(self._lane, detector, picture, options, timer)
         if tools.outliner is not None:
             boxes = [detection.box for detection in found]
             outlines = await self._outlines.outline(tools.outliner, picture, boxes, timer, permit)
-        size = picture.width, picture.height
+        if window is not None:
+            found = [replace(detection, box=window.outward(detection.box)) for detection in found]
+            if outlines is not None:
+                outlines = await self._lane.compute(partial(outlines.moved, window.drawn_outward))
         return FrameResult(detector.name, detector.version, *size, lease.digest, found, outlines)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from polywand_server.geometry.boxes import Box
 from polywand_server.geometry.shapes import OutputOptions
 
 DEFAULT_MAX_DETECTIONS = 100
@@ -38,3 +39,4 @@ class DetectOptions:
     labels: tuple[LabelMapping, ...] = ()
     max_detections: int = DEFAULT_MAX_DETECTIONS
     polygons: PolygonOptions | None = None
+    roi: Box | None = None

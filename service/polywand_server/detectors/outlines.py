@@ -1,7 +1,7 @@
 """Outlines of detections: one shape for each box."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from polywand_server.admission.permits import FramePermit
@@ -23,6 +23,10 @@ class Outlines:
     model: str
     version: int
     threshold: float
+
+    def moved(self, move: Callable[[Drawn], Drawn]) -> "Outlines":
+        """Return them with every shape moved."""
+        return replace(self, shapes=[move(shape) for shape in self.shapes])
 
 
 class OutlineMaker:

@@ -23,8 +23,19 @@ def to_png(polygons: shapely.MultiPolygon, width: int, height: int) -> bytes:
     packed = np.zeros((height, (width + _BITS - 1) // _BITS), np.uint8)
     if not polygons.is_empty:
         _fill(packed, polygons, width)
+    return _file(Image.frombuffer("1", (width, height), packed.tobytes(), "raw", "1", 0, 1))
+
+
+def moved_png(data: bytes, offset: tuple[int, int], size: tuple[int, int]) -> bytes:
+    """Paste a file of `to_png` into a larger image, at an offset (left, top). size: (width, height) of that, pixels."""
+    image = Image.new("1", size)
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as part:
+        image.paste(part, offset)
+    return _file(image)
+
+
+def _file(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    image = Image.frombuffer("1", (width, height), packed.tobytes(), "raw", "1", 0, 1)
     image.save(file, "PNG", compress_level=_COMPRESSION)
     return file.getvalue()
 

@@ -133,7 +133,7 @@ def seed_shape(seed: Seed, options: OutputOptions, width: int, height: int) -> S
     if own is not None:
         shape = shape_of(own, options, width, height, 0.0)
     else:
-        runs = _runs(seed, width, height)
+        runs = runs_of(seed, width, height)
         outline = pixel_outline(runs, "prompt.seed")
         shape = shape_of(outline, options, width, height, SMALLEST_DEFAULT_TOLERANCE)
         shape = replace(shape, area=float(runs.area))  # without the slopes of steps by one pixel
@@ -153,8 +153,8 @@ def seed_cost(seed: Seed, width: int, height: int) -> int:
     return map_pixels + int(EDGE_PIXEL_COST * drawn)
 
 
-def _runs(seed: Seed, width: int, height: int) -> Runs:
-    """Return the pixels of a seed. Raises InvalidInputError: as `seed_map`, of run lengths."""
+def runs_of(seed: Seed, width: int, height: int) -> Runs:
+    """Return the pixels of a seed in an image of this size. Raises InvalidInputError: as `seed_map`, of run lengths."""
     if isinstance(seed, PolygonSeed):
         return part_runs(seed.parts, width, height)
     if (seed.width, seed.height) != (width, height):
@@ -171,7 +171,7 @@ def _runs(seed: Seed, width: int, height: int) -> Runs:
 
 
 def _map_of_rle(seed: RleSeed, width: int, height: int) -> ProbabilityMap:
-    runs = _runs(seed, width, height)
+    runs = runs_of(seed, width, height)
     columns, tops, bottoms = runs.columns, runs.tops, runs.bottoms
     left, top, right, bottom = int(columns[0]), int(tops.min()), int(columns[-1]) + 1, int(bottoms.max())
     region = _around(left, top, right, bottom)

@@ -122,6 +122,26 @@ def fill_halves(levels: tuple[Pixels, ...]) -> None:
         cv2.resize(even, half.shape[1::-1], dst=half, interpolation=cv2.INTER_AREA)
 
 
+def part_of(picture: Picture, left: int, top: int, width: int, height: int) -> Picture:
+    """Make a picture of a part of another, whose memory it shares; as if the part had been decoded alone.
+
+    left, top, width, height: whole pixels, inside. Levels on whose pixels the part does not lie are computed.
+    """
+    right, bottom = left + width, top + height
+    levels = [picture.levels[0][top:bottom, left:right]]
+    for level, (level_width, level_height) in enumerate(level_sizes(width, height)[1:], 1):
+        step = 2**level
+        # The last pixels of a level are smaller where the image's edge is not a multiple of the step.
+        ends_there = (right % step == 0 or right == picture.width) and (bottom % step == 0 or bottom == picture.height)
+        if left % step == 0 and top % step == 0 and ends_there:
+            x, y = left // step, top // step
+            levels.append(picture.levels[level][y : y + level_height, x : x + level_width])
+        else:
+            levels.append(np.empty((level_height, level_width, 3), np.uint8))
+            fill_halves((levels[-2], levels[-1]))
+    return Picture(tuple(levels))
+
+
 def picture_of(pixels: Pixels) -> Picture:
     """Make a picture of RGB pixels uint8 [H, W, 3]; they are not copied."""
     height, width = pixels.shape[:2]

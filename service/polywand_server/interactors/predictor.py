@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from polywand_server.images import Picture
 from polywand_server.interactors.answers import draw_answer
-from polywand_server.interactors.checks import check_fits, check_inside
+from polywand_server.interactors.checks import check_fits, check_inside_image
 from polywand_server.interactors.drawer import Drawer
 from polywand_server.interactors.estimate import Estimate, Found, Segmentation
 from polywand_server.interactors.memory import EstimateMemory, Key, keys_of, seed_key
@@ -49,7 +49,7 @@ class Predictor:
 
     def check(self, prompt: Prompt) -> None:
         """Refuse a prompt that reaches outside the image. Raises InvalidInputError."""
-        check_inside(prompt, self.picture)
+        check_inside_image(prompt, self.picture.width, self.picture.height)
 
     async def answer(self, prompt: Prompt, timer: Stopwatch) -> Segmentation | Incomplete:
         """Check, find and draw a prompt that has no newer ones. Raises what these do."""

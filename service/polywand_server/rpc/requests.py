@@ -97,6 +97,16 @@ def read_prompt(prompt: pb.Prompt) -> Prompt:
     )
 
 
+def read_roi(request: pb.SegmentRequest | pb.DetectRequest) -> Box | None:
+    """Convert the part of the image that counts; None for all of it. That it is inside is checked later."""
+    if not request.HasField("roi"):
+        return None
+    roi = read_box(request.roi, "roi")
+    if roi.x0 < 0 or roi.y0 < 0:
+        raise InvalidInputError("roi", f"it begins at ({roi.x0:g}, {roi.y0:g}), outside: the image begins at (0, 0)")
+    return roi
+
+
 def read_forget(forget: pb.Forget) -> str | None:
     """Return the id of the object to forget; None for all."""
     objects = forget.WhichOneof("objects")
@@ -135,6 +145,7 @@ def read_detect(request: pb.DetectRequest) -> DetectOptions:
         labels=_labels(request),
         max_detections=limit,
         polygons=_polygons(request.polygons) if request.HasField("polygons") else None,
+        roi=read_roi(request),
     )
 
 

@@ -10,7 +10,7 @@ from polywand_server.rpc.intake import Refused, is_small, receive_segment
 from polywand_server.rpc.messages import Context, Messages
 from polywand_server.rpc.prompts import in_terms_of_the_call, read_prompts
 from polywand_server.rpc.replies import write_segment_result, write_segmented
-from polywand_server.rpc.requests import read_image, short_names
+from polywand_server.rpc.requests import read_image, read_roi, short_names
 from polywand_server.session.answers import Answer, answer_bytes
 from polywand_server.session.segments import Segments
 from polywand_server.timing import Stopwatch
@@ -48,14 +48,15 @@ class SegmentCalls:
                     prompts = read_prompts(request)
                 else:
                     prompts = await self._lane.compute(lambda: read_prompts(request))
+                roi = read_roi(request)
                 source = read_image(request.image, received.image, "image")
                 del received
                 results = _Results(request, self._lane)
                 if len(prompts) == 1:
-                    segmented = await self._segments.one(source, prompts[0], timer, results.write)
+                    segmented = await self._segments.one(source, roi, prompts[0], timer, results.write)
                 else:
                     await self._messages.wait_as_frame(until_paused)
-                    segmented = await self._segments.many(source, prompts, timer, until_paused, results.write)
+                    segmented = await self._segments.many(source, roi, prompts, timer, until_paused, results.write)
         return write_segmented(segmented, timer)
 
 

@@ -9,10 +9,11 @@ from typing import Any, Generic, TypeVar
 
 from polywand_server.admission.permits import FramePermits
 from polywand_server.errors import DeadlineError, PolywandError, Reason, or_error
-from polywand_server.images import ImageSource, ImageStore, Picture
-from polywand_server.interactors.predictor import Predictor
+from polywand_server.geometry.boxes import Box
+from polywand_server.images import ImageSource, ImageStore
 from polywand_server.interactors.prompt import Prompt
-from polywand_server.lanes import Lane, RightOfWay
+from polywand_server.interactors.windowed import Answering, Predictors
+from polywand_server.lanes import RightOfWay
 from polywand_server.session.answers import Answer, answering_model, outcome
 from polywand_server.session.counts import PromptCounts
 from polywand_server.timing import Stopwatch
@@ -48,15 +49,14 @@ class Segmented(Generic[T]):
 class SegmentServices:
     """Services and limits of all calls.
 
-    prompt_predictor, frame_predictor: make the predictor of an image, which remembers nothing; its work goes first, or
-    gives way to prompts. frame_lane, permits: of frames. prompt_seconds: the limit of the work on one prompt.
+    prompts, frames: make predictors, which remember nothing; their work goes first, or gives way to prompts.
+    permits: of frames. prompt_seconds: the limit of the work on one prompt.
     """
 
     store: ImageStore
-    prompt_predictor: Callable[[Picture], Predictor]
-    frame_predictor: Callable[[Picture], Predictor]
+    prompts: Predictors
+    frames: Predictors
     right_of_way: RightOfWay
-    frame_lane: Lane
     permits: FramePermits
     counts: PromptCounts
     prompt_seconds: float
@@ -69,17 +69,22 @@ class Segments:
         self._services = services
 
     async def one(
-        self, source: ImageSource, prompt: Prompt | RefusedPrompt, timer: Stopwatch, finish: "Finish[T]"
+        self,
+        source: ImageSource,
+        roi: Box | None,
+        prompt: Prompt | RefusedPrompt,
+        timer: Stopwatch,
+        finish: "Finish[T]",
     ) -> Segmented[T]:
-        """Answer the only prompt of a call. finish: converts the answer.
+        """Answer the only prompt of a call. roi: the part of the image that counts. finish: converts the answer.
 
         Raises:
-            InvalidInputError, TooLargeError, QuotaError: of the image.
+            InvalidInputError, TooLargeError, QuotaError: of the image, or the part.
         """
         services = self._services
         async with services.store.hold(source, timer) as lease:
             picture = lease.picture
-            predictor, release_frames = services.prompt_predictor(picture), services.right_of_way.prompt()
+            predictor, release_frames = await services.prompts.of(picture, roi), services.right_of_way.prompt()
             try:
                 answer = await self._answer(predictor, prompt, timer)
             finally:
@@ -90,6 +95,7 @@ class Segments:
     async def many(
         self,
         source: ImageSource,
+        roi: Box | None,
         prompts: Sequence[Prompt | RefusedPrompt],
         timer: Stopwatch,
         until_paused: AsyncExitStack,
@@ -97,18 +103,19 @@ class Segments:
     ) -> Segmented[T]:
         """Answer the prompts of a call, several side by side.
 
-        until_paused: see `FramePermits.permit`. finish: converts an answer, so that few are held at once.
+        roi: the part of the image that counts. until_paused: see `FramePermits.permit`. finish: converts an answer, so
+        that few are held at once.
 
         Raises:
-            InvalidInputError, TooLargeError, QuotaError: of the image.
+            InvalidInputError, TooLargeError, QuotaError: of the image, or the part.
         """
         services = self._services
         async with services.permits.permit(until_paused) as permit:
             timer.waited()
-            await services.frame_lane.turn(timer)
+            await services.frames.lane.turn(timer)
             async with services.store.hold(source, timer) as lease:
                 picture = lease.picture
-                predictor = services.frame_predictor(picture)
+                predictor = await services.frames.of(picture, roi)
 
                 async def work_off(number: int) -> T:
                     return await finish(number, await self._answer(predictor, prompts[number], timer))
@@ -120,7 +127,7 @@ class Segments:
                     predictor.close()
                 return Segmented(picture.width, picture.height, lease.digest, results)
 
-    async def _answer(self, predictor: Predictor, prompt: Prompt | RefusedPrompt, timer: Stopwatch) -> Answer:
+    async def _answer(self, predictor: Answering, prompt: Prompt | RefusedPrompt, timer: Stopwatch) -> Answer:
         """Answer and count a prompt. timer: of the call."""
         counts, own = self._services.counts, Stopwatch()
         answer: Answer
