@@ -131,7 +131,10 @@ class ImageGivenUp(Unavailable):
 
 
 class Draining(Unavailable):
-    """The server is about to stop. Open a new session: another replica answers."""
+    """The server is about to stop. Open a new session: another replica answers.
+
+    Sessions that reconnect do so by themselves.
+    """
 
 
 class ServerError(PolywandError):
