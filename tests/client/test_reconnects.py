@@ -1,15 +1,18 @@
 """The book of open requests over several streams: what is sent on the next one, and what the last one still answers."""
 
+import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import grpc
 import pytest
+from grpc_status import rpc_status
 
 import polywand
 from polywand import images
@@ -18,8 +21,20 @@ from polywand.backoff import FIRST_DELAY_S
 from polywand.ledger import Ledger
 from polywand.streams import LONGEST_DELAY_S
 from polywand_contract.v1 import annotation_pb2 as pb
+from tests.client.helpers import polywand_threads
 from tests.client.ledgers import DRAINING, LOST, PATIENCE_S, OneStream, ask, ask_image, sent, unstretched, updated
-from tests.client.scripted import Script, full, given_up, not_held, outline, ready, refusal, scripted_server
+from tests.client.scripted import (
+    Script,
+    full,
+    full_status,
+    given_up,
+    not_held,
+    outline,
+    ready,
+    refusal,
+    scripted_server,
+    status,
+)
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 DIGEST = b"d" * 32
@@ -141,6 +156,87 @@ def test_a_photo_is_sent_once_by_a_client_and_its_digest_from_then_on() -> None:
         *("digest", "encoded", "encoded"),
     ]
     assert all(image.ByteSize() < 100 for image in sent_images if image.digest)
+
+
+@dataclass
+class Cuts(Script):
+    """A server whose first two streams end at their first prompt. end: how."""
+
+    end: Callable[[grpc.ServicerContext], None] = lambda context: None
+    streams: int = 0
+
+    def Interact(  # noqa: N802 - gRPC's name
+        self, requests: Iterator[pb.InteractRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.InteractResponse]:
+        self.streams += 1
+        is_cut = self.streams <= 2
+        for request in requests:
+            self.arrivals.append((time.monotonic(), request))
+            if request.HasField("image"):
+                yield accepted(request.sequence)
+            elif is_cut:
+                self.end(context)
+                return
+            else:
+                reply = outline(request.sequence)
+                reply.object_id = request.prompt.object_id
+                yield reply
+
+
+CUTS: dict[str, Callable[[grpc.ServicerContext], None]] = {
+    "ended": lambda context: None,
+    "lost": lambda context: context.abort(grpc.StatusCode.UNAVAILABLE, "no healthy upstream"),
+    "reset by a proxy": lambda context: context.abort(grpc.StatusCode.INTERNAL, "Received RST_STREAM"),
+    "cancelled by a proxy": lambda context: context.abort(grpc.StatusCode.CANCELLED, "idle for too long"),
+    "limited by a proxy": lambda context: context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams"),
+    "said by the server": lambda context: context.abort_with_status(rpc_status.to_status(full_status(0.01))),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+async def test_a_cut_stream_is_a_later_answer(cut: str) -> None:
+    for is_async in (False, True):
+        script = Cuts(end=CUTS[cut])
+        with scripted_server(script) as target:
+            if is_async:
+                async with polywand.aio.connect(target) as async_client, async_client.open(b"photo") as async_session:
+                    answer = await async_session.prompt("m", points=[(1, 1)])
+            else:
+                with polywand.connect(target) as client, client.open(b"photo") as session:
+                    answer = await asyncio.to_thread(session.prompt, "m", points=[(1, 1)])
+        assert (answer.model, answer.skipped) == ("m", 0)
+        assert script.streams == 3
+        messages = [message for _, message in script.arrivals]
+        assert [message.WhichOneof("payload") for message in messages] == ["image", "prompt"] * 3
+        assert [message.image.WhichOneof("source") for message in messages[::2]] == ["encoded", "digest", "digest"]
+    assert not polywand_threads()
+
+
+FINAL: dict[str, tuple[Callable[[grpc.ServicerContext], None], type[polywand.PolywandError]]] = {
+    "too large": (
+        lambda context: context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "message larger than max (9 vs. 4)"),
+        polywand.InvalidRequest,
+    ),
+    "no token": (
+        lambda context: context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token"),
+        polywand.Unauthenticated,
+    ),
+    "the server failed": (
+        lambda context: context.abort_with_status(rpc_status.to_status(status(grpc.StatusCode.INTERNAL, "its log"))),
+        polywand.ServerError,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FINAL)
+def test_what_every_stream_would_meet_ends_the_session(case: str) -> None:
+    end, error = FINAL[case]
+    script = Cuts(end=end)
+    with scripted_server(script) as target, polywand.connect(target) as client, client.open(b"photo") as session:
+        for _ in range(2):
+            with pytest.raises(error):
+                session.prompt("m", points=[(1, 1)])
+    assert script.streams == 1
 
 
 def test_an_idle_session_needs_no_stream_until_it_is_asked() -> None:
