@@ -31,9 +31,6 @@ CHANNEL_OPTIONS = [
     # Between attempts to connect, gRPC fails all calls: by its own numbers for up to two minutes after a long outage.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    # Finds a server that was restarted within 2 s; gRPC's own delays between two tries grow to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.primary_user_agent", f"polywand-python/{version('polywand')}"),
 ]
 
