@@ -11,10 +11,11 @@ INSTALL := $(BIN)/python scripts/install.py
 # Of package-lock.json alone, by the hashes that stand there, and none of their scripts is run.
 NODE := node_modules/.package-lock.json
 NODE_BIN := node_modules/.bin
-NO_NPM := npm is not here: install Node 20 or newer with npm (nodejs.org; Debian: apt-get install nodejs npm)
+NO_NPM := npm is not here: install Node 18.20 or newer with npm (nodejs.org; Debian: apt-get install nodejs npm)
 
 .PHONY: serve serve-check test test-zoo test-conversion bench bench-stages bench-outage bench-published soak fuzz check
-.PHONY: node-check no-node-check contract-check typescript-check format proto proto-check lock lock-check audit setup setup-zoo clean
+.PHONY: node-check no-node-check contract-check typescript-check typescript-format
+.PHONY: format proto proto-check lock lock-check audit setup setup-zoo clean
 
 serve: $(VENV)/.serve  ## run the service with its own Triton
 	exec $(BIN)/polywand-server $(ARGS)
@@ -56,7 +57,8 @@ soak: $(VENV)/.dev  ## annotators come and go for MINUTES (20); fails when anyth
 fuzz: $(VENV)/.dev  ## send the service malformed images, masks and streams for MINUTES (10); fails when others notice
 	$(BIN)/python -m tests.faults.fuzz --minutes $(or $(MINUTES),10) $(ARGS)
 
-check: $(VENV)/.zoo proto-check lock-check $(if $(shell command -v npm),node-check,no-node-check)  ## formatters, linters, types, contract, locks
+# Where npm is missing, it says what is not checked.
+check: $(VENV)/.zoo proto-check lock-check $(if $(shell command -v npm),,no-)node-check  ## formatters, linters, types, locks
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -72,13 +74,15 @@ contract-check: $(NODE)  ## lint the contract; find what would break the clients
 
 typescript-check: $(NODE)  ## formatter, linter, types and generated code of the TypeScript client
 	scripts/generate-typescript --check
-	$(NODE_BIN)/biome ci
+	$(NODE_BIN)/biome ci --colors=off
 	$(NODE_BIN)/tsc --noEmit -p clients/typescript
 
-format: $(VENV)/.dev $(NODE)  ## format, and repair what the linters can
+format: $(VENV)/.dev $(if $(shell command -v npm),typescript-format)  ## format, and repair what the linters can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(NODE_BIN)/biome check --write
+
+typescript-format: $(NODE)
+	$(NODE_BIN)/biome check --write --colors=off
 
 proto: $(VENV)/.dev $(NODE)  ## regenerate the contract's code, of Python and of TypeScript
 	scripts/generate-proto $(GENERATED)

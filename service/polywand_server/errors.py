@@ -221,7 +221,7 @@ async def or_error(work: Awaitable[T]) -> T | PolywandError:
 def for_client(error: Exception) -> PolywandError:
     """Return the error that a client gets; an unexpected one is logged. Call it while it is handled."""
     if isinstance(error, PolywandError):
-        return error
+        return copy(error)  # without the traceback, whose frames hold an image's bytes until the reply is read
     if isinstance(error, MemoryError):
         log.error("out of memory while handling a request")
         return QuotaError("memory", "this server is out of memory: try later, or another replica", 1.0)

@@ -228,7 +228,11 @@ async def test_no_server_is_told_in_a_sentence() -> None:
 async def test_a_server_that_hangs_or_dies_fails_who_waits(tmp_path: Path, astronaut: NDArray[np.uint8]) -> None:
     (tmp_path / "models").mkdir()
     with running_service(tmp_path / "log", f"--model-repository={tmp_path / 'models'}") as service:
-        async with polywand.aio.connect(service.target, timeout=3) as client, client.open(astronaut) as session:
+        async with (
+            polywand.aio.connect(service.target, timeout=3) as client,
+            client.open(astronaut, reconnect=False) as session,
+            client.open(astronaut) as patient,
+        ):
             service.process.send_signal(signal.SIGSTOP)
             started = time.monotonic()
             with pytest.raises(polywand.Unavailable, match="did not answer within 3 s"):
@@ -241,6 +245,14 @@ async def test_a_server_that_hangs_or_dies_fails_who_waits(tmp_path: Path, astro
             for task in (waiting, watcher):
                 with pytest.raises(polywand.Unavailable):
                     await asyncio.wait_for(task, 30)
+            # One that may go on elsewhere looks for a server until the time is over.
+            number = patient.send("x", positive=[FACE], timeout=1)
+            async with asyncio.timeout(30), aclosing(patient.updates()) as updates:
+                update = await anext(updates)
+            assert update.sequence == number
+            assert isinstance(update.result, polywand.Unavailable)
+            with pytest.raises(polywand.Unavailable, match="No Polywand server answers"):
+                await patient.prompt("x", positive=[FACE], timeout=1)
 
 
 async def _collect(session: Session) -> list[polywand.aio.Update]:

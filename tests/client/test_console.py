@@ -337,6 +337,18 @@ def test_what_a_prompt_lacks_is_json_too(photos: list[str]) -> None:
     assert "missing_box" not in answer
 
 
+def test_other_answers_are_counted_and_are_in_json(photos: list[str]) -> None:
+    others = [pb.Candidate(score=0.5, shape=pb.Shape(area=9)), pb.Candidate(score=0.25, shape=pb.Shape(area=4))]
+    best = pb.Segmentation(model="m", score=0.75, score_kind=pb.SCORE_KIND_PREDICTED_IOU, alternatives=others)
+    answer = pb.InteractResponse(segmentation=best)
+    with scripted_server(Script(interact=lambda sent: ready() if sent.HasField("image") else answer)) as target:
+        text = polywand(target, "interact", "a.png", "--positive", "1,1").stdout
+        (line,) = lines(polywand(target, "interact", "a.png", "--positive", "1,1", "--json"))
+    assert "score 0.75 (predicted IoU)" in text
+    assert "2 other answers with --json, scores 0.50, 0.25" in text
+    assert [(other["area"], other["score"]) for other in line["alternatives"]] == [(9, 0.5), (4, 0.25)]
+
+
 def test_models_that_cannot_be_listed_are_json_too() -> None:
     result = polywand(NOWHERE, "models", "--json")
     assert result.exit_code == 1

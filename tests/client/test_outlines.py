@@ -87,6 +87,13 @@ def test_shapely_reads_an_outline(shape: Outline, kind: str) -> None:
         assert all(ring[0] == ring[-1] for ring in polygon)
 
 
+def test_an_outline_is_shown_in_one_line() -> None:
+    shown = repr(WITH_HOLE)
+    assert shown == "Outline(m version 1 on 12 x 8 pixels: 2 polygons, area=33, box=(1, 0, 10, 7))"
+    assert repr(outline(score=0.25)).endswith("0 polygons, area=33, nothing found, score=0.250)")
+    assert repr(WITH_HOLE.polygons[0]) == "Polygon(4 vertices, 1 holes)"
+
+
 def test_a_seed_may_be_an_outline() -> None:
     message = polywand.prompts.to_message(polywand.Prompt(seed=WITH_HOLE))
     assert len(message.seed.polygons.polygons) == 2

@@ -12,7 +12,7 @@ from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1 import annotation_pb2_grpc
 from polywand_server.config import Limits
 from tests.interactors import Gate
-from tests.running import Service, wait_for
+from tests.running import Service, images_in_use, wait_for
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 
 MODEL = "counter"
@@ -27,7 +27,7 @@ IMAGE = raw_image(np.zeros((256, 256, 3), np.uint8))
 @pytest.fixture
 def stub(puppets: Service, puppet_stub) -> annotation_pb2_grpc.AnnotationServiceStub:
     """To the puppets, when no image of an earlier test is there any more."""
-    wait_for(lambda: puppets.metric("polywand_image_memory_bytes") == 0, 60, puppets)
+    wait_for(lambda: images_in_use(puppets) == 0, 60, puppets)
     return puppet_stub
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -22,7 +23,7 @@ from polywand_contract.v1.annotation_pb2_grpc import AnnotationServiceStub
 from polywand_pictures import PixelFormat, RawPixels, ValueRange
 from polywand_server import caller
 from polywand_server.config import Limits
-from polywand_server.errors import ImageNotHeldError, QuotaError
+from polywand_server.errors import ImageNotHeldError, InvalidInputError, QuotaError, or_error
 from polywand_server.images import EncodedImage, ImageDigest, ImageStore, Lease, RawImage
 from polywand_server.images.budget import PictureBudget
 from polywand_server.images.decoder import Decoder
@@ -459,11 +460,11 @@ class Threads:
         return await asyncio.to_thread(work)
 
 
-def store_of(threads: Threads, most: int, kept: int) -> ImageStore:
+def store_of(threads: Threads, most: int, kept: int, workers: Workers | None = None) -> ImageStore:
     limits = replace(Limits(), images_bytes=most)
     pictures = KeptPictures(kept)
     budget = PictureBudget(most, pictures, Holders())
-    return ImageStore(Decoder(threads, Workers(1), budget, limits), budget, pictures, threads)
+    return ImageStore(Decoder(threads, workers or Workers(1), budget, limits), budget, pictures, threads)
 
 
 def image_of(shade: int, side: int = 100) -> RawImage:
@@ -612,12 +613,10 @@ async def test_a_small_picture_does_not_hold_a_large_message():
 
 async def test_what_decoding_takes_on_the_way_is_counted_and_released():
     """Two files that children decode: the second one's decoder waits for the first one's, and both fit in the end."""
-    workers, threads = Workers(2), Threads()
+    workers = Workers(2)
     pixels = np.zeros((1500, 1500, 3), np.uint8)
-    most = 3 * pyramid_bytes(1500, 1500)  # a decoder of PNG takes six times as much as the pixels
-    limits, pictures = replace(Limits(), images_bytes=most), KeptPictures(0)
-    budget = PictureBudget(most, pictures, Holders())
-    store = ImageStore(Decoder(threads, workers, budget, limits), budget, pictures, threads)
+    # A decoder of PNG takes six times as much as the pixels.
+    store = store_of(Threads(), 3 * pyramid_bytes(1500, 1500), 0, workers)
     try:
         files = [EncodedImage(png(pixels + shade), "image.encoded") for shade in range(2)]
         leases = await asyncio.gather(*(store.lease(file, Stopwatch()) for file in files))
@@ -626,3 +625,22 @@ async def test_what_decoding_takes_on_the_way_is_counted_and_released():
         assert third.picture.width == 100
     finally:
         await workers.close()
+
+
+async def test_the_error_of_an_image_does_not_hold_the_image():
+    """It may wait for long until its client reads it."""
+
+    class Message(bytearray):
+        pass
+
+    data = Message(b"I am no image at all" * 1000)
+    workers = Workers(1)
+    store = store_of(Threads(), 2**20, 0, workers)
+    try:
+        error = await or_error(store.lease(EncodedImage(memoryview(data), "image.encoded"), Stopwatch()))
+    finally:
+        await workers.close()
+    assert isinstance(error, InvalidInputError)
+    gone = weakref.ref(data)
+    del data
+    assert gone() is None

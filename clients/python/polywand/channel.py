@@ -28,6 +28,9 @@ CHANNEL_OPTIONS = [
     # Detects a lost server within 40 s, and keeps idle connections through NATs open.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # Between attempts to connect, gRPC fails all calls: by its own numbers for up to two minutes after a long outage.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
     # Finds a server that was restarted within 2 s; gRPC's own delays between two tries grow to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),

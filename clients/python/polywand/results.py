@@ -4,7 +4,7 @@ Coordinates are those of the contract: image pixels, x to the right, y down, pix
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import numpy as np
@@ -47,7 +47,7 @@ class Timing:
     inferences: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Polygon:
     """One connected part of an object.
 
@@ -58,8 +58,11 @@ class Polygon:
     exterior: NDArray[np.float32]
     holes: tuple[NDArray[np.float32], ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Polygon({len(self.exterior)} vertices, {len(self.holes)} holes)"
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True, repr=False)
 class Outline:
     """The outline of one object. `shapely.geometry.shape(outline)` makes a shape of it.
 
@@ -82,7 +85,7 @@ class Outline:
     box: Box | None
     area: float
     mask: NDArray[np.bool_] | None = None
-    png: bytes = field(default=b"", repr=False)
+    png: bytes = b""
     width: int
     height: int
     model: str
@@ -92,6 +95,13 @@ class Outline:
     iou: float
     score: float | None = None
     score_kind: ScoreKind = "unknown"
+
+    def __repr__(self) -> str:
+        """Return one line, without the arrays: size, tool, what was found."""
+        box = "nothing found" if self.box is None else f"box=({', '.join(f'{edge:g}' for edge in self.box)})"
+        score = "" if self.score is None else f", score={self.score:.3f}"
+        tool = f"{self.model} version {self.version} on {self.width} x {self.height} pixels"
+        return f"{type(self).__name__}({tool}: {len(self.polygons)} polygons, area={self.area:g}, {box}{score})"
 
     def to_mask(self) -> NDArray[np.bool_]:
         """Return the outline as a mask, bool [height, width]: the server's, if it was sent, else of the polygons.
@@ -135,7 +145,7 @@ class Outline:
         return {"type": "MultiPolygon", "coordinates": parts}
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True, repr=False)
 class Segmentation(Outline):
     """The answer to one prompt: the outline of one object.
 

@@ -20,7 +20,10 @@ export interface OpenPrompt<L> {
   due: number;
   /** Why it was not answered yet. */
   refusal?: PolywandError;
+  /** Absent if its caller does not wait for it. */
   settle?: ((answer: Segmentation | PolywandError) => void) | undefined;
+  /** How many older prompts it has replaced already. */
+  replaced: number;
   timer?: NodeJS.Timeout;
 }
 
@@ -39,20 +42,25 @@ export class Ledger<L> {
     this.#publish = publish;
   }
 
-  get isEmpty(): boolean {
-    return this.#open.size === 0;
-  }
-
   /** Add a prompt; when its timeout is over, it is answered with why it was not answered before. */
   add({ message, settle, timeoutMs }: NewPrompt): OpenPrompt<L> {
     const objectId = message.objectId ?? "";
     const deadline = Date.now() + timeoutMs;
     const backoff = new Backoff(FIRST_DELAY_MS);
-    const prompt: OpenPrompt<L> = { objectId, sequence: ++this.#sequence, message, deadline, backoff, due: 0, settle };
-    prompt.timer = setTimeout(() => {
-      this.#answer([prompt], prompt.refusal ?? noAnswer(this.#target, timeoutMs));
-    }, timeoutMs);
+    const prompt: OpenPrompt<L> = {
+      objectId,
+      sequence: ++this.#sequence,
+      message,
+      deadline,
+      backoff,
+      due: 0,
+      settle,
+      replaced: 0,
+    };
+    prompt.timer = setTimeout(() => this.#expire(prompt, timeoutMs), timeoutMs);
     this.#open.set(objectId, [...(this.#open.get(objectId) ?? []), prompt]);
+    const before = this.#open.get(objectId)?.at(-2);
+    if (before !== undefined && before.sent === undefined && before.settle === undefined) this.#replace(before);
     return prompt;
   }
 
@@ -104,6 +112,21 @@ export class Ledger<L> {
     this.#close(prompt);
   }
 
+  #expire(prompt: OpenPrompt<L>, timeoutMs: number): void {
+    const error = prompt.refusal ?? noAnswer(this.#target, timeoutMs);
+    if (this.#open.get(prompt.objectId)?.at(-1) === prompt) return this.#answer([prompt], error);
+    this.#replace(prompt); // the newer one is answered, or expires
+    prompt.settle?.(error);
+  }
+
+  /** Take a prompt out, for the next one of its object. */
+  #replace(prompt: OpenPrompt<L>): void {
+    const open = this.#open.get(prompt.objectId) ?? [];
+    const next = open[open.indexOf(prompt) + 1];
+    if (next !== undefined) next.replaced += prompt.replaced + 1;
+    this.#close(prompt);
+  }
+
   #newest(): OpenPrompt<L>[] {
     return [...this.#open.values()].flatMap((open) => open.slice(-1));
   }
@@ -123,7 +146,8 @@ export class Ledger<L> {
       this.#close(prompt);
       prompt.settle?.(answer);
     }
-    this.#publish({ objectId, sequence, skipped: prompts.length - 1, ...result, ...(timing && { timing }) });
+    const skipped = prompts.reduce((sum, { replaced }) => sum + replaced, prompts.length - 1);
+    this.#publish({ objectId, sequence, skipped, ...result, ...(timing && { timing }) });
   }
 
   #close(prompt: OpenPrompt<L>): void {

@@ -7,7 +7,7 @@ import { InteractRequestSchema, type InteractResponse } from "./gen/polywand/v1/
 import { type Sendable, sendable } from "./images.js";
 import { Ledger, type NewPrompt, type OpenPrompt } from "./ledger.js";
 import { encode, type Stream, type Transport } from "./transport.js";
-import type { CallOptions, ImageInfo, ImageInput, Prompt, Segmentation, Update, ValueRange } from "./types.js";
+import type { CallOptions, ImageInfo, ImageInput, Prompt, Segmentation, Timing, Update, ValueRange } from "./types.js";
 import * as wire from "./wire.js";
 
 const CLOSE_GRACE_MS = 1000; // for the server to end the stream; then it is cancelled
@@ -297,9 +297,7 @@ export class Session implements AsyncDisposable {
         this.#readImage(link, sequence, wire.readImage(result.value));
         break;
       case "segmentation":
-        this.#restoreDelay.reset();
-        this.#linkDelay.reset();
-        this.#ledger.answer(link, sequence, wire.readSegmentation(result.value), wire.readTiming(timing));
+        this.#answer(link, sequence, wire.readSegmentation(result.value), wire.readTiming(timing));
         break;
       case "forgotten":
         this.#readForgotten(link, sequence);
@@ -311,9 +309,15 @@ export class Session implements AsyncDisposable {
         this.#readError(link, sequence, fromStatus(result.value));
         break;
       default:
-        this.#ledger.answer(link, sequence, wire.readError(result));
+        this.#answer(link, sequence, wire.readError(result), wire.readTiming(timing));
     }
     this.#pump();
+  }
+
+  #answer(link: Link, sequence: number, answer: Segmentation | PolywandError, timing: Timing): void {
+    this.#restoreDelay.reset();
+    this.#linkDelay.reset();
+    this.#ledger.answer(link, sequence, answer, timing);
   }
 
   #readImage(link: Link, sequence: number, info: ImageInfo): void {

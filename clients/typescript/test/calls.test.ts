@@ -1,9 +1,13 @@
 /** What single calls promise, against the real service. */
 
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { type AddressInfo, connect as dial } from "node:net";
+import { join } from "node:path";
 import { after, describe, it } from "node:test";
+import { createServer } from "node:tls";
 import { connect, IncompletePrompt } from "@polywand/client";
-import { picture, Relay, rejection, TARGET, unseen } from "./helpers.js";
+import { picture, Relay, rejection, TARGET, unseen, variable } from "./helpers.js";
 
 const client = connect(TARGET);
 after(() => client.close());
@@ -195,6 +199,41 @@ describe("errors", () => {
 
   it("refuse to send a token in plain text to another machine", () => {
     assert.throws(() => connect("polywand.example.org:50051", { token: "secret" }), { code: "INVALID_ARGUMENT" });
+  });
+});
+
+describe("a connection", () => {
+  it("is encrypted, and the server's certificate is checked", async () => {
+    const folder = variable("POLYWAND_CERTIFICATES");
+    const [ca, cert, key] = ["ca", "cert", "key"].map((name) => readFileSync(join(folder, `${name}.pem`)));
+    assert(ca && cert && key);
+    const proxy = createServer({ cert, key, ALPNProtocols: ["h2"] }, (secure) => {
+      const service = dial(Number(TARGET.split(":").at(-1)), "127.0.0.1");
+      secure.pipe(service).pipe(secure);
+      for (const socket of [secure, service]) socket.on("error", () => {});
+    });
+    await new Promise<void>((started) => proxy.listen(0, "127.0.0.1", started));
+    const target = `localhost:${(proxy.address() as AddressInfo).port}`;
+    const trusting = connect(target, { tls: { ca } });
+    const wary = connect(target, { tls: true });
+    assert.equal((await trusting.serverInfo()).state, "ready");
+    assert.match((await rejection(wary.serverInfo())).message, /certificate/);
+    await trusting.close();
+    await wary.close();
+    proxy.close();
+  });
+
+  it("asks for a token for each call", async () => {
+    let asked = 0;
+    const known = connect(TARGET, { token: async () => `token-${++asked}` });
+    await known.serverInfo();
+    await known.models();
+    assert.equal(asked, 2);
+    const unknown = connect(TARGET, { token: () => Promise.reject(new Error("no token today")) });
+    await assert.rejects(unknown.serverInfo(), { message: "no token today" });
+    assert.equal((await rejection(unknown.open(picture(32, 32)))).code, "UNAUTHENTICATED");
+    await known.close();
+    await unknown.close();
   });
 });
 

@@ -215,3 +215,14 @@ describe("a session whose connection is cut", () => {
     relay.stop();
   });
 });
+
+describe("a session whose image the server removed, to make room for others", () => {
+  it("sends it again by itself", async () => {
+    await using idle = await client.open(unseen(2200, 2200)); // the puppets' memory has room for one of these
+    const first = await idle.prompt(disk(1000));
+    const others = connect(TARGET);
+    await (await others.open(unseen(2200, 2200))).close();
+    await others.close();
+    assert.deepEqual((await idle.prompt(disk(1000))).polygons, first.polygons);
+  });
+});

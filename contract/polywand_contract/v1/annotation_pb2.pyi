@@ -1555,7 +1555,7 @@ class InteractResponse(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     FORGOTTEN_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """The sequence of the request."""
+    """The sequence of the request. 0 with `draining`."""
     object_id: _builtins.str
     """The object's id in the prompt or in `Forget`; empty for images, and for an id that was refused as too long."""
     skipped: _builtins.int

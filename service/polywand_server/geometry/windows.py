@@ -83,7 +83,7 @@ class Window:
             coordinates=(drawn.coordinates + self._offset(np.float64)).astype(np.float32),
             box=drawn.box and self.outward(drawn.box),
             rle=drawn.rle and self._rle_outward(drawn.rle),
-            png=drawn.png and moved_png(drawn.png, (self.width, self.height), (self.left, self.top), image),
+            png=drawn.png and moved_png(drawn.png, (self.left, self.top), image),
         )
 
     def _rle_outward(self, counts: str) -> str:

@@ -184,7 +184,7 @@ class Reservation:
         self._field = field
         self._replaced = replaced
         self._bytes = 0
-        self._decoder_bytes = 0
+        self._decoder_bytes: int | None = None  # until there is one
         self._leaving: weakref.ref[Picture] | None = None
 
     async def reserve(self, nbytes: int) -> None:
@@ -218,7 +218,7 @@ class Reservation:
 
     def end(self) -> None:
         """Release what was not kept; the picture that made way stays."""
-        if self._decoder_bytes:
+        if self._decoder_bytes is not None:
             self._budget.release_decoder(self._decoder_bytes)
         if self._bytes:
             self._budget.grow(-self._bytes)

@@ -1,9 +1,9 @@
 """The store of decoded images: one picture for the same bytes, however often they are sent, and by digest alone."""
 
 import asyncio
-import copy
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from copy import copy
 
 from polywand_server.caller import current
 from polywand_server.errors import ImageNotHeldError, PolywandError, QuotaError, Reason, UnavailableError, or_error
@@ -136,7 +136,7 @@ class ImageStore:
                 raise UnavailableError(text, reason=Reason.SERVER_UNAVAILABLE)
             # A full server may have room for this caller, whose last image makes way.
             if is_own or replaced is None or not isinstance(held.result, QuotaError):
-                raise copy.copy(held.result)  # several callers raise it
+                raise copy(held.result)  # several callers raise it
 
     def _begin(self, key: Key, image: SentImage, replaced: Lease | None) -> Holding:
         """Begin to decode an image, for all that come to want it until that is done."""

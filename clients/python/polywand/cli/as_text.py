@@ -63,6 +63,9 @@ def segmentation(image: str, found: Segmentation) -> str:
     lines = [f"{image}: {_shape(found)}"]
     if found.box is not None:
         lines.append(f"  box        {_box(found.box)}")
+    if found.alternatives:
+        scores = ", ".join("unknown" if other.score is None else f"{other.score:.2f}" for other in found.alternatives)
+        lines.append(f"  others     {_count(len(found.alternatives), 'other answer')} with --json, scores {scores}")
     lines += [
         f"  model      {found.model} version {found.version}, threshold {found.threshold:.6g}{_score(found)}",
         f"  polygons   tolerance {found.tolerance:.3g} pixels, IoU {found.iou:.3f} with the mask",

@@ -1467,7 +1467,7 @@ export const PointSchema: GenMessage<Point> = /*@__PURE__*/
  */
 export type InteractResponse = Message<"polywand.v1.InteractResponse"> & {
   /**
-   * The sequence of the request.
+   * The sequence of the request. 0 with `draining`.
    *
    * @generated from field: uint32 sequence = 1;
    */
