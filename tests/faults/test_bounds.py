@@ -165,6 +165,15 @@ def test_an_image_set_apart_leaves_the_message_as_it_was(image, model, labels, f
     assert rest == frame
 
 
+def test_raw_pixels_without_data_do_not_get_the_bytes_of_a_file_before_them(bounded):
+    pixels = pb.RawImage(width=40, height=40, format=pb.PIXEL_FORMAT_RGB8)
+    parts = [pb.Image(encoded=bytes(4800)), pb.Image(raw=pixels)]
+    request = b"".join(pb.DetectRequest(model="snail", image=part).SerializeToString() for part in parts)
+    with own_connection(bounded) as channel, pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary("/polywand.v1.AnnotationService/Detect")(request)
+    assert "are 4800 bytes, and 0 came" in caught.value.details()
+
+
 @given(st.lists(st.builds(pb.Point, x=st.floats(width=32), y=st.floats(width=32)), max_size=20), st.integers(0, 60))
 def test_fields_are_counted_as_protobuf_reads_them(points, most):
     """Each point is a field, and so is each of its coordinates that is not zero."""

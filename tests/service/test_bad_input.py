@@ -246,7 +246,7 @@ def test_a_bad_prompt_gets_its_error_and_the_next_good_one_its_polygons(living_s
     bad, code, field, text = BAD_PROMPTS[case]
     reply = living_stream.ask(bad)
     assert reply.error.code == code, reply
-    assert reply.object_id == bad.object_id
+    assert reply.object_id == ("" if case == "long object id" else bad.object_id)
     assert violation(reply.error).field == field
     assert text in violation(reply.error).description
     good = living_stream.ask(prompt("wand_click", POINT))

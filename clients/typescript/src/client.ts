@@ -3,8 +3,12 @@
 import type { DescMessage, DescMethodUnary, MessageInitShape, MessageShape } from "@bufbuild/protobuf";
 import { FIRST_DELAY_MS, FIRST_IMAGE_DELAY_MS } from "./backoff.js";
 import { isNotHeld } from "./errors.js";
-import { AnnotationService, type Model as ModelMessage } from "./gen/polywand/v1/annotation_pb.js";
-import { type ImageMessage, sendable } from "./images.js";
+import {
+  AnnotationService,
+  type ImageInfo as ImageInfoMessage,
+  type Model as ModelMessage,
+} from "./gen/polywand/v1/annotation_pb.js";
+import { AcceptedImages, type ImageMessage, messageOf } from "./images.js";
 import { Session } from "./session.js";
 import { type ConnectOptions, Transport } from "./transport.js";
 import type {
@@ -39,6 +43,7 @@ export function connect(target: string, options: ConnectOptions = {}): Client {
  */
 export class Client implements AsyncDisposable {
   readonly #transport: Transport;
+  readonly #accepted = new AcceptedImages();
   readonly #sessions = new Set<Session>();
 
   constructor(transport: Transport) {
@@ -90,7 +95,9 @@ export class Client implements AsyncDisposable {
     image: ImageInput,
     options: CallOptions & MetadataOption & { valueRange?: ValueRange } = {},
   ): Promise<Session> {
-    const session = new Session(this.#transport, options.metadata, () => this.#sessions.delete(session));
+    const session = new Session(this.#transport, this.#accepted, options.metadata, () =>
+      this.#sessions.delete(session),
+    );
     this.#sessions.add(session);
     try {
       await session.setImage(image, options);
@@ -111,23 +118,25 @@ export class Client implements AsyncDisposable {
     await this.close();
   }
 
-  /** Make a call with an image: a large one by its digest, and by its bytes where the server does not hold it. */
+  /** Make a call with an image: by the digest of one that was accepted before, and by its bytes if it is not held. */
   async #onImage<I extends DescMessage, O extends DescMessage>(
     method: DescMethodUnary<I, O>,
     input: ImageInput,
     request: MessageInitShape<I>,
     options: CallOptions & MetadataOption & { valueRange?: ValueRange },
   ): Promise<MessageShape<O>> {
-    const [first, whole] = await sendable(input, options.valueRange);
+    const image = await this.#accepted.read(input, options.valueRange);
     const { timeoutMs = this.#transport.timeoutMs } = options;
     const deadline = Date.now() + timeoutMs;
-    const call = (image: ImageMessage): Promise<MessageShape<O>> => {
+    const call = (message: ImageMessage): Promise<MessageShape<O>> => {
       const left = { ...options, timeoutMs: deadline - Date.now() };
-      return this.#transport.unary(method, { ...request, image }, FIRST_IMAGE_DELAY_MS, left);
+      return this.#transport.unary(method, { ...request, image: message }, FIRST_IMAGE_DELAY_MS, left);
     };
-    return call(first).catch((error: unknown) => {
-      if (whole !== undefined && isNotHeld(error)) return call(whole);
+    const reply = await call(messageOf(image)).catch((error: unknown) => {
+      if (image.whole !== undefined && isNotHeld(error)) return call(image.whole);
       throw error;
     });
+    this.#accepted.add(image, wire.readImage((reply as { image?: ImageInfoMessage }).image).digest);
+    return reply;
   }
 }

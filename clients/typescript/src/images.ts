@@ -1,4 +1,4 @@
-/** Images as messages: by their bytes, and by their digest. */
+/** Images as messages: by their bytes, or by the digest of one that the server has accepted before. */
 
 import { webcrypto } from "node:crypto";
 import { readFile } from "node:fs/promises";
@@ -9,31 +9,62 @@ import type { ImageInput, ValueRange } from "./types.js";
 
 export type ImageMessage = MessageInitShape<typeof ImageSchema>;
 
-/** Of larger images, the server is first asked for the digest: the question costs less than the bytes. */
-const DIGEST_FIRST_BYTES = 64 << 10;
+const MOST_DIGESTS = 1024;
 
-/** Messages of one image: where the server does not hold the one that is named by the first, send the next. */
-export type Sendable = readonly [ImageMessage, ...ImageMessage[]];
+/** An image to send. `whole`: undefined if only the digest is known. `digest`: undefined if no server has accepted it. */
+export interface Sendable {
+  readonly whole: ImageMessage | undefined;
+  readonly bytes: number;
+  readonly valueRange: ValueRange | undefined;
+  digest: Uint8Array | undefined;
+}
 
-/** Read an image, and compute its digest. Rejects with `PolywandError`. */
-export async function sendable(image: ImageInput, valueRange?: ValueRange): Promise<Sendable> {
-  const by = (source: ImageMessage["source"]): ImageMessage => ({ source, valueRange });
-  if (typeof image === "string" || image instanceof URL) image = await read(image);
-  if (image instanceof Uint8Array) return named(by({ case: "encoded", value: image }), image);
-  if ("digest" in image) return [by({ case: "digest", value: image.digest })];
-  const { data, width, height, format } = image;
-  const whole = by({ case: "raw", value: { data, width, height, format: PixelFormat[format] } });
-  return named(whole, Buffer.concat([Buffer.from(`${format} ${width} ${height}\n`), data]));
+/** The message of an image: by its digest, unless the server does not hold it. */
+export function messageOf({ whole, digest, valueRange }: Sendable, isHeld = true): ImageMessage {
+  if (whole !== undefined && (digest === undefined || !isHeld)) return whole;
+  return { source: { case: "digest", value: digest ?? new Uint8Array() }, valueRange };
+}
 
-  async function named(whole: ImageMessage, content: Uint8Array): Promise<Sendable> {
-    if (content.length < DIGEST_FIRST_BYTES) return [whole];
+/** The images that a server has accepted: the digests and sizes of the last ones. */
+export class AcceptedImages {
+  readonly #bytes = new Map<string, number>(); // by digest, the oldest first
+
+  add(image: Sendable, digest: Uint8Array): void {
+    image.digest = digest;
+    const key = hex(digest);
+    this.#bytes.delete(key);
+    this.#bytes.set(key, image.bytes);
+    const [oldest] = this.#bytes.keys();
+    if (this.#bytes.size > MOST_DIGESTS && oldest !== undefined) this.#bytes.delete(oldest);
+  }
+
+  /** Read an image. Only one of the size of an accepted one is hashed. Rejects with `PolywandError`. */
+  async read(image: ImageInput, valueRange?: ValueRange): Promise<Sendable> {
+    if (typeof image === "string" || image instanceof URL) image = await readImage(image);
+    if (image instanceof Uint8Array) {
+      const whole: ImageMessage = { source: { case: "encoded", value: image }, valueRange };
+      return { whole, bytes: image.length, valueRange, digest: await this.#find(image.length, image) };
+    }
+    if ("digest" in image) return { whole: undefined, bytes: 0, valueRange, digest: image.digest };
+    const { data, width, height, format } = image;
+    const value = { data, width, height, format: PixelFormat[format] };
+    const digest = await this.#find(data.length, Buffer.from(`${format} ${width} ${height}\n`), data);
+    return { whole: { source: { case: "raw", value }, valueRange }, bytes: data.length, valueRange, digest };
+  }
+
+  async #find(bytes: number, ...parts: Uint8Array[]): Promise<Uint8Array | undefined> {
+    if (![...this.#bytes.values()].includes(bytes)) return undefined;
     // In a thread: a large image would hold the event loop.
-    const digest = await webcrypto.subtle.digest("SHA-256", content as Uint8Array<ArrayBuffer>);
-    return [by({ case: "digest", value: new Uint8Array(digest) }), whole];
+    const digest = new Uint8Array(await webcrypto.subtle.digest("SHA-256", Buffer.concat(parts)));
+    return this.#bytes.has(hex(digest)) ? digest : undefined;
   }
 }
 
-async function read(path: string | URL): Promise<Uint8Array> {
+function hex(digest: Uint8Array): string {
+  return Buffer.from(digest).toString("hex");
+}
+
+async function readImage(path: string | URL): Promise<Uint8Array> {
   try {
     return await readFile(path);
   } catch (cause) {

@@ -1,35 +1,14 @@
 /** An annotator's session: an image, then prompts, over one stream after another. */
 
-import type { MessageInitShape } from "@bufbuild/protobuf";
 import { Backoff, EagerBackoff, FIRST_DELAY_MS, FIRST_IMAGE_DELAY_MS } from "./backoff.js";
 import { fromCall, fromStatus, isNotHeld, isUnreachable, noAnswer, PolywandError } from "./errors.js";
 import { InteractRequestSchema, type InteractResponse } from "./gen/polywand/v1/annotation_pb.js";
-import { type Sendable, sendable } from "./images.js";
+import { type AcceptedImages, messageOf, type Sendable } from "./images.js";
 import { Ledger, type NewPrompt, type OpenPrompt } from "./ledger.js";
-import { encode, type Stream, type Transport } from "./transport.js";
+import { Link } from "./link.js";
+import { encode, type Transport } from "./transport.js";
 import type { CallOptions, ImageInfo, ImageInput, Prompt, Segmentation, Timing, Update, ValueRange } from "./types.js";
 import * as wire from "./wire.js";
-
-const CLOSE_GRACE_MS = 1000; // for the server to end the stream; then it is cancelled
-
-type Payload = MessageInitShape<typeof InteractRequestSchema>["payload"];
-
-/** One stream. */
-interface Link {
-  /** Undefined until its metadata is there. */
-  stream?: Stream;
-  sequence: number;
-  /** The image on which its server works. */
-  image?: Sendable | undefined;
-  /** The image that was sent last and is not answered. */
-  asked?: { image: Sendable; as: number } | undefined;
-  /** The image that its server does not hold. */
-  notHeld?: Sendable;
-  /** Forgets without an answer, by sequence. */
-  forgets: Map<number, (refusal?: PolywandError) => void>;
-  /** gRPC takes no more at the moment. */
-  isFull: boolean;
-}
 
 /** The image that `setImage` waits for. */
 interface NextImage {
@@ -47,6 +26,7 @@ interface NextImage {
  */
 export class Session implements AsyncDisposable {
   readonly #transport: Transport;
+  readonly #accepted: AcceptedImages;
   readonly #metadata: Record<string, string> | undefined;
   readonly #onClose: () => void;
   readonly #ledger: Ledger<Link>;
@@ -66,8 +46,14 @@ export class Session implements AsyncDisposable {
   #closed: PolywandError | undefined;
 
   /** For `client.open`. */
-  constructor(transport: Transport, metadata: Record<string, string> | undefined, onClose: () => void) {
+  constructor(
+    transport: Transport,
+    accepted: AcceptedImages,
+    metadata: Record<string, string> | undefined,
+    onClose: () => void,
+  ) {
     this.#transport = transport;
+    this.#accepted = accepted;
     this.#metadata = metadata;
     this.#onClose = onClose;
     this.#ledger = new Ledger(transport.target, (update) => this.#publish(update));
@@ -113,7 +99,7 @@ export class Session implements AsyncDisposable {
       this.#next = next;
       this.#imageDue = 0;
       this.#imageDelay.reset();
-      sendable(image, valueRange).then((read) => {
+      this.#accepted.read(image, valueRange).then((read) => {
         next.image = read;
         this.#pump();
       }, drop);
@@ -186,7 +172,7 @@ export class Session implements AsyncDisposable {
     this.#unread.clear();
     this.#onClose();
     this.#wake();
-    await Promise.all([...this.#links].map(({ stream }) => stream && end(stream)));
+    await Promise.all([...this.#links].map((link) => link.end()));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -215,7 +201,7 @@ export class Session implements AsyncDisposable {
     if (link?.stream === undefined || link.image === undefined || link.image !== this.#image) return; // the stream has none
     await new Promise<void>((resolve, reject) => {
       const settle = (refusal?: PolywandError): void => (refusal === undefined ? resolve() : reject(refusal));
-      link.forgets.set(write(link, { case: "forget", value: { objects } }), settle);
+      link.forgets.set(link.write({ case: "forget", value: { objects } }), settle);
     });
   }
 
@@ -245,15 +231,15 @@ export class Session implements AsyncDisposable {
   #sendImage(link: Link, image: Sendable): void {
     if (link.asked?.image === image) return;
     if (this.#imageDue > Date.now()) return this.#pumpAt(this.#imageDue);
-    const message = (link.notHeld === image && image[1]) || image[0];
-    link.asked = { image, as: write(link, { case: "image", value: message }) };
+    const message = messageOf(image, link.notHeld !== image);
+    link.asked = { image, as: link.write({ case: "image", value: message }) };
   }
 
   #sendPrompts(link: Link, unsent: OpenPrompt<Link>[]): void {
     const now = Date.now();
     for (const prompt of unsent) {
       if (prompt.due <= now && !link.isFull) {
-        prompt.sent = { on: link, as: write(link, { case: "prompt", value: prompt.message }) };
+        prompt.sent = { on: link, as: link.write({ case: "prompt", value: prompt.message }) };
       }
     }
     const later = unsent.filter(({ due }) => due > now);
@@ -266,7 +252,7 @@ export class Session implements AsyncDisposable {
   }
 
   #connect(): Link {
-    const link: Link = { sequence: 0, forgets: new Map(), isFull: false };
+    const link = new Link();
     this.#links.add(link);
     this.#transport.metadata(this.#metadata).then(
       (metadata) => {
@@ -300,7 +286,7 @@ export class Session implements AsyncDisposable {
         this.#answer(link, sequence, wire.readSegmentation(result.value), wire.readTiming(timing));
         break;
       case "forgotten":
-        this.#readForgotten(link, sequence);
+        link.settleForget(sequence);
         break;
       case "draining":
         this.#leave(link);
@@ -325,6 +311,7 @@ export class Session implements AsyncDisposable {
     const { image } = link.asked;
     link.asked = undefined;
     link.image = image;
+    this.#accepted.add(image, info.digest);
     this.#imageDelay.reset();
     if (this.#next?.image === image) {
       const next = this.#next;
@@ -336,13 +323,8 @@ export class Session implements AsyncDisposable {
     }
   }
 
-  #readForgotten(link: Link, sequence: number, refusal?: PolywandError): void {
-    link.forgets.get(sequence)?.(refusal);
-    link.forgets.delete(sequence);
-  }
-
   #readError(link: Link, sequence: number, error: PolywandError): void {
-    if (link.forgets.has(sequence)) return this.#readForgotten(link, sequence, error);
+    if (link.settleForget(sequence, error)) return;
     if (link.asked?.as === sequence) return this.#refuseImage(link, link.asked.image, error);
     if (error.reason === "IMAGE_GIVEN_UP") {
       // Prompts that were sent before the image was sent again are sent again too.
@@ -357,7 +339,7 @@ export class Session implements AsyncDisposable {
 
   #refuseImage(link: Link, image: Sendable, error: PolywandError): void {
     link.asked = undefined;
-    if (isNotHeld(error) && image.length > 1 && link.notHeld !== image) {
+    if (isNotHeld(error) && image.whole !== undefined && link.notHeld !== image) {
       link.notHeld = image;
     } else if (error.temporary) {
       this.#imageDue = Date.now() + this.#imageDelay.nextMs(error.retryAfterMs);
@@ -377,7 +359,7 @@ export class Session implements AsyncDisposable {
 
   #ended(link: Link, error: PolywandError): void {
     this.#links.delete(link);
-    for (const settle of link.forgets.values()) settle(); // its objects are gone with it
+    for (const sequence of link.forgets.keys()) link.settleForget(sequence); // its objects are gone with it
     this.#ledger.resend(error, ({ on }) => on === link);
     if (this.#closed !== undefined || this.#link !== link) return this.#pump();
     this.#link = undefined;
@@ -417,12 +399,6 @@ export class Session implements AsyncDisposable {
   }
 }
 
-function write(link: Link, payload: Payload): number {
-  const sequence = ++link.sequence;
-  link.isFull = link.stream?.write(encode(InteractRequestSchema, { sequence, payload })) === false;
-  return sequence;
-}
-
 /** Whether another stream may do better. */
 function isLost(error: PolywandError): boolean {
   const codes = ["INTERNAL", "UNKNOWN", "CANCELLED"]; // of a stream that was cut, if no server gave a reason
@@ -431,15 +407,4 @@ function isLost(error: PolywandError): boolean {
 
 function superseded(): PolywandError {
   return new PolywandError("CANCELLED", "A newer image replaced the image of this request.", { reason: "SUPERSEDED" });
-}
-
-async function end(stream: Stream): Promise<void> {
-  await new Promise<void>((resolve) => {
-    const timer = setTimeout(() => stream.cancel(), CLOSE_GRACE_MS);
-    stream.on("status", () => {
-      clearTimeout(timer);
-      resolve();
-    });
-    stream.end();
-  });
 }

@@ -156,6 +156,15 @@ describe("an image that the server holds", () => {
     }
   });
 
+  it("is sent again when it was removed meanwhile", async () => {
+    const image = unseen(2200, 2200); // the puppets' memory has room for one of these
+    const prompts = [{ model: "upper_half", box: { x0: 10, y0: 20, x1: 110, y1: 120 } }];
+    const first = await client.segment(image, prompts);
+    await client.segment(unseen(2200, 2200), prompts);
+    assert.equal((await rejection(client.segment({ digest: first.image.digest }, prompts))).reason, "IMAGE_NOT_HELD");
+    assert.deepEqual((await client.segment(image, prompts)).results, first.results);
+  });
+
   it("is an error when named by a digest that it does not hold", async () => {
     const error = await rejection(client.detect({ digest: new Uint8Array(32) }, { model: "finder" }));
     assert.equal(error.code, "NOT_FOUND");

@@ -25,10 +25,8 @@ FEW_FIELDS = 64
 
 # The field numbers that lead to the bytes of an image; None marks the bytes themselves.
 Path = Mapping[int, "Path | None"]
-IMAGE: Final[Path] = {
-    pb.Image.ENCODED_FIELD_NUMBER: None,
-    pb.Image.RAW_FIELD_NUMBER: {pb.RawImage.DATA_FIELD_NUMBER: None},
-}
+_RAW: Final[Path] = {pb.RawImage.DATA_FIELD_NUMBER: None}
+IMAGE: Final[Path] = {pb.Image.ENCODED_FIELD_NUMBER: None, pb.Image.RAW_FIELD_NUMBER: _RAW}
 DETECT: Final[Path] = {pb.DetectRequest.IMAGE_FIELD_NUMBER: IMAGE}
 SEGMENT: Final[Path] = {pb.SegmentRequest.IMAGE_FIELD_NUMBER: IMAGE}
 INTERACT: Final[Path] = {pb.InteractRequest.IMAGE_FIELD_NUMBER: IMAGE}
@@ -61,7 +59,7 @@ def split(data: bytes, path: Path, most_fields: int) -> Split:
         TooManyFieldsError: there are more than most_fields on the levels of the path.
         DecodeError: the bytes are not a valid message.
     """
-    images: list[memoryview] = []
+    images: list[memoryview | None] = []
     numbers: list[int] = []
     budget = _Budget(most_fields)
     rest = _without_images(memoryview(data), path, budget, images, numbers)
@@ -107,7 +105,7 @@ class _Budget:
 
 
 def _without_images(
-    data: memoryview, path: Path, budget: _Budget, images: list[memoryview], numbers: list[int] | None = None
+    data: memoryview, path: Path, budget: _Budget, images: list[memoryview | None], numbers: list[int] | None = None
 ) -> bytes:
     parts: list[bytes | memoryview] = []
     for number, kind, start, begin, end in _fields(data):
@@ -121,8 +119,10 @@ def _without_images(
         if further is None:
             images.append(data[begin:end])
             parts.append(delimited(number))
-        else:
-            parts.append(delimited(number, _without_images(data[begin:end], further, budget, images)))
+            continue
+        if further is _RAW:
+            images.append(None)  # as in protobuf, it replaces an encoded one before it, also if it has no data itself
+        parts.append(delimited(number, _without_images(data[begin:end], further, budget, images)))
     return b"".join(parts)
 
 
