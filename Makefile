@@ -13,7 +13,7 @@ NODE := node_modules/.package-lock.json
 NODE_BIN := node_modules/.bin
 NO_NPM := npm is not here: install Node 18.20 or newer with npm (nodejs.org; Debian: apt-get install nodejs npm)
 
-.PHONY: serve serve-check test test-zoo test-conversion bench bench-stages bench-outage bench-published soak fuzz check
+.PHONY: serve serve-check test test-zoo test-conversion bench bench-stages bench-many bench-outage bench-published soak fuzz check
 .PHONY: node-check no-node-check contract-check typescript-check typescript-format
 .PHONY: format proto proto-check lock lock-check audit setup setup-zoo clean
 
@@ -44,6 +44,9 @@ bench: $(VENV)/.dev  ## what a click costs, against the bare model and JSON over
 
 bench-stages: $(VENV)/.dev  ## what an answer of every tool costs, stage by stage
 	$(BIN)/python -m tests.bench.answers $(ARGS)
+
+bench-many: $(VENV)/.dev  ## many prompts on one photo: in one Segment call, and one after another on a stream
+	$(BIN)/python -m tests.bench.many_prompts $(ARGS)
 
 bench-outage: $(VENV)/.dev  ## how long an annotator waits when Triton dies
 	$(BIN)/python -m tests.bench.outage $(ARGS)

@@ -20,8 +20,9 @@ class Limits:
     stream_inflight: prompts of one stream, of different objects, in progress at the same time.
     prompt_seconds: time for one prompt: all passes of all its clicks.
     frames_in_flight: frames of one DetectStream that were received and not answered yet.
-    frames_in_work: frames of all streams being decoded or inferred at the same time.
-    calls_at_once: Detect calls being received or in progress. calls_waiting: further calls that wait in line.
+    frames_in_work: frames of all streams, and calls of many prompts, being decoded or inferred at the same time.
+    calls_at_once: Detect calls, and Segment calls of many prompts, being received or in progress; as many Segment calls
+        of one prompt besides. calls_waiting: further calls that wait in line, of each kind.
     bodies_bytes: received messages whose images are not decoded yet, of all clients; one client may have half of it.
     stream_reply_bytes: replies that one stream's client has not read; beyond it, the stream's next answer waits.
     reply_bytes: unread replies of all streams; beyond it, the stream with the most is ended.

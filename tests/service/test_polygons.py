@@ -113,17 +113,21 @@ def test_an_image_without_objects_has_no_outlines_and_asks_no_interactor(stub):
 
 
 @pytest.mark.parametrize(("model", "rows"), [("upper_half", 1), ("upper_half_flipped", 2)])
-def test_the_boxes_of_a_frame_go_in_batches_of_the_models_size(puppet_stub, puppet_models, astronaut, model, rows):
+def test_the_boxes_of_a_frame_go_in_batches_of_at_most_the_models_size(
+    puppet_stub, puppet_models, astronaut, model, rows
+):
     written = journal(puppet_models, "upper_half")  # the model of both tools
     count = rows * len(detect(puppet_stub, astronaut, None, **MANY).detections)
     assert count > BATCH
-    batches = -(-count // BATCH)
     # One by one for a while after a prompt, as another may come.
-    wait_for(lambda: detect(puppet_stub, astronaut, {"model": model}, **MANY).timing.inferences == 1 + batches, 60)
+    wait_for(lambda: detect(puppet_stub, astronaut, {"model": model}, **MANY).timing.inferences < 1 + count // 2, 60)
     written.unlink()
     response = detect(puppet_stub, astronaut, {"model": model}, **MANY)
     sizes = [int(line.split()[0]) for line in written.read_text().splitlines()]
-    assert sizes == [BATCH] * (count // BATCH) + [count % BATCH] * (count % BATCH > 0)
+    # The model never waits for a batch to become full; but boxes that wait for it go together.
+    assert sizes[:2] == [BATCH] * 2
+    assert max(sizes) == BATCH
+    assert sum(sizes) == count
     assert response.timing.inferences == 1 + len(sizes)
     check_upper_halves(response)
 

@@ -1,5 +1,6 @@
 """What Segment promises: many prompts on one image, each with an answer of its own, as on a stream."""
 
+import asyncio
 import signal
 
 import grpc
@@ -10,6 +11,9 @@ from grpc_status import rpc_status
 
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1.annotation_pb2_grpc import AnnotationServiceStub
+from polywand_server.interactors.prompt import Incomplete
+from polywand_server.rpc import segment
+from polywand_server.rpc.segment import _Results
 from tests.interactors import COUNTER, DISK, STATE, STATE_OUT, Gate, add_interactor
 from tests.puppets import BATCH, add_upper_half, journal
 from tests.running import outage, running_service, wait_for
@@ -243,6 +247,25 @@ def test_an_image_that_cannot_be_read_fails_the_call(puppet_stub):
             puppet_stub.Segment(call)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert field_of(rpc_status.from_call(caught.value)) == "image.encoded"
+
+
+def test_an_answer_beyond_the_most_bytes_of_a_call_is_refused_and_smaller_ones_still_fit(monkeypatch):
+    """The limit is small here: a real one takes many seconds to reach."""
+    call = pb.SegmentRequest(prompts=[prompt("disk", object_id=name) for name in "abcd"])
+    small, large = Incomplete(positive=1), Incomplete(positive=1, negative=2, extreme=3)
+
+    async def write_all() -> list[pb.SegmentResult]:
+        results = _Results(call, None)
+        written = [await results.write(number, (small, large, large, small)[number]) for number in range(4)]
+        return list(pb.SegmentResponse.FromString(b"".join(written)).results)
+
+    sizes = [len(result.SerializeToString()) for result in asyncio.run(write_all())]
+    monkeypatch.setattr(segment, "MAX_ANSWER_BYTES", 2 * sizes[0] + sizes[1] + 8)  # beside two bytes of field each
+    results = asyncio.run(write_all())
+    assert [result.WhichOneof("result") for result in results] == ["incomplete", "incomplete", "error", "incomplete"]
+    assert [result.object_id for result in results] == ["a", "b", "c", "d"]
+    assert results[2].error.code == code_pb2.RESOURCE_EXHAUSTED
+    assert field_of(results[2].error) == "prompts[2]"
 
 
 # What goes wrong on the way

@@ -41,6 +41,22 @@ async def test_a_network_answers_on_either_runtime(
     np.testing.assert_allclose(result["LOGITS"], MIXED[:rows], rtol=0, atol=tolerance)
 
 
+async def test_rows_of_a_batch_are_answered_as_each_alone_before_and_after_they_run_side_by_side(
+    client: TritonClient,
+) -> None:
+    """The network for rows side by side is compiled in the background, from the first batch on."""
+    await client.load("mix_openvino_bf16")
+
+    async def run(images: np.ndarray) -> np.ndarray:
+        return (await client.infer("mix_openvino_bf16", 0, {"IMAGE": images}, ["LOGITS"], timeout_s=10.0))["LOGITS"]
+
+    alone = np.concatenate([await run(IMAGES[row : row + 1]) for row in range(3)])
+    for _ in range(100):
+        for rows in (2, 3):
+            np.testing.assert_array_equal(await run(IMAGES[:rows]), alone[:rows])
+        await asyncio.sleep(0.01)
+
+
 async def test_precision_auto_loads_on_every_processor(client: TritonClient) -> None:
     await client.load("mix_openvino_auto")
     result = await client.infer("mix_openvino_auto", 0, {"IMAGE": IMAGES}, ["LOGITS"], timeout_s=10.0)

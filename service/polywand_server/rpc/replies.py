@@ -1,6 +1,7 @@
 """Convert results of the domain to protobuf messages."""
 
 from collections.abc import Iterator
+from io import BytesIO
 from itertools import pairwise
 
 import numpy as np
@@ -72,10 +73,16 @@ def write_segment_result(object_id: str, answer: Answer) -> bytes:
 
 
 def write_segmented(segmented: Segmented[bytes], timer: Stopwatch) -> bytes:
-    """Return the answer to one call: the message `SegmentResponse`, serialised."""
+    """Return the answer to one call: the message `SegmentResponse`, serialised.
+
+    Piece by piece, so that a thread that writes a large one does not hold up the others.
+    """
     image = pb.ImageInfo(width=segmented.width, height=segmented.height, digest=segmented.digest)
-    response = pb.SegmentResponse(image=image, timing=write_timing(timer))
-    return b"".join((response.SerializeToString(), *segmented.results))
+    written = BytesIO()
+    written.write(pb.SegmentResponse(image=image, timing=write_timing(timer)).SerializeToString())
+    for result in segmented.results:
+        written.write(result)
+    return written.getvalue()
 
 
 def write_detections(result: FrameResult, timer: Stopwatch) -> bytes:

@@ -57,7 +57,7 @@ class SegmentCalls:
                 else:
                     await self._messages.wait_as_frame(until_paused)
                     segmented = await self._segments.many(source, roi, prompts, timer, until_paused, results.write)
-        return write_segmented(segmented, timer)
+        return await self._lane.compute(partial(write_segmented, segmented, timer))
 
 
 class _Results:

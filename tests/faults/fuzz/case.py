@@ -6,8 +6,9 @@ from enum import StrEnum
 from typing import Any
 
 SERVICE = "/polywand.v1.AnnotationService"
-LIST_MODELS, INTERACT, DETECT, DETECT_STREAM = "ListModels", "Interact", "Detect", "DetectStream"
-UNARY = (LIST_MODELS, DETECT)
+LIST_MODELS, SEGMENT, INTERACT = "ListModels", "Segment", "Interact"
+DETECT, DETECT_STREAM = "Detect", "DetectStream"
+UNARY = (LIST_MODELS, SEGMENT, DETECT)
 
 
 @dataclass(frozen=True, slots=True)

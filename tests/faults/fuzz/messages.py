@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 from polywand_contract.v1 import annotation_pb2 as pb
 from tests.faults.fuzz import values
-from tests.faults.fuzz.case import DETECT, DETECT_STREAM, INTERACT, Await, Case, Send
+from tests.faults.fuzz.case import DETECT, DETECT_STREAM, INTERACT, SEGMENT, Await, Case, Send
 from tests.faults.fuzz.seeds import make_seed
 from tests.faults.fuzz.sizes import Sizes, copies
 from tests.streams import digest_of
@@ -32,9 +32,14 @@ ITEMS_VISITED = 3
 
 def hostile_messages(rng: random.Random, sizes: Sizes) -> Case:
     """A call with messages that are well-formed, and mostly wrong in one to three fields."""
-    method = rng.choices((INTERACT, DETECT, DETECT_STREAM), (8, 1, 1))[0]
+    method = rng.choices((INTERACT, SEGMENT, DETECT, DETECT_STREAM), (6, 2, 1, 1))[0]
     if method == INTERACT:
         steps = interaction(rng, sizes, prompts=rng.randint(1, 5), spoil=spoil)
+    elif method == SEGMENT:
+        call = make_segment(rng, sizes)
+        for _ in range(rng.choice((0, 1, 1, 2, 3))):
+            spoil(call, rng, sizes)
+        steps = [Send(call.SerializeToString())]
     else:
         count = 1 if method == DETECT else rng.randint(1, 4)
         frames = [make_frame(rng) if method == DETECT_STREAM else make_detect(rng) for _ in range(count)]
@@ -96,6 +101,21 @@ def make_prompt(rng: random.Random, width: int, height: int, sizes: Sizes) -> pb
     return prompt
 
 
+def make_segment(rng: random.Random, sizes: Sizes) -> pb.SegmentRequest:
+    """A call of one prompt or a few, on a small image or a part of it."""
+    image = make_image(rng)
+    width, height = image.raw.width, image.raw.height
+    call = pb.SegmentRequest(image=image)
+    call.prompts.extend(make_prompt(rng, width, height, sizes) for _ in range(rng.choice((1, 1, 2, 4))))
+    if rng.random() < 0.3:
+        call.roi.CopyFrom(make_box(rng, width, height))
+    if rng.random() < 0.3:
+        call.model = rng.choice(INTERACTORS)
+    if rng.random() < 0.3:
+        call.output.CopyFrom(make_output(rng))
+    return call
+
+
 def make_forget(rng: random.Random) -> pb.Forget:
     """One of the objects of `make_prompt`, or all."""
     return rng.choice((pb.Forget(all=True), *(pb.Forget(object_id=name) for name in ("", "a", "b", "c"))))
@@ -135,6 +155,8 @@ def make_detect(rng: random.Random) -> pb.DetectRequest:
             mapping = request.labels.add(model_label=name, label=rng.choice(("thing", "")))
             if rng.random() < 0.5:
                 mapping.threshold = rng.choice((0.0, 0.02, 0.5, 1.0))
+    if rng.random() < 0.3:
+        request.roi.CopyFrom(make_box(rng, request.image.raw.width, request.image.raw.height))
     if rng.random() < 0.3:
         request.max_detections = 2  # each outline is an inference
         request.polygons.CopyFrom(pb.PolygonOptions(model=rng.choice(INTERACTORS), output=make_output(rng)))

@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from polywand_contract.v1 import annotation_pb2 as pb
-from tests.faults.fuzz.case import DETECT, DETECT_STREAM, INTERACT, LIST_MODELS, Case, Reading
+from tests.faults.fuzz.case import DETECT, DETECT_STREAM, INTERACT, LIST_MODELS, SEGMENT, Case, Reading
 from tests.faults.fuzz.play import Record, accounted
 from tests.faults.fuzz.shapes import ROUNDING, shape_breaches
 from tests.streams import digest_of
@@ -18,6 +18,7 @@ MOST_TEXT_BYTES = 1_000
 SECRETS = ("/tmp/", "/dev/shm", "/home/", ".py", "Traceback", "object at 0x", "unix:")
 REQUESTS = {
     LIST_MODELS: pb.ListModelsRequest,
+    SEGMENT: pb.SegmentRequest,
     INTERACT: pb.InteractRequest,
     DETECT: pb.DetectRequest,
     DETECT_STREAM: pb.DetectStreamRequest,
@@ -44,6 +45,8 @@ def breaches(case: Case, record: Record) -> list[str]:
         found += _interaction_breaches(case, record)
     elif case.method == DETECT_STREAM:
         found += _frames_breaches(case, record)
+    elif case.method == SEGMENT and record.replies:
+        found += _segment_breaches(pb.SegmentRequest.FromString(case.messages[0]), record.replies[0])
     elif case.method == DETECT and record.replies:
         found += _detect_breaches(pb.DetectRequest.FromString(case.messages[0]), record.replies[0])
     return found
@@ -236,6 +239,29 @@ def _frames_breaches(case: Case, record: Record) -> Iterator[str]:
             yield from _detect_breaches(request.request, reply.response)
         else:
             yield f"a reply of {reply.WhichOneof('result')}"
+
+
+def _segment_breaches(call: pb.SegmentRequest, data: bytes) -> Iterator[str]:
+    response = pb.SegmentResponse.FromString(data)
+    image = (response.image.width, response.image.height)
+    if len(response.results) != len(call.prompts):
+        yield f"{len(response.results)} results of {len(call.prompts)} prompts"
+    for asked, result in zip(call.prompts, response.results, strict=False):
+        if result.object_id not in (asked.object_id, ""):
+            yield f"the object {result.object_id!r} where {asked.object_id!r} was due"
+        if result.HasField("error"):
+            yield from error_breaches(result.error)
+        elif result.HasField("segmentation"):
+            whole = pb.Prompt(model=call.model, version=call.version, output=call.output)
+            if asked.model:
+                whole.model, whole.version = asked.model, asked.version
+            if asked.HasField("output"):
+                whole.output.CopyFrom(asked.output)
+            request = pb.InteractRequest(prompt=whole)
+            yield from _segmentation_breaches([request], result.segmentation, image)
+        elif not result.HasField("incomplete"):
+            yield "a prompt without a result"
+    yield from _timing_breaches(response.timing)
 
 
 def _detect_breaches(request: pb.DetectRequest, response: pb.DetectResponse | bytes) -> Iterator[str]:

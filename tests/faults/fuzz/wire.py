@@ -9,8 +9,8 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from polywand_contract.v1 import annotation_pb2 as pb
-from tests.faults.fuzz.case import DETECT, DETECT_STREAM, INTERACT, LIST_MODELS, Case, Send
-from tests.faults.fuzz.messages import make_detect, make_frame, make_image, make_prompt
+from tests.faults.fuzz.case import DETECT, DETECT_STREAM, INTERACT, LIST_MODELS, SEGMENT, Case, Send
+from tests.faults.fuzz.messages import make_detect, make_frame, make_image, make_prompt, make_segment
 from tests.faults.fuzz.sizes import Sizes, copies, up_to
 
 VARINT, FIXED64, BYTES, GROUP, END_GROUP, FIXED32 = range(6)
@@ -36,13 +36,15 @@ Fields = list[Field | bytes]  # bytes are written as they are
 
 def hostile_bytes(rng: random.Random, sizes: Sizes) -> Case:
     """A call whose messages are mangled; on a stream with prompts the image before them is good."""
-    method = rng.choices((INTERACT, DETECT, DETECT_STREAM, LIST_MODELS), (6, 2, 1, 1))[0]
+    method = rng.choices((INTERACT, SEGMENT, DETECT, DETECT_STREAM, LIST_MODELS), (5, 2, 1, 1, 1))[0]
     gzip = rng.random() < 0.03
     if method == LIST_MODELS:
         data = rng.choice(
             (rng.randbytes(rng.choice((0, 1, 3, 100))), _nested_groups([], rng, sizes), b"\x0a\x00" * 100)
         )
         return Case("bytes", method, (Send(data),), gzip=gzip)
+    if method == SEGMENT:
+        return Case("bytes", method, (Send(mangle(make_segment(rng, sizes), rng, sizes)),), gzip=gzip)
     if method in (DETECT, DETECT_STREAM):
         message: Message = make_detect(rng) if method == DETECT else make_frame(rng)
         return Case("bytes", method, (Send(mangle(message, rng, sizes)),), gzip=gzip)

@@ -23,7 +23,7 @@ imports only the runtime that it uses (hence the imports inside of functions).
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,8 +45,8 @@ class Runtime(Protocol):
 
     batches: bool
 
-    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        """Return all outputs by name; they are valid until the next run."""
+    def run(self, feeds: Feeds, wanted: Collection[str]) -> dict[str, np.ndarray]:
+        """Return outputs by name, at least those that are wanted; they are valid until the next run."""
 
 
 class OnnxRuntime:
@@ -63,20 +63,19 @@ class OnnxRuntime:
         # Idle threads sleep. If they spin, answers come 1 ms sooner, but the cores are taken from other models.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._outputs = [output.name for output in self._session.get_outputs()]
 
-    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+    def run(self, feeds: Feeds, wanted: Collection[str]) -> dict[str, np.ndarray]:
         """See Runtime."""
-        return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
+        return dict(zip(wanted, self._session.run(list(wanted), feeds), strict=True))
 
 
 class OpenVino:
     """OpenVINO on the CPU, compiled for one image at a time, with all threads: a click is answered soonest.
 
-    The rows of a batch are computed side by side, with one thread each: on two cores, a click network of 384 x 384 in
-    bf16 takes 27 ms of both for a row by itself, and 13 ms a row so. The values are the same. That takes a second
-    compilation (about 100 MB), which begins with the first batch, in the background; rows follow one another until it
-    is done.
+    The rows of a batch are computed side by side, with one thread each. A click network of 384 x 384 in bf16 takes two
+    threads 27 ms, in which they work for 32; one thread alone needs 27 ms, too. So rows side by side take up to half of
+    the time; the values are the same. That needs a second compilation (about 100 MB), which begins with the first
+    batch, in the background; rows follow one another until it is done.
     """
 
     batches = False
@@ -96,35 +95,50 @@ class OpenVino:
         compiled = core.compile_model(self._network, "CPU", self._options | {"PERFORMANCE_HINT": "LATENCY"})
         # A port has the names of all tensors with the same value, also of inner ones.
         self._outputs = [next((n for n in outputs if n in port.names), port.any_name) for port in compiled.outputs]
-        self._one = [compiled.create_infer_request()]
-        self._side_by_side: list[Any] = []  # requests; empty until they are compiled
+        self._request = compiled.create_infer_request()
+        self._side_by_side: Any = None  # a queue of requests, once they are compiled
         self._streams = min(threads, max_batch_size)
         self._compiling: threading.Thread | None = None
 
-    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+    def run(self, feeds: Feeds, wanted: Collection[str]) -> dict[str, np.ndarray]:
         """See Runtime."""
         size = len(next(iter(feeds.values())))
         if not self._has_batch_axis or size == 1:
-            results = self._one[0].infer(dict(feeds), share_inputs=True, share_outputs=True)
-            return dict(zip(self._outputs, results.values(), strict=True))
+            return self._run(feeds)
         if self._compiling is None and self._streams > 1:
             self._compiling = threading.Thread(target=self._compile_side_by_side, daemon=True)
             self._compiling.start()
-        requests = self._side_by_side or self._one
-        rows: list[list[np.ndarray]] = []
-        for start in range(0, size, len(requests)):
-            running = list(zip(range(start, size), requests, strict=False))
-            for row, request in running:
-                request.start_async({name: tensor[row : row + 1] for name, tensor in feeds.items()}, share_inputs=True)
-            for _, request in running:
-                request.wait()
-                rows.append([tensor.data.copy() for tensor in request.output_tensors])
-        return {name: np.concatenate(parts) for name, parts in zip(self._outputs, zip(*rows, strict=True), strict=True)}
+        rows = [{name: tensor[row : row + 1] for name, tensor in feeds.items()} for row in range(size)]
+        answers: list[dict[str, np.ndarray]] = [{}] * size
+        if self._side_by_side is None:
+            for number, row in enumerate(rows):
+                answers[number] = {name: tensor.copy() for name, tensor in self._run(row).items() if name in wanted}
+        else:
+
+            def keep(request: Any, number: int) -> None:
+                answers[number] = self._copies(request, wanted)
+
+            self._side_by_side.set_callback(keep)
+            for number, row in enumerate(rows):
+                self._side_by_side.start_async(row, number, share_inputs=True)
+            self._side_by_side.wait_all()
+        return {name: np.concatenate([answer[name] for answer in answers]) for name in wanted}
+
+    def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        results = self._request.infer(dict(feeds), share_inputs=True, share_outputs=True)
+        return dict(zip(self._outputs, results.values(), strict=True))
+
+    def _copies(self, request: Any, wanted: Collection[str]) -> dict[str, np.ndarray]:
+        """Copy outputs, as the request's next run overwrites them."""
+        tensors = zip(self._outputs, request.output_tensors, strict=True)
+        return {name: tensor.data.copy() for name, tensor in tensors if name in wanted}
 
     def _compile_side_by_side(self) -> None:
+        import openvino  # noqa: PLC0415
+
         options = self._options | {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": self._streams}
         compiled = self._core.compile_model(self._network, "CPU", options)
-        self._side_by_side = [compiled.create_infer_request() for _ in range(self._streams)]
+        self._side_by_side = openvino.AsyncInferQueue(compiled, self._streams)
 
 
 @dataclass(frozen=True)
@@ -157,7 +171,7 @@ class TritonPythonModel:
         self._runtime = load(path, config)
         zeros = warm_up_feeds(config)
         if zeros is not None:
-            self._runtime.run(zeros)
+            self._runtime.run(zeros, [tensor["name"] for tensor in config["output"]])
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Answer every request as soon as it is computed; an error fails only its own request."""
@@ -187,10 +201,12 @@ class TritonPythonModel:
             respond(work.request, outputs)
 
     def _run(self, batch: Sequence[Work]) -> list[dict[str, np.ndarray]]:
+        wanted = sorted({name for work in batch for name in work.request.requested_output_names()})
         if len(batch) == 1:
-            return [self._runtime.run(batch[0].feeds)]
+            return [self._runtime.run(batch[0].feeds, wanted)]
         names = batch[0].feeds
-        outputs = self._runtime.run({name: np.concatenate([work.feeds[name] for work in batch]) for name in names})
+        feeds = {name: np.concatenate([work.feeds[name] for work in batch]) for name in names}
+        outputs = self._runtime.run(feeds, wanted)
         ends = np.cumsum([work.rows for work in batch])
         return [
             {name: tensor[end - work.rows : end] for name, tensor in outputs.items()}
