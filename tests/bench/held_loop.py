@@ -18,6 +18,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+from google.protobuf.message import Message
 
 from polywand_contract.raster import encode_rle
 from polywand_contract.v1 import annotation_pb2 as pb
@@ -29,7 +30,9 @@ from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 SERVE = "--write-held-to"
 # Callbacks that are shorter are not written down.
 SHORTEST_MS = 1.0
-SIDE = 2048
+SIDE, SMALL_SIDE = 2048, 256
+MOST_PROMPTS = 1000
+MOST_LABELS = 2000
 ROUNDS = 5
 OPTIONS = {"grpc.max_receive_message_length": -1, "grpc.max_send_message_length": -1}
 FORMS = [pb.OUTPUT_FORM_POLYGONS, pb.OUTPUT_FORM_RLE]
@@ -83,11 +86,11 @@ class Held:
         return max(((entry["ms"], entry["what"]) for entry in found), default=(0.0, ""))
 
 
-def polygons_seed(vertices: int, rings: int) -> pb.SeedMask:
-    """Many small polygons, or one large one, with so many vertices in all."""
+def polygons_seed(vertices: int, rings: int, side: int = SIDE) -> pb.SeedMask:
+    """Many small polygons, or one large one, with so many vertices in all. side: of the image, in pixels."""
     each = vertices // rings
     columns = int(np.ceil(np.sqrt(rings)))
-    cell = SIDE / columns
+    cell = side / columns
     seed = pb.SeedMask()
     for number in range(rings):
         turn = np.linspace(0, 2 * np.pi, each, endpoint=False)
@@ -126,6 +129,34 @@ def cases() -> Iterator[tuple[str, Callable[[int], pb.Prompt]]]:
     yield f"a seed of {len(runs.rle.counts)} bytes of run lengths", lambda number: with_seed(runs, number)
 
 
+def calls(stub: annotation_pb2_grpc.AnnotationServiceStub) -> Iterator[tuple[str, Callable[[int], Message]]]:
+    """Each kind of call without a stream."""
+    image = raw_image(np.zeros((SMALL_SIDE, SMALL_SIDE, 3), np.uint8))  # so that a seed takes a millisecond to fill
+    digest = stub.Segment(pb.SegmentRequest(image=image, prompts=[prompt(TOOL, (9, 9, POSITIVE))])).image.digest
+    held = pb.Image(digest=digest)
+    small = polygons_seed(40, 1, SMALL_SIDE)
+    seeds = [with_seed(small, number) for number in range(MOST_PROMPTS)]
+    yield f"Segment of {MOST_PROMPTS} seeds", lambda _: stub.Segment(pb.SegmentRequest(image=held, prompts=seeds))
+    boxes = [prompt("upper_half", box=(9, 9, 100 + number, 200), mask=True) for number in range(64)]
+    yield "Segment of 64 boxes", lambda _: stub.Segment(pb.SegmentRequest(image=held, prompts=boxes))
+    labels = [pb.LabelMapping(model_label=f"{number}") for number in range(MOST_LABELS)]
+    yield (
+        f"Detect with {MOST_LABELS} labels, refused",
+        lambda _: refusal_of(lambda: stub.Detect(pb.DetectRequest(model="finder", image=held, labels=labels))),
+    )
+    outlines = pb.PolygonOptions(model="upper_half", output=pb.OutputOptions(forms=FORMS))
+    yield "Detect with outlines", lambda _: stub.Detect(pb.DetectRequest(model="finder", image=held, polygons=outlines))
+
+
+def refusal_of(call: Callable[[], Message]) -> Message:
+    """Return an empty message for a call that is refused."""
+    try:
+        call()
+    except grpc.RpcError:
+        return pb.DetectResponse()
+    raise AssertionError("the call was not refused")
+
+
 def main() -> None:
     """Run all cases, and print the table."""
     with tempfile.TemporaryDirectory() as name:
@@ -142,14 +173,15 @@ def main() -> None:
                 with InteractStream(stub) as stream:
                     stream.ask(raw_image(np.zeros((SIDE, SIDE, 3), np.uint8)))
                     for title, make in cases():
-                        measure(title, stream, make, held)
+                        measure(title, lambda number, make=make: stream.ask(make(number)), held)
+                for title, call in calls(stub):
+                    measure(title, call, held)
 
 
-def measure(title: str, stream: InteractStream, make: Callable[[int], pb.Prompt], held: Held) -> None:
-    """Send one kind of prompt, one after another, and print its row."""
-    messages = [make(number) for number in range(ROUNDS)]
+def measure(title: str, ask: Callable[[int], Message], held: Held) -> None:
+    """Send one kind of message, one after another, and print its row. ask: returns the answer."""
     held.longest()
-    replies = [stream.ask(message) for message in messages]
+    replies = [ask(number) for number in range(ROUNDS)]
     longest, what = held.longest()
     nbytes = max(reply.ByteSize() for reply in replies)
     print(f"{f'{ROUNDS} x {title}':48}{nbytes:15}{longest:13.1f}  {what}", flush=True)

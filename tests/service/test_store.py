@@ -237,11 +237,11 @@ def test_fifty_clients_that_open_the_same_photo_at_once_have_it_decoded_once(pup
 @contextmanager
 def stopped_decoders(service: Service) -> Iterator[None]:
     """Stop the processes that decode files other than ordinary photos, until the block ends."""
-    processes = [
-        child
-        for child in psutil.Process(service.process.pid).children(recursive=True)
-        if "polywand_server.workers.spawner" in " ".join(child.cmdline())
-    ]
+    processes = []
+    for child in psutil.Process(service.process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            if "polywand_server.workers.spawner" in " ".join(child.cmdline()):
+                processes.append(child)
     for process in processes:
         process.send_signal(signal.SIGSTOP)
     try:

@@ -45,7 +45,7 @@ class TritonPythonModel:
 ANSWERS, RAISES, DIES = 0, 1, 2
 _PROMPT = '{"box": "optional"}'
 _CARD = json.dumps(card("Puppet", crop=WHOLE, flip="false", prompt=_PROMPT))
-_CONFIG = CONFIG.format(size=16, batch=2, inputs="", outputs="", card=_CARD)
+_CONFIG = CONFIG.format(size=16, answers=1, batch=2, inputs="", outputs="", card=_CARD)
 LATEST_TWO = "version_policy { latest { num_versions: 2 } }"
 
 

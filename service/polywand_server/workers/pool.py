@@ -320,10 +320,11 @@ class Workers:
             _set(child.ended, PARENT_ENDED)
         if not self._closing:
             _log.error("the process that children are forked from has ended: starting another one")
-            spawner.process.poll()
-            self._restarting = asyncio.create_task(self._restart(), name="start the parent of children")
+            spawner.process.kill()
+            self._restarting = asyncio.create_task(self._restart(spawner.process), name="start the parent of children")
 
-    async def _restart(self) -> None:
+    async def _restart(self, ended: "subprocess.Popen[bytes]") -> None:
+        await asyncio.to_thread(ended.wait)  # else it stays as a zombie
         while self._spawner is None:
             await asyncio.sleep(RESTART_SECONDS)
             try:
