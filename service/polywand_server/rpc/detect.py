@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack, aclosing
 
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_server.detectors.frames import Frames
+from polywand_server.detectors.options import DetectOptions
 from polywand_server.errors import PolywandError, or_error
 from polywand_server.lanes import Lane
 from polywand_server.rpc.intake import Received, Refused, receive_detect, receive_frame
@@ -13,6 +14,9 @@ from polywand_server.rpc.replies import write_detections, write_frame, write_fra
 from polywand_server.rpc.requests import read_detect, read_image
 from polywand_server.session.frames import FrameQueue
 from polywand_server.timing import Stopwatch
+
+# Requests with more are read in a thread.
+FEW_LABELS = 100
 
 
 class DetectCalls:
@@ -86,6 +90,11 @@ class DetectCalls:
             response = error
         return write_frame(frame.frame_id, response)
 
+    async def _options(self, request: pb.DetectRequest) -> DetectOptions:
+        if len(request.labels) <= FEW_LABELS:
+            return read_detect(request)
+        return await self._lane.compute(lambda: read_detect(request))
+
     async def _answer(
         self,
         request: pb.DetectRequest,
@@ -97,7 +106,7 @@ class DetectCalls:
     ) -> bytes:
         """until_paused, image_stays: see `Frames.detect`."""
         try:
-            options = read_detect(request)
+            options = await self._options(request)
             self._frames.check(options)  # before the image is looked at
             source = read_image(request.image, image, "image")
         except PolywandError:
