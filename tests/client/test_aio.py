@@ -215,7 +215,7 @@ async def test_what_the_callers_frames_raise_comes_after_the_answers_before(
 
 
 async def test_no_server_is_told_in_a_sentence() -> None:
-    async with polywand.aio.connect("localhost:1") as client:
+    async with polywand.aio.connect("localhost:1", timeout=1) as client:
         with pytest.raises(polywand.Unavailable, match=r"No Polywand server answers at localhost:1\. Is it running\?"):
             await client.models()
         with pytest.raises(polywand.Unavailable, match="No Polywand server answers"):

@@ -265,7 +265,7 @@ def test_a_model_unloaded_through_triton_stays_unloaded_though_its_files_change(
         service.wait_ready(SPOTTER, seconds=SOON_SECONDS)
         shutil.rmtree(other)
         states = {entry.state for entry in triton.get_model_repository_index().models if entry.name == TINY}
-        assert states == {"UNAVAILABLE"}
+        assert states <= {"UNLOADING", "UNAVAILABLE"}
         triton.load_model(TINY)
     wait_for(lambda: listed(service) == {1: "", 2: ""}, SOON_SECONDS, service)
 

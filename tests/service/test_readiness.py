@@ -64,7 +64,8 @@ def test_a_script_that_waits_for_readiness_works_at_once(service):
 def test_the_log_of_a_start_says_ready_once_and_warns_of_what_is_broken_alone(service):
     own = [line for line in service.log.read_text().splitlines() if " polywand_server." in line]
     assert sum(line.endswith("polywand_server.server: ready") for line in own) == 1
-    assert all("nanodet" in line or "model.onnx" in line for line in own if " INFO " not in line), own
+    warnings = [line for line in own if " INFO " not in line]
+    assert all("nanodet" in line or "model.onnx" in line for line in warnings), warnings
 
 
 def test_a_version_that_is_broken_at_the_start_says_why_and_comes_when_its_file_is_right(service, repository, channel):
