@@ -101,6 +101,7 @@ class Server:
         most_connections = min(settings.limits.connections, connections.grpc)
         grpc_server = GrpcServer(settings.limits, most_connections, ingress, parts.servicer, health)
         grpc_port = _bind(grpc_server, settings.host, settings.grpc_port)
+        allocation.freeze()
         await grpc_server.start()
         tasks = [
             asyncio.create_task(registry.run(), name="follow Triton's repository"),

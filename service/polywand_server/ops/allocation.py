@@ -1,7 +1,8 @@
-"""Settings of the C library's memory allocator, tuned for many short-lived arrays."""
+"""Settings of the C library's memory allocator, for many short-lived arrays, and of the garbage collector."""
 
 import asyncio
 import ctypes
+import gc
 import os
 from pathlib import Path
 
@@ -29,6 +30,12 @@ def tune() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, MAPPED_FROM_BYTES)
         mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def freeze() -> None:
+    """Exempt what exists now, mostly modules, from garbage collection, which holds the event loop to inspect it."""
+    gc.collect()
+    gc.freeze()
 
 
 async def trim_periodically() -> None:
