@@ -764,7 +764,7 @@ class Timing(_message.Message):
     """From logits to polygons, or from raw to suppressed boxes."""
     total_us: _builtins.int
     """From receipt until the reply is sent. The difference to the sum of the stages is scheduling, where the stages did
-    not run side by side (those of `Segment` may).
+    not run side by side (those of `Segment`, and of outlines of detections, may).
     """
     inferences: _builtins.int
     """Number of inferences for this answer. 0: it was made from a remembered probability map."""

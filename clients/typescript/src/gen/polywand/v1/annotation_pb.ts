@@ -570,7 +570,7 @@ export type Timing = Message<"polywand.v1.Timing"> & {
 
   /**
    * From receipt until the reply is sent. The difference to the sum of the stages is scheduling, where the stages did
-   * not run side by side (those of `Segment` may).
+   * not run side by side (those of `Segment`, and of outlines of detections, may).
    *
    * @generated from field: uint32 total_us = 7;
    */
