@@ -301,7 +301,13 @@ async def test_without_the_wheel_the_error_tells_what_to_do(repository: Path, mo
         await EmbeddedTriton(repository).start()
 
 
-async def test_a_start_that_is_cancelled_leaves_nothing_behind(repository: Path) -> None:
+async def test_a_start_that_is_cancelled_leaves_nothing_behind(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def not_yet(self: TritonClient, timeout_s: float) -> bool:
+        return False
+
+    monkeypatch.setattr(TritonClient, "server_ready", not_yet)  # so that it has not started before it is cancelled
     triton = EmbeddedTriton(repository)
     starting = asyncio.create_task(triton.start())
     await until(lambda: "server" in processes(triton.url))
