@@ -143,6 +143,10 @@ class Lane:
         async with self._thread_turns.turn():
             return await asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, work)
 
+    async def compute_if(self, is_long: bool, work: Callable[[], T]) -> T:
+        """Run work in a thread if it is long, else at once."""
+        return await self.compute(work) if is_long else work()
+
     def exchange(
         self, model: str, version: int, inputs: Mapping[str, TensorSpec], outputs: TensorSpecs
     ) -> AbstractAsyncContextManager[Exchange]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import cv2
 import grpc
-import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -23,15 +22,6 @@ from tests.client.scripted import Script, outline, ready, scripted_server, statu
 POLYWAND = Path(sys.executable).parent / "polywand"
 NOWHERE = "localhost:1"
 STUCK_S = 30.0
-
-
-@pytest.fixture
-def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.chdir(tmp_path)
-    names = ["a.png", "b.png", "c.png"]
-    for name in names:
-        cv2.imwrite(name, np.full((3, 4, 3), 90, np.uint8))
-    return names
 
 
 @pytest.fixture

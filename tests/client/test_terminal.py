@@ -15,9 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import cv2
 import grpc
-import numpy as np
 import pytest
 
 from polywand_contract.v1 import annotation_pb2 as pb
@@ -89,15 +87,6 @@ class Gated(Script):
             if number:
                 self.gate.wait(STUCK_S)
             yield pb.DetectStreamResponse(frame_id=request.frame_id, response=pb.DetectResponse())
-
-
-@pytest.fixture
-def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.chdir(tmp_path)
-    names = ["a.png", "b.png", "c.png"]
-    for name in names:
-        cv2.imwrite(name, np.full((3, 4, 3), 90, np.uint8))
-    return names
 
 
 # The progress bar

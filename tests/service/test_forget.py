@@ -12,7 +12,7 @@ from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1 import annotation_pb2_grpc
 from polywand_server.config import Limits
 from tests.interactors import Gate
-from tests.running import Service, images_in_use, wait_for
+from tests.running import Service, wait_for
 from tests.streams import POSITIVE, InteractStream, prompt, raw_image
 
 MODEL = "counter"
@@ -25,15 +25,8 @@ IMAGE = raw_image(np.zeros((256, 256, 3), np.uint8))
 
 
 @pytest.fixture
-def stub(puppets: Service, puppet_stub) -> annotation_pb2_grpc.AnnotationServiceStub:
-    """To the puppets, when no image of an earlier test is there any more."""
-    wait_for(lambda: images_in_use(puppets) == 0, 60, puppets)
-    return puppet_stub
-
-
-@pytest.fixture
-def stream(stub: annotation_pb2_grpc.AnnotationServiceStub) -> Iterator[InteractStream]:
-    with InteractStream(stub) as opened:
+def stream(idle_stub: annotation_pb2_grpc.AnnotationServiceStub) -> Iterator[InteractStream]:
+    with InteractStream(idle_stub) as opened:
         opened.ask(IMAGE)
         yield opened
 
@@ -161,9 +154,9 @@ def test_a_bad_forget_is_refused_and_frees_nothing(
 
 
 def test_forget_needs_an_image_and_a_sequence_that_does_not_decrease(
-    stub: annotation_pb2_grpc.AnnotationServiceStub,
+    idle_stub: annotation_pb2_grpc.AnnotationServiceStub,
 ) -> None:
-    with InteractStream(stub) as stream:
+    with InteractStream(idle_stub) as stream:
         early = stream.ask(one("a"))
         assert early.error.code == grpc.StatusCode.FAILED_PRECONDITION.value[0]
         assert (field_of(early), early.object_id) == ("forget", "a")

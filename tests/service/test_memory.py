@@ -12,7 +12,7 @@ import polywand
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1 import annotation_pb2_grpc
 from tests.puppets import IMAGES_MEBIBYTES, MEMORY_MEBIBYTES, STREAM_MEMORY_MEBIBYTES
-from tests.running import Service, images_in_use, wait_for
+from tests.running import wait_for
 from tests.streams import NEGATIVE, POSITIVE, InteractStream, prompt, raw_image
 
 MEMORY = "polywand_mask_memory_bytes"
@@ -20,15 +20,8 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT.value[0]
 
 
 @pytest.fixture
-def stub(puppets: Service, puppet_stub) -> annotation_pb2_grpc.AnnotationServiceStub:
-    """To the puppets, when no stream of an earlier test has an image any more."""
-    wait_for(lambda: images_in_use(puppets) == 0, 60, puppets)
-    return puppet_stub
-
-
-@pytest.fixture
-def stream(stub: annotation_pb2_grpc.AnnotationServiceStub) -> Iterator[InteractStream]:
-    with InteractStream(stub) as opened:
+def stream(idle_stub: annotation_pb2_grpc.AnnotationServiceStub) -> Iterator[InteractStream]:
+    with InteractStream(idle_stub) as opened:
         opened.ask(blank())
         yield opened
 
@@ -95,10 +88,10 @@ def test_a_models_state_comes_back_with_the_next_prompt_and_with_undo_that_of_be
 
 @pytest.mark.parametrize("model", ["keeper", "keeper_of_any_size"])
 @pytest.mark.parametrize("size", [(256, 256), (640, 400), (3000, 2000)])
-def test_a_seed_alone_is_answered_by_its_own_outline_without_an_inference(stub, model, size):
+def test_a_seed_alone_is_answered_by_its_own_outline_without_an_inference(idle_stub, model, size):
     width, height = size
     mask = blob(width, height)
-    with InteractStream(stub) as stream:
+    with InteractStream(idle_stub) as stream:
         stream.ask(raw_image(np.zeros((height, width, 3), np.uint8)))
         reply = stream.ask(seeded(prompt(model, mask=True), rle_seed(mask)))
         assert reply.timing.inferences == 0
@@ -127,9 +120,9 @@ def quadrangle(*points: tuple[float, float]) -> pb.SeedMask:
 
 
 @pytest.mark.parametrize("thickness", [1, 2])
-def test_thin_parts_of_a_large_seed_are_kept(stub, thickness):
+def test_thin_parts_of_a_large_seed_are_kept(idle_stub, thickness):
     mask = lines(thickness)
-    with InteractStream(stub) as stream:
+    with InteractStream(idle_stub) as stream:
         stream.ask(raw_image(np.zeros((*mask.shape, 3), np.uint8)))
         reply = stream.ask(seeded(prompt("keeper", mask=True, tolerance=0), rle_seed(mask)))
         found = mask_of(reply)
@@ -140,12 +133,12 @@ def test_thin_parts_of_a_large_seed_are_kept(stub, thickness):
         np.testing.assert_array_equal(mask_of(second), mask)
 
 
-def test_a_seed_with_thousands_of_corners_is_drawn_in_a_child_just_as_exactly(stub):
+def test_a_seed_with_thousands_of_corners_is_drawn_in_a_child_just_as_exactly(idle_stub):
     noise = np.random.default_rng(3).normal(size=(600, 800)).astype(np.float32)
     mask = cv2.GaussianBlur(noise, (0, 0), 3) > 0.02
     seed = rle_seed(mask.astype(np.uint8))
     assert len(seed.rle.counts) > 2**14
-    with InteractStream(stub) as stream:
+    with InteractStream(idle_stub) as stream:
         stream.ask(raw_image(np.zeros((600, 800, 3), np.uint8)))
         reply = stream.ask(seeded(prompt("keeper", mask=True, tolerance=0), seed))
         np.testing.assert_array_equal(mask_of(reply), mask)
@@ -154,10 +147,10 @@ def test_a_seed_with_thousands_of_corners_is_drawn_in_a_child_just_as_exactly(st
 
 
 @pytest.mark.parametrize("thickness", [1, 2, 3])
-def test_a_long_thin_seed_is_held_as_it_is(stub, thickness):
+def test_a_long_thin_seed_is_held_as_it_is(idle_stub, thickness):
     mask = np.zeros((100, 4000), np.uint8)
     mask[50 : 50 + thickness, 10:3990] = 1
-    with InteractStream(stub) as stream:
+    with InteractStream(idle_stub) as stream:
         stream.ask(raw_image(np.zeros((*mask.shape, 3), np.uint8)))
         found = mask_of(stream.ask(seeded(prompt("keeper", mask=True, tolerance=0), rle_seed(mask))))
         np.testing.assert_array_equal(found, mask)
@@ -166,8 +159,8 @@ def test_a_long_thin_seed_is_held_as_it_is(stub, thickness):
         np.testing.assert_array_equal(found, mask)
 
 
-def test_a_polygon_between_the_pixels_holds_none_of_them(stub):
-    with InteractStream(stub) as stream:
+def test_a_polygon_between_the_pixels_holds_none_of_them(idle_stub):
+    with InteractStream(idle_stub) as stream:
         stream.ask(raw_image(np.zeros((2000, 3000, 3), np.uint8)))
         between = quadrangle((10, 49.7), (2990, 49.7), (2990, 50.3), (10, 50.3))
         reply = stream.ask(seeded(prompt("keeper"), between))
@@ -180,27 +173,27 @@ def test_a_polygon_between_the_pixels_holds_none_of_them(stub):
         np.testing.assert_array_equal(found, by_the_rule)
 
 
-def test_a_bridge_of_no_width_between_the_parts_of_a_seed_is_nothing(stub):
+def test_a_bridge_of_no_width_between_the_parts_of_a_seed_is_nothing(idle_stub):
     """Two squares in one ring, joined by an edge there and back, as tools without multipolygons write them."""
     for width, step in ((200, 10), (2000, 100)):
         ring = [(1, 1), (4, 1), (4, 2), (8, 2), (8, 1), (11, 1), (11, 4), (8, 4), (8, 2), (4, 2), (4, 4), (1, 4)]
         bridged = quadrangle(*[(x * step, y * step + 0.5) for x, y in ring])
         mask = np.zeros((width, width), np.uint8)
         mask[step : 4 * step, step : 4 * step] = mask[step : 4 * step, 8 * step : 11 * step] = 1
-        with InteractStream(stub) as stream:
+        with InteractStream(idle_stub) as stream:
             stream.ask(raw_image(np.zeros((width, width, 3), np.uint8)))
             reply = stream.ask(seeded(prompt("keeper", mask=True), bridged))
             assert len(reply.segmentation.shape.polygons) == 2
             assert iou(mask_of(reply), mask) > 0.98
 
 
-def test_a_seed_that_runs_to_and_fro_across_a_large_image_takes_no_longer_than_another(stub):
+def test_a_seed_that_runs_to_and_fro_across_a_large_image_takes_no_longer_than_another(idle_stub):
     """Twenty thousand edges, each as long as the image is wide: 80 million places where they cross a column."""
     x = np.tile([0.0, 4000.0], 10_000)
     y = np.repeat(np.linspace(10, 90, 10_000), 2)
     ring = pb.Ring(coordinates=np.stack([x, y], axis=1).ravel())
     seed = pb.SeedMask(polygons=pb.PolygonSet(polygons=[pb.Polygon(exterior=ring)]))
-    with InteractStream(stub) as stream:
+    with InteractStream(idle_stub) as stream:
         stream.ask(raw_image(np.zeros((100, 4000, 3), np.uint8)))
         reply = stream.ask(seeded(prompt("keeper"), seed), seconds=10)
         assert reply.WhichOneof("result") == "segmentation", reply
@@ -226,7 +219,7 @@ def test_an_object_starts_from_its_seed_and_undo_leads_back_to_it(stream):
     assert iou(mask_of(moved) & other.astype(bool), other) > 0.95
 
 
-def test_a_shipped_tool_refines_a_seed(stub, server, astronaut):
+def test_a_shipped_tool_refines_a_seed(idle_stub, server, astronaut):
     """The annotation that one tool made is what another one starts from."""
     with grpc.insecure_channel(server.target) as channel:
         shipped = annotation_pb2_grpc.AnnotationServiceStub(channel)
@@ -283,8 +276,8 @@ def test_a_bad_seed_names_its_field_and_the_stream_lives_on(stream, seed, field,
     assert stream.ask(prompt("keeper", (30, 30, POSITIVE))).segmentation.shape.polygons
 
 
-def test_a_tool_that_reads_no_seed_says_so(stub, stream):
-    reads = {model.name: model.interactor.reads_seed for model in stub.ListModels(pb.ListModelsRequest()).models}
+def test_a_tool_that_reads_no_seed_says_so(idle_stub, stream):
+    reads = {model.name: model.interactor.reads_seed for model in idle_stub.ListModels(pb.ListModelsRequest()).models}
     assert reads["keeper"]
     assert not reads["counter"]
     reply = stream.ask(seeded(clicks(1), rle_seed(blob())))
@@ -338,8 +331,8 @@ def test_a_streams_memory_is_bounded_in_bytes(puppets, stream):
     assert inferences(stream, clicks(1, object_id="0")) == (1, 1)
 
 
-def test_the_memory_of_all_streams_is_shared_fairly(puppets, stub):
-    streams = [InteractStream(stub) for _ in range(4)]
+def test_the_memory_of_all_streams_is_shared_fairly(puppets, idle_stub):
+    streams = [InteractStream(idle_stub) for _ in range(4)]
     try:
         for stream in streams:
             stream.ask(blank())
@@ -354,11 +347,11 @@ def test_the_memory_of_all_streams_is_shared_fairly(puppets, stub):
             stream.__exit__()
 
 
-def test_streams_that_rest_make_room_for_new_ones(puppets, stub):
+def test_streams_that_rest_make_room_for_new_ones(puppets, idle_stub):
     streams = []
     try:
         for _ in range(6):  # each fills what it may, and rests
-            streams.append(InteractStream(stub))
+            streams.append(InteractStream(idle_stub))
             streams[-1].ask(blank())
             for number in range(10):
                 streams[-1].ask(clicks(1, object_id=str(number)))
@@ -368,37 +361,37 @@ def test_streams_that_rest_make_room_for_new_ones(puppets, stub):
             stream.__exit__()
 
 
-def test_who_has_an_image_may_go_on_to_the_next_however_full_it_is(stub):
-    with InteractStream(stub) as stream:
+def test_who_has_an_image_may_go_on_to_the_next_however_full_it_is(idle_stub):
+    with InteractStream(idle_stub) as stream:
         for shade in range(3):
             assert stream.ask(blank(2400, shade)).image.width == 2400
 
 
-def test_images_that_find_no_room_are_refused_until_others_go(puppets, stub):
+def test_images_that_find_no_room_are_refused_until_others_go(puppets, idle_stub):
     """Thirty-two mebibytes hold one image of 2400 x 2400 pixels with its pyramid, and not two."""
     large = blank(2400)
-    with InteractStream(stub) as first:
+    with InteractStream(idle_stub) as first:
         assert first.ask(large).image.width == 2400
-        with InteractStream(stub) as second:
+        with InteractStream(idle_stub) as second:
             second.ask(blank())
             reply = second.ask(blank(2400, shade=1))
             assert reply.error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], reply
             assert f"at most {IMAGES_MEBIBYTES} MiB of images" in reply.error.message
             assert inferences(second, clicks(1)) == (1, 1)  # the last image stays
-    with InteractStream(stub) as third:
+    with InteractStream(idle_stub) as third:
         wait_for(lambda: third.ask(large).image.width == 2400, 60, puppets)
 
 
-def test_all_who_have_an_image_may_go_on_at_once_however_full_it_is(stub):
+def test_all_who_have_an_image_may_go_on_at_once_however_full_it_is(idle_stub):
     """Two images of 14 MiB are all that fits in 32; for a moment, there are four."""
-    with InteractStream(stub) as first, InteractStream(stub) as second:
+    with InteractStream(idle_stub) as first, InteractStream(idle_stub) as second:
         for number in range(20):
             for shade, stream in enumerate((first, second), 2 * number):
                 stream.send(pb.Image(encoded=jpeg(np.full((1900, 1900, 3), shade, np.uint8))))
             for stream in (first, second):
                 reply = stream.receive()
                 assert reply.WhichOneof("result") == "image", reply
-        with InteractStream(stub) as third:
+        with InteractStream(idle_stub) as third:
             other = pb.Image(encoded=jpeg(np.full((1900, 1900, 3), 255, np.uint8)))
             assert third.ask(other).error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
 

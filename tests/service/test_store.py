@@ -50,13 +50,6 @@ SIDE = 1000
 FOUR_FIT = KEPT_IMAGES_MEBIBYTES * 2**20 // pyramid_bytes(SIDE, SIDE)
 
 
-@pytest.fixture
-def stub(puppets: Service, puppet_stub) -> AnnotationServiceStub:
-    """To the puppets, when no stream of an earlier test has an image any more."""
-    wait_for(lambda: images_in_use(puppets) == 0, 60, puppets)
-    return puppet_stub
-
-
 class Shades:
     """Images that no test has sent before, each of one colour."""
 
@@ -105,9 +98,9 @@ def detail_of(status: Any, kind: type[Message]) -> Any:
 # -- by digest
 
 
-def test_a_file_comes_back_by_its_digest_without_its_bytes_and_without_decoding(puppets, stub, shades):
+def test_a_file_comes_back_by_its_digest_without_its_bytes_and_without_decoding(puppets, idle_stub, shades):
     data = shades.jpeg()
-    with InteractStream(stub) as stream:
+    with InteractStream(idle_stub) as stream:
         first = stream.ask(pb.Image(encoded=data))
         assert first.image.digest == hashlib.sha256(data).digest()
         assert first.timing.decode_us > 0
@@ -120,17 +113,17 @@ def test_a_file_comes_back_by_its_digest_without_its_bytes_and_without_decoding(
         assert puppets.metric(DECODED) == before
 
 
-def test_the_digest_of_raw_pixels_counts_format_and_size(stub):
+def test_the_digest_of_raw_pixels_counts_format_and_size(idle_stub):
     data = bytes(range(12))
     for form, width, height in (("RGB8", 4, 1), ("RGB8", 1, 4), ("BGR8", 2, 2), ("RGBA8", 3, 1), ("GRAY16", 3, 2)):
         raw = pb.RawImage(data=data, width=width, height=height, format=pb.PixelFormat.Value(f"PIXEL_FORMAT_{form}"))
-        image = detect(stub, pb.Image(raw=raw)).image
+        image = detect(idle_stub, pb.Image(raw=raw)).image
         assert (image.width, image.height) == (width, height)
         assert image.digest == hashlib.sha256(f"{form} {width} {height}\n".encode() + data).digest()
-        assert detect(stub, by_digest(image.digest)).image == image
+        assert detect(idle_stub, by_digest(image.digest)).image == image
 
 
-def test_a_stream_is_taken_up_again_on_another_connection_by_digest_alone(puppets, stub, shades):
+def test_a_stream_is_taken_up_again_on_another_connection_by_digest_alone(puppets, idle_stub, shades):
     with stream_to(puppets.target) as stream:
         digest = stream.ask(shades.raw()).image.digest
         answer = stream.ask(CLICK).segmentation
@@ -141,39 +134,39 @@ def test_a_stream_is_taken_up_again_on_another_connection_by_digest_alone(puppet
         assert reply.image.width == 256
         assert reply.timing.decode_us == 0
         assert stream.ask(CLICK).segmentation == answer
-    assert detect(stub, by_digest(digest)).image.digest == digest
+    assert detect(idle_stub, by_digest(digest)).image.digest == digest
     assert puppets.metric(DECODED) == before
 
 
-def test_a_photo_that_comes_with_every_call_is_decoded_once(puppets, stub, shades):
+def test_a_photo_that_comes_with_every_call_is_decoded_once(puppets, idle_stub, shades):
     image, before = pb.Image(encoded=shades.jpeg()), puppets.metric(DECODED)
-    first = detect(stub, image)
+    first = detect(idle_stub, image)
     for _ in range(3):
-        again = detect(stub, image)
+        again = detect(idle_stub, image)
         assert again.timing.decode_us == 0
         assert again.detections == first.detections
-    with InteractStream(stub) as stream:
+    with InteractStream(idle_stub) as stream:
         assert stream.ask(image).image == first.image
     assert puppets.metric(DECODED) == before + 1
 
 
-def test_calls_of_every_kind_share_what_is_held(puppets, stub, shades):
+def test_calls_of_every_kind_share_what_is_held(puppets, idle_stub, shades):
     image, before = pb.Image(encoded=shades.jpeg()), puppets.metric(DECODED)
-    segmented = stub.Segment(pb.SegmentRequest(image=image, prompts=[CLICK]))
+    segmented = idle_stub.Segment(pb.SegmentRequest(image=image, prompts=[CLICK]))
     digest = segmented.image.digest
-    again = stub.Segment(pb.SegmentRequest(image=by_digest(digest), prompts=[CLICK, CLICK]))
+    again = idle_stub.Segment(pb.SegmentRequest(image=by_digest(digest), prompts=[CLICK, CLICK]))
     assert again.timing.decode_us == 0
     assert [result.segmentation for result in again.results] == [segmented.results[0].segmentation] * 2
-    assert detect(stub, by_digest(digest)).image == segmented.image
-    with InteractStream(stub) as stream:
+    assert detect(idle_stub, by_digest(digest)).image == segmented.image
+    with InteractStream(idle_stub) as stream:
         assert stream.ask(by_digest(digest)).image == segmented.image
         assert stream.ask(CLICK).segmentation == segmented.results[0].segmentation
     assert puppets.metric(DECODED) == before + 1
 
 
-def test_a_digest_that_is_not_held_is_not_found_and_the_image_before_it_stays(stub, shades):
+def test_a_digest_that_is_not_held_is_not_found_and_the_image_before_it_stays(idle_stub, shades):
     unknown = hashlib.sha256(b"never sent").digest()
-    with InteractStream(stub) as stream:
+    with InteractStream(idle_stub) as stream:
         stream.ask(shades.raw())
         error = stream.ask(by_digest(unknown)).error
         assert error.code == NOT_FOUND.value[0]
@@ -182,7 +175,7 @@ def test_a_digest_that_is_not_held_is_not_found_and_the_image_before_it_stays(st
         assert detail_of(error, error_details_pb2.BadRequest).field_violations[0].field == "image.digest"
         assert stream.ask(CLICK).HasField("segmentation")
     with pytest.raises(grpc.RpcError) as caught:
-        detect(stub, by_digest(unknown))
+        detect(idle_stub, by_digest(unknown))
     assert caught.value.code() is NOT_FOUND
     status = rpc_status.from_call(caught.value)
     assert detail_of(status, error_details_pb2.ErrorInfo).reason == "IMAGE_NOT_HELD"
@@ -190,8 +183,8 @@ def test_a_digest_that_is_not_held_is_not_found_and_the_image_before_it_stays(st
 
 
 @pytest.mark.parametrize("nbytes", [0, 31, 33, 100_000])
-def test_what_cannot_be_a_digest_is_refused_with_its_length(stub, nbytes):
-    with InteractStream(stub) as stream:
+def test_what_cannot_be_a_digest_is_refused_with_its_length(idle_stub, nbytes):
+    with InteractStream(idle_stub) as stream:
         error = stream.ask(by_digest(b"d" * nbytes)).error
         assert error.code == INVALID.value[0]
         violation = detail_of(error, error_details_pb2.BadRequest).field_violations[0]
@@ -200,12 +193,12 @@ def test_what_cannot_be_a_digest_is_refused_with_its_length(stub, nbytes):
         assert f"{nbytes} came" in violation.description
 
 
-def test_the_range_of_values_belongs_to_what_is_held(stub):
+def test_the_range_of_values_belongs_to_what_is_held(idle_stub):
     """The same file with another range is another picture, and is found by file and range."""
     data = png(np.linspace(0, 9999, 64 * 64).reshape(64, 64).astype(np.uint16))
     narrow, wide = pb.ValueRange(low=0, high=1000), pb.ValueRange(low=0, high=60_000)
     bright = prompt("brighter", (0.5, 200.5, POSITIVE), tolerance=0)
-    with InteractStream(stub) as stream:
+    with InteractStream(idle_stub) as stream:
         digest = stream.ask(pb.Image(encoded=data, value_range=narrow)).image.digest
         assert digest == hashlib.sha256(data).digest()
         most = stream.ask(pb.Prompt(model="brighter", points=[pb.Point(x=0.1, y=40, label=POSITIVE)])).segmentation
@@ -223,7 +216,7 @@ def test_the_range_of_values_belongs_to_what_is_held(stub):
 # -- decoded once
 
 
-def test_fifty_clients_that_open_the_same_photo_at_once_have_it_decoded_once(puppets, stub, shades):
+def test_fifty_clients_that_open_the_same_photo_at_once_have_it_decoded_once(puppets, idle_stub, shades):
     image, before = pb.Image(encoded=shades.jpeg(1900)), puppets.metric(DECODED)
     with ExitStack() as stack:
         streams = [stack.enter_context(stream_to(puppets.target)) for _ in range(50)]
@@ -263,11 +256,11 @@ def begin_together(service: Service, stub: AnnotationServiceStub, image: pb.Imag
     return [first, second]
 
 
-def test_a_caller_that_goes_while_it_decodes_does_not_fail_those_that_wait(puppets, stub, shades):
+def test_a_caller_that_goes_while_it_decodes_does_not_fail_those_that_wait(puppets, idle_stub, shades):
     image, before = pb.Image(encoded=png(shades.pixels(1200))), puppets.metric(DECODED)
     with ExitStack() as stack:
         with stopped_decoders(puppets):
-            first, second = begin_together(puppets, stub, image, stack)
+            first, second = begin_together(puppets, idle_stub, image, stack)
             first.call.cancel()
             wait_for(lambda: puppets.metric(STREAMS) == 1, 30, puppets)
             assert second.pending() == 0
@@ -275,30 +268,30 @@ def test_a_caller_that_goes_while_it_decodes_does_not_fail_those_that_wait(puppe
         assert puppets.metric(DECODED) == before + 1
 
 
-def test_decoding_ends_with_the_last_that_waits_for_it(puppets, stub, shades):
+def test_decoding_ends_with_the_last_that_waits_for_it(puppets, idle_stub, shades):
     image, before = pb.Image(encoded=png(shades.pixels(1200))), puppets.metric(DECODED)
     with ExitStack() as stack:
         with stopped_decoders(puppets):
-            for stream in begin_together(puppets, stub, image, stack):
+            for stream in begin_together(puppets, idle_stub, image, stack):
                 stream.call.cancel()
             wait_for(lambda: puppets.metric(STREAMS) == 0, 30, puppets)
-        assert detect(stub, image).timing.decode_us > 0
+        assert detect(idle_stub, image).timing.decode_us > 0
         assert puppets.metric(DECODED) == before + 1
 
 
-def test_an_image_that_fails_fails_for_all_that_wait_and_is_not_held(puppets, stub, shades):
+def test_an_image_that_fails_fails_for_all_that_wait_and_is_not_held(puppets, idle_stub, shades):
     whole = png(shades.pixels(1200))
     damaged = whole[: len(whole) // 2]
     refused = puppets.metric(REFUSED)
     with ExitStack() as stack:
         with stopped_decoders(puppets):
-            streams = begin_together(puppets, stub, pb.Image(encoded=damaged), stack)
+            streams = begin_together(puppets, idle_stub, pb.Image(encoded=damaged), stack)
         for stream in streams:
             error = stream.receive().error
             assert error.code == INVALID.value[0]
             assert detail_of(error, error_details_pb2.BadRequest).field_violations[0].field == "image.encoded"
         assert puppets.metric(REFUSED) == refused + 2
-        assert not is_held(stub, hashlib.sha256(damaged).digest())
+        assert not is_held(idle_stub, hashlib.sha256(damaged).digest())
         misses = puppets.metric(MISSES)
         assert streams[0].ask(pb.Image(encoded=damaged)).error.code == INVALID.value[0]  # it is tried again
         assert puppets.metric(MISSES) == misses + 1
@@ -307,60 +300,60 @@ def test_an_image_that_fails_fails_for_all_that_wait_and_is_not_held(puppets, st
 # -- how long it stays
 
 
-def test_what_nothing_uses_stays_within_a_limit_and_the_least_recently_used_goes_first(puppets, stub, shades):
+def test_what_nothing_uses_stays_within_a_limit_and_the_least_recently_used_goes_first(puppets, idle_stub, shades):
     assert FOUR_FIT == 4
-    digests = [detect(stub, shades.raw(SIDE)).image.digest for _ in range(4)]
+    digests = [detect(idle_stub, shades.raw(SIDE)).image.digest for _ in range(4)]
     assert puppets.metric(KEPT) == 4 * pyramid_bytes(SIDE, SIDE)
-    assert is_held(stub, digests[0])  # so it is used again
+    assert is_held(idle_stub, digests[0])  # so it is used again
     before = puppets.metric(OVER_LIMIT)
-    digests.append(detect(stub, shades.raw(SIDE)).image.digest)
+    digests.append(detect(idle_stub, shades.raw(SIDE)).image.digest)
     assert puppets.metric(OVER_LIMIT) == before + 1
     assert puppets.metric(KEPT) == 4 * pyramid_bytes(SIDE, SIDE)
-    assert [is_held(stub, digest) for digest in digests] == [True, False, True, True, True]
+    assert [is_held(idle_stub, digest) for digest in digests] == [True, False, True, True, True]
 
 
-def test_an_image_that_a_stream_has_stays_whatever_others_send(puppets, stub, shades):
-    with InteractStream(stub) as stream:
+def test_an_image_that_a_stream_has_stays_whatever_others_send(puppets, idle_stub, shades):
+    with InteractStream(idle_stub) as stream:
         mine = stream.ask(shades.raw(SIDE)).image.digest
-        other = detect(stub, shades.raw(SIDE)).image.digest
+        other = detect(idle_stub, shades.raw(SIDE)).image.digest
         for _ in range(8):
-            detect(stub, shades.raw(SIDE))
-        assert is_held(stub, mine)
-        assert not is_held(stub, other)
+            detect(idle_stub, shades.raw(SIDE))
+        assert is_held(idle_stub, mine)
+        assert not is_held(idle_stub, other)
         assert stream.ask(CLICK).HasField("segmentation")
 
 
-def test_what_nothing_uses_makes_room_before_an_image_is_refused(puppets, stub, shades):
+def test_what_nothing_uses_makes_room_before_an_image_is_refused(puppets, idle_stub, shades):
     """Thirty-two mebibytes hold one image of 2400 x 2400 pixels; sixteen of them are taken by images of before."""
     for _ in range(4):
-        detect(stub, shades.raw(SIDE))
+        detect(idle_stub, shades.raw(SIDE))
     before = puppets.metric(FOR_ROOM)
-    with InteractStream(stub) as stream:
+    with InteractStream(idle_stub) as stream:
         assert stream.ask(shades.raw(2400)).image.width == 2400
         assert puppets.metric(FOR_ROOM) > before
 
 
-def test_frames_of_a_stream_find_what_is_held_and_do_not_stay_themselves(puppets, stub, shades):
-    held = detect(stub, shades.raw()).image.digest
+def test_frames_of_a_stream_find_what_is_held_and_do_not_stay_themselves(puppets, idle_stub, shades):
+    held = detect(idle_stub, shades.raw()).image.digest
     kept = puppets.metric(KEPT)
     images = [shades.raw(SIDE), by_digest(held), shades.raw(SIDE)]
     frames = [pb.DetectStreamRequest(request=pb.DetectRequest(model="finder", image=image)) for image in images]
-    replies = [reply.response for reply in stub.DetectStream(iter(frames))]
+    replies = [reply.response for reply in idle_stub.DetectStream(iter(frames))]
     assert [reply.image.width for reply in replies] == [SIDE, 256, SIDE]
     assert replies[1].timing.decode_us == 0
     assert puppets.metric(KEPT) == kept
-    assert [is_held(stub, reply.image.digest) for reply in replies] == [False, True, False]
+    assert [is_held(idle_stub, reply.image.digest) for reply in replies] == [False, True, False]
 
 
-def test_pictures_that_stay_hold_no_open_files(puppets, stub, shades):
+def test_pictures_that_stay_hold_no_open_files(puppets, idle_stub, shades):
     """Neither small nor large ones whose memory was another process's."""
-    detect(stub, shades.raw())  # the connection is open
+    detect(idle_stub, shades.raw())  # the connection is open
     before = descriptors(puppets)
     digests = []
     for side in (20,) * 30 + (700,) * 3:
         webp = cv2.imencode(".webp", shades.pixels(side))[1].tobytes()
-        digests.append(detect(stub, pb.Image(encoded=webp)).image.digest)
-    assert all(is_held(stub, digest) for digest in digests)
+        digests.append(detect(idle_stub, pb.Image(encoded=webp)).image.digest)
+    assert all(is_held(idle_stub, digest) for digest in digests)
     assert descriptors(puppets) < before + 10
 
 
@@ -397,11 +390,11 @@ def shades_of(stream: InteractStream) -> list[bytes]:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_raw_pixels_are_the_same_picture_as_the_file(stub, name):
+def test_raw_pixels_are_the_same_picture_as_the_file(idle_stub, name):
     layout, raw, in_file, said = FORMATS[name]
     value_range = None if said is None else pb.ValueRange(low=said[0], high=said[1])
     image = pb.RawImage(data=raw.tobytes(), width=256, height=256, format=layout)
-    with InteractStream(stub) as stream:
+    with InteractStream(idle_stub) as stream:
         assert stream.ask(pb.Image(raw=image, value_range=value_range)).image.width == 256
         found = shades_of(stream)
         assert stream.ask(pb.Image(encoded=png(in_file), value_range=value_range)).image.width == 256
@@ -409,8 +402,8 @@ def test_raw_pixels_are_the_same_picture_as_the_file(stub, name):
     assert len(set(found)) > 5
 
 
-def test_a_range_counts_for_gray16_alone(stub):
-    with InteractStream(stub) as stream:
+def test_a_range_counts_for_gray16_alone(idle_stub):
+    with InteractStream(idle_stub) as stream:
         for name, (layout, raw, _, _) in FORMATS.items():
             image = pb.RawImage(data=raw.tobytes(), width=256, height=256, format=layout)
             reply = stream.ask(pb.Image(raw=image, value_range=pb.ValueRange(low=0, high=100)))
@@ -423,8 +416,8 @@ def test_a_range_counts_for_gray16_alone(stub):
 
 
 @pytest.mark.parametrize("layout", [pb.PIXEL_FORMAT_UNSPECIFIED, 6, 99])
-def test_an_unknown_format_is_refused_with_those_that_are_known(stub, layout):
-    with InteractStream(stub) as stream:
+def test_an_unknown_format_is_refused_with_those_that_are_known(idle_stub, layout):
+    with InteractStream(idle_stub) as stream:
         error = stream.ask(pb.Image(raw=pb.RawImage(data=bytes(12), width=2, height=2, format=layout))).error
         assert error.code == INVALID.value[0]
         violation = detail_of(error, error_details_pb2.BadRequest).field_violations[0]
@@ -433,9 +426,9 @@ def test_an_unknown_format_is_refused_with_those_that_are_known(stub, layout):
 
 
 @pytest.mark.parametrize("name", ["RGB8", "BGR8", "GRAY8", "RGBA8", "GRAY16"])
-def test_pixels_of_the_wrong_length_are_refused_with_the_right_one(stub, name):
+def test_pixels_of_the_wrong_length_are_refused_with_the_right_one(idle_stub, name):
     layout, raw, _, _ = FORMATS[name]
-    with InteractStream(stub) as stream:
+    with InteractStream(idle_stub) as stream:
         for data in (raw.tobytes()[:-1], raw.tobytes() + b"x", b""):
             error = stream.ask(pb.Image(raw=pb.RawImage(data=data, width=256, height=256, format=layout))).error
             violation = detail_of(error, error_details_pb2.BadRequest).field_violations[0]

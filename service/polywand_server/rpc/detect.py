@@ -5,18 +5,14 @@ from contextlib import AsyncExitStack, aclosing
 
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_server.detectors.frames import Frames
-from polywand_server.detectors.options import DetectOptions
 from polywand_server.errors import PolywandError, or_error
 from polywand_server.lanes import Lane
-from polywand_server.rpc.intake import Received, Refused, receive_detect, receive_frame
+from polywand_server.rpc.intake import Received, Refused, is_small, receive_detect, receive_frame
 from polywand_server.rpc.messages import Context, Messages, cancel
 from polywand_server.rpc.replies import write_detections, write_frame, write_frames_draining
 from polywand_server.rpc.requests import read_detect, read_image
 from polywand_server.session.frames import FrameQueue
 from polywand_server.timing import Stopwatch
-
-# Requests with more are read in a thread.
-FEW_LABELS = 100
 
 
 class DetectCalls:
@@ -90,11 +86,6 @@ class DetectCalls:
             response = error
         return write_frame(frame.frame_id, response)
 
-    async def _options(self, request: pb.DetectRequest) -> DetectOptions:
-        if len(request.labels) <= FEW_LABELS:
-            return read_detect(request)
-        return await self._lane.compute(lambda: read_detect(request))
-
     async def _answer(
         self,
         request: pb.DetectRequest,
@@ -106,13 +97,12 @@ class DetectCalls:
     ) -> bytes:
         """until_paused, image_stays: see `Frames.detect`."""
         try:
-            options = await self._options(request)
+            options = await self._lane.compute_if(not is_small(request.ByteSize()), lambda: read_detect(request))
             self._frames.check(options)  # before the image is looked at
             source = read_image(request.image, image, "image")
         except PolywandError:
             self._frames.count_refused(timer)
             raise
         result = await self._frames.detect(source, options, timer, until_paused, image_stays=image_stays)
-        if result.outlines is None:
-            return write_detections(result, timer)
-        return await self._lane.compute(lambda: write_detections(result, timer))
+        has_outlines = result.outlines is not None
+        return await self._lane.compute_if(has_outlines, lambda: write_detections(result, timer))

@@ -11,14 +11,12 @@ from polywand_server.errors import InvalidInputError, PolywandError, QuotaError,
 from polywand_server.lanes import Lane
 from polywand_server.rpc.intake import Refused, is_small, receive_interact
 from polywand_server.rpc.messages import Context, Messages, cancel
-from polywand_server.rpc.replies import write_interact_draining, write_reply
+from polywand_server.rpc.replies import SMALL_REPLY_BYTES, write_interact_draining, write_reply
 from polywand_server.rpc.requests import read_forget, read_image, read_prompt, short_id, short_names
 from polywand_server.session.services import Services
 from polywand_server.session.stream import Session
 from polywand_server.timing import Stopwatch
 
-# Replies that are larger are written in a thread.
-SMALL_REPLY_BYTES = 64 * 1024
 # Of a stream that is ended because its replies are not read.
 RETRY_SECONDS = 1.0
 
@@ -50,11 +48,8 @@ class InteractCalls:
             try:
                 async with aclosing(session.replies()) as replies:
                     async for reply in replies:
-                        if reply.nbytes <= SMALL_REPLY_BYTES:
-                            data = write_reply(reply)
-                        else:
-                            data = await self._lane.compute(partial(write_reply, reply))
-                        await writer.write(data)
+                        is_large = reply.nbytes > SMALL_REPLY_BYTES
+                        await writer.write(await self._lane.compute_if(is_large, partial(write_reply, reply)))
                 await reader
             finally:
                 await cancel(reader)
@@ -100,10 +95,7 @@ class InteractCalls:
 
     async def _take_prompt(self, session: Session, request: pb.InteractRequest, nbytes: int, timer: Stopwatch) -> None:
         try:
-            if is_small(nbytes):
-                prompt = read_prompt(request.prompt)
-            else:
-                prompt = await self._lane.compute(lambda: read_prompt(request.prompt))
+            prompt = await self._lane.compute_if(not is_small(nbytes), lambda: read_prompt(request.prompt))
         except PolywandError as error:
             object_id, model = short_names(request.prompt)
             await session.refuse_prompt(request.sequence, object_id, model, error, timer)

@@ -18,6 +18,8 @@ from polywand_server.session.answers import Answer, Forgotten, ImageReady, Reply
 from polywand_server.session.segments import Segmented
 from polywand_server.timing import Stopwatch
 
+# Replies that are larger are written in a thread.
+SMALL_REPLY_BYTES = 64 * 1024
 # The largest uint32.
 _MOST = 2**32 - 1
 

@@ -9,14 +9,12 @@ from polywand_server.lanes import Lane
 from polywand_server.rpc.intake import Refused, is_small, receive_segment
 from polywand_server.rpc.messages import Context, Messages
 from polywand_server.rpc.prompts import in_terms_of_the_call, read_prompts
-from polywand_server.rpc.replies import write_segment_result, write_segmented
+from polywand_server.rpc.replies import SMALL_REPLY_BYTES, write_segment_result, write_segmented
 from polywand_server.rpc.requests import read_image, read_roi, short_names
 from polywand_server.session.answers import Answer, answer_bytes
 from polywand_server.session.segments import Segments
 from polywand_server.timing import Stopwatch
 
-# An answer that is larger is written in a thread.
-SMALL_ANSWER_BYTES = 64 * 1024
 # Of all answers of one call; a prompt whose answer does not fit any more is refused.
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 
@@ -44,10 +42,7 @@ class SegmentCalls:
                 if isinstance(received, Refused):
                     raise received.error
                 request = received.message
-                if is_small(nbytes):
-                    prompts = read_prompts(request)
-                else:
-                    prompts = await self._lane.compute(lambda: read_prompts(request))
+                prompts = await self._lane.compute_if(not is_small(nbytes), lambda: read_prompts(request))
                 roi = read_roi(request)
                 source = read_image(request.image, received.image, "image")
                 del received
@@ -57,7 +52,8 @@ class SegmentCalls:
                 else:
                     await self._messages.wait_as_frame(until_paused)
                     segmented = await self._segments.many(source, roi, prompts, timer, until_paused, results.write)
-        return await self._lane.compute(partial(write_segmented, segmented, timer))
+        is_large = sum(map(len, segmented.results)) > SMALL_REPLY_BYTES
+        return await self._lane.compute_if(is_large, partial(write_segmented, segmented, timer))
 
 
 class _Results:
@@ -73,10 +69,8 @@ class _Results:
         object_id, has_calls_model = self._prompts[number]
         if isinstance(answer, InvalidInputError):
             answer = in_terms_of_the_call(answer, number, has_calls_model=has_calls_model)
-        if answer_bytes(answer) > SMALL_ANSWER_BYTES:
-            data = await self._lane.compute(partial(write_segment_result, object_id, answer))
-        else:
-            data = write_segment_result(object_id, answer)
+        is_large = answer_bytes(answer) > SMALL_REPLY_BYTES
+        data = await self._lane.compute_if(is_large, partial(write_segment_result, object_id, answer))
         if len(data) > self._bytes_left:
             most = MAX_ANSWER_BYTES >> 20
             error = TooLargeError(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from polywand_server.errors import PolywandError
+from polywand_server.errors import DeadlineError, PolywandError, Reason
 from polywand_server.interactors.estimate import Segmentation
 from polywand_server.interactors.prompt import Incomplete
 from polywand_server.timing import Stopwatch
@@ -60,3 +60,9 @@ def answering_model(named: str, answer: Answer) -> str:
 def answer_bytes(answer: object) -> int:
     """Estimate the memory of an answer while it waits."""
     return REPLY_BYTES + (answer.nbytes if isinstance(answer, Segmentation) else 0)
+
+
+def prompt_timeout(seconds: float, advice: str) -> DeadlineError:
+    """Make the error of a prompt that took longer than it may. advice: what to do, with the punctuation before it."""
+    text = f"the prompt took longer than {seconds:g} s, the most that this server gives one{advice}"
+    return DeadlineError(text, reason=Reason.PROMPT_TIMEOUT, metadata={"limit": "prompt_ms"})

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from polywand_server.errors import FAILED, DeadlineError, InternalError, PolywandError, Reason, or_error
+from polywand_server.errors import FAILED, InternalError, PolywandError, or_error
 from polywand_server.interactors.estimate import Found, Segmentation
 from polywand_server.interactors.predictor import Predictor
 from polywand_server.interactors.prompt import Incomplete, Prompt, Supersession
 from polywand_server.lanes import RightOfWay
-from polywand_server.session.answers import Reply, answering_model, outcome
+from polywand_server.session.answers import Reply, answering_model, outcome, prompt_timeout
 from polywand_server.session.backlog import Backlog
 from polywand_server.session.counts import PromptCounts
 from polywand_server.session.outbox import Outbox
@@ -186,12 +186,11 @@ class ObjectQueue:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise DeadlineError(
-                f"the prompt took longer than {seconds:g} s, the most that this server gives one; the clicks that were "
-                "worked through by then are remembered for a while: send it again, or a simpler one",
-                reason=Reason.PROMPT_TIMEOUT,
-                metadata={"limit": "prompt_ms"},
-            ) from None
+            advice = (
+                "; the clicks that were worked through by then are remembered for a while: send it again, or a simpler "
+                "one"
+            )
+            raise prompt_timeout(seconds, advice) from None
         finally:
             del limit  # else its task, when cancelled, and this frame hold each other, and with them the image
 

@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from polywand_server.admission.permits import FramePermits
-from polywand_server.errors import DeadlineError, PolywandError, Reason, or_error
+from polywand_server.errors import PolywandError, or_error
 from polywand_server.geometry.boxes import Box
 from polywand_server.images import ImageSource, ImageStore
 from polywand_server.interactors.prompt import Prompt
 from polywand_server.interactors.windowed import Answering, Predictors
 from polywand_server.lanes import RightOfWay
-from polywand_server.session.answers import Answer, answering_model, outcome
+from polywand_server.session.answers import Answer, answering_model, outcome, prompt_timeout
 from polywand_server.session.counts import PromptCounts
 from polywand_server.timing import Stopwatch
 
@@ -157,9 +157,7 @@ async def _in_time(work: Coroutine[Any, Any, T], timer: Stopwatch, seconds: floa
         while not task.done():
             left = seconds - timer.worked()
             if left <= 0:
-                most = f"{seconds:g} s, the most that this server gives one"
-                text = f"the prompt took longer than {most}: send a simpler one"
-                raise DeadlineError(text, reason=Reason.PROMPT_TIMEOUT, metadata={"limit": "prompt_ms"})
+                raise prompt_timeout(seconds, ": send a simpler one")
             await asyncio.wait((task,), timeout=max(left, SHORTEST_PAUSE_SECONDS))
         return task.result()
     finally:

@@ -4,13 +4,13 @@ from __future__ import annotations  # `help` shows the names of types, such as I
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
 from polywand import errors, images
+from polywand.aio.changes import Changes
 from polywand.answers import Update
 from polywand.channel import call_timeout
 from polywand.errors import PolywandError
@@ -59,7 +59,7 @@ class Session:
         self._known = known or KnownImages()
         self._ledger = Ledger(known=self._known, reconnects=reconnect)
         self._unread: dict[str, Update] = {}  # newest wins: at most one of each object
-        self._changed = asyncio.Event()  # set once, and replaced; senders and runner wait for it
+        self._changes = Changes()  # of the ledger; senders and runner wait for it
         self._something_to_read = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -283,7 +283,7 @@ class Session:
         if asyncio.get_running_loop() is not self._loop:
             raise RuntimeError("this session belongs to another event loop, or thread: open one in this loop")
         sequence = self._ledger.add(message, waiter, timeout_s, by_digest)
-        self._notify()
+        self._changes.notify()
         return sequence
 
     async def _wait(self, waiter: asyncio.Future[Any], timeout_s: float) -> Any:
@@ -295,18 +295,8 @@ class Session:
 
     def _end(self, error: PolywandError) -> None:
         self._ledger.end(error)
-        self._notify()
+        self._changes.notify()
         self._something_to_read.set()
-
-    def _notify(self) -> None:
-        """Wake all that wait for a change of the ledger."""
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def _wait_for_change(self, seconds: float | None) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
 
     def _start(self) -> None:
         """Start the runner: the task that begins a stream whenever one is needed, and reads it."""
@@ -324,7 +314,7 @@ class Session:
         while self._ledger.ended is None:
             if (due_s := self._ledger.stream_due_s()) == 0:
                 return self._ledger.begin()
-            await self._wait_for_change(due_s)
+            await self._changes.wait(due_s)
         return None
 
     async def _requests(self, stream: int) -> AsyncIterator[pb.InteractRequest]:
@@ -333,7 +323,7 @@ class Session:
             if (request := self._ledger.pop(stream)) is not None:
                 yield request
             else:
-                await self._wait_for_change(self._ledger.pause_s())
+                await self._changes.wait(self._ledger.pause_s())
 
     def _publish(self, answer: list[Update] | pb.ImageInfo) -> None:
         if isinstance(answer, pb.ImageInfo):
@@ -357,7 +347,7 @@ class Session:
                 if is_runner and self._ledger.ended is None and not self._ledger.is_current(stream):
                     is_runner = False
                     self._start()
-                self._notify()  # a retry may be due
+                self._changes.notify()  # a retry may be due
             is_final = False
         except grpc.aio.AioRpcError as error:
             end = errors.from_rpc(error, self._target)
@@ -368,7 +358,7 @@ class Session:
             end = errors.client_closed()
         finally:
             self._publish(self._ledger.lost(stream, end, is_final=is_final))
-            self._notify()
+            self._changes.notify()
             if self._ledger.ended is not None:
                 self._something_to_read.set()
         return is_runner

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import suppress
 from typing import cast
 
 import grpc
 
 from polywand import errors, wire
+from polywand.aio.changes import Changes
 from polywand.errors import PolywandError
 from polywand.frames import LARGE_FRAME_BYTES, FrameLog, FrameResult
 from polywand.images import ImageLike
@@ -39,7 +39,7 @@ class DetectStream:
         self._detect_alone = detect_alone
         self._target = target
         self._log = FrameLog(timeout_s, reconnects=reconnect)
-        self._changed = asyncio.Event()  # set once, and replaced
+        self._changes = Changes()  # of the log
         self._images_error: Exception | None = None
 
     async def answers(self) -> AsyncGenerator[FrameResult, None]:
@@ -49,7 +49,7 @@ class DetectStream:
             while (result := await self._next()) is not None:
                 yield result
                 self._log.consumed()
-                self._notify()
+                self._changes.notify()
         finally:
             for task in tasks:
                 task.cancel()
@@ -65,7 +65,7 @@ class DetectStream:
                 raise self._log.ended
             if (left_s := self._log.seconds_left()) <= 0:
                 raise self._log.timeout(self._target)
-            await self._wait_for_change(left_s)
+            await self._changes.wait(left_s)
         return result
 
     async def _feed(self) -> None:
@@ -74,7 +74,7 @@ class DetectStream:
         try:
             while True:
                 while not self._log.has_room:
-                    await self._wait_for_change(None)
+                    await self._changes.wait(None)
                 await self._add(await anext(images))
         except StopAsyncIteration:
             pass
@@ -82,7 +82,7 @@ class DetectStream:
             self._images_error = error
         finally:
             self._log.complete()
-            self._notify()
+            self._changes.notify()
 
     async def _add(self, image: ImageLike) -> None:
         number = self._log.add()
@@ -94,14 +94,14 @@ class DetectStream:
                 self._log.put(number, await self._detect_alone(request))
         except PolywandError as error:
             self._log.put(number, error)
-        self._notify()
+        self._changes.notify()
 
     async def _run(self) -> None:
         while self._log.any_open and self._log.ended is None:
             if (due_s := self._log.stream_due_s()) == 0:
                 await self._read(self._log.begin())
             else:
-                await self._wait_for_change(due_s)
+                await self._changes.wait(due_s)
 
     async def _requests(self, stream: int) -> AsyncIterator[pb.DetectStreamRequest]:
         """Yield the frames to send on a call; the end half-closes it."""
@@ -109,7 +109,7 @@ class DetectStream:
             if (request := self._log.pop(stream)) is not None:
                 yield request
             else:
-                await self._wait_for_change(None)
+                await self._changes.wait(None)
 
     async def _read(self, stream: int) -> None:
         end: PolywandError = errors.ended(self._target)
@@ -118,7 +118,7 @@ class DetectStream:
         try:
             async for reply in call:
                 self._log.answer(reply, stream)
-                self._notify()
+                self._changes.notify()
             is_final = False
         except grpc.aio.AioRpcError as error:
             end = errors.from_rpc(error, self._target)
@@ -128,17 +128,7 @@ class DetectStream:
         finally:
             call.cancel()
             self._log.lost(stream, end, is_final=is_final)
-            self._notify()
-
-    def _notify(self) -> None:
-        """Wake all that wait for a change of the log."""
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def _wait_for_change(self, seconds: float | None) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
+            self._changes.notify()
 
 
 async def _as_async(images: Iterable[ImageLike] | AsyncIterable[ImageLike]) -> AsyncIterator[ImageLike]:
