@@ -249,13 +249,21 @@ def test_an_image_that_cannot_be_read_fails_the_call(puppet_stub):
         assert field_of(rpc_status.from_call(caught.value)) == "image.encoded"
 
 
+class AtOnce:
+    """The lane of answers that are small."""
+
+    async def compute_if(self, is_long, work):
+        assert not is_long
+        return work()
+
+
 def test_an_answer_beyond_the_most_bytes_of_a_call_is_refused_and_smaller_ones_still_fit(monkeypatch):
     """The limit is small here: a real one takes many seconds to reach."""
     call = pb.SegmentRequest(prompts=[prompt("disk", object_id=name) for name in "abcd"])
     small, large = Incomplete(positive=1), Incomplete(positive=1, negative=2, extreme=3)
 
     async def write_all() -> list[pb.SegmentResult]:
-        results = _Results(call, None)
+        results = _Results(call, AtOnce())
         written = [await results.write(number, (small, large, large, small)[number]) for number in range(4)]
         return list(pb.SegmentResponse.FromString(b"".join(written)).results)
 
