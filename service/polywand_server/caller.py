@@ -1,8 +1,22 @@
 """The caller: the client, the stream and the request that the running task works for."""
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import count
+
+from polywand_server.principal import ANYBODY, Principal
+
+
+@dataclass(slots=True)
+class Usage:
+    """What a call has cost so far.
+
+    received_bytes: of its messages. pixels: of its images. models: tools that it named, or got; few are kept.
+    """
+
+    received_bytes: int = 0
+    pixels: int = 0
+    models: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,15 +26,17 @@ class Caller:
     client: its connection, as gRPC names it ("ipv4:127.0.0.1:50123"). stream: a number for each call.
     request_id: for the logs; the client may choose it, so two calls may have the same one. Empty outside of calls.
     traceparent: of W3C Trace Context, as the client sent it; empty if it sent none.
-    principal: on whose behalf it is made; nothing is shared between two. Empty: everybody, as there is no
-    authentication yet.
+    principal: on whose behalf it is made; nothing is shared between two. ANYBODY before it is known, and where there is
+    no authentication.
+    usage: what it has cost so far, for the audit.
     """
 
     client: str
     stream: int
     request_id: str = ""
     traceparent: str = ""
-    principal: str = ""
+    principal: Principal = ANYBODY
+    usage: Usage = field(default_factory=Usage, compare=False)
 
     @property
     def trace_id(self) -> str:
@@ -33,11 +49,16 @@ _NO_CALL = Caller("", 0)
 _current: ContextVar[Caller] = ContextVar("caller", default=_NO_CALL)
 
 
-def begin(client: str, request_id: str = "", traceparent: str = "", principal: str = "") -> Caller:
+def begin(client: str, request_id: str = "", traceparent: str = "") -> Caller:
     """Begin a call: this task, and all that it starts from now on, works for it."""
-    caller = Caller(client, next(_NUMBERS), request_id, traceparent, principal)
+    caller = Caller(client, next(_NUMBERS), request_id, traceparent)
     _current.set(caller)
     return caller
+
+
+def identify(principal: Principal) -> None:
+    """Note the principal of the call that this task works for: of what it starts from now on, too."""
+    _current.set(replace(_current.get(), principal=principal))
 
 
 def current() -> Caller:

@@ -75,9 +75,52 @@ class TritonTls:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerTls:
+    """PEM files for TLS on the service's own ports; they are read again when they change.
+
+    client_roots: clients must have a certificate of one of these; None: they need none.
+    """
+
+    certificate_chain: Path
+    private_key: Path
+    client_roots: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may call.
+
+    principals: TOML file of names with the hashes of their tokens. jwks: file or https URL of the keys of JSON Web
+    Tokens. jwt_issuer, jwt_audience: that these must have.
+    """
+
+    principals: Path | None = None
+    jwks: str | None = None
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether everybody may call."""
+        return self.principals is None and self.jwks is None
+
+
+@dataclass(frozen=True, slots=True)
+class Tracing:
+    """endpoint: URL of a collector of OpenTelemetry. ratio: of the calls without a client's trace that are traced."""
+
+    endpoint: str
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Settings of this process.
 
+    metrics_port: of the metrics alone, at metrics_host (None: host), without TLS and tokens; None: there is none, and
+        they are on the HTTP port.
+    tls: None for none. access: who may call. insecure: serve other machines with neither of both.
+    reflection: whether clients can ask for the contract.
     triton_url: host:port of an external Triton; None starts the embedded one on model_repository.
     load_models: load all models of Triton's repository; with the embedded Triton, also reload those that change.
     ready_models: tools, or models with all their tools, that must be ready before the service is. Empty: every model
@@ -86,7 +129,15 @@ class Settings:
     settling_seconds: time for which a model's files must not have changed before they are loaded or unloaded.
     triton_hang_seconds: time for which the embedded Triton may leave probes unanswered before it is restarted.
     infer_timeout_seconds: longest wait for one inference, including Triton's queue.
-    drain_seconds: time for running requests to finish after SIGTERM.
+    triton_metrics_url: of an external Triton's metrics, which are passed on.
+    scratch: folder for the embedded Triton's files; None for the system's.
+    drain_seconds: time for running requests to finish, drain_delay_seconds after SIGTERM. Until then all calls are
+        taken, but health says NOT_SERVING.
+    stream_max_age_seconds: after which a stream is told to move; 0 never.
+    heartbeat_seconds: pause after which an idle stream gets a heartbeat; 0 never.
+    probe_seconds: how long a tool may go without an inference before one is run to see that it works; 0 never.
+    audit_log: file that gets a line for each call; "-" is stderr; None for none.
+    tracing: None for none.
     worker_threads: threads for prompts; there are as many for images and frames.
     shared_memory_bytes: memory shared with a Triton on the same host, for tensors; 0 sends all tensors over gRPC.
     """
@@ -94,9 +145,17 @@ class Settings:
     host: str = "127.0.0.1"
     grpc_port: int = 50051
     http_port: int = 8080
+    metrics_host: str | None = None
+    metrics_port: int | None = None
+    tls: ServerTls | None = None
+    access: Access = Access()
+    insecure: bool = False
+    reflection: bool = True
     model_repository: Path = Path("model_repository")
     triton_url: str | None = None
     triton_tls: TritonTls | None = None
+    triton_metrics_url: str | None = None
+    scratch: Path | None = None
     load_models: bool = True
     ready_models: tuple[str, ...] = ()
     poll_seconds: float = 1.0
@@ -104,6 +163,12 @@ class Settings:
     triton_hang_seconds: float = 10.0
     infer_timeout_seconds: float = 30.0
     drain_seconds: float = 20.0
+    drain_delay_seconds: float = 0.0
+    stream_max_age_seconds: float = 0.0
+    heartbeat_seconds: float = 20.0
+    probe_seconds: float = 30.0
+    audit_log: Path | None = None
+    tracing: Tracing | None = None
     worker_threads: int = 4
     shared_memory_bytes: int = 256 * MEBIBYTE
     limits: Limits = field(default_factory=Limits)

@@ -34,6 +34,9 @@ class Reason(Enum):
     METHOD_NOT_FOUND = "the server has no such method"
     WRONG_MODEL_KIND = "the tool is of the other kind"
     NO_IMAGE = "a prompt came before an image"
+    NOT_AUTHENTICATED = "the call has no token or certificate that this server accepts"
+    NOT_PERMITTED = "the principal of the call may not do this"
+    QUOTA_EXCEEDED = "the principal of the call has what its quota allows"
     IMAGE_GIVEN_UP = "the image of an idle stream made room for others"
     SERVER_FULL = "the server, or this client's share of it, is full"
     REPLIES_NOT_READ = "the client does not read the replies of its stream"
@@ -227,3 +230,15 @@ def for_client(error: Exception) -> PolywandError:
         return QuotaError("memory", "this server is out of memory: try later, or another replica", 1.0)
     log.exception("unexpected error while handling a request")
     return InternalError(FAILED)
+
+
+class UnauthenticatedError(PolywandError):
+    """The call has no token or certificate that is accepted. The text never has the token."""
+
+    reason = Reason.NOT_AUTHENTICATED
+
+
+class ForbiddenError(PolywandError):
+    """The principal is known, and may not do this."""
+
+    reason = Reason.NOT_PERMITTED

@@ -1554,8 +1554,9 @@ class InteractResponse(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     FORGOTTEN_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """The sequence of the request. 0 with `draining`."""
+    """The sequence of the request. 0 with `draining` and `heartbeat`."""
     object_id: _builtins.str
     """The object's id in the prompt or in `Forget`; empty for images, and for an id that was refused as too long."""
     skipped: _builtins.int
@@ -1590,6 +1591,10 @@ class InteractResponse(_message.Message):
     def forgotten(self) -> Global___Forgotten:
         """The objects are freed."""
 
+    @_builtins.property
+    def heartbeat(self) -> Global___Heartbeat:
+        """Nothing has happened for a while: see `Heartbeat`. `sequence` is 0 then."""
+
     def __init__(
         self,
         *,
@@ -1603,12 +1608,13 @@ class InteractResponse(_message.Message):
         error: _status_pb2.Status | None = ...,
         draining: Global___Draining | None = ...,
         forgotten: Global___Forgotten | None = ...,
+        heartbeat: Global___Heartbeat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "error", b"error", "forgotten", b"forgotten", "image", b"image", "incomplete", b"incomplete", "result", b"result", "segmentation", b"segmentation", "timing", b"timing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "error", b"error", "forgotten", b"forgotten", "heartbeat", b"heartbeat", "image", b"image", "incomplete", b"incomplete", "result", b"result", "segmentation", b"segmentation", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "error", b"error", "forgotten", b"forgotten", "image", b"image", "incomplete", b"incomplete", "object_id", b"object_id", "result", b"result", "segmentation", b"segmentation", "sequence", b"sequence", "skipped", b"skipped", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "error", b"error", "forgotten", b"forgotten", "heartbeat", b"heartbeat", "image", b"image", "incomplete", b"incomplete", "object_id", b"object_id", "result", b"result", "segmentation", b"segmentation", "sequence", b"sequence", "skipped", b"skipped", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["image", "segmentation", "incomplete", "error", "draining", "forgotten"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["image", "segmentation", "incomplete", "error", "draining", "forgotten", "heartbeat"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
@@ -1789,6 +1795,25 @@ class Draining(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Draining: _TypeAlias = Draining  # noqa: Y015
+
+@_typing.final
+class Heartbeat(_message.Message):
+    """Sent on a stream on which nothing was sent for a while, by default 20 seconds, so that proxies between client and server
+    do not take it for dead and end it. There is nothing to do.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
 @_typing.final
 class DetectRequest(_message.Message):
@@ -2098,6 +2123,7 @@ class DetectStreamResponse(_message.Message):
     RESPONSE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
     frame_id: _builtins.int
     """The id of the frame."""
     @_builtins.property
@@ -2112,6 +2138,10 @@ class DetectStreamResponse(_message.Message):
     def draining(self) -> Global___Draining:
         """The server is about to stop: see `Draining`. `frame_id` is 0 then, and means nothing."""
 
+    @_builtins.property
+    def heartbeat(self) -> Global___Heartbeat:
+        """Nothing has happened for a while: see `Heartbeat`. `frame_id` is 0 then, and means nothing."""
+
     def __init__(
         self,
         *,
@@ -2119,12 +2149,13 @@ class DetectStreamResponse(_message.Message):
         response: Global___DetectResponse | None = ...,
         error: _status_pb2.Status | None = ...,
         draining: Global___Draining | None = ...,
+        heartbeat: Global___Heartbeat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "error", b"error", "response", b"response", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "error", b"error", "heartbeat", b"heartbeat", "response", b"response", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "error", b"error", "frame_id", b"frame_id", "response", b"response", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "error", b"error", "frame_id", b"frame_id", "heartbeat", b"heartbeat", "response", b"response", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["response", "error", "draining"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["response", "error", "draining", "heartbeat"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 

@@ -74,11 +74,11 @@ class ImageStore:
         began = timer.total()
         if isinstance(source, ImageDigest):
             check_digest(source)
-            key = Key(current().principal, source.digest, source.value_range)
+            key = Key(current().principal.name, source.digest, source.value_range)
         else:
             metrics.IMAGE_BYTES.observe(len(source.data))
             self._decoder.check(source)
-            key = Key(current().principal, await self._digest(source), source.value_range)
+            key = Key(current().principal.name, await self._digest(source), source.value_range)
         held = self._held(key)
         metrics.IMAGE_LOOKUPS.labels("miss" if held is None else "hit").inc()
         if held is not None and isinstance(held.result, Picture):

@@ -21,6 +21,8 @@ _CODES: tuple[tuple[type[errors.PolywandError], grpc.StatusCode], ...] = (
     (errors.InvalidInputError, grpc.StatusCode.INVALID_ARGUMENT),
     (errors.UnavailableError, grpc.StatusCode.UNAVAILABLE),
     (errors.DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (errors.UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED),
+    (errors.ForbiddenError, grpc.StatusCode.PERMISSION_DENIED),
     (errors.MethodNotFoundError, grpc.StatusCode.UNIMPLEMENTED),
 )
 # The types of a google.rpc.ResourceInfo.
