@@ -50,8 +50,8 @@ OPTIONS = (
         default=_DEFAULTS.limits.kept_images_bytes // MEBIBYTE,
         type=click.IntRange(0),
         show_envvar=True,
-        help="Of this memory, for images that no stream or request uses now: one that is opened again needs no decoding. "
-        "They give way to all others.",
+        help="Of this memory, for images that no stream or request uses now: one that is opened again needs no "
+        "decoding. They give way to all others.",
     ),
     click.option(
         "--stream-memory-mebibytes",
