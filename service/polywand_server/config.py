@@ -107,10 +107,18 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Tracing:
-    """endpoint: URL of a collector of OpenTelemetry. ratio: of the calls without a client's trace that are traced."""
+    """Traces for OpenTelemetry.
+
+    endpoint: URL of a collector. ratio: of the calls without a client's trace that are traced.
+    """
 
     endpoint: str
     ratio: float
+
+    @property
+    def url(self) -> str:
+        """Where the collector takes traces by OTLP over HTTP."""
+        return f"{self.endpoint.rstrip('/')}/v1/traces"
 
 
 @dataclass(frozen=True, slots=True)

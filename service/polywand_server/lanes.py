@@ -168,7 +168,9 @@ class Lane:
             async with AsyncExitStack() as stack:
                 await self._wait_for_turn(stack, exchange.model, timer)
                 with timer.stage("triton"):
-                    result = await exchange.run(timeout_s=self._timeout_seconds, priority=self._priority)
+                    result = await exchange.run(
+                        timeout_s=self._timeout_seconds, priority=self._priority, traceparent=timer.traceparent
+                    )
             outcome = "ok"
         except PolywandError as error:
             outcome = _OUTCOMES.get(type(error), "unavailable")

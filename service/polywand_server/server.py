@@ -14,7 +14,7 @@ import cv2
 
 from polywand_server import __version__
 from polywand_server.config import Settings
-from polywand_server.ops import allocation
+from polywand_server.ops import allocation, tracing
 from polywand_server.ops.descriptors import ConnectionLimits, connection_limits, raise_limit
 from polywand_server.ops.health import Health
 from polywand_server.ops.http import HttpServer
@@ -55,6 +55,9 @@ class Server:
         allocation.tune()
         connections = connection_limits(raise_limit())
         async with AsyncExitStack() as stack:
+            if self._settings.tracing is not None:
+                tracing.start(self._settings.tracing)
+                stack.push_async_callback(tracing.stop)
             workers = Workers(self._settings.limits.workers)
             workers.start()
             stack.push_async_callback(workers.close)

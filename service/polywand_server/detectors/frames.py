@@ -74,6 +74,7 @@ class Frames:
         finally:
             metrics.FRAMES.labels(model, outcome).inc()
             metrics.observe_stages(timer, model)
+            timer.finish("frame", model=model, outcome=outcome, inferences=timer.inferences)
 
     def check(self, options: DetectOptions) -> None:
         """Refuse options for which there is no tool now. Raises what `FrameToolbox.choose` does."""
@@ -83,6 +84,7 @@ class Frames:
         """Count a frame that could not be read."""
         metrics.FRAMES.labels(metrics.UNKNOWN_MODEL, "error").inc()
         metrics.observe_stages(timer, metrics.UNKNOWN_MODEL)
+        timer.finish("frame", outcome="error")
 
     async def _detect_with(
         self, tools: FrameTools, lease: Lease, options: DetectOptions, timer: Stopwatch, permit: FramePermit

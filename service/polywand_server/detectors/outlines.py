@@ -50,7 +50,7 @@ class OutlineMaker:
         size, steps = (picture.width, picture.height), self._new_steps(picture)
 
         async def outline(box: Box) -> Drawn:
-            prompt, own = Prompt(tool.name, tool.version, "", box=box), Stopwatch()
+            prompt, own = Prompt(tool.name, tool.version, "", box=box), timer.part()
             found = await steps.run(Call(tool, own, Supersession.never()), prompt, None)
             timer.share_all(own)
             with timer.stage("geometry"):

@@ -81,7 +81,7 @@ class DetectorProposals:
 
     async def _wait_for(self, key: _DetectorKey, timer: Stopwatch, newer: Supersession) -> None:
         """Run a detector, or wait for its run; objects that start at the same time share one run."""
-        began, run_timer = timer.total(), Stopwatch()
+        began, run_timer = timer.total(), timer.part()
         if key not in self._running:
             task = asyncio.create_task(self._run(key, run_timer), name="detect proposals")
             self._running[key] = task

@@ -8,7 +8,7 @@ import click
 from polywand_common.console import Number
 from polywand_server.config import Settings, Tracing
 from polywand_server.ops import logs
-from polywand_server.options.kinds import MAX_SECONDS, names
+from polywand_server.options.kinds import MAX_SECONDS, names, url
 
 _DEFAULTS = Settings()
 
@@ -82,8 +82,10 @@ OPTIONS = (
     ),
     click.option(
         "--trace-endpoint",
+        callback=url,
         show_envvar=True,
-        help="URL of an OpenTelemetry collector (OTLP over gRPC) that gets traces. Default: none are made.",
+        help="URL of an OpenTelemetry collector that gets traces by OTLP over HTTP, such as http://collector:4318. "
+        "Default: none are made.",
     ),
     click.option(
         "--trace-ratio",

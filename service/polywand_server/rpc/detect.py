@@ -7,6 +7,7 @@ from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_server.detectors.frames import Frames
 from polywand_server.errors import PolywandError, or_error
 from polywand_server.lanes import Lane
+from polywand_server.ops import tracing
 from polywand_server.rpc.intake import Received, Refused, is_small, receive_detect, receive_frame
 from polywand_server.rpc.messages import Context, Messages, cancel
 from polywand_server.rpc.replies import write_detections, write_frame, write_frames_draining
@@ -37,7 +38,9 @@ class DetectCalls:
                 if isinstance(received, Refused):
                     raise received.error
                 del data
-                return await self._answer(received.message, received.image, Stopwatch(), until_paused, image_stays=True)
+                return await self._answer(
+                    received.message, received.image, tracing.call_timer(), until_paused, image_stays=True
+                )
 
     async def detect_stream(self, context: Context) -> None:
         """Answer frames in their order, as they come. Raises DecodeError."""
@@ -58,7 +61,7 @@ class DetectCalls:
         try:
             async with aclosing(self._messages.of_frames(context, queue.idle_seconds)) as messages:
                 async for message in messages:
-                    timer = Stopwatch()
+                    timer = tracing.timer()
                     await queue.wait_for_capacity()
                     nbytes = len(message[0])
                     received = await receive_frame(message.pop(), self._lane)

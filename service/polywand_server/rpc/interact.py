@@ -9,6 +9,7 @@ from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_server.caller import current
 from polywand_server.errors import InvalidInputError, PolywandError, QuotaError, Reason
 from polywand_server.lanes import Lane
+from polywand_server.ops import tracing
 from polywand_server.rpc.intake import Refused, is_small, receive_interact
 from polywand_server.rpc.messages import Context, Messages, cancel
 from polywand_server.rpc.replies import SMALL_REPLY_BYTES, write_interact_draining, write_reply
@@ -67,7 +68,7 @@ class InteractCalls:
 
     async def _take(self, session: Session, data: bytes) -> None:
         """Give one message to the session."""
-        timer = Stopwatch()
+        timer = tracing.timer()
         received = await receive_interact(data, self._lane)
         if isinstance(received, Refused):
             await session.refuse(received.number, received.error, timer)

@@ -12,9 +12,9 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from polywand_server.caller import begin
+from polywand_server.caller import begin, current
 from polywand_server.errors import MethodNotFoundError, PolywandError
-from polywand_server.ops import metrics
+from polywand_server.ops import metrics, tracing
 from polywand_server.rpc.endings import Ending
 from polywand_server.rpc.ingress import Ingress
 from polywand_server.rpc.status import REQUEST_ID_KEY, TRACEPARENT_KEY, abort, trailers, undecodable
@@ -85,7 +85,11 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def _unary(self, inner: Any, method: str) -> Any:
         async def call(_: object, context: _Context) -> Any:
             end = Ending()
-            with metrics.REQUEST_SECONDS.labels(method).time(), _call(method, context), self._ingress.call(end):
+            with (
+                metrics.REQUEST_SECONDS.labels(method).time(),
+                _call(method, context, is_stream=False),
+                self._ingress.call(end),
+            ):
                 async with end.of(context):
                     return await inner(context)
 
@@ -94,7 +98,7 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def _stream(self, inner: Any, method: str) -> Any:
         async def call(_: object, context: _Context) -> None:
             end, active = Ending(), metrics.ACTIVE_STREAMS.labels(method)
-            with active.track_inprogress(), _call(method, context), self._ingress.call(end):
+            with active.track_inprogress(), _call(method, context, is_stream=True), self._ingress.call(end):
                 async with end.of(context):
                     await inner(context, end)
 
@@ -108,7 +112,7 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             return self._count_watch(handler, method)
 
         async def call(message: bytes, context: _Context) -> Any:
-            with metrics.REQUEST_SECONDS.labels(method).time(), _call(method, context):
+            with metrics.REQUEST_SECONDS.labels(method).time(), _call(method, context, is_stream=False):
                 try:
                     return await handler.unary_unary(await _parsed(handler, message, context), context)
                 except PolywandError as error:
@@ -119,7 +123,7 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def _count_stream(self, handler: Any, method: str) -> _Handler:
         async def call(requests: Any, context: _Context) -> None:
             # Closed here: gRPC leaves the generator of a client that has gone to the garbage collector.
-            with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), _call(method, context):
+            with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), _call(method, context, is_stream=True):
                 async with aclosing(handler.stream_stream(requests, context)) as responses:
                     async for response in responses:
                         await context.write(response)
@@ -128,7 +132,7 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def _count_watch(self, handler: Any, method: str) -> _Handler:
         async def call(message: bytes, context: _Context) -> None:
-            with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), _call(method, context):
+            with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), _call(method, context, is_stream=True):
                 await handler.unary_stream(await _parsed(handler, message, context), context)
 
         return grpc.unary_stream_rpc_method_handler(call, None, handler.response_serializer)
@@ -157,22 +161,25 @@ def _begin(context: _Context) -> None:
 
 
 @contextmanager
-def _call(method: str, context: _Context) -> Iterator[None]:
-    """Begin a call; count it when the block ends."""
+def _call(method: str, context: _Context, *, is_stream: bool) -> Iterator[None]:
+    """Begin a call; count and trace it when the block ends."""
     _begin(context)
     code = grpc.StatusCode.UNKNOWN
-    try:
-        yield
-        code = grpc.StatusCode.OK
-    except (asyncio.CancelledError, GeneratorExit):
-        code = grpc.StatusCode.CANCELLED
-        raise
-    except grpc.aio.AbortError:
-        code = _named(context.code())
-        raise
-    finally:
-        metrics.REQUESTS.labels(method, code.name).inc()
-        _log.debug("%s: %s", method, code.name)
+    with tracing.call(method, is_stream=is_stream) as traced:
+        try:
+            yield
+            code = grpc.StatusCode.OK
+        except (asyncio.CancelledError, GeneratorExit):
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except grpc.aio.AbortError:
+            code = _named(context.code())
+            raise
+        finally:
+            metrics.REQUESTS.labels(method, code.name).inc()
+            if traced is not None:
+                traced.end(code.name, current().request_id)
+            _log.debug("%s: %s", method, code.name)
 
 
 def _sent(context: _Context, key: str, pattern: re.Pattern[str]) -> str:

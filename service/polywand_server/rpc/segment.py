@@ -6,6 +6,7 @@ from functools import partial
 from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_server.errors import InvalidInputError, TooLargeError
 from polywand_server.lanes import Lane
+from polywand_server.ops import tracing
 from polywand_server.rpc.intake import Refused, is_small, receive_segment
 from polywand_server.rpc.messages import Context, Messages
 from polywand_server.rpc.prompts import in_terms_of_the_call, read_prompts
@@ -13,7 +14,6 @@ from polywand_server.rpc.replies import SMALL_REPLY_BYTES, write_segment_result,
 from polywand_server.rpc.requests import read_image, read_roi, short_names
 from polywand_server.session.answers import Answer, answer_bytes
 from polywand_server.session.segments import Segments
-from polywand_server.timing import Stopwatch
 
 # Of all answers of one call; a prompt whose answer does not fit any more is refused.
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
@@ -35,7 +35,7 @@ class SegmentCalls:
         """
         async with AsyncExitStack() as until_paused:
             data = await self._messages.prompts(context, until_paused)
-            timer, nbytes = Stopwatch(), len(data)
+            timer, nbytes = tracing.call_timer(), len(data)
             with self._messages.body(nbytes):
                 received = await receive_segment(data, self._lane)
                 del data
@@ -52,6 +52,7 @@ class SegmentCalls:
                 else:
                     await self._messages.wait_as_frame(until_paused)
                     segmented = await self._segments.many(source, roi, prompts, timer, until_paused, results.write)
+        timer.finish("segment", prompts=len(prompts), pixels=segmented.width * segmented.height)
         is_large = sum(map(len, segmented.results)) > SMALL_REPLY_BYTES
         return await self._lane.compute_if(is_large, partial(write_segmented, segmented, timer))
 

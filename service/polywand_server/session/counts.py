@@ -23,10 +23,12 @@ class PromptCounts:
         metrics.PROMPTS.labels(label, outcome).inc()
         metrics.PROMPT_SECONDS.labels(label).observe(seconds)
         metrics.observe_stages(timer, label)
+        timer.finish("prompt", model=label, outcome=outcome, inferences=timer.inferences)
 
     def image_ready(self, timer: Stopwatch) -> None:
         """Count the stages of an image."""
         metrics.observe_stages(timer, metrics.NO_MODEL)
+        timer.finish("image")
 
     def image_dropped(self) -> None:
         """Count an image that was dropped to make room for others."""

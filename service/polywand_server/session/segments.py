@@ -14,6 +14,7 @@ from polywand_server.images import ImageSource, ImageStore
 from polywand_server.interactors.prompt import Prompt
 from polywand_server.interactors.windowed import Answering, Predictors
 from polywand_server.lanes import RightOfWay
+from polywand_server.ops import tracing
 from polywand_server.session.answers import Answer, answering_model, outcome, prompt_timeout
 from polywand_server.session.counts import PromptCounts
 from polywand_server.timing import Stopwatch
@@ -129,7 +130,7 @@ class Segments:
 
     async def _answer(self, predictor: Answering, prompt: Prompt | RefusedPrompt, timer: Stopwatch) -> Answer:
         """Answer and count a prompt. timer: of the call."""
-        counts, own = self._services.counts, Stopwatch()
+        counts, own = self._services.counts, tracing.timer()
         answer: Answer
         if isinstance(prompt, RefusedPrompt):
             answer = prompt.error

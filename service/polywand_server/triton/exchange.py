@@ -31,17 +31,19 @@ class Exchange:
         self._outputs = list(outputs)
         self._shared = shared
 
-    async def run(self, *, timeout_s: float, priority: int = 0) -> dict[str, Array]:
+    async def run(self, *, timeout_s: float, priority: int = 0, traceparent: str = "") -> dict[str, Array]:
         """Run the model once; returns its outputs, which are valid until the block of `exchange` ends.
 
-        priority: 1 is the most urgent, 0 the model's default. Raises what `TritonClient.infer` does.
+        priority: 1 is the most urgent, 0 the model's default. traceparent: of our own span; empty: the client's.
+        Raises what `TritonClient.infer` does.
         """
+        trace = traceparent or current().traceparent
         by_grpc = {} if self._shared.inputs else self.inputs
         try:
-            return await self._infer(by_grpc, self._shared, timeout_s, priority)
+            return await self._infer(by_grpc, self._shared, timeout_s, priority, trace)
         except RegionError:  # Triton was restarted and does not know this slot
             self._shared = NOT_SHARED
-            return await self._infer(self.inputs, NOT_SHARED, timeout_s, priority)
+            return await self._infer(self.inputs, NOT_SHARED, timeout_s, priority, trace)
 
     @property
     def is_shared(self) -> bool:
@@ -49,7 +51,7 @@ class Exchange:
         return self._shared is not NOT_SHARED
 
     async def _infer(
-        self, inputs: Mapping[str, Array], shared: SharedTensors, timeout_s: float, priority: int
+        self, inputs: Mapping[str, Array], shared: SharedTensors, timeout_s: float, priority: int, trace: str
     ) -> dict[str, Array]:
         return await self._client.infer(
             self.model,
@@ -59,7 +61,7 @@ class Exchange:
             shared=shared,
             timeout_s=timeout_s,
             request_id=current().request_id,
-            traceparent=current().traceparent,
+            traceparent=trace,
             priority=priority,
         )
 

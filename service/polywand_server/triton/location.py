@@ -55,6 +55,7 @@ async def locate_triton(settings: Settings, stack: AsyncExitStack) -> TritonLoca
     triton = EmbeddedTriton(
         settings.model_repository,
         hang_timeout_s=settings.triton_hang_seconds,
+        traces_url=settings.tracing.url if settings.tracing else None,
         on_restart=metrics.TRITON_RESTARTS.inc,
     )
     stack.push_async_callback(partial(triton.stop, GRACE_SECONDS))

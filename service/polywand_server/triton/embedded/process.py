@@ -36,7 +36,14 @@ class TritonProcess:
 
     @classmethod
     async def spawn(
-        cls, wheel: Wheel, repository: Path, *, token: str, scratch: Path, metrics_port: int | None
+        cls,
+        wheel: Wheel,
+        repository: Path,
+        *,
+        token: str,
+        scratch: Path,
+        metrics_port: int | None,
+        traces_url: str | None,
     ) -> Self:
         """Start tritonserver on the repository; it is not ready yet.
 
@@ -55,7 +62,7 @@ class TritonProcess:
                 launch.__file__,
                 token,
                 str(scratch),
-                *command(wheel, repository, scratch, token, metrics_port),
+                *command(wheel, repository, scratch, token, metrics_port, traces_url),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,

@@ -49,6 +49,7 @@ class EmbeddedTriton:
     start_timeout_s: how long tritonserver may take to become ready.
     hang_timeout_s: how long it may answer no probe before it is killed and restarted.
     metrics_port: serve Triton's own Prometheus metrics on this loopback port.
+    traces_url: where it sends the spans of traced requests (OTLP over HTTP).
     on_restart: called after every restart.
     probe: returns, within the given seconds, whether the server answers; by default a gRPC call.
     """
@@ -60,6 +61,7 @@ class EmbeddedTriton:
         start_timeout_s: float = 60.0,
         hang_timeout_s: float = 10.0,
         metrics_port: int | None = None,
+        traces_url: str | None = None,
         probe: Callable[[float], Awaitable[bool]] | None = None,
         on_restart: Callable[[], object] = lambda: None,
     ) -> None:
@@ -67,6 +69,7 @@ class EmbeddedTriton:
         self._start_timeout_s = start_timeout_s
         self._hang_timeout_s = hang_timeout_s
         self._metrics_port = metrics_port
+        self._traces_url = traces_url
         self._probe = probe
         self._on_restart = on_restart
         self._token = secrets.token_hex(4)
@@ -169,6 +172,7 @@ class EmbeddedTriton:
             token=self._token,
             scratch=self._scratch,
             metrics_port=self._metrics_port,
+            traces_url=self._traces_url,
         )
         try:
             await self._until_ready(process)

@@ -114,11 +114,23 @@ def socket_path(scratch: Path) -> Path:
     return scratch / f"{_SOCKET}:0"
 
 
-def command(wheel: Wheel, repository: Path, scratch: Path, token: str, metrics_port: int | None) -> list[str]:
-    """Return tritonserver's command line. metrics_port: Triton's own Prometheus metrics on loopback; None: none."""
+def command(
+    wheel: Wheel, repository: Path, scratch: Path, token: str, metrics_port: int | None, traces_url: str | None
+) -> list[str]:
+    """Return tritonserver's command line.
+
+    metrics_port: Triton's own Prometheus metrics on loopback; None: none. traces_url: where it sends the spans of
+    requests that come with a trace, by OTLP over HTTP; None: nowhere.
+    """
     metrics = ["--allow-metrics=false"]
     if metrics_port is not None:
         metrics = ["--allow-metrics=true", "--metrics-address=127.0.0.1", f"--metrics-port={metrics_port}"]
+    traces = []
+    if traces_url is not None:
+        # Rate 0: no other requests, which would be of nobody's trace.
+        settings = ("mode=opentelemetry", "level=TIMESTAMPS", "rate=0", f"opentelemetry,url={traces_url}")
+        resource = "opentelemetry,resource=service.name=polywand-triton"
+        traces = [f"--trace-config={setting}" for setting in (*settings, resource)]
     return [
         str(wheel.server),
         f"--model-repository={repository}",
@@ -132,6 +144,7 @@ def command(wheel: Wheel, repository: Path, scratch: Path, token: str, metrics_p
         "--grpc-port=0",  # part of the socket's path: Triton appends it to the address
         "--allow-http=false",
         *metrics,
+        *traces,
     ]
 
 
