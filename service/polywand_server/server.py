@@ -97,7 +97,7 @@ class Server:
         registry, health, ingress = parts.registry, parts.health, parts.ingress
 
         listener = _listen(settings.host, settings.http_port)
-        http = HttpServer(health, connections.http)
+        http = HttpServer(health, triton.metrics, connections.http)
         most_connections = min(settings.limits.connections, connections.grpc)
         grpc_server = GrpcServer(settings.limits, most_connections, ingress, parts.servicer, health)
         grpc_port = _bind(grpc_server, settings.host, settings.grpc_port)

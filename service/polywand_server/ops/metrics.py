@@ -30,6 +30,13 @@ PROMPT_SECONDS = Histogram(
 FRAMES = Counter(
     "polywand_frames_total", "Frames answered by Detect and DetectStream, by outcome.", ["model", "outcome"]
 )
+# The scale signal of a replica: prompts in work and waiting, and frames waiting.
+PROMPTS_IN_WORK = Gauge("polywand_prompts_in_work", "Prompts being answered now.")
+PROMPTS_WAITING = Gauge(
+    "polywand_prompts_waiting", "Prompts that are received and not in work yet; a Segment call that waits is one."
+)
+FRAMES_IN_WORK = Gauge("polywand_frames_in_work", "Frames being decoded, detected or outlined now.")
+FRAMES_WAITING = Gauge("polywand_frames_waiting", "Frames, and Detect calls, that wait for their turn.")
 STAGE_SECONDS = Histogram(
     "polywand_stage_duration_seconds", "Time in one stage of an answer.", ["stage", "model"], buckets=_SECONDS
 )

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from polywand_server.ops.triton_metrics import check_url
+
 MAX_SECONDS = 1e6  # the longest of any time: eleven days
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -15,3 +17,13 @@ def names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:
     if not all(found):
         raise click.BadParameter("a name in the list is empty")
     return tuple(dict.fromkeys(found))
+
+
+def metrics_url(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """Check the URL of a Triton's metrics."""
+    try:
+        if value is not None:
+            check_url(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return value

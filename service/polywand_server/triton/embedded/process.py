@@ -35,9 +35,7 @@ class TritonProcess:
         self._pump = asyncio.create_task(self._log.run(process.stdout), name="triton log")
 
     @classmethod
-    async def spawn(
-        cls, wheel: Wheel, repository: Path, *, token: str, scratch: Path, metrics_port: int | None
-    ) -> Self:
+    async def spawn(cls, wheel: Wheel, repository: Path, *, token: str, scratch: Path) -> Self:
         """Start tritonserver on the repository; it is not ready yet.
 
         token: part of the names of its shared memory and of `scratch`. No other server may use it.
@@ -55,7 +53,7 @@ class TritonProcess:
                 launch.__file__,
                 token,
                 str(scratch),
-                *command(wheel, repository, scratch, token, metrics_port),
+                *command(wheel, repository, scratch, token),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,

@@ -15,6 +15,7 @@ STUB_TIMEOUT_S = 120  # how long a Python model may take to start; that includes
 
 _OWN_BACKENDS = Path(__file__).parent / "backends"
 _SOCKET = "grpc"
+_METRICS_SOCKET = "metrics"
 
 
 class EmbeddedTritonError(Exception):
@@ -114,11 +115,13 @@ def socket_path(scratch: Path) -> Path:
     return scratch / f"{_SOCKET}:0"
 
 
-def command(wheel: Wheel, repository: Path, scratch: Path, token: str, metrics_port: int | None) -> list[str]:
-    """Return tritonserver's command line. metrics_port: Triton's own Prometheus metrics on loopback; None: none."""
-    metrics = ["--allow-metrics=false"]
-    if metrics_port is not None:
-        metrics = ["--allow-metrics=true", "--metrics-address=127.0.0.1", f"--metrics-port={metrics_port}"]
+def metrics_url(scratch: Path) -> str:
+    """Return the address of tritonserver's Prometheus metrics (HTTP): a Unix socket, for the same reasons."""
+    return f"unix:{scratch / _METRICS_SOCKET}"
+
+
+def command(wheel: Wheel, repository: Path, scratch: Path, token: str) -> list[str]:
+    """Return tritonserver's command line."""
     return [
         str(wheel.server),
         f"--model-repository={repository}",
@@ -131,7 +134,8 @@ def command(wheel: Wheel, repository: Path, scratch: Path, token: str, metrics_p
         f"--grpc-address=unix:{scratch / _SOCKET}",
         "--grpc-port=0",  # part of the socket's path: Triton appends it to the address
         "--allow-http=false",
-        *metrics,
+        "--allow-metrics=true",
+        f"--metrics-address={metrics_url(scratch)}",
     ]
 
 
