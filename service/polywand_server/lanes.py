@@ -50,6 +50,7 @@ class RightOfWay:
     def prompt(self) -> Callable[[], None]:
         """Make frames wait until the returned function is called; further calls of it do nothing."""
         self._prompts += 1
+        metrics.PROMPTS_IN_WORK.inc()
         self._pause.clear()
         is_held = True
 
@@ -78,6 +79,7 @@ class RightOfWay:
 
     def _release(self) -> None:
         self._prompts -= 1
+        metrics.PROMPTS_IN_WORK.dec()
         self._last_prompt = time.monotonic()
         if self._prompts == 0:
             self._pause.set()

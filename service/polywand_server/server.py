@@ -16,6 +16,7 @@ from polywand_server import __version__
 from polywand_server.config import Settings
 from polywand_server.ops import allocation, tracing
 from polywand_server.ops.descriptors import ConnectionLimits, connection_limits, raise_limit
+from polywand_server.ops.event_loop import measure_delay
 from polywand_server.ops.health import Health
 from polywand_server.ops.http import HttpServer
 from polywand_server.rpc.server import GrpcServer
@@ -100,7 +101,7 @@ class Server:
         registry, health, ingress = parts.registry, parts.health, parts.ingress
 
         listener = _listen(settings.host, settings.http_port)
-        http = HttpServer(health, connections.http)
+        http = HttpServer(health, triton.metrics, connections.http)
         most_connections = min(settings.limits.connections, connections.grpc)
         grpc_server = GrpcServer(settings.limits, most_connections, ingress, parts.servicer, health)
         grpc_port = _bind(grpc_server, settings.host, settings.grpc_port)
@@ -110,6 +111,7 @@ class Server:
             asyncio.create_task(registry.run(), name="follow Triton's repository"),
             asyncio.create_task(_publish_changes(health, changed), name="publish health"),
             asyncio.create_task(ingress.run(), name="bound what is on its way"),
+            asyncio.create_task(measure_delay(), name="measure the event loop's delay"),
             asyncio.create_task(allocation.trim_periodically(), name="return free memory"),
             asyncio.create_task(http.serve_on(listener), name="serve HTTP"),
         ]

@@ -185,6 +185,8 @@ def wire(
         DetectCalls(frames, messages, frame_lane, limits.frames_in_flight),
     )
     loop = asyncio.get_running_loop()
+    metrics.READY.set_function(lambda: float(health.ready))
+    metrics.IMAGE_MEMORY_LIMIT.set(limits.images_bytes)
     metrics.IMAGE_MEMORY.set_function(lambda: image_budget.nbytes)
     metrics.KEPT_IMAGE_MEMORY.set_function(lambda: kept.nbytes)
     metrics.TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))

@@ -1,9 +1,7 @@
 """The client against a real tritonserver: what it returns, and what its errors are."""
 
 import asyncio
-import socket
 import time
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +9,10 @@ import pytest
 import pytest_asyncio
 
 from polywand_server.errors import DeadlineError, ModelFailedError, UnavailableError
+from polywand_server.ops.triton_metrics import TritonMetrics
 from polywand_server.triton.client import DeadProcess, TensorConfig, TritonClient
 from polywand_server.triton.embedded.server import EmbeddedTriton
 from polywand_server.triton.failures import ModelDiedError
-from tests.running import until
 from tests.triton.models import ANSWERS_NOTHING, DIES, RAISES
 from tests.triton.servers import running_triton
 
@@ -137,8 +135,8 @@ async def test_a_cancelled_call_frees_the_model(puppet: TritonClient) -> None:
 
 
 async def test_an_urgent_request_overtakes_those_that_wait(repository: Path) -> None:
-    port = free_port()
-    async with running_triton(repository, metrics_port=port) as own:
+    async with running_triton(repository) as own:
+        page = TritonMetrics(own.metrics_url)
         client = TritonClient(own.url)
         await client.load("queue")
         finished: list[str] = []
@@ -150,9 +148,9 @@ async def test_an_urgent_request_overtakes_those_that_wait(repository: Path) -> 
 
         holder = asyncio.create_task(ask("holder", 0, 60_000))  # until all the others wait
         waiting = [asyncio.create_task(ask(f"ordinary {number}", 0)) for number in range(6)]
-        await until(lambda: pending(port, "queue") >= 6)
+        await until_pending(page, "queue", 6)
         waiting.append(asyncio.create_task(ask("urgent", 1)))
-        await until(lambda: pending(port, "queue") >= 7)
+        await until_pending(page, "queue", 7)
         holder.cancel()
         await asyncio.gather(*waiting)
         await client.close()
@@ -160,17 +158,15 @@ async def test_an_urgent_request_overtakes_those_that_wait(repository: Path) -> 
     assert finished.index("urgent") <= 1
 
 
-def pending(port: int, model: str) -> int:
-    """How many requests to a model wait in Triton, by its metrics."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
-        lines = response.read().decode().splitlines()
+async def until_pending(page: TritonMetrics, model: str, requests: int) -> None:
+    """Wait until so many requests to a model wait in Triton, by its metrics."""
     name = f'nv_inference_pending_request_count{{model="{model}"'
-    return sum(int(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    async with asyncio.timeout(60):
+        while True:
+            lines = (await page.get()).decode().splitlines()
+            if sum(int(line.rpartition(" ")[2]) for line in lines if line.startswith(name)) >= requests:
+                return
+            await asyncio.sleep(0.02)
 
 
 async def test_a_request_that_finds_the_process_of_a_model_dead_says_so(triton: EmbeddedTriton) -> None:

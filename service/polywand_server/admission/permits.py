@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Any, TypeVar
 
 from polywand_server.admission.turns import Turns
@@ -28,14 +28,17 @@ class FramePermits:
         self._paused = 0
 
     @asynccontextmanager
-    async def permit(self, until_paused: AsyncExitStack) -> AsyncIterator["FramePermit"]:
+    async def permit(
+        self, until_paused: AsyncExitStack, paused: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> AsyncIterator["FramePermit"]:
         """Wait for a permit, and hold it until the block ends.
 
-        until_paused: other resources of the frame, which are released when it first yields.
+        until_paused: other resources of the frame, which are released when it first yields. paused: entered while it
+        waits again.
         """
         async with AsyncExitStack() as turn:
             await turn.enter_async_context(self.turns.turn())
-            yield FramePermit(self, turn, until_paused)
+            yield FramePermit(self, turn, until_paused, paused)
 
     def may_pause(self, nbytes: int) -> bool:
         """Whether one more picture may be held without a permit."""
@@ -58,10 +61,17 @@ class FramePermits:
 class FramePermit:
     """One frame's permit."""
 
-    def __init__(self, permits: FramePermits, turn: AsyncExitStack, until_paused: AsyncExitStack) -> None:
+    def __init__(
+        self,
+        permits: FramePermits,
+        turn: AsyncExitStack,
+        until_paused: AsyncExitStack,
+        paused: Callable[[], AbstractContextManager[None]],
+    ) -> None:
         self._permits = permits
         self._turn = turn
         self._until_paused = until_paused
+        self._paused = paused
 
     async def side_by_side(
         self, jobs: Iterable[Callable[[], Coroutine[Any, Any, T]]], nbytes: int, timer: Stopwatch
@@ -103,7 +113,7 @@ class FramePermit:
         if not permits.turns.waiting or not permits.try_to_pause(nbytes):
             return
         try:
-            with timer.stage("wait"):
+            with timer.stage("wait"), self._paused():
                 await self._until_paused.aclose()
                 await self._turn.aclose()
                 await self._turn.enter_async_context(permits.turns.turn())

@@ -1,8 +1,12 @@
 """Frames: one image is decoded, detected and, if wanted, outlined. A bounded number of frames is in work at once."""
 
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Self
+
+from prometheus_client import Gauge
 
 from polywand_server.admission.permits import FramePermit, FramePermits
 from polywand_server.detectors.detection import Detection, detect
@@ -32,6 +36,40 @@ class FrameResult:
     outlines: Outlines | None
 
 
+class FrameLoad:
+    """One frame in the gauges: it waits, then is in work. Use as a context manager: on exit it is neither."""
+
+    def __init__(self) -> None:
+        self._counted_in: Gauge | None = None
+
+    def __enter__(self) -> Self:
+        self._move(metrics.FRAMES_WAITING)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._move(None)
+
+    def begin(self) -> None:
+        """Count it as in work."""
+        self._move(metrics.FRAMES_IN_WORK)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count it as waiting until the block ends."""
+        self._move(metrics.FRAMES_WAITING)
+        try:
+            yield
+        finally:
+            self._move(metrics.FRAMES_IN_WORK)
+
+    def _move(self, gauge: Gauge | None) -> None:
+        if self._counted_in is not None:
+            self._counted_in.dec()
+        if gauge is not None:
+            gauge.inc()
+        self._counted_in = gauge
+
+
 class Frames:
     """Processes frames. lane: of frames, which gives way to prompts before each stage."""
 
@@ -50,10 +88,13 @@ class Frames:
         options: DetectOptions,
         timer: Stopwatch,
         until_paused: AsyncExitStack,
+        load: FrameLoad,
         *,
         image_stays: bool,
     ) -> FrameResult:
-        """Find the objects of a frame. until_paused: see `FramePermits.permit`. image_stays: see `ImageStore.lease`.
+        """Find the objects of a frame.
+
+        until_paused: see `FramePermits.permit`. load: of this frame. image_stays: see `ImageStore.lease`.
 
         Raises:
             InvalidInputError, NotFoundError, WrongStateError, TooLargeError, QuotaError, UnavailableError,
@@ -62,7 +103,8 @@ class Frames:
         model, outcome = metrics.UNKNOWN_MODEL, "error"
         try:
             model = self._toolbox.choose(options).detector.name  # an invalid request is refused before it waits
-            async with self._permits.permit(until_paused) as permit:
+            async with self._permits.permit(until_paused, load.paused) as permit:
+                load.begin()
                 timer.waited()
                 await self._lane.turn(timer)
                 async with self._store.hold(source, timer, stays=image_stays) as lease:

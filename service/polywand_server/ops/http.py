@@ -1,4 +1,4 @@
-"""The HTTP port: /metrics for Prometheus, /livez and /readyz for orchestrators."""
+"""The HTTP port: /metrics and /metrics/triton for Prometheus, /livez and /readyz for orchestrators."""
 
 import asyncio
 import logging
@@ -18,6 +18,7 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from polywand_server.ops.health import Health
+from polywand_server.ops.triton_metrics import CONTENT_TYPE, NoMetricsError, TritonMetrics
 
 MAX_CONNECTIONS = 64
 MAX_HEADER_BYTES = 16 * 1024
@@ -38,8 +39,8 @@ log = logging.getLogger(__name__)
 Encode = Callable[[CollectorRegistry], bytes]
 
 
-def make_app(health: Health) -> Starlette:
-    """Make the ASGI application."""
+def make_app(health: Health, triton: TritonMetrics | None) -> Starlette:
+    """Make the ASGI application. triton: the metrics of Triton; None where their URL is unknown."""
     pages = MetricsPages()
 
     async def livez(_: Request) -> Response:
@@ -53,7 +54,18 @@ def make_app(health: Health) -> Starlette:
         page, content_type = await pages.get(request.headers.get("accept", ""))
         return Response(page, headers={"content-type": content_type})
 
-    return Starlette(routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)])
+    async def triton_metrics(_: Request) -> Response:
+        if triton is None:
+            text = "the URL of Triton's metrics is not known here: name it with --triton-metrics-url\n"
+            return PlainTextResponse(text, 404)
+        try:
+            page = await triton.get()
+        except NoMetricsError as error:
+            return PlainTextResponse(f"{error}\n", 503)
+        return Response(page, headers={"content-type": CONTENT_TYPE})
+
+    pages_by_path = {"/livez": livez, "/readyz": readyz, "/metrics": metrics, "/metrics/triton": triton_metrics}
+    return Starlette(routes=[Route(path, page) for path, page in pages_by_path.items()])
 
 
 class MetricsPages:
@@ -152,10 +164,12 @@ class HttpServer(uvicorn.Server):
     silent connections cannot block probes. When all are being answered, the new one is closed.
     """
 
-    def __init__(self, health: Health, max_connections: int = MAX_CONNECTIONS) -> None:
+    def __init__(
+        self, health: Health, triton: TritonMetrics | None = None, max_connections: int = MAX_CONNECTIONS
+    ) -> None:
         super().__init__(
             uvicorn.Config(
-                make_app(health),
+                make_app(health, triton),
                 http="h11",
                 ws="none",
                 lifespan="off",

@@ -6,11 +6,14 @@ from polywand_server import __version__
 from polywand_server.timing import Stopwatch
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_DELAYS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
 _BYTES = tuple(2.0**power for power in range(12, 29, 2))
 _PIXELS = (1e4, 1e5, 5e5, 1e6, 2e6, 5e6, 1.2e7, 2.4e7, 5e7, 1e8)
 
 BUILD = Gauge("polywand_build_info", "Always 1; the version of the service is a label.", ["version"])
 BUILD.labels(__version__).set(1)
+
+READY = Gauge("polywand_ready", "1 while the service is ready for requests, as /readyz says, else 0.")
 
 REQUESTS = Counter("polywand_grpc_requests_total", "Finished calls, streams included.", ["method", "code"])
 REQUEST_SECONDS = Histogram(
@@ -30,6 +33,13 @@ PROMPT_SECONDS = Histogram(
 FRAMES = Counter(
     "polywand_frames_total", "Frames answered by Detect and DetectStream, by outcome.", ["model", "outcome"]
 )
+# The scale signal of a replica: prompts in work and waiting, and frames waiting.
+PROMPTS_IN_WORK = Gauge("polywand_prompts_in_work", "Prompts being answered now.")
+PROMPTS_WAITING = Gauge(
+    "polywand_prompts_waiting", "Prompts that are received and not in work yet; a Segment call that waits is one."
+)
+FRAMES_IN_WORK = Gauge("polywand_frames_in_work", "Frames being decoded, detected or outlined now.")
+FRAMES_WAITING = Gauge("polywand_frames_waiting", "Frames, and Detect calls, that wait for their turn.")
 STAGE_SECONDS = Histogram(
     "polywand_stage_duration_seconds", "Time in one stage of an answer.", ["stage", "model"], buckets=_SECONDS
 )
@@ -40,6 +50,7 @@ IMAGES = Counter(
 IMAGE_BYTES = Histogram("polywand_image_bytes", "Bytes of a received image, encoded or raw.", buckets=_BYTES)
 IMAGE_PIXELS = Histogram("polywand_image_pixels", "Pixels of a decoded image.", buckets=_PIXELS)
 IMAGE_MEMORY = Gauge("polywand_image_memory_bytes", "Memory of decoded images, and of decoders at work, now.")
+IMAGE_MEMORY_LIMIT = Gauge("polywand_image_memory_limit_bytes", "The most memory that images and decoders may have.")
 KEPT_IMAGE_MEMORY = Gauge("polywand_kept_image_memory_bytes", "Of this, images that no stream or request uses.")
 IMAGE_LOOKUPS = Counter(
     "polywand_image_lookups_total",
@@ -58,6 +69,9 @@ REPLY_MEMORY = Gauge("polywand_reply_memory_bytes", "Bytes of replies that clien
 BODY_MEMORY = Gauge("polywand_body_memory_bytes", "Bytes of messages whose images are not decoded yet.")
 SHARED_MEMORY = Gauge("polywand_shared_memory_bytes", "Memory shared with Triton for tensors.")
 TASKS = Gauge("polywand_asyncio_tasks", "Tasks of the event loop.")
+LOOP_DELAY = Histogram(
+    "polywand_event_loop_delay_seconds", "How late the event loop is with what is due.", buckets=_DELAYS
+)
 
 INFERENCES = Counter("polywand_inferences_total", "Inferences by outcome.", ["model", "version", "outcome"])
 TRITON_UP = Gauge("polywand_triton_up", "1 while Triton answers, else 0.")

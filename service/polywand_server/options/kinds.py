@@ -5,6 +5,8 @@ from urllib.parse import urlsplit
 
 import click
 
+from polywand_server.ops.triton_metrics import check_url
+
 MAX_SECONDS = 1e6  # the longest of any time: eleven days
 
 # Of the programs that this one calls.
@@ -32,4 +34,14 @@ def url(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
         is_right = False
     if not is_right or parts.query or parts.fragment:
         raise click.BadParameter(f"'{value}' is not a URL such as http://host:4318")
+    return value
+
+
+def metrics_url(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """Check the URL of a Triton's metrics."""
+    try:
+        if value is not None:
+            check_url(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
     return value

@@ -7,7 +7,7 @@ import click
 
 from polywand_common.console import Number
 from polywand_server.config import MEBIBYTE, Settings, TritonTls
-from polywand_server.options.kinds import FILE, MAX_SECONDS
+from polywand_server.options.kinds import FILE, MAX_SECONDS, metrics_url
 
 _DEFAULTS = Settings()
 
@@ -76,6 +76,7 @@ OPTIONS = (
     ),
     click.option(
         "--triton-metrics-url",
+        callback=metrics_url,
         show_envvar=True,
         help="URL of the metrics of an external Triton, which /metrics/triton passes on. The embedded one's are known.",
     ),
@@ -101,6 +102,8 @@ def take(given: dict[str, Any]) -> dict[str, Any]:
     use_tls = tls or ca is not None or key is not None
     if use_tls and given["triton_url"] is None:
         raise click.UsageError("TLS to Triton needs --triton-url: the embedded Triton listens on a private socket")
+    if given["triton_metrics_url"] is not None and given["triton_url"] is None:
+        raise click.UsageError("--triton-metrics-url needs --triton-url: those of the embedded Triton are known")
     load_models = given.pop("load_models")
     names = ("model_repository", "poll_seconds", "settling_seconds", "triton_hang_seconds", "infer_timeout_seconds")
     return {

@@ -4,7 +4,7 @@ import asyncio
 from contextlib import AsyncExitStack, aclosing
 
 from polywand_contract.v1 import annotation_pb2 as pb
-from polywand_server.detectors.frames import Frames
+from polywand_server.detectors.frames import FrameLoad, Frames
 from polywand_server.errors import PolywandError, or_error
 from polywand_server.lanes import Lane
 from polywand_server.ops import tracing
@@ -31,16 +31,16 @@ class DetectCalls:
         Raises:
             DecodeError, PolywandError
         """
-        async with AsyncExitStack() as until_paused:
+        async with AsyncExitStack() as stack, AsyncExitStack() as until_paused:
+            load = stack.enter_context(FrameLoad())
             data = await self._messages.frame(context, until_paused)
             with self._messages.body(len(data)):
                 received = await receive_detect(data, self._lane)
                 if isinstance(received, Refused):
                     raise received.error
                 del data
-                return await self._answer(
-                    received.message, received.image, tracing.call_timer(), until_paused, image_stays=True
-                )
+                request, image, timer = received.message, received.image, tracing.call_timer()
+                return await self._answer(request, image, timer, until_paused, load, image_stays=True)
 
     async def detect_stream(self, context: Context) -> None:
         """Answer frames in their order, as they come. Raises DecodeError."""
@@ -62,7 +62,8 @@ class DetectCalls:
             async with aclosing(self._messages.of_frames(context, queue.idle_seconds)) as messages:
                 async for message in messages:
                     timer = tracing.timer()
-                    await queue.wait_for_capacity()
+                    with FrameLoad():
+                        await queue.wait_for_capacity()
                     nbytes = len(message[0])
                     received = await receive_frame(message.pop(), self._lane)
                     await queue.put(self._answer_in_stream(received, nbytes, timer))
@@ -81,9 +82,9 @@ class DetectCalls:
         frame = received.message
         response: bytes | PolywandError
         try:
-            with self._messages.body(nbytes):
+            with self._messages.body(nbytes), FrameLoad() as load:
                 # Frames are seen once: a stream of them would flush what annotators will open again.
-                answer = self._answer(frame.request, received.image, timer, AsyncExitStack(), image_stays=False)
+                answer = self._answer(frame.request, received.image, timer, AsyncExitStack(), load, image_stays=False)
                 response = await or_error(answer)
         except PolywandError as error:
             response = error
@@ -95,10 +96,11 @@ class DetectCalls:
         image: memoryview | None,
         timer: Stopwatch,
         until_paused: AsyncExitStack,
+        load: FrameLoad,
         *,
         image_stays: bool,
     ) -> bytes:
-        """until_paused, image_stays: see `Frames.detect`."""
+        """until_paused, load, image_stays: see `Frames.detect`."""
         try:
             options = await self._lane.compute_if(not is_small(request.ByteSize()), lambda: read_detect(request))
             self._frames.check(options)  # before the image is looked at
@@ -106,6 +108,6 @@ class DetectCalls:
         except PolywandError:
             self._frames.count_refused(timer)
             raise
-        result = await self._frames.detect(source, options, timer, until_paused, image_stays=image_stays)
+        result = await self._frames.detect(source, options, timer, until_paused, load, image_stays=image_stays)
         has_outlines = result.outlines is not None
         return await self._lane.compute_if(has_outlines, lambda: write_detections(result, timer))

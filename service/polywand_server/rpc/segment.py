@@ -33,7 +33,8 @@ class SegmentCalls:
         Raises:
             DecodeError, PolywandError
         """
-        async with AsyncExitStack() as until_paused:
+        async with AsyncExitStack() as stack, AsyncExitStack() as until_paused:
+            waiting = stack.enter_context(self._segments.waiting())
             data = await self._messages.prompts(context, until_paused)
             timer, nbytes = tracing.call_timer(), len(data)
             with self._messages.body(nbytes):
@@ -46,12 +47,15 @@ class SegmentCalls:
                 roi = read_roi(request)
                 source = read_image(request.image, received.image, "image")
                 del received
+                waiting.are(len(prompts))
                 results = _Results(request, self._lane)
                 if len(prompts) == 1:
-                    segmented = await self._segments.one(source, roi, prompts[0], timer, results.write)
+                    segmented = await self._segments.one(source, roi, prompts[0], timer, waiting, results.write)
                 else:
                     await self._messages.wait_as_frame(until_paused)
-                    segmented = await self._segments.many(source, roi, prompts, timer, until_paused, results.write)
+                    segmented = await self._segments.many(
+                        source, roi, prompts, timer, until_paused, waiting, results.write
+                    )
         timer.finish("segment", prompts=len(prompts), pixels=segmented.width * segmented.height)
         is_large = sum(map(len, segmented.results)) > SMALL_REPLY_BYTES
         return await self._lane.compute_if(is_large, partial(write_segmented, segmented, timer))

@@ -1,8 +1,9 @@
-"""Metrics of sessions: each prompt is counted once, as answered or as skipped."""
+"""Metrics of sessions: each prompt is counted once, as answered or as skipped; and those that wait or are in work."""
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Self
 
 from polywand_server.ops import metrics
 from polywand_server.timing import Stopwatch
@@ -24,6 +25,18 @@ class PromptCounts:
         metrics.PROMPT_SECONDS.labels(label).observe(seconds)
         metrics.observe_stages(timer, label)
         timer.finish("prompt", model=label, outcome=outcome, inferences=timer.inferences)
+
+    def waits(self, change: int) -> None:
+        """Add to the number of prompts that wait; a negative number removes some."""
+        metrics.PROMPTS_WAITING.inc(change)
+
+    def waiting(self) -> "WaitingPrompts":
+        """Count a call's prompts as waiting, until each begins."""
+        return WaitingPrompts()
+
+    def in_work(self) -> AbstractContextManager[object]:
+        """Count a prompt as in work until the block ends; those with the right of way are counted there."""
+        return metrics.PROMPTS_IN_WORK.track_inprogress()
 
     def image_ready(self, timer: Stopwatch) -> None:
         """Count the stages of an image."""
@@ -49,3 +62,26 @@ class PromptCounts:
 
     def _label(self, model: str) -> str:
         return model if self._is_known(model) else metrics.UNKNOWN_MODEL
+
+
+class WaitingPrompts:
+    """The prompts of one call that wait: one until it is known how many there are, and none after the block."""
+
+    def __init__(self) -> None:
+        self._prompts = 0
+
+    def __enter__(self) -> Self:
+        self.are(1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.are(0)
+
+    def are(self, prompts: int) -> None:
+        """Set their number."""
+        metrics.PROMPTS_WAITING.inc(prompts - self._prompts)
+        self._prompts = prompts
+
+    def begin(self) -> None:
+        """Count one less, which goes to work."""
+        self.are(self._prompts - 1)

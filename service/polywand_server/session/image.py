@@ -54,7 +54,7 @@ class CurrentImage:
         try:
             self._predictor.check(prompt)
             queue = self._queue_of(prompt.object_id)
-            with self._counts.skipped_if_cancelled(prompt.model):
+            with self._counts.waiting(), self._counts.skipped_if_cancelled(prompt.model):
                 await self._backlog.wait_for_capacity(prompt.nbytes, queue.waiting_bytes)
             queue.put(request)
         finally:

@@ -83,6 +83,8 @@ class ObjectQueue:
             services.backlog.remove(self.waiting_bytes)
             self._skipped += 1
             services.counts.skipped(self._waiting.prompt.model)
+        else:
+            services.counts.waits(1)
         self._waiting = request
         services.backlog.add(self.waiting_bytes)
         self._new_prompt.set()
@@ -108,6 +110,8 @@ class ObjectQueue:
         for request in left:
             self._services.counts.skipped(request.prompt.model)
         self._services.backlog.remove(self.waiting_bytes)
+        if self._waiting is not None:
+            self._services.counts.waits(-1)
         unanswered = len(left) + self._skipped + sum(self._in_work.values())
         self._waiting, self._skipped, self._in_work = None, 0, {}
         return unanswered
@@ -164,6 +168,7 @@ class ObjectQueue:
         request = self._waiting
         assert request is not None  # the callers have checked, and only a newer prompt replaces it
         self._services.backlog.remove(self.waiting_bytes)
+        self._services.counts.waits(-1)
         self._in_work[request] = self._skipped
         self._waiting, self._skipped = None, 0
         return request

@@ -16,7 +16,7 @@ from polywand_server.interactors.windowed import Answering, Predictors
 from polywand_server.lanes import RightOfWay
 from polywand_server.ops import tracing
 from polywand_server.session.answers import Answer, answering_model, outcome, prompt_timeout
-from polywand_server.session.counts import PromptCounts
+from polywand_server.session.counts import PromptCounts, WaitingPrompts
 from polywand_server.timing import Stopwatch
 
 T = TypeVar("T")
@@ -69,15 +69,22 @@ class Segments:
     def __init__(self, services: SegmentServices) -> None:
         self._services = services
 
+    def waiting(self) -> WaitingPrompts:
+        """Count the prompts of a call that waits, from before they are read."""
+        return self._services.counts.waiting()
+
     async def one(
         self,
         source: ImageSource,
         roi: Box | None,
         prompt: Prompt | RefusedPrompt,
         timer: Stopwatch,
+        waiting: WaitingPrompts,
         finish: "Finish[T]",
     ) -> Segmented[T]:
-        """Answer the only prompt of a call. roi: the part of the image that counts. finish: converts the answer.
+        """Answer the only prompt of a call.
+
+        roi: the part of the image that counts. waiting: the prompt, until it begins. finish: converts the answer.
 
         Raises:
             InvalidInputError, TooLargeError, QuotaError: of the image, or the part.
@@ -86,6 +93,7 @@ class Segments:
         async with services.store.hold(source, timer) as lease:
             picture = lease.picture
             predictor, release_frames = await services.prompts.of(picture, roi), services.right_of_way.prompt()
+            waiting.begin()
             try:
                 answer = await self._answer(predictor, prompt, timer)
             finally:
@@ -100,12 +108,13 @@ class Segments:
         prompts: Sequence[Prompt | RefusedPrompt],
         timer: Stopwatch,
         until_paused: AsyncExitStack,
+        waiting: WaitingPrompts,
         finish: "Finish[T]",
     ) -> Segmented[T]:
         """Answer the prompts of a call, several side by side.
 
-        roi: the part of the image that counts. until_paused: see `FramePermits.permit`. finish: converts an answer, so
-        that few are held at once.
+        roi: the part of the image that counts. until_paused: see `FramePermits.permit`. waiting: the prompts,
+        until each begins. finish: converts an answer, so that few are held at once.
 
         Raises:
             InvalidInputError, TooLargeError, QuotaError: of the image, or the part.
@@ -119,7 +128,9 @@ class Segments:
                 predictor = await services.frames.of(picture, roi)
 
                 async def work_off(number: int) -> T:
-                    return await finish(number, await self._answer(predictor, prompts[number], timer))
+                    waiting.begin()
+                    with services.counts.in_work():
+                        return await finish(number, await self._answer(predictor, prompts[number], timer))
 
                 jobs = (partial(work_off, number) for number in range(len(prompts)))
                 try:

@@ -18,6 +18,8 @@ _NO_GPU = (
     "pinned memory pool will not be available",
     "DCGM unable to start",
 )
+# Printed by libraries: at a start without a driver, and at each connection to the socket of the metrics.
+_HARMLESS = ("Error: Failed to initialize NVML", "NODELAY NOT SUPPORTED")
 _TABLE = ("+--", "| ")
 
 _log = logging.getLogger("polywand.triton")
@@ -27,7 +29,8 @@ def parse(line: str) -> tuple[int, str]:
     """Return level and text of a line of Triton's output ("" for headings). Lines that models print are INFO."""
     match = _GLOG.fullmatch(line)
     if match is None:
-        return (logging.DEBUG if line.startswith(_TABLE) else logging.INFO), line
+        is_noise = line.startswith(_TABLE) or any(text in line for text in _HARMLESS)
+        return (logging.DEBUG if is_noise else logging.INFO), line
     message = match["message"].strip()
     if message.startswith('"') and message.endswith('"'):
         message = message[1:-1].replace("\\n", "\n").replace('\\"', '"')

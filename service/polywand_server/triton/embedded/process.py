@@ -35,16 +35,7 @@ class TritonProcess:
         self._pump = asyncio.create_task(self._log.run(process.stdout), name="triton log")
 
     @classmethod
-    async def spawn(
-        cls,
-        wheel: Wheel,
-        repository: Path,
-        *,
-        token: str,
-        scratch: Path,
-        metrics_port: int | None,
-        traces_url: str | None,
-    ) -> Self:
+    async def spawn(cls, wheel: Wheel, repository: Path, *, token: str, scratch: Path, traces_url: str | None) -> Self:
         """Start tritonserver on the repository; it is not ready yet.
 
         token: part of the names of its shared memory and of `scratch`. No other server may use it.
@@ -62,7 +53,7 @@ class TritonProcess:
                 launch.__file__,
                 token,
                 str(scratch),
-                *command(wheel, repository, scratch, token, metrics_port, traces_url),
+                *command(wheel, repository, scratch, token, traces_url),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,

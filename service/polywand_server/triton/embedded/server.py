@@ -14,7 +14,7 @@ from polywand_server.triton.embedded.launch import region_prefix, scratch_name
 from polywand_server.triton.embedded.pools import make_private
 from polywand_server.triton.embedded.process import TritonProcess
 from polywand_server.triton.embedded.stubs import kill_stubs
-from polywand_server.triton.embedded.wheel import EmbeddedTritonError, find_wheel, socket_url
+from polywand_server.triton.embedded.wheel import EmbeddedTritonError, find_wheel, metrics_url, socket_url
 
 __all__ = ["EmbeddedTriton", "EmbeddedTritonError", "State"]
 
@@ -48,7 +48,6 @@ class EmbeddedTriton:
 
     start_timeout_s: how long tritonserver may take to become ready.
     hang_timeout_s: how long it may answer no probe before it is killed and restarted.
-    metrics_port: serve Triton's own Prometheus metrics on this loopback port.
     traces_url: where it sends the spans of traced requests (OTLP over HTTP).
     on_restart: called after every restart.
     probe: returns, within the given seconds, whether the server answers; by default a gRPC call.
@@ -60,7 +59,6 @@ class EmbeddedTriton:
         *,
         start_timeout_s: float = 60.0,
         hang_timeout_s: float = 10.0,
-        metrics_port: int | None = None,
         traces_url: str | None = None,
         probe: Callable[[float], Awaitable[bool]] | None = None,
         on_restart: Callable[[], object] = lambda: None,
@@ -68,7 +66,6 @@ class EmbeddedTriton:
         self._repository = repository.resolve()
         self._start_timeout_s = start_timeout_s
         self._hang_timeout_s = hang_timeout_s
-        self._metrics_port = metrics_port
         self._traces_url = traces_url
         self._probe = probe
         self._on_restart = on_restart
@@ -83,6 +80,11 @@ class EmbeddedTriton:
     def url(self) -> str:
         """Its address, for `TritonClient`; the same after every restart."""
         return socket_url(self._scratch)
+
+    @property
+    def metrics_url(self) -> str:
+        """The address of its own Prometheus metrics; the same after every restart."""
+        return metrics_url(self._scratch)
 
     @property
     def region_prefix(self) -> str:
@@ -171,7 +173,6 @@ class EmbeddedTriton:
             self._repository,
             token=self._token,
             scratch=self._scratch,
-            metrics_port=self._metrics_port,
             traces_url=self._traces_url,
         )
         try:

@@ -15,6 +15,7 @@ STUB_TIMEOUT_S = 120  # how long a Python model may take to start; that includes
 
 _OWN_BACKENDS = Path(__file__).parent / "backends"
 _SOCKET = "grpc"
+_METRICS_SOCKET = "metrics"
 
 
 class EmbeddedTritonError(Exception):
@@ -114,17 +115,16 @@ def socket_path(scratch: Path) -> Path:
     return scratch / f"{_SOCKET}:0"
 
 
-def command(
-    wheel: Wheel, repository: Path, scratch: Path, token: str, metrics_port: int | None, traces_url: str | None
-) -> list[str]:
+def metrics_url(scratch: Path) -> str:
+    """Return the address of tritonserver's Prometheus metrics (HTTP): a Unix socket, for the same reasons."""
+    return f"unix:{scratch / _METRICS_SOCKET}"
+
+
+def command(wheel: Wheel, repository: Path, scratch: Path, token: str, traces_url: str | None) -> list[str]:
     """Return tritonserver's command line.
 
-    metrics_port: Triton's own Prometheus metrics on loopback; None: none. traces_url: where it sends the spans of
-    requests that come with a trace, by OTLP over HTTP; None: nowhere.
+    traces_url: where it sends the spans of requests that come with a trace, by OTLP over HTTP; None: nowhere.
     """
-    metrics = ["--allow-metrics=false"]
-    if metrics_port is not None:
-        metrics = ["--allow-metrics=true", "--metrics-address=127.0.0.1", f"--metrics-port={metrics_port}"]
     traces = []
     if traces_url is not None:
         # Rate 0: no other requests, which would be of nobody's trace.
@@ -143,7 +143,8 @@ def command(
         f"--grpc-address=unix:{scratch / _SOCKET}",
         "--grpc-port=0",  # part of the socket's path: Triton appends it to the address
         "--allow-http=false",
-        *metrics,
+        "--allow-metrics=true",
+        f"--metrics-address={metrics_url(scratch)}",
         *traces,
     ]
 
