@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from polywand_server.admission.turns import Turns
 from polywand_server.errors import DeadlineError, ModelFailedError, PolywandError, Reason
-from polywand_server.ops import metrics
+from polywand_server.ops import metrics, tracing
 from polywand_server.timing import Stopwatch
 from polywand_server.triton.client import TritonClient
 from polywand_server.triton.exchange import Exchange, exchange
@@ -171,7 +171,7 @@ class Lane:
                 await self._wait_for_turn(stack, exchange.model, timer)
                 with timer.stage("triton"):
                     result = await exchange.run(
-                        timeout_s=self._timeout_seconds, priority=self._priority, traceparent=timer.traceparent
+                        timeout_s=self._timeout_seconds, priority=self._priority, traceparent=tracing.traceparent(timer)
                     )
             outcome = "ok"
         except PolywandError as error:

@@ -58,7 +58,7 @@ FLOORS = (
     ("errors", "config", "timing", "caller"),
     ("principal",),
 )
-MOST_IMPORTS = 10  # of the service's own modules; but wiring puts all together
+MOST_IMPORTS = 12  # of the service's own modules; but wiring puts all together
 SERVICE = Path(polywand_server.__file__).parent
 
 
@@ -92,5 +92,5 @@ def test_imports_run_one_way_down_the_house() -> None:
     assert up == []
 
 
-def test_no_module_but_the_wiring_imports_more_than_ten_others() -> None:
+def test_no_module_but_the_wiring_imports_more_than_twelve_others() -> None:
     assert [name for name, others in own_imports().items() if len(others) > MOST_IMPORTS] == ["wiring"]

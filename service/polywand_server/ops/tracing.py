@@ -278,6 +278,14 @@ def timer() -> Stopwatch:
     return Stopwatch(Work(spans, traced, context)) if context.trace_flags.sampled else Stopwatch()
 
 
+def traceparent(timer: Stopwatch) -> str:
+    """Return the header for Triton: of the running stage; where traces are off, of the client's trace.
+
+    A trace that is not recorded is not passed on where traces are on: the embedded Triton would record it.
+    """
+    return timer.traceparent if _spans is not None else current().traceparent
+
+
 def _make_call(spans: Spans, traced: Call, ended_ns: int) -> None:
     if not traced.context.trace_flags.sampled:
         return

@@ -34,16 +34,15 @@ class Exchange:
     async def run(self, *, timeout_s: float, priority: int = 0, traceparent: str = "") -> dict[str, Array]:
         """Run the model once; returns its outputs, which are valid until the block of `exchange` ends.
 
-        priority: 1 is the most urgent, 0 the model's default. traceparent: of our own span; empty: the client's.
+        priority: 1 is the most urgent, 0 the model's default. traceparent: of the span above Triton's; empty for none.
         Raises what `TritonClient.infer` does.
         """
-        trace = traceparent or current().traceparent
         by_grpc = {} if self._shared.inputs else self.inputs
         try:
-            return await self._infer(by_grpc, self._shared, timeout_s, priority, trace)
+            return await self._infer(by_grpc, self._shared, timeout_s, priority, traceparent)
         except RegionError:  # Triton was restarted and does not know this slot
             self._shared = NOT_SHARED
-            return await self._infer(self.inputs, NOT_SHARED, timeout_s, priority, trace)
+            return await self._infer(self.inputs, NOT_SHARED, timeout_s, priority, traceparent)
 
     @property
     def is_shared(self) -> bool:
@@ -51,7 +50,7 @@ class Exchange:
         return self._shared is not NOT_SHARED
 
     async def _infer(
-        self, inputs: Mapping[str, Array], shared: SharedTensors, timeout_s: float, priority: int, trace: str
+        self, inputs: Mapping[str, Array], shared: SharedTensors, timeout_s: float, priority: int, traceparent: str
     ) -> dict[str, Array]:
         return await self._client.infer(
             self.model,
@@ -61,7 +60,7 @@ class Exchange:
             shared=shared,
             timeout_s=timeout_s,
             request_id=current().request_id,
-            traceparent=trace,
+            traceparent=traceparent,
             priority=priority,
         )
 
