@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 REPOSITORY = Path(__file__).parent.parent / "model_repository"
-PORTS = re.compile(r"gRPC on (\S+):(\d+), HTTP on (\S+):(\d+), Triton at ([^\s\"]+)")
+PORTS = re.compile(r"gRPC on (\S+):(\d+), HTTP on (\S+):(\d+)(?:, metrics on (\S+:\d+))?, Triton at ([^\s\"]+)")
 START_SECONDS = 90
 KILL_SECONDS = 0.05
 
@@ -44,18 +44,20 @@ def copy_newest(repository: Path, *models: str) -> Path:
 
 @dataclass(frozen=True)
 class Service:
-    """A running service. target: of its gRPC port. http: base URL of its HTTP port. triton: as the service dials it."""
+    """A running service. target: of its gRPC port. http: base URL of its HTTP port.
+    metrics: of its metrics port, or its HTTP port. triton: as the service dials it."""
 
     process: subprocess.Popen[bytes]
     log: Path
     target: str
     http: str
     triton: str
+    metrics: str
 
     def get(self, path: str) -> tuple[int, str]:
-        """GET from the HTTP port: status and body."""
+        """GET from the metrics port, or the HTTP port where there is none: status and body."""
         try:
-            with urllib.request.urlopen(self.http + path, timeout=10) as response:
+            with urllib.request.urlopen(self.metrics + path, timeout=10) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -132,8 +134,9 @@ def _started(process: subprocess.Popen[bytes], log: Path) -> Service:
     while time.monotonic() < deadline and process.poll() is None:
         found = PORTS.search(log.read_text())
         if found:
-            host, grpc_port, http_host, http_port, triton = found.groups()
-            return Service(process, log, f"{host}:{grpc_port}", f"http://{http_host}:{http_port}", triton)
+            host, grpc_port, http_host, http_port, metrics, triton = found.groups()
+            http = f"http://{http_host}:{http_port}"
+            return Service(process, log, f"{host}:{grpc_port}", http, triton, f"http://{metrics}" if metrics else http)
         time.sleep(0.05)
     raise AssertionError(f"the service did not start:\n{log.read_text()[-4000:]}")
 

@@ -16,7 +16,8 @@ from polywand_server.ops import logs
 from polywand_server.ops.native_output import NativeOutput
 from polywand_server.ops.repeats import quiet_libraries
 from polywand_server.options import limits, listening, operating, triton
-from polywand_server.server import Server, StartError
+from polywand_server.ports import StartError
+from polywand_server.server import Server
 
 log = logging.getLogger(__name__)
 

@@ -1,11 +1,9 @@
 """The service's process: run -> start -> serve -> drain -> stop."""
 
 import asyncio
-import errno
 import logging
 import os
 import signal
-import socket
 import threading
 from contextlib import AsyncExitStack
 from typing import NoReturn
@@ -18,7 +16,7 @@ from polywand_server.ops import allocation, tracing
 from polywand_server.ops.descriptors import ConnectionLimits, connection_limits, raise_limit
 from polywand_server.ops.event_loop import measure_delay
 from polywand_server.ops.health import Health
-from polywand_server.ops.http import HttpServer
+from polywand_server.ports import Ports, StartError
 from polywand_server.rpc.server import GrpcServer
 from polywand_server.triton.location import TritonLocation, TritonStartError, locate_triton
 from polywand_server.wiring import wire
@@ -29,10 +27,6 @@ log = logging.getLogger(__name__)
 
 # How long a stop may take after the drain, before the process ends by force.
 STOP_SECONDS = 2.5
-
-
-class StartError(Exception):
-    """The service cannot start; the text says what to do."""
 
 
 class Server:
@@ -72,7 +66,8 @@ class Server:
         if self._stop.is_set():
             _leave("a second signal")
         self._stop.set()
-        limit = threading.Timer(self._settings.drain_seconds + STOP_SECONDS, _leave, ["the stop took too long"])
+        seconds = self._settings.drain_delay_seconds + self._settings.drain_seconds + STOP_SECONDS
+        limit = threading.Timer(seconds, _leave, ["the stop took too long"])
         limit.daemon = True
         limit.start()
 
@@ -100,11 +95,9 @@ class Server:
         parts = wire(stack, settings, triton, workers, changed.set)
         registry, health, ingress = parts.registry, parts.health, parts.ingress
 
-        listener = _listen(settings.host, settings.http_port)
-        http = HttpServer(health, triton.metrics, connections.http)
         most_connections = min(settings.limits.connections, connections.grpc)
-        grpc_server = GrpcServer(settings.limits, most_connections, ingress, parts.servicer, health)
-        grpc_port = _bind(grpc_server, settings.host, settings.grpc_port)
+        grpc_server = GrpcServer(settings, most_connections, ingress, parts.servicer, health)
+        ports = Ports(settings, grpc_server, health, triton.metrics, connections)
         allocation.freeze()
         await grpc_server.start()
         tasks = [
@@ -113,34 +106,26 @@ class Server:
             asyncio.create_task(ingress.run(), name="bound what is on its way"),
             asyncio.create_task(measure_delay(), name="measure the event loop's delay"),
             asyncio.create_task(allocation.trim_periodically(), name="return free memory"),
-            asyncio.create_task(http.serve_on(listener), name="serve HTTP"),
         ]
+        serving = [asyncio.create_task(task, name="serve the ports") for task in ports.tasks()]
         if triton.supervised is not None:
             tasks.insert(0, asyncio.create_task(triton.supervised(), name="keep Triton running"))
-        host, http_port = _in_url(settings.host), listener.getsockname()[1]
-        log.info(
-            "Polywand %s: gRPC on %s:%d, HTTP on %s:%d, Triton at %s",
-            __version__,
-            host,
-            grpc_port,
-            host,
-            http_port,
-            triton.url,
-        )
+        log.info("Polywand %s: %s, Triton at %s", __version__, ports, triton.url)
         stopping = asyncio.create_task(self._stop.wait(), name="wait for a signal")
         try:
-            finished, _ = await asyncio.wait((*tasks, stopping), return_when=asyncio.FIRST_COMPLETED)
+            finished, _ = await asyncio.wait((*tasks, *serving, stopping), return_when=asyncio.FIRST_COMPLETED)
             for task in finished - {stopping}:
                 log.critical("the task '%s' ended, which it must not: stopping", task.get_name())
                 task.result()
         finally:
             health.drain()
+            await asyncio.sleep(settings.drain_delay_seconds)
             parts.messages.drain(settings.drain_seconds)
             await grpc_server.drain(settings.drain_seconds)
-            http.should_exit = True
-            for task in (*tasks[:-1], stopping):
+            ports.stop()
+            for task in (*tasks, stopping):
                 task.cancel()
-            await asyncio.gather(*tasks, stopping, return_exceptions=True)
+            await asyncio.gather(*tasks, *serving, stopping, return_exceptions=True)
 
 
 def _leave(why: str) -> NoReturn:
@@ -162,32 +147,3 @@ async def _publish_changes(health: Health, changed: asyncio.Event) -> None:
         elif was_ready is not False:
             log.info("%s: %s", "not ready any more" if was_ready else "waiting", health.reason)
         was_ready = health.ready
-
-
-def _bind(server: GrpcServer, host: str, port: int) -> int:
-    """Bind a gRPC server; return the port. Raises StartError."""
-    address = f"{_in_url(host)}:{port}"
-    try:
-        return server.bind(address)
-    except RuntimeError as error:
-        raise StartError(f"cannot listen on {address} (is it in use?): choose another --grpc-port") from error
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    is_ipv6 = ":" in host
-    try:
-        # As gRPC does: on :: for IPv4 too.
-        return socket.create_server(
-            (host, port),
-            family=socket.AF_INET6 if is_ipv6 else socket.AF_INET,
-            dualstack_ipv6=is_ipv6 and socket.has_dualstack_ipv6(),
-        )
-    except OSError as error:
-        option = "--http-port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
-        raise StartError(
-            f"cannot listen on {_in_url(host)}:{port} ({error.strerror}): choose another {option}"
-        ) from error
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

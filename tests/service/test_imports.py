@@ -45,6 +45,7 @@ FLOORS = (
     ("cli",),
     ("options",),
     ("server",),
+    ("ports",),
     ("wiring", "jobs"),
     ("rpc",),
     ("session", "detectors"),

@@ -1,24 +1,18 @@
-"""The HTTP port: /metrics and /metrics/triton for Prometheus, /livez and /readyz for orchestrators."""
+"""A server of HTTP/1.1, with TLS or without, in the service's event loop."""
 
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
-from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
-from prometheus_client import exposition as text
-from prometheus_client.openmetrics import exposition as openmetrics
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from polywand_server.ops.health import Health
-from polywand_server.ops.triton_metrics import CONTENT_TYPE, NoMetricsError, TritonMetrics
+from polywand_server.ops.certificates import names_of
 
 MAX_CONNECTIONS = 64
 MAX_HEADER_BYTES = 16 * 1024
@@ -30,81 +24,16 @@ RESPONSE_SECONDS = 30.0
 BACKLOG = 64
 # Pause after an accept that failed.
 ACCEPT_PAUSE_SECONDS = 0.1
-# The most of the event loop's time that encoding metrics may take.
-METRICS_SHARE = 0.1
 STOP_SECONDS = 2
 
 log = logging.getLogger(__name__)
-
-Encode = Callable[[CollectorRegistry], bytes]
-
-
-def make_app(health: Health, triton: TritonMetrics | None) -> Starlette:
-    """Make the ASGI application. triton: the metrics of Triton; None where their URL is unknown."""
-    pages = MetricsPages()
-
-    async def livez(_: Request) -> Response:
-        return PlainTextResponse("alive\n")
-
-    async def readyz(_: Request) -> Response:
-        reason = health.reason
-        return PlainTextResponse(f"not ready: {reason}\n" if reason else "ready\n", 503 if reason else 200)
-
-    async def metrics(request: Request) -> Response:
-        page, content_type = await pages.get(request.headers.get("accept", ""))
-        return Response(page, headers={"content-type": content_type})
-
-    async def triton_metrics(_: Request) -> Response:
-        if triton is None:
-            text = "the URL of Triton's metrics is not known here: name it with --triton-metrics-url\n"
-            return PlainTextResponse(text, 404)
-        try:
-            page = await triton.get()
-        except NoMetricsError as error:
-            return PlainTextResponse(f"{error}\n", 503)
-        return Response(page, headers={"content-type": CONTENT_TYPE})
-
-    pages_by_path = {"/livez": livez, "/readyz": readyz, "/metrics": metrics, "/metrics/triton": triton_metrics}
-    return Starlette(routes=[Route(path, page) for path, page in pages_by_path.items()])
-
-
-class MetricsPages:
-    """The metrics as text, encoded after each request has arrived.
-
-    Requests that wait share one encoding. Between encodings is a pause, so that they take METRICS_SHARE of the time.
-    """
-
-    def __init__(self) -> None:
-        self._next: dict[str, asyncio.Task[bytes]] = {}
-        self._turn = asyncio.Lock()
-        self._not_before = 0.0
-
-    async def get(self, accept: str) -> tuple[bytes, str]:
-        """Return the page and its content type. accept: the request's header."""
-        encode: Encode = generate_latest
-        content_type = text.CONTENT_TYPE_LATEST
-        if "application/openmetrics-text" in accept:
-            encode, content_type = openmetrics.generate_latest, openmetrics.CONTENT_TYPE_LATEST
-        if content_type not in self._next:
-            encoding = asyncio.create_task(self._encode(encode, content_type), name="encode metrics")
-            self._next[content_type] = encoding
-        return await asyncio.shield(self._next[content_type]), content_type
-
-    async def _encode(self, encode: Encode, content_type: str) -> bytes:
-        clock = asyncio.get_running_loop().time
-        async with self._turn:
-            await asyncio.sleep(self._not_before - clock())
-            del self._next[content_type]  # later requests need a newer page
-            began = clock()
-            page = encode(REGISTRY)
-            self._not_before = clock() + (clock() - began) * (1 / METRICS_SHARE - 1)
-            return page
 
 
 class Connection(H11Protocol):
     """A connection with deadlines for receiving a request's header and for sending its response.
 
-    waiting: all connections that wait for a header, longest wait first.
+    waiting: all connections that wait for a header, longest wait first. The request's state has the names in the
+    client's certificate, as `certificate_names`.
     """
 
     def __init__(
@@ -121,6 +50,9 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Start the deadline of the first header."""
         super().connection_made(transport)
+        encrypted = transport.get_extra_info("ssl_object")
+        certificate = encrypted.getpeercert(binary_form=True) if encrypted is not None else None
+        self.app_state = {"certificate_names": names_of(certificate) if certificate else ()}
         self._set_deadline()
 
     def data_received(self, data: bytes) -> None:
@@ -161,15 +93,21 @@ class HttpServer(uvicorn.Server):
     """Uvicorn in the service's event loop; the service handles signals, and stops it.
 
     max_connections: at this limit, a new connection replaces the one that has waited longest for a header, so that
-    silent connections cannot block probes. When all are being answered, the new one is closed.
+    silent connections cannot block probes. When all are being answered, the new one is closed. A connection counts
+    from when it is accepted, and has HEADER_SECONDS for its TLS handshake.
+
+    tls: returns the TLS context of a new connection; None for none.
     """
 
     def __init__(
-        self, health: Health, triton: TritonMetrics | None = None, max_connections: int = MAX_CONNECTIONS
+        self,
+        app: Starlette,
+        max_connections: int = MAX_CONNECTIONS,
+        tls: Callable[[], ssl.SSLContext | None] = lambda: None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
-                make_app(health, triton),
+                app,
                 http="h11",
                 ws="none",
                 lifespan="off",
@@ -182,6 +120,8 @@ class HttpServer(uvicorn.Server):
             )
         )
         self._max_connections = max_connections
+        self._tls = tls
+        self._handshakes: dict[asyncio.Task[None], None] = {}
         self._waiting: dict[Connection, None] = {}
         self._accepting: asyncio.Task[None] | None = None
 
@@ -211,8 +151,9 @@ class HttpServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, and close all connections."""
         if self._accepting is not None:
-            self._accepting.cancel()
-            await asyncio.wait([self._accepting])
+            for task in (self._accepting, *self._handshakes):
+                task.cancel()
+            await asyncio.wait([self._accepting, *self._handshakes])
         await super().shutdown(sockets)
 
     async def _accept(self, listener: socket.socket) -> None:
@@ -229,19 +170,45 @@ class HttpServer(uvicorn.Server):
                 log.warning("cannot accept an HTTP connection: %s", error.strerror)
                 await asyncio.sleep(0 if self._close_longest_waiting() else ACCEPT_PAUSE_SECONDS)
                 continue
-            is_full = len(self.server_state.connections) >= self._max_connections
+            is_full = len(self.server_state.connections) + len(self._handshakes) >= self._max_connections
             if is_full and not self._close_longest_waiting():
                 accepted.close()
                 await asyncio.sleep(0)
                 continue
             await asyncio.sleep(0)  # the connection that was closed is now removed
-            await loop.connect_accepted_socket(self._connection, accepted)
+            await self._begin(accepted)
+
+    async def _begin(self, accepted: socket.socket) -> None:
+        """Begin a connection; nobody waits for its TLS handshake."""
+        context = self._tls()
+        if context is None:
+            await asyncio.get_running_loop().connect_accepted_socket(self._connection, accepted)
+            return
+        task = asyncio.create_task(self._shake_hands(accepted, context), name="TLS handshake")
+        self._handshakes[task] = None
+        task.add_done_callback(self._end_handshake)
+
+    def _end_handshake(self, task: asyncio.Task[None]) -> None:
+        self._handshakes.pop(task, None)
+
+    async def _shake_hands(self, accepted: socket.socket, context: ssl.SSLContext) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._connection, accepted, ssl=context, ssl_handshake_timeout=HEADER_SECONDS
+            )
+        except OSError as error:  # of TLS too
+            log.debug("a TLS handshake failed: %s", error)
 
     def _connection(self) -> Connection:
         return Connection(self.config, self.server_state, self.lifespan.state, self._waiting)
 
     def _close_longest_waiting(self) -> bool:
-        """Close the connection that has waited longest for a header; return whether there was one."""
+        """Close the connection that has waited longest for a handshake or a header; return whether there was one."""
+        handshake = next(iter(self._handshakes), None)
+        if handshake is not None:
+            del self._handshakes[handshake]
+            handshake.cancel()
+            return True
         longest = next(iter(self._waiting), None)
         if longest is None:
             return False

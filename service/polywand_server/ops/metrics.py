@@ -68,6 +68,9 @@ MASK_MEMORY = Gauge(
 REPLY_MEMORY = Gauge("polywand_reply_memory_bytes", "Bytes of replies that clients have not read yet.")
 BODY_MEMORY = Gauge("polywand_body_memory_bytes", "Bytes of messages whose images are not decoded yet.")
 SHARED_MEMORY = Gauge("polywand_shared_memory_bytes", "Memory shared with Triton for tensors.")
+CERTIFICATE_END = Gauge(
+    "polywand_tls_certificate_expiry_timestamp_seconds", "When the certificate of the ports ends; 0 without TLS."
+)
 TASKS = Gauge("polywand_asyncio_tasks", "Tasks of the event loop.")
 LOOP_DELAY = Histogram(
     "polywand_event_loop_delay_seconds", "How late the event loop is with what is due.", buckets=_DELAYS

@@ -3,12 +3,13 @@
 import asyncio
 import logging
 
+import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from polywand_contract.v1 import annotation_pb2, annotation_pb2_grpc
-from polywand_server.config import Limits
+from polywand_server.config import Limits, Settings
 from polywand_server.ops.health import Health
 from polywand_server.rpc.ingress import Ingress
 from polywand_server.rpc.interceptors import Calls
@@ -33,22 +34,26 @@ class GrpcServer:
 
     def __init__(
         self,
-        limits: Limits,
+        settings: Settings,
         most_connections: int,
         ingress: Ingress,
         servicer: AnnotationServicer,
         health: Health,
     ) -> None:
         self._calls = Calls(SERVICE_NAME, ingress)
-        self._server = grpc.aio.server(interceptors=[self._calls], options=_options(limits, most_connections))
+        self._server = grpc.aio.server(interceptors=[self._calls], options=_options(settings.limits, most_connections))
         annotation_pb2_grpc.add_AnnotationServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(health, self._server)
+        if not settings.reflection:
+            return
         names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
-    def bind(self, address: str) -> int:
-        """Listen at HOST:PORT; returns the port. Raises RuntimeError."""
-        return self._server.add_insecure_port(address)
+    def bind(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
+        """Listen at HOST:PORT, with TLS if there are credentials; returns the port. Raises RuntimeError."""
+        if credentials is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, credentials)
 
     async def start(self) -> None:
         """Answer calls."""
