@@ -55,6 +55,7 @@ FLOORS = (
     ("triton", "admission"),
     ("auth",),
     ("ops",),
+    ("auth",),
     ("errors", "config", "timing", "caller"),
     ("principal",),
 )
