@@ -3,12 +3,18 @@
 import hashlib
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from polywand_contract.v1.annotation_pb2 import ListModelsRequest
+from polywand_contract.v1.annotation_pb2_grpc import AnnotationServiceStub
 from polywand_server.auth.authenticator import Authenticator, require
 from polywand_server.auth.principals import PrincipalsError
 from polywand_server.errors import ForbiddenError, UnauthenticatedError
 from polywand_server.principal import ANYBODY, Role
+from tests.running import Service, running_service
 
 TOKEN = "t" * 32
 HASH = hashlib.sha256(TOKEN.encode()).hexdigest()
@@ -67,3 +73,18 @@ def test_a_call_without_a_right_token_is_refused(tmp_path: Path, headers: list[s
 def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, named: str) -> None:
     with pytest.raises(PrincipalsError, match=named):
         Authenticator(_file(tmp_path, text))
+
+
+def test_a_call_needs_a_token_and_health_does_not(tmp_path: Path, puppets: Service) -> None:
+    path, options = _file(tmp_path, ENTRY), (f"--triton-url={puppets.triton}",)
+    with (
+        running_service(tmp_path / "log", *options, f"--principals={path}") as service,
+        grpc.insecure_channel(service.target) as channel,
+    ):
+        stub = AnnotationServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.ListModels(ListModelsRequest())
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        stub.ListModels(ListModelsRequest(), metadata=(("authorization", f"Bearer {TOKEN}"),))
+        HealthStub(channel).Check(HealthCheckRequest())
+        assert service.metric('polywand_refused_calls_total{reason="NOT_AUTHENTICATED"}') == 1

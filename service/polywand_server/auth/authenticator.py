@@ -20,9 +20,11 @@ class Authenticator:
     """Knows principals by their tokens and certificates; the file is read again when it changes.
 
     Raises PrincipalsError if the file is wrong at first; a wrong new version keeps the old one.
+    certificates_suffice: without a file, a verified certificate is needed, and lets in under its name.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, certificates_suffice: bool = False) -> None:
+        self._certificates_suffice = certificates_suffice
         self._path = path
         self._checked_at = time.monotonic()
         self._version = _version(path)
@@ -35,7 +37,7 @@ class Authenticator:
         """
         principals = self._current()
         if principals is None:
-            return ANYBODY
+            return self._without_file(certificate_names)
         if authorization:
             # Tokens are random, of 128 bits and more: nothing can be guessed that a slow hash would protect, and how
             # long the search for a hash takes tells nothing of the token.
@@ -47,6 +49,13 @@ class Authenticator:
             if name in principals.certificates:
                 return principals.certificates[name]
         raise UnauthenticatedError("the call needs a token: authorization: Bearer TOKEN")
+
+    def _without_file(self, certificate_names: Sequence[str]) -> Principal:
+        if not self._certificates_suffice:
+            return ANYBODY
+        if not certificate_names:
+            raise UnauthenticatedError("the call needs a certificate with a name")
+        return Principal(certificate_names[0], frozenset(Role))
 
     def _current(self) -> Principals | None:
         now = time.monotonic()

@@ -13,6 +13,7 @@ BUILD = Gauge("polywand_build_info", "Always 1; the version of the service is a 
 BUILD.labels(__version__).set(1)
 
 REQUESTS = Counter("polywand_grpc_requests_total", "Finished calls, streams included.", ["method", "code"])
+REFUSED_CALLS = Counter("polywand_refused_calls_total", "Calls refused for token, certificate or role.", ["reason"])
 REQUEST_SECONDS = Histogram(
     "polywand_grpc_request_duration_seconds", "Time from a unary call's start to its end.", ["method"], buckets=_SECONDS
 )
