@@ -1,6 +1,7 @@
 """Tokens and certificates name principals; what is wrong in the principals file is named."""
 
 import hashlib
+import time
 from pathlib import Path
 
 import grpc
@@ -10,7 +11,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from polywand_contract.v1.annotation_pb2 import ListModelsRequest
 from polywand_contract.v1.annotation_pb2_grpc import AnnotationServiceStub
-from polywand_server.auth.authenticator import Authenticator, require
+from polywand_server.auth.authenticator import CHECK_SECONDS, Authenticator, require
 from polywand_server.auth.principals import PrincipalsError
 from polywand_server.errors import ForbiddenError, UnauthenticatedError
 from polywand_server.principal import ANYBODY, Role
@@ -88,3 +89,16 @@ def test_a_call_needs_a_token_and_health_does_not(tmp_path: Path, puppets: Servi
         stub.ListModels(ListModelsRequest(), metadata=(("authorization", f"Bearer {TOKEN}"),))
         HealthStub(channel).Check(HealthCheckRequest())
         assert service.metric('polywand_refused_calls_total{reason="NOT_AUTHENTICATED"}') == 1
+
+
+def test_a_rotated_token_is_taken_and_a_wrong_new_file_keeps_the_old_one(tmp_path: Path) -> None:
+    authenticator = Authenticator(_file(tmp_path, ENTRY))
+    other = hashlib.sha256(b"new").hexdigest()
+    _file(tmp_path, ENTRY.replace(HASH, other))
+    time.sleep(CHECK_SECONDS)
+    assert authenticator.authenticate(["Bearer new"]).name == "cvat"
+    with pytest.raises(UnauthenticatedError):
+        authenticator.authenticate([f"Bearer {TOKEN}"])
+    _file(tmp_path, "wrong = 1")
+    time.sleep(CHECK_SECONDS)
+    assert authenticator.authenticate(["Bearer new"]).name == "cvat"
