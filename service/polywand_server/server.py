@@ -19,7 +19,7 @@ from polywand_server.ops.health import Health
 from polywand_server.ports import Ports, StartError
 from polywand_server.rpc.server import GrpcServer
 from polywand_server.triton.location import TritonLocation, TritonStartError, locate_triton
-from polywand_server.wiring import wire
+from polywand_server.wiring import SettingError, wire
 from polywand_server.workers.pool import Workers
 
 log = logging.getLogger(__name__)
@@ -92,11 +92,14 @@ class Server:
         settings = self._settings
 
         changed = asyncio.Event()
-        parts = wire(stack, settings, triton, workers, changed.set)
+        try:
+            parts = wire(stack, settings, triton, workers, changed.set)
+        except SettingError as error:
+            raise StartError(str(error)) from error
         registry, health, ingress = parts.registry, parts.health, parts.ingress
 
         most_connections = min(settings.limits.connections, connections.grpc)
-        grpc_server = GrpcServer(settings, most_connections, ingress, parts.servicer, health)
+        grpc_server = GrpcServer(settings, most_connections, ingress, parts.servicer, health, parts.authenticator)
         ports = Ports(settings, grpc_server, health, triton.metrics, connections)
         allocation.freeze()
         await grpc_server.start()

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from polywand_server.admission.bodies import Admission
 from polywand_server.admission.permits import FramePermits
 from polywand_server.admission.turns import Turns
+from polywand_server.auth.authenticator import Authenticator
+from polywand_server.auth.principals import PrincipalsError
 from polywand_server.config import Settings
 from polywand_server.detectors.frames import Frames
 from polywand_server.detectors.outlines import OutlineMaker
@@ -54,6 +56,10 @@ from polywand_server.workers.pool import Workers
 PAUSED_FRAMES_PART = 4
 
 
+class SettingError(Exception):
+    """A file that a setting names is wrong; the text is one sentence."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The parts that the server runs or passes to its ports."""
@@ -63,13 +69,17 @@ class Parts:
     ingress: Ingress
     messages: Messages
     servicer: AnnotationServicer
+    authenticator: Authenticator
 
 
 def wire(
     stack: AsyncExitStack, settings: Settings, location: TritonLocation, workers: Workers, on_change: Callable[[], None]
 ) -> Parts:
-    """Make all parts between gRPC and Triton. stack: closes them. on_change: called when tools or readiness change."""
-    limits = settings.limits
+    """Make all parts between gRPC and Triton. stack: closes them. on_change: called when tools or readiness change.
+
+    Raises SettingError.
+    """
+    limits, authenticator = settings.limits, _authenticator(settings)
 
     def on_dead_process(report: DeadProcess) -> None:
         loader.revive(report)
@@ -190,4 +200,15 @@ def wire(
     metrics.IMAGE_MEMORY.set_function(lambda: image_budget.nbytes)
     metrics.KEPT_IMAGE_MEMORY.set_function(lambda: kept.nbytes)
     metrics.TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
-    return Parts(registry, health, ingress, messages, servicer)
+    return Parts(registry, health, ingress, messages, servicer, authenticator)
+
+
+def _authenticator(settings: Settings) -> Authenticator:
+    """Make the authenticator. Raises SettingError."""
+    if settings.access.jwks is not None:
+        raise SettingError("--jwks: JSON Web Tokens are not read yet: use --principals")
+    mutual = settings.tls is not None and settings.tls.client_roots is not None
+    try:
+        return Authenticator(settings.access.principals, certificates_suffice=mutual)
+    except PrincipalsError as error:
+        raise SettingError(str(error)) from error

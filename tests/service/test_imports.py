@@ -56,6 +56,7 @@ FLOORS = (
     ("triton", "admission"),
     ("auth",),
     ("ops",),
+    ("auth",),
     ("errors", "config", "timing", "caller"),
     ("principal",),
 )

@@ -16,6 +16,7 @@ BUILD.labels(__version__).set(1)
 READY = Gauge("polywand_ready", "1 while the service is ready for requests, as /readyz says, else 0.")
 
 REQUESTS = Counter("polywand_grpc_requests_total", "Finished calls, streams included.", ["method", "code"])
+REFUSED_CALLS = Counter("polywand_refused_calls_total", "Calls refused for token, certificate or role.", ["reason"])
 REQUEST_SECONDS = Histogram(
     "polywand_grpc_request_duration_seconds", "Time from a unary call's start to its end.", ["method"], buckets=_SECONDS
 )

@@ -12,9 +12,11 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from polywand_server.caller import begin, current
+from polywand_server.auth.authenticator import Authenticator, require
+from polywand_server.caller import begin, current, identify
 from polywand_server.errors import MethodNotFoundError, PolywandError
 from polywand_server.ops import metrics, tracing
+from polywand_server.principal import Role
 from polywand_server.rpc.endings import Ending
 from polywand_server.rpc.ingress import Ingress
 from polywand_server.rpc.status import REQUEST_ID_KEY, TRACEPARENT_KEY, abort, trailers, undecodable
@@ -24,6 +26,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _REQUEST_ID_BYTES = 8  # of a generated one, in hexadecimal digits
 # W3C Trace Context, version 00: the ids of the trace and of the client's span, not zero, and flags.
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+_OPEN = "grpc.health."  # services whose calls need no principal
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +42,8 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     A method that this server does not have never becomes a label.
     """
 
-    def __init__(self, service: str, ingress: Ingress) -> None:
+    def __init__(self, service: str, ingress: Ingress, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
         self._ingress = ingress
         self._prefix = f"{service}/"
         self._active = 0
@@ -76,6 +81,17 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         if not self._active:
             self._idle.set()
 
+    async def _admit(self, context: _Context) -> None:
+        """Note the principal of a call, or end the call, before a message of it is read."""
+        sent = [value for name, value in context.invocation_metadata() or () if name == "authorization"]
+        try:
+            principal = self._authenticator.authenticate(sent, _certificate_names(context))
+            require(principal, Role.ANNOTATE)
+        except PolywandError as error:
+            metrics.REFUSED_CALLS.labels(error.reason.name).inc()
+            await abort(context, error)
+        identify(principal)
+
     def _wrap(self, handler: Any, method: str) -> _Handler:
         """Serve a method of the contract: messages are bytes, and are read when there is room for them."""
         if not handler.response_streaming:
@@ -85,22 +101,22 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def _unary(self, inner: Any, method: str) -> Any:
         async def call(_: object, context: _Context) -> Any:
             end = Ending()
-            with (
-                metrics.REQUEST_SECONDS.labels(method).time(),
-                _call(method, context, is_stream=False),
-                self._ingress.call(end),
-            ):
-                async with end.of(context):
-                    return await inner(context)
+            with metrics.REQUEST_SECONDS.labels(method).time(), _call(method, context, is_stream=False):
+                await self._admit(context)
+                with self._ingress.call(end):
+                    async with end.of(context):
+                        return await inner(context)
 
         return call
 
     def _stream(self, inner: Any, method: str) -> Any:
         async def call(_: object, context: _Context) -> None:
             end, active = Ending(), metrics.ACTIVE_STREAMS.labels(method)
-            with active.track_inprogress(), _call(method, context, is_stream=True), self._ingress.call(end):
-                async with end.of(context):
-                    await inner(context, end)
+            with active.track_inprogress(), _call(method, context, is_stream=True):
+                await self._admit(context)
+                with self._ingress.call(end):
+                    async with end.of(context):
+                        await inner(context, end)
 
         return call
 
@@ -124,6 +140,8 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         async def call(requests: Any, context: _Context) -> None:
             # Closed here: gRPC leaves the generator of a client that has gone to the garbage collector.
             with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), _call(method, context, is_stream=True):
+                if not method.startswith(_OPEN):
+                    await self._admit(context)
                 async with aclosing(handler.stream_stream(requests, context)) as responses:
                     async for response in responses:
                         await context.write(response)
@@ -136,6 +154,13 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 await handler.unary_stream(await _parsed(handler, message, context), context)
 
         return grpc.unary_stream_rpc_method_handler(call, None, handler.response_serializer)
+
+
+def _certificate_names(context: _Context) -> list[str]:
+    """Return the names in the client's verified certificate."""
+    known = context.auth_context()
+    keys = ("x509_common_name", "x509_subject_alternative_name")
+    return [name.decode(errors="replace") for key in keys for name in known.get(key, ())]
 
 
 async def _parsed(handler: Any, message: bytes, context: _Context) -> Any:

@@ -1,0 +1,1 @@
+"""Authentication: from a call's token or certificate to its principal."""
