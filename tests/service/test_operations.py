@@ -327,7 +327,7 @@ def test_a_wrong_option_is_one_sentence(tmp_path, options, sentence):
 @pytest.mark.parametrize(("host", "others"), [("::1", ["[::1]"]), ("::", ["[::1]", "127.0.0.1"])])
 def test_the_service_listens_on_ipv6_where_the_machine_has_it(tmp_path, host, others):
     """Where it has none, the sentence names the option that is wrong."""
-    options = [f"--host={host}", "--triton-url=127.0.0.1:9"]
+    options = [f"--host={host}", "--insecure", "--triton-url=127.0.0.1:9"]
     if not has_ipv6():
         with pytest.raises(AssertionError) as caught, running_service(tmp_path / "log", *options):
             pass
@@ -352,7 +352,7 @@ def has_ipv6() -> bool:
 
 
 def test_an_address_of_another_machine_is_one_sentence(tmp_path):
-    options = ["--host=192.0.2.1", "--triton-url=127.0.0.1:9"]
+    options = ["--host=192.0.2.1", "--insecure", "--triton-url=127.0.0.1:9"]
     with pytest.raises(AssertionError) as caught, running_service(tmp_path / "log", *options):
         pass
     assert "choose another --host" in str(caught.value)
