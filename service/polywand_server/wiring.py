@@ -33,6 +33,7 @@ from polywand_server.lanes import FRAME_PRIORITY, PROMPT_PRIORITY, Lane, ModelTu
 from polywand_server.ops import metrics
 from polywand_server.ops.health import Health
 from polywand_server.rpc.detect import DetectCalls
+from polywand_server.rpc.draining import Drains
 from polywand_server.rpc.info import ServerInfo
 from polywand_server.rpc.ingress import Ingress
 from polywand_server.rpc.interact import InteractCalls
@@ -184,7 +185,12 @@ def wire(
         )
     )
     ingress = Ingress(limits.bodies_bytes)
-    messages = Messages(Admission(limits, lambda: right_of_way.prompts_expected), ingress)
+    messages = Messages(
+        Admission(limits, lambda: right_of_way.prompts_expected),
+        ingress,
+        Drains(settings.stream_max_age_seconds, settings.drain_seconds),
+        settings.heartbeat_seconds,
+    )
     health = Health(("", SERVICE_NAME), lambda: registry.ready, lambda: registry.not_ready_reason)
     servicer = AnnotationServicer(
         ServerInfo(limits, health, registry),

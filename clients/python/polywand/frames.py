@@ -10,7 +10,7 @@ from polywand import errors, wire
 from polywand.backoff import Uniform
 from polywand.errors import PolywandError
 from polywand.results import Detections
-from polywand.streams import Streams
+from polywand.streams import NOTICES, Streams
 from polywand_contract.v1 import annotation_pb2 as pb
 
 FRAMES_AHEAD = 16
@@ -153,6 +153,7 @@ class FrameLog:
         """Take a reply; one to a frame that has its answer already is ignored."""
         if reply.HasField("draining"):
             self._streams.drain(stream, reply.draining)
+        if reply.WhichOneof("result") in NOTICES:
             return
         self._streams.received(stream)
         if self._requests.pop(reply.frame_id, None) is not None:

@@ -15,7 +15,7 @@ from polywand.errors import ImageGivenUp, IncompletePrompt, PolywandError
 from polywand.images import KnownImages
 from polywand.open_requests import Forgetting, OpenRequest, OpenRequests
 from polywand.results import Segmentation
-from polywand.streams import Streams
+from polywand.streams import NOTICES, Streams
 from polywand_contract.v1 import annotation_pb2 as pb
 
 
@@ -147,10 +147,11 @@ class Ledger:
 
         A reply about an object answers all its requests up to the reply's; a new image closes all requests before it.
         """
-        if reply.WhichOneof("result") == "draining":
-            if self._streams.drain(stream, reply.draining):
-                self._leave_behind()
-                self._send_all()
+        kind = reply.WhichOneof("result")
+        if kind == "draining" and self._streams.drain(stream, reply.draining):
+            self._leave_behind()
+            self._send_all()
+        if kind in NOTICES:
             return []
         self._streams.received(stream)
         request = self._open.get(reply.sequence)

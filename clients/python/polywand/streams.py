@@ -10,6 +10,9 @@ from polywand_contract.v1 import annotation_pb2 as pb
 
 LONGEST_DELAY_S = 1.0  # an annotator waits, and a new stream costs a server little
 
+# Kinds of results that answer nothing; None is one of a newer contract.
+NOTICES = ("draining", "heartbeat", None)
+
 _log = logging.getLogger("polywand")
 
 

@@ -291,6 +291,9 @@ export class Session implements AsyncDisposable {
       case "draining":
         this.#leave(link);
         break;
+      case "heartbeat":
+      case undefined: // of a newer contract: it answers nothing
+        break;
       case "error":
         this.#readError(link, sequence, fromStatus(result.value));
         break;

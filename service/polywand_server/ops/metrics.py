@@ -22,6 +22,11 @@ REQUEST_SECONDS = Histogram(
 )
 ACTIVE_STREAMS = Gauge("polywand_grpc_active_streams", "Streams open now.", ["method"])
 
+HEARTBEATS = Counter("polywand_heartbeats_total", "Heartbeats written on idle streams.")
+STREAMS_MOVED = Counter(
+    "polywand_streams_moved_total", "Streams that were told to move: the server stops, or their age.", ["reason"]
+)
+
 PROMPTS = Counter("polywand_prompts_total", "Answered prompts by outcome.", ["model", "outcome"])
 PROMPTS_SKIPPED = Counter(
     "polywand_prompts_skipped_total",

@@ -8,9 +8,10 @@ from polywand_server.detectors.frames import FrameLoad, Frames
 from polywand_server.errors import PolywandError, or_error
 from polywand_server.lanes import Lane
 from polywand_server.ops import tracing
+from polywand_server.rpc.draining import Drain
 from polywand_server.rpc.intake import Received, Refused, is_small, receive_detect, receive_frame
 from polywand_server.rpc.messages import Context, Messages, cancel
-from polywand_server.rpc.replies import write_detections, write_frame, write_frames_draining
+from polywand_server.rpc.replies import FRAMES_NOTICES, write_detections, write_frame
 from polywand_server.rpc.requests import read_detect, read_image
 from polywand_server.session.frames import FrameQueue
 from polywand_server.timing import Stopwatch
@@ -46,9 +47,9 @@ class DetectCalls:
         """Answer frames in their order, as they come. Raises DecodeError."""
         async with (
             FrameQueue[bytes](self._at_once) as queue,
-            self._messages.writer(context, write_frames_draining) as writer,
+            self._messages.writer(context, FRAMES_NOTICES) as writer,
         ):
-            reader = asyncio.create_task(self._read(context, queue), name="read frames")
+            reader = asyncio.create_task(self._read(context, queue, writer.drain), name="read frames")
             try:
                 async with aclosing(queue.results()) as results:
                     async for data in results:
@@ -57,9 +58,9 @@ class DetectCalls:
             finally:
                 await cancel(reader)
 
-    async def _read(self, context: Context, queue: FrameQueue[bytes]) -> None:
+    async def _read(self, context: Context, queue: FrameQueue[bytes], drain: Drain) -> None:
         try:
-            async with aclosing(self._messages.of_frames(context, queue.idle_seconds)) as messages:
+            async with aclosing(self._messages.of_frames(context, drain, queue.idle_seconds)) as messages:
                 async for message in messages:
                     timer = tracing.timer()
                     with FrameLoad():

@@ -10,9 +10,10 @@ from polywand_server.caller import current
 from polywand_server.errors import InvalidInputError, PolywandError, QuotaError, Reason
 from polywand_server.lanes import Lane
 from polywand_server.ops import tracing
+from polywand_server.rpc.draining import Drain
 from polywand_server.rpc.intake import Refused, is_small, receive_interact
 from polywand_server.rpc.messages import Context, Messages, cancel
-from polywand_server.rpc.replies import SMALL_REPLY_BYTES, write_interact_draining, write_reply
+from polywand_server.rpc.replies import INTERACT_NOTICES, SMALL_REPLY_BYTES, write_reply
 from polywand_server.rpc.requests import read_forget, read_image, read_prompt, short_id, short_names
 from polywand_server.session.services import Services
 from polywand_server.session.stream import Session
@@ -43,9 +44,9 @@ class InteractCalls:
 
         async with (
             Session(self._services, current().client, overflow) as session,
-            self._messages.writer(context, write_interact_draining) as writer,
+            self._messages.writer(context, INTERACT_NOTICES) as writer,
         ):
-            reader = asyncio.create_task(self._read(context, session), name="read a stream")
+            reader = asyncio.create_task(self._read(context, session, writer.drain), name="read a stream")
             try:
                 async with aclosing(session.replies()) as replies:
                     async for reply in replies:
@@ -55,9 +56,10 @@ class InteractCalls:
             finally:
                 await cancel(reader)
 
-    async def _read(self, context: Context, session: Session) -> None:
+    async def _read(self, context: Context, session: Session, drain: Drain) -> None:
         try:
-            async with aclosing(self._messages.of_stream(context, session.client, session.quiet_seconds)) as messages:
+            stream = self._messages.of_stream(context, drain, session.client, session.quiet_seconds)
+            async with aclosing(stream) as messages:
                 async for message in messages:
                     await self._take(session, message.pop())
         except Exception:

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractContextManager, AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, TypeAlias
 
 import grpc
@@ -12,7 +12,7 @@ import grpc.aio
 from polywand_server.admission.bodies import FRAMES, Admission
 from polywand_server.caller import current
 from polywand_server.errors import DeadlineError, Reason
-from polywand_server.rpc.draining import Drain, Writer
+from polywand_server.rpc.draining import Drain, Drains, Notices, Writer
 from polywand_server.rpc.ingress import Ingress
 
 # How long the message of a unary call may take to come, once there is room for it.
@@ -27,18 +27,22 @@ _EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # the stubs lack it
 class Messages:
     """Reads the messages of calls, within what `Admission` lets in, and until the drain ends their stream."""
 
-    def __init__(self, admission: Admission, ingress: Ingress) -> None:
+    def __init__(self, admission: Admission, ingress: Ingress, drains: Drains, heartbeat_seconds: float) -> None:
         self._admission = admission
         self._ingress = ingress
-        self._drain = Drain()
+        self._drains = drains
+        self._heartbeat_seconds = heartbeat_seconds
 
     def drain(self, seconds: float) -> None:
         """Tell all streams that the server is about to stop, and end each when it is quiet, at the latest in time."""
-        self._drain.begin(seconds)
+        self._drains.begin(seconds)
 
-    def writer(self, context: Context, announcement: Callable[[int], bytes]) -> Writer:
+    @asynccontextmanager
+    async def writer(self, context: Context, notices: Notices) -> AsyncIterator[Writer]:
         """Make the writer of a stream's replies; see `Writer`."""
-        return Writer(context, self._drain, announcement)
+        with self._drains.stream() as drain:
+            async with Writer(context, drain, notices, self._heartbeat_seconds) as writer:
+                yield writer
 
     async def only(self, context: Context) -> bytes:
         """Read the only message of a unary call, a small one. A client that sends none means an empty one.
@@ -89,27 +93,29 @@ class Messages:
         """Count a message of so many bytes until the block ends. Raises QuotaError."""
         return self._admission.body(nbytes)
 
-    def of_frames(self, context: Context, idle_seconds: Callable[[], float]) -> AsyncGenerator[list[bytes], None]:
+    def of_frames(
+        self, context: Context, drain: Drain, idle_seconds: Callable[[], float]
+    ) -> AsyncGenerator[list[bytes], None]:
         """Yield the messages of a stream of frames; see `of_stream`."""
-        return self.of_stream(context, FRAMES, idle_seconds)
+        return self.of_stream(context, drain, FRAMES, idle_seconds)
 
     async def of_stream(
-        self, context: Context, payer: str, idle_seconds: Callable[[], float]
+        self, context: Context, drain: Drain, payer: str, idle_seconds: Callable[[], float]
     ) -> AsyncGenerator[list[bytes], None]:
-        """Yield messages until the client has no more, or the drain ends the stream.
+        """Yield messages until the client has no more, or the stream's drain ends it.
 
         Each comes in a list, from which it is to be popped, so that nothing here holds it while the next is awaited.
         payer: of the bytes, see `Pace`. idle_seconds: since when all is answered; 0 while something is not.
         """
-        drained = asyncio.create_task(self._drain.wait(), name="wait for the drain")
+        drained = asyncio.create_task(drain.wait(), name="wait for the drain")
         coming: asyncio.Future[Any] | None = None
         try:
-            while self._drain.seconds_left():
+            while drain.seconds_left():
                 expected = await self._admission.pace.pause(payer)
                 coming, since = asyncio.ensure_future(context.read()), time.monotonic()
                 await asyncio.wait((coming, drained), return_when=asyncio.FIRST_COMPLETED)
                 while not coming.done():
-                    seconds = self._drain.seconds_left(min(idle_seconds(), time.monotonic() - since))
+                    seconds = drain.seconds_left(min(idle_seconds(), time.monotonic() - since))
                     if not seconds:
                         return
                     await asyncio.wait((coming,), timeout=seconds)

@@ -12,6 +12,7 @@ from polywand_server.errors import PolywandError
 from polywand_server.geometry.drawn import Drawn
 from polywand_server.interactors.estimate import Candidate, ScoreKind, Segmentation
 from polywand_server.interactors.prompt import Incomplete
+from polywand_server.rpc.draining import Notices
 from polywand_server.rpc.status import to_status
 from polywand_server.rpc.wire import delimited
 from polywand_server.session.answers import Answer, Forgotten, ImageReady, Reply
@@ -28,8 +29,6 @@ _SCORE_KINDS = {
     ScoreKind.PREDICTED_IOU: pb.SCORE_KIND_PREDICTED_IOU,
     ScoreKind.SEED: pb.SCORE_KIND_SEED,
 }
-
-_DRAINING_TEXT = "the server is draining: reconnect, any replica will do"
 
 
 def write_reply(reply: Reply) -> bytes:
@@ -51,14 +50,18 @@ def write_reply(reply: Reply) -> bytes:
     return response.SerializeToString() + outline
 
 
-def write_interact_draining(remaining_ms: int) -> bytes:
+def write_interact_draining(text: str, remaining_ms: int) -> bytes:
     """Return the announcement of the drain on an Interact stream. remaining_ms: how long the stream has left."""
-    return pb.InteractResponse(draining=_draining(remaining_ms)).SerializeToString()
+    return pb.InteractResponse(draining=_draining(text, remaining_ms)).SerializeToString()
 
 
-def write_frames_draining(remaining_ms: int) -> bytes:
+def write_frames_draining(text: str, remaining_ms: int) -> bytes:
     """Return the same on a DetectStream."""
-    return pb.DetectStreamResponse(draining=_draining(remaining_ms)).SerializeToString()
+    return pb.DetectStreamResponse(draining=_draining(text, remaining_ms)).SerializeToString()
+
+
+INTERACT_NOTICES = Notices(write_interact_draining, pb.InteractResponse(heartbeat=pb.Heartbeat()).SerializeToString())
+FRAMES_NOTICES = Notices(write_frames_draining, pb.DetectStreamResponse(heartbeat=pb.Heartbeat()).SerializeToString())
 
 
 def write_segment_result(object_id: str, answer: Answer) -> bytes:
@@ -132,8 +135,8 @@ def write_timing(timer: Stopwatch) -> pb.Timing:
     return timing
 
 
-def _draining(remaining_ms: int) -> pb.Draining:
-    return pb.Draining(message=_DRAINING_TEXT, remaining_ms=min(remaining_ms, _MOST))
+def _draining(text: str, remaining_ms: int) -> pb.Draining:
+    return pb.Draining(message=text, remaining_ms=min(remaining_ms, _MOST))
 
 
 def _segmentation(found: Segmentation) -> bytes:
