@@ -211,10 +211,8 @@ def wire(
 
 def _authenticator(settings: Settings) -> Authenticator:
     """Make the authenticator. Raises SettingError."""
-    if settings.access.jwks is not None:
-        raise SettingError("--jwks: JSON Web Tokens are not read yet: use --principals")
     mutual = settings.tls is not None and settings.tls.client_roots is not None
     try:
-        return Authenticator(settings.access.principals, certificates_suffice=mutual)
+        return Authenticator(settings.access, certificates_suffice=mutual)
     except PrincipalsError as error:
         raise SettingError(str(error)) from error

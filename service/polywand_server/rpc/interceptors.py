@@ -85,10 +85,11 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         """Note the principal of a call, or end the call, before a message of it is read."""
         sent = [value for name, value in context.invocation_metadata() or () if name == "authorization"]
         try:
-            principal = self._authenticator.authenticate(sent, _certificate_names(context))
+            principal = await self._authenticator.authenticate(sent, _certificate_names(context))
             require(principal, Role.ANNOTATE)
         except PolywandError as error:
             metrics.REFUSED_CALLS.labels(error.reason.name).inc()
+            _log.warning("refused a call of %s: %s", context.peer(), error)
             await abort(context, error)
         identify(principal)
 
