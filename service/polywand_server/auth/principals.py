@@ -24,7 +24,7 @@ class PrincipalsError(ValueError):
 class Principals:
     """All principals of a file.
 
-    tokens: by their SHA-256. certificates: by a name in them. by_name: all. quotas: of those without quotas of their own.
+    tokens: by their SHA-256. certificates: by a name in them. by_name: all. quotas: of those that name none.
     """
 
     tokens: Mapping[bytes, Principal]
