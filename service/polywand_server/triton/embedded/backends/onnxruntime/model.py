@@ -57,6 +57,7 @@ class OnnxRuntime:
     def __init__(self, path: Path, threads: int, inter_op_threads: int) -> None:
         import onnxruntime  # noqa: PLC0415
 
+        onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = inter_op_threads
