@@ -55,9 +55,9 @@ class OnnxRuntime:
     batches = True
 
     def __init__(self, path: Path, threads: int, inter_op_threads: int) -> None:
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it begins with the import
         import onnxruntime  # noqa: PLC0415
 
-        onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = inter_op_threads
