@@ -1,6 +1,7 @@
 """The Python-based backend that stands in for NVIDIA's `onnxruntime`."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -127,4 +128,4 @@ async def test_onnx_runtime_keeps_no_telemetry(repository: Path, tmp_path: Path,
         await client.load("mix")
         await client.infer("mix", 0, {"IMAGE": IMAGES[:1]}, ["LOGITS"], timeout_s=10.0)
         await client.close()
-    assert list(tmp_path.rglob("*")) == []
+    assert os.listdir(tmp_path) == []
