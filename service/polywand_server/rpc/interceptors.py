@@ -30,6 +30,7 @@ _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a
 _OPEN = "grpc.health."  # services whose calls need no principal
 
 _log = logging.getLogger(__name__)
+_refused = logging.getLogger("polywand_server.refused")
 
 # Generic for the type checker only.
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -89,7 +90,7 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             require(principal, Role.ANNOTATE)
         except PolywandError as error:
             metrics.REFUSED_CALLS.labels(error.reason.name).inc()
-            _log.warning("refused a call of %s: %s", context.peer(), error)
+            _refused.warning("refused a call of %s: %s", context.peer(), error)
             await abort(context, error)
         identify(principal)
 
