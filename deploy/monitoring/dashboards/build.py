@@ -438,7 +438,7 @@ ERRORS = (
         "Audit lines lost",
         "none",
         "Since each replica's start.",
-        (Query(gauge("polywand_audit_lines_dropped_total", "instance"), "{{instance}}"),),
+        (Query(gauge("polywand_audit_dropped_total", "instance"), "{{instance}}"),),
     ),
 )
 
