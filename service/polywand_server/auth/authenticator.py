@@ -8,7 +8,7 @@ from pathlib import Path
 
 from polywand_server.auth.principals import Principals, PrincipalsError, read_principals
 from polywand_server.errors import ForbiddenError, UnauthenticatedError
-from polywand_server.principal import ANYBODY, Principal, Role
+from polywand_server.principal import ANYBODY, Principal, Quotas, Role
 
 CHECK_SECONDS = 1.0  # between two looks at the file's time
 MAX_TOKEN_CHARS = 8192
@@ -49,6 +49,11 @@ class Authenticator:
             if name in principals.certificates:
                 return principals.certificates[name]
         raise UnauthenticatedError("the call needs a token: authorization: Bearer TOKEN")
+
+    def quotas_of(self, principal: Principal) -> Quotas:
+        """Return the quotas of a principal as they are now; of one that has gone from the file, as they were."""
+        principals = self._current()
+        return (principals.named.get(principal.name, principal) if principals else principal).quotas
 
     def _without_file(self, certificate_names: Sequence[str]) -> Principal:
         if not self._certificates_suffice:

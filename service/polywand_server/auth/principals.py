@@ -22,8 +22,12 @@ class PrincipalsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Principals:
-    """tokens: by their SHA-256. certificates: by a name in them. quotas: of principals that have none of their own."""
+    """named: by their own name. tokens: by their SHA-256. certificates: by a name in them.
 
+    quotas: of principals that have none of their own.
+    """
+
+    named: Mapping[str, Principal]
     tokens: Mapping[bytes, Principal]
     certificates: Mapping[str, Principal]
     quotas: Quotas
@@ -44,15 +48,15 @@ def read_principals(path: Path) -> Principals:
         raise PrincipalsError(f"{path}: principal: must be tables, as [[principal]]")
     tokens: dict[bytes, Principal] = {}
     certificates: dict[str, Principal] = {}
-    names: set[str] = set()
+    named: dict[str, Principal] = {}
     for number, entry in enumerate(entries, 1):
         where = f"{path}: principal {number}"
         _only(entry, {"name", "tokens_sha256", "certificate", "roles", "quotas"}, where)
         principal = _principal(entry, quotas, where)
         where = f"{where} ({principal.name})"
-        if principal.name in names:
+        if principal.name in named:
             raise PrincipalsError(f"{where}: name: another principal has it")
-        names.add(principal.name)
+        named[principal.name] = principal
         hashes, certificate = _hashes(entry, where), _certificate(entry, where)
         if not hashes and certificate is None:
             raise PrincipalsError(f"{where}: needs tokens_sha256 or certificate")
@@ -64,7 +68,7 @@ def read_principals(path: Path) -> Principals:
             if certificate in certificates:
                 raise PrincipalsError(f"{where}: certificate: another principal has it")
             certificates[certificate] = principal
-    return Principals(tokens, certificates, quotas)
+    return Principals(named, tokens, certificates, quotas)
 
 
 def _principal(entry: Mapping[str, Any], quotas: Quotas, where: str) -> Principal:
