@@ -100,7 +100,7 @@ class Server:
 
         most_connections = min(settings.limits.connections, connections.grpc)
         grpc_server = GrpcServer(settings, most_connections, parts.calls, parts.servicer, health)
-        ports = Ports(settings, grpc_server, health, triton.metrics, connections)
+        ports = Ports(settings, grpc_server, health, triton.metrics, parts.authenticator, connections)
         allocation.freeze()
         await grpc_server.start()
         tasks = [

@@ -73,6 +73,7 @@ class Parts:
     ingress: Ingress
     messages: Messages
     servicer: AnnotationServicer
+    authenticator: Authenticator
     calls: Calls
 
 
@@ -212,7 +213,7 @@ def wire(
     metrics.IMAGE_MEMORY_LIMIT.set(limits.images_bytes)
     _measure(health, image_budget, kept)
     calls = Calls(SERVICE_NAME, ingress, authenticator, accounts, audit)
-    return Parts(registry, health, ingress, messages, servicer, calls)
+    return Parts(registry, health, ingress, messages, servicer, authenticator, calls)
 
 
 def _measure(health: Health, image_budget: PictureBudget, kept: KeptPictures) -> None:
@@ -235,10 +236,8 @@ def _audit(settings: Settings) -> AuditLog | None:
 
 def _authenticator(settings: Settings) -> Authenticator:
     """Make the authenticator. Raises SettingError."""
-    if settings.access.jwks is not None:
-        raise SettingError("--jwks: JSON Web Tokens are not read yet: use --principals")
     mutual = settings.tls is not None and settings.tls.client_roots is not None
     try:
-        return Authenticator(settings.access.principals, certificates_suffice=mutual)
+        return Authenticator(settings.access, certificates_suffice=mutual)
     except PrincipalsError as error:
         raise SettingError(str(error)) from error

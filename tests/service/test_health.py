@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from polywand_server.admission.quotas import Accounts
 from polywand_server.auth.authenticator import Authenticator
+from polywand_server.config import Access
 from polywand_server.ops.health import Health
 from polywand_server.rpc.ingress import Ingress
 from polywand_server.rpc.interceptors import Calls
@@ -49,7 +50,7 @@ class Served:
 
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
-    opened, authenticator = Served(), Authenticator(None)
+    opened, authenticator = Served(), Authenticator(Access())
     server = grpc.aio.server(
         interceptors=[Calls(SERVICE, Ingress(1), authenticator, Accounts(authenticator.quotas_of), None)]
     )

@@ -99,11 +99,12 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         """
         sent = [value for name, value in context.invocation_metadata() or () if name == "authorization"]
         try:
-            principal = self._authenticator.authenticate(sent, _certificate_names(context))
+            principal = await self._authenticator.authenticate(sent, _certificate_names(context))
             identify(principal)
             require(principal, Role.ANNOTATE)
         except PolywandError as error:
             metrics.REFUSED_CALLS.labels(error.reason.name).inc()
+            _log.warning("refused a call of %s: %s", context.peer(), error)
             await abort(context, error)
         with ExitStack() as stack:
             try:
