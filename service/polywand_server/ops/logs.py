@@ -67,7 +67,8 @@ class JsonFormatter(logging.Formatter):
             "message": _message(record),
         }
         if getattr(record, "request_id", ""):
-            fields |= {name: getattr(record, name) for name in ("request_id", "client", "call")}
+            fields |= {name: getattr(record, name) for name in ("request_id", "client")}
+            fields["call"] = str(record.call)  # type: ignore[attr-defined]
         if getattr(record, "principal", ""):
             fields["principal"] = record.principal  # type: ignore[attr-defined]
         if getattr(record, "trace_id", ""):

@@ -31,6 +31,7 @@ _REQUEST_ID_BYTES = 8  # of a generated one, in hexadecimal digits
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 _log = logging.getLogger(__name__)
+_refused = logging.getLogger("polywand_server.refused")
 
 # Generic for the type checker only.
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -104,7 +105,7 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             require(principal, Role.ANNOTATE)
         except PolywandError as error:
             metrics.REFUSED_CALLS.labels(error.reason.name).inc()
-            _log.warning("refused a call of %s: %s", context.peer(), error)
+            _refused.warning("refused a call of %s: %s", context.peer(), error)
             await abort(context, error)
         with ExitStack() as stack:
             try:
