@@ -57,6 +57,16 @@ class Authenticator:
                 return principals.certificates[name]
         raise UnauthenticatedError("the call needs a token: authorization: Bearer TOKEN")
 
+    def quotas_of(self, principal: Principal) -> Quotas:
+        """Return the quotas of a principal as they are now; of one that has gone from the file, as they were."""
+        principals = self._current()
+        if principals is None:
+            return principal.quotas
+        known = principals.by_name.get(principal.name)
+        if known is not None:
+            return known.quotas
+        return principal.quotas if self._jwts is None else principals.quotas
+
     async def _by_token(self, token: str, principals: Principals | None) -> Principal:
         if self._jwts is not None and token.count(".") == JWT_DOTS:
             claims = await self._jwts.verify(token)
