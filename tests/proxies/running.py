@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -34,6 +35,8 @@ class Proxy(ABC):
     """A proxy before replicas. target: of its port."""
 
     file: ClassVar[Path]
+    written: Path  # the file as it runs
+    process: subprocess.Popen[bytes]
 
     def __init__(self) -> None:
         self._port = free_port()
@@ -51,6 +54,14 @@ class Proxy(ABC):
     def sends_to(self, port: int) -> bool:
         """Whether the replica at this port gets calls, for all that the proxy knows."""
 
+    @abstractmethod
+    def leave_out(self, port: int) -> None:
+        """Do what an operator has to do before the replica at this port is drained."""
+
+    @abstractmethod
+    def take_in(self, port: int) -> None:
+        """Do what an operator has to do when it is ready again."""
+
     @contextmanager
     def run(self, ports: Sequence[int], folder: Path, text: str, exchanged: Mapping[str, str]) -> Iterator[None]:
         """Run it before replicas at these ports until the block ends. text: of its file."""
@@ -58,10 +69,10 @@ class Proxy(ABC):
         by_ours = {**ours, **self.exchanged(folder), **exchanged}
         assert all(old in text for old in by_ours), (self.file.name, list(by_ours))
         text = re.sub(rf"(?<!\w)({'|'.join(map(re.escape, by_ours))})(?!\w)", lambda found: by_ours[found[0]], text)
-        file, log = folder / self.file.name, folder / f"{self.file.stem}.log"
-        file.write_text(text)
+        self.written, log = folder / self.file.name, folder / f"{self.file.stem}.log"
+        self.written.write_text(text)
         with log.open("wb") as output:
-            process = subprocess.Popen(self.command(file), stdout=output, stderr=output)
+            process = self.process = subprocess.Popen(self.command(self.written), stdout=output, stderr=output)
         try:
             wait_for(lambda: process.poll() is not None or self._listens(), START_SECONDS)
             assert process.poll() is None, log.read_text()[-4000:]
@@ -102,6 +113,12 @@ class Envoy(Proxy):
             clusters = json.load(response)["cluster_statuses"]
         return any(_address(host) == port and _is_healthy(host) for host in _hosts(clusters))
 
+    def leave_out(self, port: int) -> None:
+        """Nothing: health says it."""
+
+    def take_in(self, port: int) -> None:
+        """Nothing: health says it."""
+
 
 class Nginx(Proxy):
     """nginx, which asks for no health: a replica is down where it could not be reached lately."""
@@ -123,6 +140,20 @@ class Nginx(Proxy):
         """Always true: it finds out by calls."""
         return True
 
+    def leave_out(self, port: int) -> None:
+        """Mark the replica as down; its streams go on."""
+        self._exchange(f"server 127.0.0.1:{port} ", f"server 127.0.0.1:{port} down ")
+
+    def take_in(self, port: int) -> None:
+        """Remove the mark."""
+        self._exchange(f"server 127.0.0.1:{port} down ", f"server 127.0.0.1:{port} ")
+
+    def _exchange(self, old: str, new: str) -> None:
+        text = self.written.read_text()
+        if old in text:
+            self.written.write_text(text.replace(old, new))
+            self.process.send_signal(signal.SIGHUP)
+
 
 class Replicas:
     """Two replicas at fixed ports behind a proxy; each is started, and ended, by the test.
@@ -143,6 +174,7 @@ class Replicas:
         self._stack, self._proxy, self._folder, self._options = stack, proxy, folder, options
         self._ports = (free_port(), free_port())
         self._starts = 0
+        self.services: dict[int, Service] = {}
         self.target = proxy.target
         stack.enter_context(proxy.run(self._ports, folder, text or proxy.file.read_text(), exchanged or {}))
 
@@ -153,8 +185,18 @@ class Replicas:
         port = self._ports[number]
         service = self._stack.enter_context(running_service(log, *self._options, *options, f"--grpc-port={port}"))
         service.wait_ready("disk", "finder")
+        self._proxy.take_in(port)
         wait_for(lambda: self._proxy.sends_to(port), 60, service)
+        self.services[number] = service
         return service
+
+    def drain(self, number: int) -> None:
+        """Stop a replica as deployments do, and wait until it has ended; nothing of it was cancelled."""
+        service = self.services[number]
+        self._proxy.leave_out(self._ports[number])
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(60) == 0
+        assert "cancelled" not in service.log.read_text()
 
 
 def _hosts(clusters: list[Any]) -> Iterator[Any]:
