@@ -328,11 +328,11 @@ def _from_transport(code: grpc.StatusCode, details: str, target: str) -> Polywan
     match code:
         case grpc.StatusCode.CANCELLED if "channel closed" in details.lower():
             return client_closed()
-        case grpc.StatusCode.DEADLINE_EXCEEDED:
-            return Unavailable(f"{target} did not answer in time.", code)
         # CANCELLED: by a proxy, or by a server that has just stopped.
-        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
-            return Unavailable(_unavailable_text(target, details), grpc.StatusCode.UNAVAILABLE)
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED | grpc.StatusCode.DEADLINE_EXCEEDED:
+            is_late = code is grpc.StatusCode.DEADLINE_EXCEEDED
+            text = f"{target} did not answer in time." if is_late else _unavailable_text(target, details)
+            return Unavailable(text, code if is_late else grpc.StatusCode.UNAVAILABLE)
         case grpc.StatusCode.UNIMPLEMENTED:
             return ServerError(f"{target} answers, but it is not a Polywand server: {details}", code)
         case grpc.StatusCode.RESOURCE_EXHAUSTED:  # a limit of a proxy
