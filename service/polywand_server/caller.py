@@ -6,17 +6,29 @@ from itertools import count
 
 from polywand_server.principal import ANYBODY, Principal
 
+# Tools that are kept of a call.
+MOST_MODELS = 8
+
 
 @dataclass(slots=True)
 class Usage:
     """What a call has cost so far.
 
-    received_bytes: of its messages. pixels: of its images. models: tools that it named, or got; few are kept.
+    received_bytes: of its messages. pixels: of its images. prompts, frames: that it sent. models: tools that it got;
+    few are kept. reason: why it failed, as `errors.Reason` names it; empty if it did not.
     """
 
     received_bytes: int = 0
     pixels: int = 0
+    prompts: int = 0
+    frames: int = 0
     models: set[str] = field(default_factory=set)
+    reason: str = ""
+
+    def add_model(self, name: str) -> None:
+        """Note a tool that the call got."""
+        if len(self.models) < MOST_MODELS:
+            self.models.add(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +49,11 @@ class Caller:
     traceparent: str = ""
     principal: Principal = ANYBODY
     usage: Usage = field(default_factory=Usage, compare=False)
+
+    @property
+    def share(self) -> str:
+        """Whose share of the server it uses: its principal's, or where there is none, its connection's."""
+        return self.principal.name or self.client
 
     @property
     def trace_id(self) -> str:

@@ -143,7 +143,6 @@ class Settings:
         taken, but health says NOT_SERVING.
     stream_max_age_seconds: after which a stream is told to move; 0 never.
     heartbeat_seconds: pause after which an idle stream gets a heartbeat; 0 never.
-    probe_seconds: how long a tool may go without an inference before one is run to see that it works; 0 never.
     audit_log: file that gets a line for each call; "-" is stderr; None for none.
     tracing: None for none.
     worker_threads: threads for prompts; there are as many for images and frames.
@@ -174,7 +173,6 @@ class Settings:
     drain_delay_seconds: float = 0.0
     stream_max_age_seconds: float = 0.0
     heartbeat_seconds: float = 20.0
-    probe_seconds: float = 30.0
     audit_log: Path | None = None
     tracing: Tracing | None = None
     worker_threads: int = 4

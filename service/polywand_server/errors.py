@@ -56,7 +56,7 @@ class PolywandError(Exception):
     """Base of all errors that clients receive. The text is a sentence for people.
 
     reason: for programs. metadata: what they may need to know beside it: the tool as "model", its "version", or the
-    "limit" by its name in the contract's `ServerLimits`.
+    "limit" by its name in the contract's `ServerLimits`, the "quota" by its name in the principals file.
     """
 
     reason = Reason.INTERNAL
@@ -158,15 +158,24 @@ class ImageGivenUpError(WrongStateError):
 
 
 class QuotaError(PolywandError):
-    """This server, or this client's share of it, is full; the same request may succeed later.
+    """This server, this client's share of it, or a quota of its principal is full; a retry may succeed later.
 
-    subject: what is full, in the plural ("images"). retry_seconds: how long to wait before a retry.
+    subject: what is full, in the plural ("images"), or whose quota ("principal:NAME QUOTA"). retry_seconds: how long to
+    wait before a retry.
     """
 
     reason = Reason.SERVER_FULL
 
-    def __init__(self, subject: str, text: str, retry_seconds: float, *, reason: Reason | None = None) -> None:
-        super().__init__(text, reason=reason)
+    def __init__(
+        self,
+        subject: str,
+        text: str,
+        retry_seconds: float,
+        *,
+        reason: Reason | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(text, reason=reason, metadata=metadata)
         self.subject = subject
         self.retry_seconds = retry_seconds
 

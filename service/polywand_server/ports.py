@@ -7,6 +7,9 @@ import socket
 from collections.abc import Coroutine
 from typing import Any
 
+from starlette.requests import Request
+
+from polywand_server.auth.authenticator import Authenticator, require
 from polywand_server.config import Settings
 from polywand_server.ops import pages
 from polywand_server.ops.certificates import CertificateError, Certificates
@@ -14,6 +17,7 @@ from polywand_server.ops.descriptors import ConnectionLimits
 from polywand_server.ops.health import Health
 from polywand_server.ops.http import HttpServer
 from polywand_server.ops.triton_metrics import TritonMetrics
+from polywand_server.principal import Role
 from polywand_server.rpc.server import GrpcServer
 
 log = logging.getLogger(__name__)
@@ -38,14 +42,16 @@ class Ports:
         grpc: GrpcServer,
         health: Health,
         triton_metrics: TritonMetrics | None,
+        authenticator: Authenticator,
         connections: ConnectionLimits,
     ) -> None:
         check_doors(settings)
         self._certificates = _certificates(settings)
         certificates = self._certificates
-        probes, metrics = pages.probes(health), pages.metrics(triton_metrics)
+        probes = pages.probes(health)
         has_metrics_port = settings.metrics_port is not None
-        app = pages.make_app(probes if has_metrics_port else [*probes, *metrics])
+        metrics = [] if has_metrics_port else pages.metrics(triton_metrics, _reader_of_metrics(authenticator))
+        app = pages.make_app([*probes, *metrics])
         tls = (lambda: certificates.context) if certificates is not None else lambda: None
         self._grpc = grpc
         self._http = {_listen(settings.host, settings.http_port, "http"): HttpServer(app, connections.http, tls)}
@@ -56,7 +62,9 @@ class Ports:
         if settings.metrics_port is not None:
             host = settings.metrics_host or settings.host
             listener = _listen(host, settings.metrics_port, "metrics")
-            self._http[listener] = HttpServer(pages.make_app([*probes, *metrics]), connections.http)
+            self._http[listener] = HttpServer(
+                pages.make_app([*probes, *pages.metrics(triton_metrics)]), connections.http
+            )
             self._texts.append(f"metrics on {_address(host, listener)}")
 
     def __str__(self) -> str:
@@ -71,6 +79,17 @@ class Ports:
         """Serve HTTP no more."""
         for server in self._http.values():
             server.should_exit = True
+
+
+def _reader_of_metrics(authenticator: Authenticator) -> pages.Admit:
+    """Admit whoever may read metrics."""
+
+    async def admit(request: Request) -> None:
+        names = request.state.certificate_names
+        principal = await authenticator.authenticate(request.headers.getlist("authorization"), names)
+        require(principal, Role.METRICS)
+
+    return admit
 
 
 def check_doors(settings: Settings) -> None:

@@ -99,8 +99,8 @@ class Server:
         registry, health, ingress = parts.registry, parts.health, parts.ingress
 
         most_connections = min(settings.limits.connections, connections.grpc)
-        grpc_server = GrpcServer(settings, most_connections, ingress, parts.servicer, health, parts.authenticator)
-        ports = Ports(settings, grpc_server, health, triton.metrics, connections)
+        grpc_server = GrpcServer(settings, most_connections, parts.calls, parts.servicer, health)
+        ports = Ports(settings, grpc_server, health, triton.metrics, parts.authenticator, connections)
         allocation.freeze()
         await grpc_server.start()
         tasks = [

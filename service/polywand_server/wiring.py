@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from polywand_server.admission.bodies import Admission
 from polywand_server.admission.permits import FramePermits
+from polywand_server.admission.quotas import Accounts
 from polywand_server.admission.turns import Turns
 from polywand_server.auth.authenticator import Authenticator
 from polywand_server.auth.principals import PrincipalsError
@@ -31,12 +32,14 @@ from polywand_server.interactors.toolbox import InteractorToolbox
 from polywand_server.interactors.windowed import Predictors
 from polywand_server.lanes import FRAME_PRIORITY, PROMPT_PRIORITY, Lane, ModelTurns, RightOfWay
 from polywand_server.ops import metrics
+from polywand_server.ops.audit import AuditLog
 from polywand_server.ops.health import Health
 from polywand_server.rpc.detect import DetectCalls
 from polywand_server.rpc.draining import Drains
 from polywand_server.rpc.info import ServerInfo
 from polywand_server.rpc.ingress import Ingress
 from polywand_server.rpc.interact import InteractCalls
+from polywand_server.rpc.interceptors import Calls
 from polywand_server.rpc.messages import Messages
 from polywand_server.rpc.segment import SegmentCalls
 from polywand_server.rpc.server import SERVICE_NAME
@@ -71,6 +74,7 @@ class Parts:
     messages: Messages
     servicer: AnnotationServicer
     authenticator: Authenticator
+    calls: Calls
 
 
 def wire(
@@ -81,6 +85,9 @@ def wire(
     Raises SettingError.
     """
     limits, authenticator = settings.limits, _authenticator(settings)
+    audit, accounts = _audit(settings), Accounts(authenticator.quotas_of)
+    if audit is not None:
+        stack.push_async_callback(asyncio.to_thread, audit.close)
 
     def on_dead_process(report: DeadProcess) -> None:
         loader.revive(report)
@@ -127,7 +134,7 @@ def wire(
     prompt_lane = lane("prompts", PROMPT_PRIORITY)
     frame_lane = lane("frames", FRAME_PRIORITY, gives_way_to=right_of_way)
     kept = KeptPictures(limits.kept_images_bytes)
-    image_budget = PictureBudget(limits.images_bytes, kept, holders)
+    image_budget = PictureBudget(limits.images_bytes, kept, holders, accounts)
     store = ImageStore(Decoder(frame_lane, workers, image_budget, limits), image_budget, kept, frame_lane)
     stack.push_async_callback(store.close)
     drawer, frame_drawer = (Drawer(lane, workers, limits.work_cpu_seconds) for lane in (prompt_lane, frame_lane))
@@ -163,6 +170,7 @@ def wire(
         holders,
         Unread(limits.stream_reply_bytes, limits.reply_bytes),
         counts,
+        accounts,
         limits,
     )
     permits = FramePermits(Turns(limits.frames_in_work, what="frames"), limits.images_bytes // PAUSED_FRAMES_PART)
@@ -172,6 +180,7 @@ def wire(
         store,
         OutlineMaker(frame_steps, frame_drawer),
         permits,
+        accounts,
     )
     segments = Segments(
         SegmentServices(
@@ -181,6 +190,7 @@ def wire(
             right_of_way,
             permits,
             counts,
+            accounts,
             limits.prompt_seconds,
         )
     )
@@ -200,21 +210,34 @@ def wire(
         InteractCalls(services, messages, prompt_lane),
         DetectCalls(frames, messages, frame_lane, limits.frames_in_flight),
     )
+    metrics.IMAGE_MEMORY_LIMIT.set(limits.images_bytes)
+    _measure(health, image_budget, kept)
+    calls = Calls(SERVICE_NAME, ingress, authenticator, accounts, audit)
+    return Parts(registry, health, ingress, messages, servicer, authenticator, calls)
+
+
+def _measure(health: Health, image_budget: PictureBudget, kept: KeptPictures) -> None:
     loop = asyncio.get_running_loop()
     metrics.READY.set_function(lambda: float(health.ready))
-    metrics.IMAGE_MEMORY_LIMIT.set(limits.images_bytes)
     metrics.IMAGE_MEMORY.set_function(lambda: image_budget.nbytes)
     metrics.KEPT_IMAGE_MEMORY.set_function(lambda: kept.nbytes)
     metrics.TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
-    return Parts(registry, health, ingress, messages, servicer, authenticator)
+
+
+def _audit(settings: Settings) -> AuditLog | None:
+    """Open the audit log. Raises SettingError."""
+    if settings.audit_log is None:
+        return None
+    try:
+        return AuditLog(settings.audit_log)
+    except OSError as error:
+        raise SettingError(f"--audit-log: {settings.audit_log} cannot be written: {error.strerror}") from error
 
 
 def _authenticator(settings: Settings) -> Authenticator:
     """Make the authenticator. Raises SettingError."""
-    if settings.access.jwks is not None:
-        raise SettingError("--jwks: JSON Web Tokens are not read yet: use --principals")
     mutual = settings.tls is not None and settings.tls.client_roots is not None
     try:
-        return Authenticator(settings.access.principals, certificates_suffice=mutual)
+        return Authenticator(settings.access, certificates_suffice=mutual)
     except PrincipalsError as error:
         raise SettingError(str(error)) from error

@@ -8,6 +8,9 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from polywand_server.admission.quotas import Accounts
+from polywand_server.auth.authenticator import Authenticator
+from polywand_server.config import Access
 from polywand_server.ops.health import Health
 from polywand_server.rpc.ingress import Ingress
 from polywand_server.rpc.interceptors import Calls
@@ -47,8 +50,10 @@ class Served:
 
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
-    opened = Served()
-    server = grpc.aio.server(interceptors=[Calls(SERVICE, Ingress(1))])
+    opened, authenticator = Served(), Authenticator(Access())
+    server = grpc.aio.server(
+        interceptors=[Calls(SERVICE, Ingress(1), authenticator, Accounts(authenticator.quotas_of), None)]
+    )
     health_pb2_grpc.add_HealthServicer_to_server(opened.health, server)
     opened.port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -44,6 +44,7 @@ FLOORS = (
     ("__main__",),
     ("cli",),
     ("options",),
+    ("budgets",),
     ("server",),
     ("ports",),
     ("wiring", "jobs"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from polywand_pictures import PixelFormat, RawPixels
+from polywand_server.admission.quotas import Accounts
 from polywand_server.config import Limits
 from polywand_server.errors import InternalError
 from polywand_server.geometry.seeds import RleSeed
@@ -100,6 +101,7 @@ def session(tools: Tools, right_of_way: RightOfWay | None = None) -> Session:
         holders=Holders(),
         unread=Unread(2**20, 2**20),
         counts=PromptCounts(tools.knows),
+        accounts=Accounts(lambda principal: principal.quotas),
         limits=Limits(),
     )
     return Session(services, "a client", overflow=lambda: None)

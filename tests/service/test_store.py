@@ -22,6 +22,7 @@ from polywand_contract.v1 import annotation_pb2 as pb
 from polywand_contract.v1.annotation_pb2_grpc import AnnotationServiceStub
 from polywand_pictures import PixelFormat, RawPixels, ValueRange
 from polywand_server import caller
+from polywand_server.admission.quotas import Accounts
 from polywand_server.config import Limits
 from polywand_server.errors import ImageNotHeldError, InvalidInputError, QuotaError, or_error
 from polywand_server.images import EncodedImage, ImageDigest, ImageStore, Lease, RawImage
@@ -30,6 +31,7 @@ from polywand_server.images.decoder import Decoder
 from polywand_server.images.holders import Holders
 from polywand_server.images.kept import KeptPictures
 from polywand_server.images.picture import pyramid_bytes
+from polywand_server.principal import Principal, Role
 from polywand_server.timing import Stopwatch
 from polywand_server.workers.pool import Workers
 from tests.faults.footprint import descriptors
@@ -456,7 +458,7 @@ class Threads:
 def store_of(threads: Threads, most: int, kept: int, workers: Workers | None = None) -> ImageStore:
     limits = replace(Limits(), images_bytes=most)
     pictures = KeptPictures(kept)
-    budget = PictureBudget(most, pictures, Holders())
+    budget = PictureBudget(most, pictures, Holders(), Accounts(lambda principal: principal.quotas))
     return ImageStore(Decoder(threads, workers or Workers(1), budget, limits), budget, pictures, threads)
 
 
@@ -473,7 +475,8 @@ async def test_nothing_is_shared_between_two_principals():
     store = store_of(threads, 10 * ONE, 10 * ONE)
 
     async def opened(principal: str, source: RawImage | ImageDigest) -> bytes:
-        caller.begin("a client", principal=principal)
+        caller.begin("a client")
+        caller.identify(Principal(principal, frozenset(Role)))
         async with store.hold(source, Stopwatch()) as lease:
             return lease.digest
 

@@ -10,9 +10,10 @@ import pytest
 from polywand_server.admission import turns as turns_module
 from polywand_server.admission.permits import FramePermits
 from polywand_server.admission.turns import MOST_IN_A_ROW, REST_SECONDS, TURNS_AFTER_REST, Turns
-from polywand_server.caller import begin
+from polywand_server.caller import begin, identify
 from polywand_server.errors import QuotaError
 from polywand_server.lanes import PATIENCE_SECONDS, RightOfWay
+from polywand_server.principal import Principal, Role
 from polywand_server.timing import Stopwatch
 from tests.running import run_the_others, until
 
@@ -25,9 +26,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return clock
 
 
-async def stream(turns: Turns, client: str, names: list[str], order: list[str]) -> list[asyncio.Task[None]]:
+async def stream(
+    turns: Turns, client: str, names: list[str], order: list[str], principal: str = ""
+) -> list[asyncio.Task[None]]:
     """Tasks of one stream that all want a turn."""
     begin(client)
+    if principal:
+        identify(Principal(principal, frozenset(Role)))
     started = []
 
     async def one(name: str) -> None:
@@ -67,6 +72,19 @@ async def test_clients_take_turns_and_so_do_the_streams_of_each():
         streams = []
         for client, names in (("a", ["a1", "a2", "a3"]), ("a", ["A1", "A2", "A3"]), ("b", ["b1", "b2"])):
             streams.append(asyncio.create_task(stream(turns, client, names, order)))
+            await run_the_others()
+    await gather(*streams)
+    assert order == ["a1", "A1", "a2", "A2", "b1", "b2", "a3", "A3"]
+
+
+async def test_principals_take_turns_however_many_connections_they_have_and_if_they_share_one():
+    """As above: a has two connections, and b shares one of them, as behind a proxy."""
+    turns, order = Turns(1), list[str]()
+    await without_a_rest(turns, "a", "b")  # by these names, whatever the connection
+    async with turns.turn():
+        streams = []
+        for client, principal, names in (("1", "a", "a1 a2 a3"), ("2", "a", "A1 A2 A3"), ("2", "b", "b1 b2")):
+            streams.append(asyncio.create_task(stream(turns, client, names.split(), order, principal)))
             await run_the_others()
     await gather(*streams)
     assert order == ["a1", "A1", "a2", "A2", "b1", "b2", "a3", "A3"]

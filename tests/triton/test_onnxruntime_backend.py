@@ -1,7 +1,9 @@
 """The Python-based backend that stands in for NVIDIA's `onnxruntime`."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -10,6 +12,7 @@ import pytest_asyncio
 
 from polywand_server.errors import ModelFailedError
 from polywand_server.triton.client import TritonClient
+from polywand_server.triton.embedded.server import EmbeddedTriton
 from tests.triton.models import WEIGHTS
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -114,3 +117,15 @@ async def test_a_nice_model_steps_back_with_all_its_threads(client: TritonClient
     result = await client.infer("mix_nice", 0, {"IMAGE": IMAGES}, ["LOGITS"], timeout_s=10.0)
     np.testing.assert_array_equal(result["LOGITS"], MIXED)
     assert nice_processes()
+
+
+async def test_onnx_runtime_keeps_no_telemetry(repository: Path, tmp_path: Path, monkeypatch) -> None:
+    """It makes its files when it is imported."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    async with EmbeddedTriton(repository) as triton:
+        client = TritonClient(triton.url)
+        await client.load("mix")
+        await client.infer("mix", 0, {"IMAGE": IMAGES[:1]}, ["LOGITS"], timeout_s=10.0)
+        await client.close()
+    assert os.listdir(tmp_path) == []

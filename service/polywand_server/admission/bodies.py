@@ -31,7 +31,7 @@ FRAMES = "frames"
 class Pace:
     """Limits how fast large messages are read while prompts are expected.
 
-    payer: the name that bytes are counted under: FRAMES for all frames together, else the client.
+    payer: the name that bytes are counted under: FRAMES for all frames together, else `Caller.share`.
     """
 
     def __init__(self, prompts_expected: Callable[[], bool]) -> None:
@@ -119,7 +119,7 @@ class Admission:
         if nbytes <= SMALL_BODY_BYTES:
             yield
             return
-        client = current().client
+        client = current().share
         self._check(client, nbytes)
         self._grow(client, nbytes)
         try:

@@ -1,5 +1,7 @@
 """Turns: fair shares of what only a few may use at once, over clients first, then over each client's streams.
 
+A client is a principal, or where there is none, a connection (`Caller.share`).
+
 Interactive turns go first: a client that paused since its last turns and requests one turn at a time is taken for a
 person who clicks. Its next few turns come before those of clients that request turns without a pause.
 """
@@ -57,13 +59,13 @@ class Line:
 
     def push(self, caller: Caller, waiter: "asyncio.Future[None]") -> None:
         """Add a waiter."""
-        streams = self._clients.setdefault(caller.client, OrderedDict())
+        streams = self._clients.setdefault(caller.share, OrderedDict())
         streams.setdefault(caller.stream, deque()).append(waiter)
         self._length += 1
 
     def remove(self, caller: Caller, waiter: "asyncio.Future[None]") -> None:
         """Remove a waiter, if it is still queued."""
-        streams = self._clients.get(caller.client, OrderedDict())
+        streams = self._clients.get(caller.share, OrderedDict())
         waiters = streams.get(caller.stream, deque())
         if waiter not in waiters:
             return
@@ -72,7 +74,7 @@ class Line:
         if not waiters:
             del streams[caller.stream]
         if not streams:
-            del self._clients[caller.client]
+            del self._clients[caller.share]
 
     def pop(self, client: str) -> "asyncio.Future[None]":
         """Remove and return a client's next waiter."""
@@ -152,11 +154,11 @@ class Turns:
         try:
             yield
         finally:
-            self._release(caller.client, is_interactive=is_interactive)
+            self._release(caller.share, is_interactive=is_interactive)
 
     async def _acquire(self, caller: Caller) -> bool:
         """Wait for a turn; return whether it is interactive."""
-        client, name = self._client(caller.client), caller.client
+        client, name = self._client(caller.share), caller.share
         is_interactive = client.since_rest < TURNS_AFTER_REST and client.wanted == 0
         # Many new clients at once are not interactive.
         is_interactive &= client.has_rested or len(self._interactive) < self._capacity

@@ -6,51 +6,83 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from polywand_server.auth.jwts import Jwts
 from polywand_server.auth.principals import Principals, PrincipalsError, read_principals
+from polywand_server.config import Access
 from polywand_server.errors import ForbiddenError, UnauthenticatedError
-from polywand_server.principal import ANYBODY, Principal, Role
+from polywand_server.principal import ANYBODY, Principal, Quotas, Role
 
 CHECK_SECONDS = 1.0  # between two looks at the file's time
 MAX_TOKEN_CHARS = 8192
+JWT_DOTS = 2  # between header, claims and signature; static tokens have none
 
 log = logging.getLogger(__name__)
 
 
 class Authenticator:
-    """Knows principals by their tokens and certificates; the file is read again when it changes.
+    """Knows principals by their tokens and certificates; the files are read again when they change.
 
-    Raises PrincipalsError if the file is wrong at first; a wrong new version keeps the old one.
-    certificates_suffice: without a file, a verified certificate is needed, and lets in under its name.
+    certificates_suffice: without principals and keys of tokens, a verified certificate is needed, and lets in under its
+    name.
+
+    Raises:
+        PrincipalsError: a file is wrong at first; a wrong new version keeps the old one.
     """
 
-    def __init__(self, path: Path | None, *, certificates_suffice: bool = False) -> None:
+    def __init__(self, access: Access, *, certificates_suffice: bool = False) -> None:
         self._certificates_suffice = certificates_suffice
-        self._path = path
+        self._path = access.principals
         self._checked_at = time.monotonic()
-        self._version = _version(path)
-        self._principals = read_principals(path) if path else None
+        self._version = _version(self._path)
+        self._principals = read_principals(self._path) if self._path else None
+        self._jwts = Jwts(access) if access.jwks is not None else None
 
-    def authenticate(self, authorization: Sequence[str | bytes], certificate_names: Sequence[str] = ()) -> Principal:
-        """Return the principal of a call. Raises UnauthenticatedError.
+    async def authenticate(
+        self, authorization: Sequence[str | bytes], certificate_names: Sequence[str] = ()
+    ) -> Principal:
+        """Return the principal of a call.
 
         authorization: the values of its headers of this name. certificate_names: of its verified certificate.
+
+        Raises:
+            UnauthenticatedError, UnavailableError
         """
         principals = self._current()
-        if principals is None:
-            return self._without_file(certificate_names)
+        if principals is None and self._jwts is None:
+            return self._by_any_certificate(certificate_names)
         if authorization:
-            # Tokens are random, of 128 bits and more: nothing can be guessed that a slow hash would protect, and how
-            # long the search for a hash takes tells nothing of the token.
-            principal = principals.tokens.get(hashlib.sha256(_token(authorization).encode()).digest())
-            if principal is None:
-                raise UnauthenticatedError("the token of the call is not known here: is it an old one?")
-            return principal
+            return await self._by_token(_token(authorization), principals)
         for name in certificate_names:
-            if name in principals.certificates:
+            if principals is not None and name in principals.certificates:
                 return principals.certificates[name]
         raise UnauthenticatedError("the call needs a token: authorization: Bearer TOKEN")
 
-    def _without_file(self, certificate_names: Sequence[str]) -> Principal:
+    def quotas_of(self, principal: Principal) -> Quotas:
+        """Return the quotas of a principal as they are now; of one that has gone from the file, as they were."""
+        principals = self._current()
+        if principals is None:
+            return principal.quotas
+        known = principals.by_name.get(principal.name)
+        if known is not None:
+            return known.quotas
+        return principal.quotas if self._jwts is None else principals.quotas
+
+    async def _by_token(self, token: str, principals: Principals | None) -> Principal:
+        if self._jwts is not None and token.count(".") == JWT_DOTS:
+            claims = await self._jwts.verify(token)
+            known = principals.by_name.get(claims.name) if principals is not None else None
+            general = principals.quotas if principals is not None else Quotas()
+            roles = frozenset(role for role in Role if role.value in claims.roles)
+            return Principal(claims.name, roles, known.quotas if known is not None else general)
+        # Tokens are random, of 128 bits and more: nothing can be guessed that a slow hash would protect, and how
+        # long the search for a hash takes tells nothing of the token.
+        digest = hashlib.sha256(token.encode()).digest()
+        principal = principals.tokens.get(digest) if principals is not None else None
+        if principal is None:
+            raise UnauthenticatedError("the token of the call is not known here: is it an old one?")
+        return principal
+
+    def _by_any_certificate(self, certificate_names: Sequence[str]) -> Principal:
         if not self._certificates_suffice:
             return ANYBODY
         if not certificate_names:

@@ -10,7 +10,7 @@ from typing import Any
 from polywand_server.principal import Principal, Quotas, Role
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
-_NAME = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
+NAME = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 _COUNTS = ("streams", "calls")
 _RATES = ("prompts_per_second", "frames_per_second")
 _IMAGES = "image_mebibytes"
@@ -22,11 +22,15 @@ class PrincipalsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Principals:
-    """tokens: by their SHA-256. certificates: by a name in them. quotas: of principals that have none of their own."""
+    """All principals of a file.
+
+    tokens: by their SHA-256. certificates: by a name in them. by_name: all. quotas: of those that name none.
+    """
 
     tokens: Mapping[bytes, Principal]
     certificates: Mapping[str, Principal]
     quotas: Quotas
+    by_name: Mapping[str, Principal]
 
 
 def read_principals(path: Path) -> Principals:
@@ -44,15 +48,15 @@ def read_principals(path: Path) -> Principals:
         raise PrincipalsError(f"{path}: principal: must be tables, as [[principal]]")
     tokens: dict[bytes, Principal] = {}
     certificates: dict[str, Principal] = {}
-    names: set[str] = set()
+    by_name: dict[str, Principal] = {}
     for number, entry in enumerate(entries, 1):
         where = f"{path}: principal {number}"
         _only(entry, {"name", "tokens_sha256", "certificate", "roles", "quotas"}, where)
         principal = _principal(entry, quotas, where)
         where = f"{where} ({principal.name})"
-        if principal.name in names:
+        if principal.name in by_name:
             raise PrincipalsError(f"{where}: name: another principal has it")
-        names.add(principal.name)
+        by_name[principal.name] = principal
         hashes, certificate = _hashes(entry, where), _certificate(entry, where)
         if not hashes and certificate is None:
             raise PrincipalsError(f"{where}: needs tokens_sha256 or certificate")
@@ -64,12 +68,12 @@ def read_principals(path: Path) -> Principals:
             if certificate in certificates:
                 raise PrincipalsError(f"{where}: certificate: another principal has it")
             certificates[certificate] = principal
-    return Principals(tokens, certificates, quotas)
+    return Principals(tokens, certificates, quotas, by_name)
 
 
 def _principal(entry: Mapping[str, Any], quotas: Quotas, where: str) -> Principal:
     name = entry.get("name")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise PrincipalsError(f"{where}: name: must be 1 to 128 letters, digits or any of . _ : @ / + = -")
     where = f"{where} ({name})"
     roles = entry.get("roles", [Role.ANNOTATE.value])

@@ -9,6 +9,7 @@ from typing import Self
 from prometheus_client import Gauge
 
 from polywand_server.admission.permits import FramePermit, FramePermits
+from polywand_server.admission.quotas import Accounts
 from polywand_server.detectors.detection import Detection, detect
 from polywand_server.detectors.options import DetectOptions
 from polywand_server.detectors.outlines import OutlineMaker, Outlines
@@ -74,13 +75,20 @@ class Frames:
     """Processes frames. lane: of frames, which gives way to prompts before each stage."""
 
     def __init__(
-        self, toolbox: FrameToolbox, lane: Lane, store: ImageStore, outlines: OutlineMaker, permits: FramePermits
+        self,
+        toolbox: FrameToolbox,
+        lane: Lane,
+        store: ImageStore,
+        outlines: OutlineMaker,
+        permits: FramePermits,
+        accounts: Accounts,
     ) -> None:
         self._toolbox = toolbox
         self._lane = lane
         self._store = store
         self._outlines = outlines
         self._permits = permits
+        self._accounts = accounts
 
     async def detect(
         self,
@@ -103,6 +111,7 @@ class Frames:
         model, outcome = metrics.UNKNOWN_MODEL, "error"
         try:
             model = self._toolbox.choose(options).detector.name  # an invalid request is refused before it waits
+            self._accounts.frame()
             async with self._permits.permit(until_paused, load.paused) as permit:
                 load.begin()
                 timer.waited()

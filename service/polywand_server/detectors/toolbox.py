@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from polywand_server.caller import current
 from polywand_server.detectors.options import DetectOptions, LabelMapping, PolygonOptions
 from polywand_server.errors import InvalidInputError, UnavailableError
 from polywand_server.geometry.boxes import Box
@@ -58,7 +59,10 @@ class FrameToolbox:
         """
         detector = find_detector(self._registry, options)
         check_labels(options.labels, detector)
+        current().usage.add_model(detector.name)
         outliner = find_outliner(self._registry, options.polygons) if options.polygons else None
+        if outliner is not None:
+            current().usage.add_model(outliner.tool.name)
         return FrameTools(detector, outliner)
 
     async def use(self, options: DetectOptions, work: Callable[[FrameTools], Awaitable[Result]]) -> Result:

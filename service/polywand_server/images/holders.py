@@ -9,7 +9,8 @@ from polywand_server.images.picture import Picture
 
 # A stream without requests for this long is idle: its picture is dropped before another image is refused.
 IDLE_SECONDS = 10.0
-# Of a client that holds more than its share, pictures that were not used for this long are dropped, too.
+# Of a client, see `Caller.share`, that holds more than its share, pictures that were not used for this long are
+# dropped, too.
 UNUSED_SECONDS = 0.5
 
 
@@ -17,8 +18,8 @@ class Holder(Protocol):
     """A stream that keeps a picture."""
 
     @property
-    def client(self) -> str:
-        """The client of the stream."""
+    def share(self) -> str:
+        """Whose share of the server the stream uses, see `Caller.share`."""
         ...
 
     @property
@@ -63,15 +64,15 @@ class Holders:
                 leases[lease.picture] = lease.count
         held: Counter[str] = Counter()
         for picture, holders in keepers.items():
-            held.update(dict.fromkeys({holder.client for holder in holders}, picture.nbytes))
-        asking = current().client
+            held.update(dict.fromkeys({holder.share for holder in holders}, picture.nbytes))
+        asking = current().share
         most = max(held.total() / max(1, len(held | Counter({asking: 1}))), held[asking])
 
         def may_drop(holder: Holder) -> bool:
-            return holder.idle_seconds() >= (UNUSED_SECONDS if held[holder.client] > most else IDLE_SECONDS)
+            return holder.idle_seconds() >= (UNUSED_SECONDS if held[holder.share] > most else IDLE_SECONDS)
 
         def rank(holders: list[Holder]) -> tuple[int, float]:
-            return -max(held[holder.client] for holder in holders), -min(holder.idle_seconds() for holder in holders)
+            return -max(held[holder.share] for holder in holders), -min(holder.idle_seconds() for holder in holders)
 
         for picture, holders in sorted(keepers.items(), key=lambda item: rank(item[1])):
             if len(holders) == leases[picture] and all(map(may_drop, holders)):

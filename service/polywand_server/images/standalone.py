@@ -28,6 +28,7 @@ def decode_image(
 
 async def _decode(source: SentImage, limits: Limits) -> Picture:
     # Imported here, because children that the decoder starts import this package, too.
+    from polywand_server.admission.quotas import Accounts  # noqa: PLC0415
     from polywand_server.images.budget import PictureBudget  # noqa: PLC0415
     from polywand_server.images.decoder import Decoder  # noqa: PLC0415
     from polywand_server.images.holders import Holders  # noqa: PLC0415
@@ -35,7 +36,9 @@ async def _decode(source: SentImage, limits: Limits) -> Picture:
     from polywand_server.workers.pool import Workers  # noqa: PLC0415
 
     workers = Workers(1)
-    budget = PictureBudget(limits.images_bytes, KeptPictures(0), Holders())
+    budget = PictureBudget(
+        limits.images_bytes, KeptPictures(0), Holders(), Accounts(lambda principal: principal.quotas)
+    )
     try:
         decoder = Decoder(_Threads(), workers, budget, limits)
         decoder.check(source)

@@ -60,15 +60,17 @@ class ImageStore:
         Raises:
             InvalidInputError, TooLargeError
             ImageNotHeldError: only the digest was sent, and this server does not hold the image.
-            QuotaError: the budget of decoded images is used up.
+            QuotaError: the budget of decoded images, or the principal's quota of them, is used up.
         """
         try:
-            return await self._lease(source, timer, stays, replaced)
+            lease = await self._lease(source, timer, stays, replaced)
         except ImageNotHeldError:
             raise
         except PolywandError:
             metrics.IMAGES.labels("refused").inc()
             raise
+        current().usage.pixels += lease.picture.width * lease.picture.height
+        return lease
 
     async def _lease(self, source: ImageSource, timer: Stopwatch, stays: bool, replaced: Lease | None) -> Lease:
         began = timer.total()

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from polywand_server.caller import current
 from polywand_server.errors import InvalidInputError
 from polywand_server.interactors.checks import check_fits
 from polywand_server.interactors.prompt import Prompt, incomplete
@@ -30,6 +31,19 @@ class InteractorToolbox:
             NotFoundError, WrongStateError (it is a detector), UnavailableError (not now), InvalidInputError (no tool
             reads all that the prompt has)
         """
+        tool = self._find(prompt)
+        current().usage.add_model(tool.name)
+        return tool
+
+    async def use(self, prompt: Prompt, work: Callable[[Interactor], Awaitable[Result]]) -> Result:
+        """Choose a tool and run `work` with it; again if its version was unloaded meanwhile.
+
+        Raises:
+            Errors of `choose` and `work`.
+        """
+        return await use_tool(self._registry, lambda: self.choose(prompt), work)
+
+    def _find(self, prompt: Prompt) -> Interactor:
         if prompt.model:
             return self._registry.interactor(prompt.model, prompt.version)
         candidates = interactors(self._registry)
@@ -50,11 +64,3 @@ class InteractorToolbox:
             return fitting[0]
         field, text = refusals[0].field, refusals[0].description
         raise InvalidInputError(field, f"{text}, and no other tool takes this prompt")
-
-    async def use(self, prompt: Prompt, work: Callable[[Interactor], Awaitable[Result]]) -> Result:
-        """Choose a tool and run `work` with it; again if its version was unloaded meanwhile.
-
-        Raises:
-            Errors of `choose` and `work`.
-        """
-        return await use_tool(self._registry, lambda: self.choose(prompt), work)

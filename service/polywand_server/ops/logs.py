@@ -53,21 +53,24 @@ class TextFormatter(logging.Formatter):
 class JsonFormatter(logging.Formatter):
     """Lines for programs: an object each, in ASCII.
 
-    timestamp: RFC 3339 in UTC. level, logger, message. In the course of a call: request_id, client, and trace_id if its
-    client sent one. With an exception: its traceback as `exception`.
+    timestamp: RFC 3339 in UTC. level, logger, message. In the course of a call: request_id, client, call (its number),
+    trace_id if its client sent one, principal if it is known. With an exception: its traceback as `exception`.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         """Write one record."""
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        fields = {
+        fields: dict[str, Any] = {
             "timestamp": moment.replace("+00:00", "Z"),
             "level": record.levelname,
             "logger": record.name,
             "message": _message(record),
         }
         if getattr(record, "request_id", ""):
-            fields |= {"request_id": record.request_id, "client": record.client}  # type: ignore[attr-defined]
+            fields |= {name: getattr(record, name) for name in ("request_id", "client")}
+            fields["call"] = str(record.call)  # type: ignore[attr-defined]
+        if getattr(record, "principal", ""):
+            fields["principal"] = record.principal  # type: ignore[attr-defined]
         if getattr(record, "trace_id", ""):
             fields["trace_id"] = record.trace_id  # type: ignore[attr-defined]
         if record.exc_info:
@@ -91,6 +94,7 @@ def _escaped(character: str) -> str:
 def _add_caller(record: logging.LogRecord) -> bool:
     caller = current()
     record.request_id, record.trace_id, record.client = caller.request_id, caller.trace_id, caller.client
+    record.call, record.principal = caller.stream, caller.principal.name
     return True
 
 

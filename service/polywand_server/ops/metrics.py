@@ -17,6 +17,8 @@ READY = Gauge("polywand_ready", "1 while the service is ready for requests, as /
 
 REQUESTS = Counter("polywand_grpc_requests_total", "Finished calls, streams included.", ["method", "code"])
 REFUSED_CALLS = Counter("polywand_refused_calls_total", "Calls refused for token, certificate or role.", ["reason"])
+QUOTA_REFUSALS = Counter("polywand_quota_refusals_total", "What was refused beyond a principal's quota.", ["quota"])
+AUDIT_DROPPED = Counter("polywand_audit_dropped_total", "Lines of the audit log that could not be written.")
 REQUEST_SECONDS = Histogram(
     "polywand_grpc_request_duration_seconds", "Time from a unary call's start to its end.", ["method"], buckets=_SECONDS
 )
@@ -65,7 +67,7 @@ IMAGE_LOOKUPS = Counter(
 )
 IMAGE_EVICTIONS = Counter(
     "polywand_image_evictions_total",
-    "Unused images dropped, to make room for others or beyond their limit.",
+    "Unused images dropped, to make room for others, beyond their limit, or for their principal's quota.",
     ["reason"],
 )
 MASK_MEMORY = Gauge(

@@ -1,7 +1,7 @@
 """The pages of the HTTP ports: /livez and /readyz for orchestrators, /metrics and /metrics/triton for Prometheus."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client import exposition as text
@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from polywand_server.errors import ForbiddenError, UnauthenticatedError, UnavailableError
 from polywand_server.ops.health import Health
 from polywand_server.ops.triton_metrics import CONTENT_TYPE, NoMetricsError, TritonMetrics
 
@@ -18,6 +19,7 @@ from polywand_server.ops.triton_metrics import CONTENT_TYPE, NoMetricsError, Tri
 METRICS_SHARE = 0.1
 
 Encode = Callable[[CollectorRegistry], bytes]
+Page = Callable[[Request], Awaitable[Response]]
 
 
 def probes(health: Health) -> list[Route]:
@@ -33,8 +35,15 @@ def probes(health: Health) -> list[Route]:
     return [Route("/livez", livez), Route("/readyz", readyz)]
 
 
-def metrics(triton: TritonMetrics | None) -> list[Route]:
-    """Return the pages for Prometheus. triton: the metrics of Triton; None where their URL is unknown."""
+# Raises a PolywandError where a request may not have the page.
+Admit = Callable[[Request], Awaitable[None]]
+
+
+def metrics(triton: TritonMetrics | None, admit: Admit | None = None) -> list[Route]:
+    """Return the pages for Prometheus.
+
+    triton: the metrics of Triton; None where their URL is unknown. admit: None where everybody may have them.
+    """
     pages = MetricsPages()
 
     async def own(request: Request) -> Response:
@@ -51,7 +60,26 @@ def metrics(triton: TritonMetrics | None) -> list[Route]:
             return PlainTextResponse(f"{error}\n", 503)
         return Response(page, headers={"content-type": CONTENT_TYPE})
 
-    return [Route("/metrics", own), Route("/metrics/triton", of_triton)]
+    return [Route("/metrics", _guarded(own, admit)), Route("/metrics/triton", _guarded(of_triton, admit))]
+
+
+def _guarded(page: Page, admit: Admit | None) -> Page:
+    """Return a page that is shown to those who are admitted."""
+    if admit is None:
+        return page
+
+    async def guarded(request: Request) -> Response:
+        try:
+            await admit(request)
+        except UnauthenticatedError as error:
+            return PlainTextResponse(f"{error}\n", 401, {"www-authenticate": "Bearer"})
+        except ForbiddenError as error:
+            return PlainTextResponse(f"{error}\n", 403)
+        except UnavailableError as error:
+            return PlainTextResponse(f"{error}\n", 503)
+        return await page(request)
+
+    return guarded
 
 
 def make_app(routes: list[Route]) -> Starlette:

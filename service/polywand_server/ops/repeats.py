@@ -10,7 +10,7 @@ INTERVAL_SECONDS = 10.0
 # Different messages that are remembered; the oldest is forgotten first.
 MAX_MESSAGES = 64
 # Clients can make these log as often as they like.
-LOGGERS = ("asyncio", "uvicorn.error", "polywand_server.ops.http")
+LOGGERS = ("asyncio", "uvicorn.error", "polywand_server.ops.http", "polywand_server.refused")
 
 
 @dataclass(slots=True)

@@ -4,7 +4,9 @@ from typing import Any
 
 import click
 
+from polywand_server.budgets import budgets
 from polywand_server.config import MEBIBYTE, Limits, Settings
+from polywand_server.ops.container import shared_memory_bytes, usable_memory
 
 _DEFAULTS = Settings()
 
@@ -39,19 +41,17 @@ OPTIONS = (
     ),
     click.option(
         "--images-mebibytes",
-        default=_DEFAULTS.limits.images_bytes // MEBIBYTE,
         type=click.IntRange(1),
         show_envvar=True,
         help="Memory for decoded images of all streams and frames (4 bytes a pixel), and for decoding them. Beyond it, "
-        "images are refused with RESOURCE_EXHAUSTED.",
+        "images are refused with RESOURCE_EXHAUSTED. Default: of the memory there is, at most 4096.",
     ),
     click.option(
         "--kept-images-mebibytes",
-        default=_DEFAULTS.limits.kept_images_bytes // MEBIBYTE,
         type=click.IntRange(0),
         show_envvar=True,
         help="Of this memory, for images that no stream or request uses now: one that is opened again needs no "
-        "decoding. They give way to all others.",
+        "decoding. They give way to all others. Default: a quarter of --images-mebibytes, at most 1024.",
     ),
     click.option(
         "--stream-memory-mebibytes",
@@ -62,10 +62,10 @@ OPTIONS = (
     ),
     click.option(
         "--memory-mebibytes",
-        default=_DEFAULTS.limits.memory_bytes // MEBIBYTE,
         type=click.IntRange(0),
         show_envvar=True,
-        help="Memory for probability maps of all streams. With many streams, each gets an equal share.",
+        help="Memory for probability maps of all streams. With many streams, each gets an equal share. "
+        "Default: of the memory there is, at most 2048.",
     ),
     click.option(
         "--stream-inflight",
@@ -125,10 +125,10 @@ OPTIONS = (
     ),
     click.option(
         "--bodies-mebibytes",
-        default=_DEFAULTS.limits.bodies_bytes // MEBIBYTE,
         type=click.IntRange(1),
         show_envvar=True,
-        help="Memory for received images that are not decoded yet, of all clients. One client may have half of it.",
+        help="Memory for received images that are not decoded yet, of all clients. One client may have half of it. "
+        "Default: of the memory there is, at most 1024.",
     ),
     click.option(
         "--stream-replies-mebibytes",
@@ -139,10 +139,10 @@ OPTIONS = (
     ),
     click.option(
         "--replies-mebibytes",
-        default=_DEFAULTS.limits.reply_bytes // MEBIBYTE,
         type=click.IntRange(1),
         show_envvar=True,
-        help="Memory for unread replies of all streams. Beyond it, the stream with the most is ended.",
+        help="Memory for unread replies of all streams. Beyond it, the stream with the most is ended. "
+        "Default: of the memory there is, at most 256.",
     ),
     click.option(
         "--inferences-at-once",
@@ -167,24 +167,41 @@ OPTIONS = (
     ),
     click.option(
         "--decoder-mebibytes",
-        default=_DEFAULTS.limits.decoder_bytes // MEBIBYTE,
         type=click.IntRange(64),
         show_envvar=True,
-        help="Memory of one image's decoder, without the pixels.",
+        help="Memory of one image's decoder, without the pixels. Default: of the memory there is, at most 2560.",
+    ),
+    click.option(
+        "--shared-memory-mebibytes",
+        type=click.IntRange(0),
+        show_envvar=True,
+        help="Memory shared with a Triton on this host, for tensors. Tensors that do not fit go over gRPC; with 0, all "
+        "do. Default: of the memory there is, at most 256.",
     ),
 )
 
 
 def take(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of these options."""
+    """Return the settings of these options. given: with that of --triton-url too, which stays."""
+    has_triton = given["triton_url"] is None
+    budget = budgets(usable_memory().nbytes, shared_memory_bytes(), has_triton=has_triton)
+    if given["kept_images_mebibytes"] is None and given["images_mebibytes"] is not None:
+        given["kept_images_mebibytes"] = min(
+            given["images_mebibytes"] // 4, _DEFAULTS.limits.kept_images_bytes // MEBIBYTE
+        )
+
+    def memory(option: str, default: int) -> int:
+        mebibytes: int | None = given.pop(f"{option}_mebibytes")
+        return default if mebibytes is None else mebibytes * MEBIBYTE
+
     limits = Limits(
         image_bytes=given.pop("max_image_mebibytes") * MEBIBYTE,
         image_pixels=given.pop("max_image_pixels"),
         objects=given.pop("max_objects"),
-        images_bytes=given.pop("images_mebibytes") * MEBIBYTE,
-        kept_images_bytes=given.pop("kept_images_mebibytes") * MEBIBYTE,
+        images_bytes=memory("images", budget.images_bytes),
+        kept_images_bytes=memory("kept_images", budget.kept_images_bytes),
         stream_memory_bytes=given.pop("stream_memory_mebibytes") * MEBIBYTE,
-        memory_bytes=given.pop("memory_mebibytes") * MEBIBYTE,
+        memory_bytes=memory("memory", budget.memory_bytes),
         stream_inflight=given.pop("stream_inflight"),
         prompt_seconds=given.pop("prompt_timeout_seconds"),
         frames_in_flight=given.pop("frames_in_flight"),
@@ -193,12 +210,16 @@ def take(given: dict[str, Any]) -> dict[str, Any]:
         streams_of_connection=given.pop("max_connection_streams"),
         calls_at_once=given.pop("calls_at_once"),
         calls_waiting=given.pop("calls_waiting"),
-        bodies_bytes=given.pop("bodies_mebibytes") * MEBIBYTE,
+        bodies_bytes=memory("bodies", budget.bodies_bytes),
         stream_reply_bytes=given.pop("stream_replies_mebibytes") * MEBIBYTE,
-        reply_bytes=given.pop("replies_mebibytes") * MEBIBYTE,
+        reply_bytes=memory("replies", budget.reply_bytes),
         inferences_at_once=given.pop("inferences_at_once"),
         workers=given.pop("worker_processes"),
         work_cpu_seconds=given.pop("work_cpu_seconds"),
-        decoder_bytes=given.pop("decoder_mebibytes") * MEBIBYTE,
+        decoder_bytes=memory("decoder", budget.decoder_bytes),
     )
-    return {"limits": limits, "worker_threads": given.pop("worker_threads")}
+    return {
+        "limits": limits,
+        "worker_threads": given.pop("worker_threads"),
+        "shared_memory_bytes": memory("shared_memory", budget.shared_memory_bytes),
+    }

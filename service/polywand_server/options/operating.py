@@ -45,13 +45,6 @@ OPTIONS = (
         help="Format of the log: text, or one JSON object per line.",
     ),
     click.option(
-        "--probe-seconds",
-        default=_DEFAULTS.probe_seconds,
-        type=Number(0, MAX_SECONDS),
-        show_envvar=True,
-        help="How long a tool may go without an inference before one is run to see that it works. 0: never.",
-    ),
-    click.option(
         "--drain-delay-seconds",
         default=_DEFAULTS.drain_delay_seconds,
         type=Number(0, MAX_SECONDS),
@@ -100,7 +93,7 @@ OPTIONS = (
 def take(given: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of these options."""
     endpoint, ratio = given.pop("trace_endpoint"), given.pop("trace_ratio")
-    settings = ("ready_models", "probe_seconds", "drain_seconds", "drain_delay_seconds", "stream_max_age_seconds")
+    settings = ("ready_models", "drain_seconds", "drain_delay_seconds", "stream_max_age_seconds")
     return {
         "tracing": Tracing(endpoint, ratio) if endpoint else None,
         **{name: given.pop(name) for name in (*settings, "heartbeat_seconds", "audit_log")},

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from polywand_common.console import Number
-from polywand_server.config import MEBIBYTE, Settings, TritonTls
+from polywand_server.config import Settings, TritonTls
 from polywand_server.options.kinds import FILE, MAX_SECONDS, metrics_url
 
 _DEFAULTS = Settings()
@@ -67,14 +67,6 @@ OPTIONS = (
         help="Longest wait for one inference, including Triton's queue.",
     ),
     click.option(
-        "--shared-memory-mebibytes",
-        default=_DEFAULTS.shared_memory_bytes // MEBIBYTE,
-        type=click.IntRange(0),
-        show_envvar=True,
-        help="Memory shared with a Triton on this host, for tensors. Tensors that do not fit go over gRPC; with 0, all "
-        "do.",
-    ),
-    click.option(
         "--triton-metrics-url",
         callback=metrics_url,
         show_envvar=True,
@@ -109,6 +101,5 @@ def take(given: dict[str, Any]) -> dict[str, Any]:
     return {
         "triton_tls": TritonTls(ca, key, certificate) if use_tls else None,
         "load_models": given["triton_url"] is None if load_models is None else load_models,
-        "shared_memory_bytes": given.pop("shared_memory_mebibytes") * MEBIBYTE,
         **{name: given.pop(name) for name in (*names, "triton_url", "triton_metrics_url", "scratch")},
     }

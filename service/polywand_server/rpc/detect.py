@@ -4,6 +4,7 @@ import asyncio
 from contextlib import AsyncExitStack, aclosing
 
 from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_server.caller import current
 from polywand_server.detectors.frames import FrameLoad, Frames
 from polywand_server.errors import PolywandError, or_error
 from polywand_server.lanes import Lane
@@ -40,6 +41,7 @@ class DetectCalls:
                 if isinstance(received, Refused):
                     raise received.error
                 del data
+                current().usage.frames += 1
                 request, image, timer = received.message, received.image, tracing.call_timer()
                 return await self._answer(request, image, timer, until_paused, load, image_stays=True)
 
@@ -63,6 +65,7 @@ class DetectCalls:
             async with aclosing(self._messages.of_frames(context, drain, queue.idle_seconds)) as messages:
                 async for message in messages:
                     timer = tracing.timer()
+                    current().usage.frames += 1
                     with FrameLoad():
                         await queue.wait_for_capacity()
                     nbytes = len(message[0])

@@ -43,7 +43,7 @@ class InteractCalls:
             end(QuotaError("replies that wait", text, RETRY_SECONDS, reason=Reason.REPLIES_NOT_READ))
 
         async with (
-            Session(self._services, current().client, overflow) as session,
+            Session(self._services, current().share, overflow) as session,
             self._messages.writer(context, INTERACT_NOTICES) as writer,
         ):
             reader = asyncio.create_task(self._read(context, session, writer.drain), name="read a stream")
@@ -58,7 +58,7 @@ class InteractCalls:
 
     async def _read(self, context: Context, session: Session, drain: Drain) -> None:
         try:
-            stream = self._messages.of_stream(context, drain, session.client, session.quiet_seconds)
+            stream = self._messages.of_stream(context, drain, session.share, session.quiet_seconds)
             async with aclosing(stream) as messages:
                 async for message in messages:
                     await self._take(session, message.pop())
@@ -97,6 +97,7 @@ class InteractCalls:
             await session.refuse(request.sequence, error, timer)
 
     async def _take_prompt(self, session: Session, request: pb.InteractRequest, nbytes: int, timer: Stopwatch) -> None:
+        current().usage.prompts += 1
         try:
             prompt = await self._lane.compute_if(not is_small(nbytes), lambda: read_prompt(request.prompt))
         except PolywandError as error:

@@ -1,21 +1,24 @@
-"""The interceptor of all calls: request ids, counts by method and code, and which calls a drain waits for."""
+"""The interceptor of all calls: request ids, principals, quotas, counts, the audit, and which a drain waits for."""
 
 import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
+from polywand_server.admission.quotas import Accounts
 from polywand_server.auth.authenticator import Authenticator, require
 from polywand_server.caller import begin, current, identify
-from polywand_server.errors import MethodNotFoundError, PolywandError
+from polywand_server.errors import MethodNotFoundError, PolywandError, QuotaError
 from polywand_server.ops import metrics, tracing
+from polywand_server.ops.audit import AuditLog
 from polywand_server.principal import Role
 from polywand_server.rpc.endings import Ending
 from polywand_server.rpc.ingress import Ingress
@@ -27,9 +30,8 @@ _REQUEST_ID_BYTES = 8  # of a generated one, in hexadecimal digits
 # W3C Trace Context, version 00: the ids of the trace and of the client's span, not zero, and flags.
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
-_OPEN = "grpc.health."  # services whose calls need no principal
-
 _log = logging.getLogger(__name__)
+_refused = logging.getLogger("polywand_server.refused")
 
 # Generic for the type checker only.
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -39,10 +41,19 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Gives every call its request id, counts calls by method and code, and knows when none of a service is active.
 
-    A method that this server does not have never becomes a label.
+    A method that this server does not have never becomes a label. audit: gets a line of every call; None for none.
     """
 
-    def __init__(self, service: str, ingress: Ingress, authenticator: Authenticator) -> None:
+    def __init__(
+        self,
+        service: str,
+        ingress: Ingress,
+        authenticator: Authenticator,
+        accounts: Accounts,
+        audit: AuditLog | None,
+    ) -> None:
+        self._accounts = accounts
+        self._audit = audit
         self._authenticator = authenticator
         self._ingress = ingress
         self._prefix = f"{service}/"
@@ -65,7 +76,7 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             self._enter()
         handler = await continuation(handler_call_details)
         if handler is None:
-            return grpc.stream_stream_rpc_method_handler(_refuse_method)
+            return grpc.stream_stream_rpc_method_handler(self._refuse(method))
         return self._wrap(handler, method) if method.startswith(self._prefix) else self._count(handler, method)
 
     def _enter(self) -> None:
@@ -81,16 +92,27 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         if not self._active:
             self._idle.set()
 
-    async def _admit(self, context: _Context) -> None:
-        """Note the principal of a call, or end the call, before a message of it is read."""
+    @asynccontextmanager
+    async def _admitted(self, context: _Context, *, is_stream: bool) -> AsyncIterator[None]:
+        """Note the principal of a call, and count the call for its quotas until the block ends.
+
+        Or end the call, before a message of it is read.
+        """
         sent = [value for name, value in context.invocation_metadata() or () if name == "authorization"]
         try:
-            principal = self._authenticator.authenticate(sent, _certificate_names(context))
+            principal = await self._authenticator.authenticate(sent, _certificate_names(context))
+            identify(principal)
             require(principal, Role.ANNOTATE)
         except PolywandError as error:
             metrics.REFUSED_CALLS.labels(error.reason.name).inc()
+            _refused.warning("refused a call of %s: %s", context.peer(), error)
             await abort(context, error)
-        identify(principal)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._accounts.call(is_stream=is_stream))
+            except QuotaError as error:
+                await abort(context, error)
+            yield
 
     def _wrap(self, handler: Any, method: str) -> _Handler:
         """Serve a method of the contract: messages are bytes, and are read when there is room for them."""
@@ -101,22 +123,22 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def _unary(self, inner: Any, method: str) -> Any:
         async def call(_: object, context: _Context) -> Any:
             end = Ending()
-            with metrics.REQUEST_SECONDS.labels(method).time(), _call(method, context, is_stream=False):
-                await self._admit(context)
-                with self._ingress.call(end):
-                    async with end.of(context):
-                        return await inner(context)
+            with metrics.REQUEST_SECONDS.labels(method).time(), self._call(method, context, is_stream=False):
+                async with self._admitted(context, is_stream=False):
+                    with self._ingress.call(end):
+                        async with end.of(context):
+                            return await inner(context)
 
         return call
 
     def _stream(self, inner: Any, method: str) -> Any:
         async def call(_: object, context: _Context) -> None:
             end, active = Ending(), metrics.ACTIVE_STREAMS.labels(method)
-            with active.track_inprogress(), _call(method, context, is_stream=True):
-                await self._admit(context)
-                with self._ingress.call(end):
-                    async with end.of(context):
-                        await inner(context, end)
+            with active.track_inprogress(), self._call(method, context, is_stream=True):
+                async with self._admitted(context, is_stream=True):
+                    with self._ingress.call(end):
+                        async with end.of(context):
+                            await inner(context, end)
 
         return call
 
@@ -128,7 +150,7 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             return self._count_watch(handler, method)
 
         async def call(message: bytes, context: _Context) -> Any:
-            with metrics.REQUEST_SECONDS.labels(method).time(), _call(method, context, is_stream=False):
+            with metrics.REQUEST_SECONDS.labels(method).time(), self._call(method, context, is_stream=False):
                 try:
                     return await handler.unary_unary(await _parsed(handler, message, context), context)
                 except PolywandError as error:
@@ -139,10 +161,12 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def _count_stream(self, handler: Any, method: str) -> _Handler:
         async def call(requests: Any, context: _Context) -> None:
             # Closed here: gRPC leaves the generator of a client that has gone to the garbage collector.
-            with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), _call(method, context, is_stream=True):
-                if not method.startswith(_OPEN):
-                    await self._admit(context)
-                async with aclosing(handler.stream_stream(requests, context)) as responses:
+            active = metrics.ACTIVE_STREAMS.labels(method)
+            with active.track_inprogress(), self._call(method, context, is_stream=True):
+                async with (
+                    self._admitted(context, is_stream=True),
+                    aclosing(handler.stream_stream(requests, context)) as responses,
+                ):
                     async for response in responses:
                         await context.write(response)
 
@@ -150,10 +174,52 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def _count_watch(self, handler: Any, method: str) -> _Handler:
         async def call(message: bytes, context: _Context) -> None:
-            with metrics.ACTIVE_STREAMS.labels(method).track_inprogress(), _call(method, context, is_stream=True):
+            active = metrics.ACTIVE_STREAMS.labels(method)
+            with active.track_inprogress(), self._call(method, context, is_stream=True):
                 await handler.unary_stream(await _parsed(handler, message, context), context)
 
         return grpc.unary_stream_rpc_method_handler(call, None, handler.response_serializer)
+
+    def _refuse(self, method: str) -> Any:
+        """Answer a call of a method that this server does not have."""
+
+        async def call(_: object, context: _Context) -> None:
+            began = time.perf_counter()
+            _begin(context)
+            try:
+                text = "this server has no such method: is it of another service or version?"
+                await abort(context, MethodNotFoundError(text))
+            finally:
+                self._note(method, grpc.StatusCode.UNIMPLEMENTED, began)
+
+        return call
+
+    @contextmanager
+    def _call(self, method: str, context: _Context, *, is_stream: bool) -> Iterator[None]:
+        """Begin a call; count, trace and note it when the block ends."""
+        began = time.perf_counter()
+        _begin(context)
+        code = grpc.StatusCode.UNKNOWN
+        with tracing.call(method, is_stream=is_stream) as traced:
+            try:
+                yield
+                code = grpc.StatusCode.OK
+            except (asyncio.CancelledError, GeneratorExit):
+                code = grpc.StatusCode.CANCELLED
+                raise
+            except grpc.aio.AbortError:
+                code = _named(context.code())
+                raise
+            finally:
+                metrics.REQUESTS.labels(method, code.name).inc()
+                if traced is not None:
+                    traced.end(code.name, current().request_id)
+                self._note(method, code, began)
+                _log.debug("%s: %s", method, code.name)
+
+    def _note(self, method: str, code: grpc.StatusCode, began: float) -> None:
+        if self._audit is not None:
+            self._audit.call(current(), method, code.name, time.perf_counter() - began)
 
 
 def _certificate_names(context: _Context) -> list[str]:
@@ -165,17 +231,11 @@ def _certificate_names(context: _Context) -> list[str]:
 
 async def _parsed(handler: Any, message: bytes, context: _Context) -> Any:
     """Parse the message of a call, or end the call."""
+    current().usage.received_bytes += len(message)
     try:
         return handler.request_deserializer(message)
     except DecodeError:
         await abort(context, undecodable())
-
-
-async def _refuse_method(_: object, context: _Context) -> None:
-    """Answer a call of a method that this server does not have."""
-    _begin(context)
-    text = "this server has no such method: is it of another service or version?"
-    await abort(context, MethodNotFoundError(text))
 
 
 def _begin(context: _Context) -> None:
@@ -183,28 +243,6 @@ def _begin(context: _Context) -> None:
     request_id = _sent(context, REQUEST_ID_KEY, _REQUEST_ID) or secrets.token_hex(_REQUEST_ID_BYTES)
     caller = begin(context.peer(), request_id, _sent(context, TRACEPARENT_KEY, _TRACEPARENT))
     context.set_trailing_metadata(trailers(caller))
-
-
-@contextmanager
-def _call(method: str, context: _Context, *, is_stream: bool) -> Iterator[None]:
-    """Begin a call; count and trace it when the block ends."""
-    _begin(context)
-    code = grpc.StatusCode.UNKNOWN
-    with tracing.call(method, is_stream=is_stream) as traced:
-        try:
-            yield
-            code = grpc.StatusCode.OK
-        except (asyncio.CancelledError, GeneratorExit):
-            code = grpc.StatusCode.CANCELLED
-            raise
-        except grpc.aio.AbortError:
-            code = _named(context.code())
-            raise
-        finally:
-            metrics.REQUESTS.labels(method, code.name).inc()
-            if traced is not None:
-                traced.end(code.name, current().request_id)
-            _log.debug("%s: %s", method, code.name)
 
 
 def _sent(context: _Context, key: str, pattern: re.Pattern[str]) -> str:

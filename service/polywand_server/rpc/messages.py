@@ -56,7 +56,10 @@ class Messages:
         except TimeoutError:
             text = f"the message did not come within {RECEIVE_SECONDS:g} s"
             raise DeadlineError(text, reason=Reason.MESSAGE_TIMEOUT) from None
-        return b"" if data is _EOF else data
+        if data is _EOF:
+            return b""
+        current().usage.received_bytes += len(data)
+        return bytes(data)
 
     async def frame(self, context: Context, until_paused: AsyncExitStack) -> bytes:
         """Read the only message of a unary call with an image, when the line of such calls has come to it.
@@ -76,7 +79,7 @@ class Messages:
         If there are many prompts, call `wait_as_frame` then.
         """
         await until_paused.enter_async_context(self._admission.clicks.turn())
-        return await self._with_image(context, current().client)
+        return await self._with_image(context, current().share)
 
     async def wait_as_frame(self, until_paused: AsyncExitStack) -> None:
         """Go from the line of calls with one prompt to that of calls with an image. Raises QuotaError: it is full."""
@@ -123,6 +126,7 @@ class Messages:
                 coming = None
                 if message[0] is _EOF:
                     return
+                current().usage.received_bytes += len(message[0])
                 self._note(payer, len(message[0]), expected)
                 yield message
         finally:

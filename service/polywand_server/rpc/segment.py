@@ -4,6 +4,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 from polywand_contract.v1 import annotation_pb2 as pb
+from polywand_server.caller import current
 from polywand_server.errors import InvalidInputError, TooLargeError
 from polywand_server.lanes import Lane
 from polywand_server.ops import tracing
@@ -48,6 +49,7 @@ class SegmentCalls:
                 source = read_image(request.image, received.image, "image")
                 del received
                 waiting.are(len(prompts))
+                current().usage.prompts += len(prompts)
                 results = _Results(request, self._lane)
                 if len(prompts) == 1:
                     segmented = await self._segments.one(source, roi, prompts[0], timer, waiting, results.write)

@@ -9,10 +9,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from polywand_contract.v1 import annotation_pb2, annotation_pb2_grpc
-from polywand_server.auth.authenticator import Authenticator
 from polywand_server.config import Limits, Settings
 from polywand_server.ops.health import Health
-from polywand_server.rpc.ingress import Ingress
 from polywand_server.rpc.interceptors import Calls
 from polywand_server.rpc.servicer import AnnotationServicer
 
@@ -37,12 +35,11 @@ class GrpcServer:
         self,
         settings: Settings,
         most_connections: int,
-        ingress: Ingress,
+        calls: Calls,
         servicer: AnnotationServicer,
         health: Health,
-        authenticator: Authenticator,
     ) -> None:
-        self._calls = Calls(SERVICE_NAME, ingress, authenticator)
+        self._calls = calls
         self._server = grpc.aio.server(interceptors=[self._calls], options=_options(settings.limits, most_connections))
         annotation_pb2_grpc.add_AnnotationServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(health, self._server)

@@ -51,6 +51,7 @@ def undecodable() -> errors.InvalidInputError:
 
 async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: errors.PolywandError) -> NoReturn:
     """End a call with an error. grpc.aio has no abort_with_status; this is what it would do."""
+    current().usage.reason = error.reason.name
     details = ("grpc-status-details-bin", to_status(error).SerializeToString())
     await context.abort(code_of(error), _short(str(error)), (*trailers(current()), details))
 

@@ -33,6 +33,7 @@ class CurrentImage:
             services.right_of_way,
             self._backlog,
             services.counts,
+            services.accounts,
             services.limits.prompt_seconds,
         )
 

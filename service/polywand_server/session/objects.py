@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from polywand_server.admission.quotas import Accounts
 from polywand_server.errors import FAILED, InternalError, PolywandError, or_error
 from polywand_server.interactors.estimate import Found, Segmentation
 from polywand_server.interactors.predictor import Predictor
@@ -43,6 +44,7 @@ class ObjectServices:
     right_of_way: RightOfWay
     backlog: Backlog
     counts: PromptCounts
+    accounts: Accounts
     prompt_seconds: float
 
 
@@ -182,6 +184,7 @@ class ObjectQueue:
         return await or_error(self._find_in_time(request))
 
     async def _find_in_time(self, request: PromptRequest) -> Found | Incomplete:
+        self._services.accounts.prompt()  # only now: one that a newer one replaces costs nothing
         seconds = self._services.prompt_seconds
         newer = Supersession(lambda: self._supersedes(request.prompt), self._new_prompt)
         limit = asyncio.timeout(seconds)

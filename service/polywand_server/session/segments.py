@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from polywand_server.admission.permits import FramePermits
+from polywand_server.admission.quotas import Accounts
 from polywand_server.errors import PolywandError, or_error
 from polywand_server.geometry.boxes import Box
 from polywand_server.images import ImageSource, ImageStore
@@ -60,6 +61,7 @@ class SegmentServices:
     right_of_way: RightOfWay
     permits: FramePermits
     counts: PromptCounts
+    accounts: Accounts
     prompt_seconds: float
 
 
@@ -147,11 +149,14 @@ class Segments:
             answer = prompt.error
         else:
             with counts.skipped_if_cancelled(prompt.model):
-                work = _in_time(predictor.answer(prompt, own), own, self._services.prompt_seconds)
-                answer = await or_error(work)
+                answer = await or_error(self._answer_in_time(predictor, prompt, own))
         counts.answered(answering_model(prompt.model, answer), outcome(answer), own, own.total())
         timer.add(own)
         return answer
+
+    async def _answer_in_time(self, predictor: Answering, prompt: Prompt, timer: Stopwatch) -> Answer:
+        self._services.accounts.prompt()
+        return await _in_time(predictor.answer(prompt, timer), timer, self._services.prompt_seconds)
 
 
 # Converts the answer to the prompt of this number.

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from polywand_server.admission.quotas import Accounts
 from polywand_server.config import Limits
 from polywand_server.images import ImageStore, Picture
 from polywand_server.images.holders import Holders
@@ -22,4 +23,5 @@ class Services:
     holders: Holders
     unread: Unread
     counts: PromptCounts
+    accounts: Accounts
     limits: Limits

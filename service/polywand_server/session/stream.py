@@ -28,12 +28,12 @@ class Session:
     For each object, the newest prompt wins (see `ObjectQueue`). Use as an async context manager: on exit all work is
     cancelled.
 
-    client: of the connection. overflow: ends the stream, because its replies are not read while too many wait.
+    share: see `Caller.share`. overflow: ends the stream, because its replies are not read while too many wait.
     """
 
-    def __init__(self, services: Services, client: str, overflow: Callable[[], None]) -> None:
+    def __init__(self, services: Services, share: str, overflow: Callable[[], None]) -> None:
         self._services = services
-        self.client = client
+        self.share = share
         self._image: CurrentImage | None = None
         self._image_was_dropped = False
         self._is_loading = False

@@ -57,14 +57,15 @@ async def locate_triton(settings: Settings, stack: AsyncExitStack) -> TritonLoca
             f"there is no model repository at '{settings.model_repository}': name one with --model-repository, "
             "or a Triton elsewhere with --triton-url"
         )
-    triton = EmbeddedTriton(
-        settings.model_repository,
-        hang_timeout_s=settings.triton_hang_seconds,
-        traces_url=settings.tracing.url if settings.tracing else None,
-        on_restart=metrics.TRITON_RESTARTS.inc,
-    )
-    stack.push_async_callback(partial(triton.stop, GRACE_SECONDS))
     try:
+        triton = EmbeddedTriton(
+            settings.model_repository,
+            hang_timeout_s=settings.triton_hang_seconds,
+            traces_url=settings.tracing.url if settings.tracing else None,
+            scratch=settings.scratch,
+            on_restart=metrics.TRITON_RESTARTS.inc,
+        )
+        stack.push_async_callback(partial(triton.stop, GRACE_SECONDS))
         await triton.start()
     except EmbeddedTritonError as error:
         raise TritonStartError(str(error)) from error

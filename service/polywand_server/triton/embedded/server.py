@@ -3,16 +3,16 @@
 import asyncio
 import logging
 import secrets
-import tempfile
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
 from polywand_server.triton.client import TritonClient
-from polywand_server.triton.embedded.launch import region_prefix, scratch_name
+from polywand_server.triton.embedded.launch import region_prefix
 from polywand_server.triton.embedded.pools import make_private
 from polywand_server.triton.embedded.process import TritonProcess
+from polywand_server.triton.embedded.scratch import scratch_of
 from polywand_server.triton.embedded.stubs import kill_stubs
 from polywand_server.triton.embedded.wheel import EmbeddedTritonError, find_wheel, metrics_url, socket_url
 
@@ -26,7 +26,6 @@ MAX_BACKOFF_S = 10.0
 STABLE_S = 60.0  # after a server that ran this long, the next one starts without a long delay
 FIRST_CHECK_S, CHECK_S = 0.25, 1.0  # between two checks of its memory and files: while models load, and later
 LOADING_S = 60.0
-MAX_SOCKET_PATH_BYTES = 107  # the kernel's limit
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +47,7 @@ class EmbeddedTriton:
 
     start_timeout_s: how long tritonserver may take to become ready.
     hang_timeout_s: how long it may answer no probe before it is killed and restarted.
+    scratch: the folder for its private directory; None for the system's.
     traces_url: where it sends the spans of traced requests (OTLP over HTTP).
     on_restart: called after every restart.
     probe: returns, within the given seconds, whether the server answers; by default a gRPC call.
@@ -60,6 +60,7 @@ class EmbeddedTriton:
         start_timeout_s: float = 60.0,
         hang_timeout_s: float = 10.0,
         traces_url: str | None = None,
+        scratch: Path | None = None,
         probe: Callable[[float], Awaitable[bool]] | None = None,
         on_restart: Callable[[], object] = lambda: None,
     ) -> None:
@@ -70,7 +71,7 @@ class EmbeddedTriton:
         self._probe = probe
         self._on_restart = on_restart
         self._token = secrets.token_hex(4)
-        self._scratch = _scratch(self._token)
+        self._scratch = scratch_of(self._token, scratch)
         self._state = State.STOPPED
         self._restarts = 0
         self._process: TritonProcess | None = None
@@ -255,7 +256,7 @@ class EmbeddedTriton:
         while await asyncio.to_thread(process.has_its_files):
             await asyncio.to_thread(self.protect_memory)
             await asyncio.sleep(FIRST_CHECK_S if clock() < loading_until else CHECK_S)
-        return f"has lost files in {self._scratch} (is /tmp cleaned?) and was killed"
+        return f"has lost files in {self._scratch} (is its folder cleaned?) and was killed"
 
     async def _wait_for_hang(self) -> str:
         """Return when it has answered no probe for too long."""
@@ -274,11 +275,3 @@ class EmbeddedTriton:
         finally:
             await client.close()
         return f"answered no probe for {clock() - answered:.1f} s and was killed"
-
-
-def _scratch(token: str) -> Path:
-    """Return a path for the server's private directory, short enough for the socket in it."""
-    path = Path(tempfile.gettempdir()) / scratch_name(token)
-    if len(socket_url(path).encode()) > MAX_SOCKET_PATH_BYTES:
-        return Path("/tmp") / scratch_name(token)
-    return path

@@ -55,6 +55,7 @@ class OnnxRuntime:
     batches = True
 
     def __init__(self, path: Path, threads: int, inter_op_threads: int) -> None:
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it begins with the import
         import onnxruntime  # noqa: PLC0415
 
         options = onnxruntime.SessionOptions()
