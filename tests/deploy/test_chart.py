@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-yaml = pytest.importorskip("yaml")
+yaml = pytest.importorskip("yaml", exc_type=ImportError)
 HELM = os.environ.get("HELM") or shutil.which("helm")
 CHART = Path(__file__).parents[2] / "deploy/helm/polywand"
 VALUES = sorted(CHART.glob("ci/*-values.yaml"))
