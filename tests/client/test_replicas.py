@@ -34,7 +34,7 @@ async def test_drags_and_frames_outlive_a_drain_a_kill_and_a_restart(
     """
     in_thread = asyncio.to_thread
     with ExitStack() as stack, caplog.at_level(logging.INFO, "polywand"):
-        replicas = await in_thread(Replicas, stack, repository, tmp_path)
+        replicas = await in_thread(Replicas, stack, Envoy(), tmp_path, f"--model-repository={repository}")
         target = replicas.target
         client = stack.enter_context(polywand.connect(target, timeout=TIMEOUT_S))
         async with polywand.aio.connect(target, timeout=TIMEOUT_S) as async_client:
