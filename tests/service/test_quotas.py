@@ -53,7 +53,7 @@ def principals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def service(puppets: Service, principals: Path) -> Iterator[Service]:
     """A service with these principals, on the puppets' Triton."""
-    options = (f"--triton-url={puppets.triton}", f"--principals={principals}")
+    options = (f"--triton-url={puppets.triton}", f"--principals={principals}", "--metrics-port=0")
     with running_service(principals.parent / "log", *options) as service:
         service.wait_ready("disk", "finder")
         yield service

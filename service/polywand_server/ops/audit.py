@@ -69,6 +69,7 @@ class AuditLog:
             "reason": usage.reason,
             "milliseconds": round(1000 * seconds, 3),
             "request_id": caller.request_id,
+            "call": str(caller.stream),
             "trace_id": caller.trace_id,
         }
         try:
