@@ -65,6 +65,7 @@ class AuditLog:
             "pixels": usage.pixels,
             "prompts": usage.prompts,
             "frames": usage.frames,
+            "errors": usage.errors,
             "code": code,
             "reason": usage.reason,
             "milliseconds": round(1000 * seconds, 3),
