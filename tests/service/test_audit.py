@@ -88,6 +88,7 @@ def test_a_unary_call_has_a_line_with_all_that_it_took(stub, audit):
     assert (began - ended).total_seconds() < 1
     assert ended <= datetime.now(UTC)
     assert 0 < line.pop("milliseconds") < 60_000
+    assert line.pop("call").isdecimal()
     assert re.fullmatch(r"ipv4:127\.0\.0\.1:\d+", line.pop("client"))
     assert line == {
         "logger": "audit",
@@ -98,6 +99,7 @@ def test_a_unary_call_has_a_line_with_all_that_it_took(stub, audit):
         "pixels": 50 * 64,
         "prompts": 3,
         "frames": 0,
+        "errors": 1,
         "code": "OK",
         "reason": "",
         "request_id": "segment",
@@ -112,21 +114,26 @@ def test_a_stream_has_one_line_when_it_has_ended(stub, audit):
         assert stream.ask(CLICK).HasField("segmentation")
         assert stream.ask(pb.Image(digest=digest)).image.width == 64
         assert stream.ask(prompt("counter", (2, 2, POSITIVE))).HasField("segmentation")
+        assert stream.ask(prompt("no such tool")).HasField("error")
+        assert stream.ask(pb.Image()).HasField("error")
         assert "interact" not in [line["request_id"] for line in lines_of(audit)]
         stream.finish()
         assert stream.receive_end() is grpc.StatusCode.OK
     line = line_of(audit, "interact")
-    assert (line["prompts"], line["pixels"], line["models"]) == (2, 3 * 50 * 64, ["counter", "disk"])
+    assert (line["prompts"], line["pixels"], line["models"]) == (3, 3 * 50 * 64, ["counter", "disk"])
+    assert line["errors"] == 2
     assert line["received_bytes"] > 2 * 50 * 64 * 3
     assert line["code"] == "OK"
 
 
 def test_frames_are_counted_and_a_stream_that_its_client_leaves_is_cancelled(stub, audit):
     request = pb.DetectRequest(model="finder", image=SMALL)
-    frames = (pb.DetectStreamRequest(frame_id=number, request=request) for number in range(3))
-    assert len(list(stub.DetectStream(frames, metadata=named("frames")))) == 3
+    wrong = pb.DetectRequest(model="no such tool", image=SMALL)
+    frames = (pb.DetectStreamRequest(request=one) for one in (request, wrong, request, request))
+    assert len(list(stub.DetectStream(frames, metadata=named("frames")))) == 4
     line = line_of(audit, "frames")
-    assert (line["frames"], line["pixels"], line["models"]) == (3, 3 * 50 * 64, ["finder"])
+    assert (line["frames"], line["errors"], line["pixels"]) == (4, 1, 3 * 50 * 64)
+    assert line["models"] == ["finder"]
     with InteractStream(stub, named("left")) as stream:
         stream.ask(SMALL)
     assert line_of(audit, "left")["code"] == "CANCELLED"
