@@ -17,6 +17,12 @@ NO_NPM := npm is not here: install Node 18.20 or newer with npm (nodejs.org; Deb
 .PHONY: node-check no-node-check contract-check typescript-check typescript-format
 .PHONY: format proto proto-check lock lock-check audit setup setup-zoo clean
 
+.PHONY: chart-check
+chart-check: $(VENV)/.dev  ## render the Helm chart and check it; NOT RUN where HELM (default: helm) is not here
+	scripts/sync-chart --check
+	@command -v $(or $(HELM),helm) >/dev/null || echo "NOT RUN: the chart is not rendered, helm is not here"
+	$(BIN)/python -m pytest -q tests/deploy/test_chart.py
+
 serve: $(VENV)/.serve  ## run the service with its own Triton
 	exec $(BIN)/polywand-server $(ARGS)
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from packaging.markers import Marker
 from packaging.requirements import Requirement
@@ -143,7 +144,7 @@ def _is_supported(wheel: str) -> bool:
         (tag.interpreter in INTERPRETERS or tag.abi == "abi3")
         and (tag.platform == "any" or ("linux" in tag.platform and tag.platform.endswith("x86_64")))
         and "musl" not in tag.platform
-        for tag in parse_wheel_filename(wheel)[3]
+        for tag in parse_wheel_filename(unquote(wheel))[3]
     )
 
 

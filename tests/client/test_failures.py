@@ -13,7 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 import polywand
+from polywand_contract.v1 import annotation_pb2 as pb
 from tests.client.helpers import FACE, polywand_threads
+from tests.client.scripted import Script, scripted_server
 from tests.running import Service, running_service
 
 
@@ -101,3 +103,21 @@ def test_a_draining_server_says_so(empty_service: Service, astronaut: NDArray[np
         empty_service.process.wait(60)
         with pytest.raises(polywand.Draining, match="draining"):
             session.prompt("x", positive=[FACE])
+
+
+class CutOnce(Script):
+    """Calls through a proxy whose replica stops at the wrong moment: the first one is cancelled."""
+
+    def ListModels(self, request: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:  # noqa: N802
+        if not self.arrivals:
+            self.arrivals.append((time.monotonic(), request))
+            context.abort(grpc.StatusCode.CANCELLED, "")
+        return super().ListModels(request, context)
+
+
+async def test_a_unary_call_that_a_proxy_cancels_is_made_again() -> None:
+    with scripted_server(CutOnce(pages=[["disk"]])) as target, polywand.connect(target, timeout=20) as client:
+        assert [model.name for model in client.models()] == ["disk"]
+    with scripted_server(CutOnce(pages=[["disk"]])) as target:
+        async with polywand.aio.connect(target, timeout=20) as async_client:
+            assert [model.name for model in await async_client.models()] == ["disk"]

@@ -98,3 +98,18 @@ def test_what_clients_that_never_read_have_held_is_free_when_they_go(sturdy, stu
         talk.call.cancel()
     forever.set()
     wait_for_rest(sturdy, 60)
+
+
+def test_an_old_stream_whose_client_never_reads_ends_all_the_same(sturdy, tmp_path):
+    """Its announcement waits behind answers that are not read."""
+    options = f"--triton-url={sturdy.triton}", "--stream-max-age-seconds=1", "--drain-seconds=2"
+    forever = threading.Event()
+    with running_service(tmp_path / "log", *options) as service, own_connection(service, *NARROW) as channel:
+        service.wait_ready("shade")
+        messages = [*itertools.islice(large_answers(), 30)]
+        talk = Talk(AnnotationServiceStub(channel), unfinished(messages, forever), before_reading=forever.wait)
+        moved = 'polywand_streams_moved_total{reason="age"}'
+        wait_for(lambda: service.metric(moved) == 1, 60, service)
+        wait_for(lambda: service.metric(INTERACT_STREAMS) == 0, 60, service)
+        talk.call.cancel()
+        forever.set()

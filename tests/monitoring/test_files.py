@@ -147,7 +147,7 @@ def test_promtool_finds_no_mistake_in_the_configuration_nor_in_its_variant_with_
     run("promtool", "check", "config", FOLDER / "prometheus.yml")
     plain = (FOLDER / "prometheus.yml").read_text()
     before, _, variant = plain.partition("  #\n")  # the comment ends with what to put in
-    lines = [line.removeprefix("  # ") for line in variant.splitlines()]
+    lines = ["  " + line.removeprefix("  # ") for line in variant.splitlines()]
     with_tls = re.sub(r'    static_configs:\n      - targets: \["localhost:9464"\]\n', "\n".join(lines) + "\n", before)
     assert with_tls.count("credentials_file") == 2
     changed = tmp_path / "prometheus.yml"

@@ -326,17 +326,17 @@ def _from_transport(code: grpc.StatusCode, details: str, target: str) -> Polywan
     if (problem := _too_large(target, details)) is not None:
         return InvalidRequest(problem, grpc.StatusCode.RESOURCE_EXHAUSTED)
     match code:
-        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.DEADLINE_EXCEEDED:
+        case grpc.StatusCode.CANCELLED if "channel closed" in details.lower():
+            return client_closed()
+        # CANCELLED: by a proxy, or by a server that has just stopped.
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED | grpc.StatusCode.DEADLINE_EXCEEDED:
             is_late = code is grpc.StatusCode.DEADLINE_EXCEEDED
-            return Unavailable(
-                f"{target} did not answer in time." if is_late else _unavailable_text(target, details), code
-            )
+            text = f"{target} did not answer in time." if is_late else _unavailable_text(target, details)
+            return Unavailable(text, code if is_late else grpc.StatusCode.UNAVAILABLE)
         case grpc.StatusCode.UNIMPLEMENTED:
             return ServerError(f"{target} answers, but it is not a Polywand server: {details}", code)
         case grpc.StatusCode.RESOURCE_EXHAUSTED:  # a limit of a proxy
             return QuotaExceeded(details or f"{target} accepts no more calls at the moment.")
-        case grpc.StatusCode.CANCELLED if "channel closed" in details.lower():
-            return client_closed()
     return _error(code, details)
 
 

@@ -323,12 +323,6 @@ MODELS = (
         "Inferences by version of a model.",
         (Query(total(INFERENCES, "model, version"), "{{model}} {{version}}"),),
     ),
-    Panel(
-        "Probes",
-        "reqps",
-        "Inferences that the service runs to see whether a tool works.",
-        (Query(total("polywand_probes_total", "model, outcome"), "{{model}} {{outcome}}"),),
-    ),
 )
 
 MEMORY = (
@@ -438,7 +432,7 @@ ERRORS = (
         "Audit lines lost",
         "none",
         "Since each replica's start.",
-        (Query(gauge("polywand_audit_lines_dropped_total", "instance"), "{{instance}}"),),
+        (Query(gauge("polywand_audit_dropped_total", "instance"), "{{instance}}"),),
     ),
 )
 

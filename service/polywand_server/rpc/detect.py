@@ -1,6 +1,7 @@
 """The methods Detect and DetectStream: between messages and frames."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack, aclosing
 
 from polywand_contract.v1 import annotation_pb2 as pb
@@ -45,11 +46,11 @@ class DetectCalls:
                 request, image, timer = received.message, received.image, tracing.call_timer()
                 return await self._answer(request, image, timer, until_paused, load, image_stays=True)
 
-    async def detect_stream(self, context: Context) -> None:
-        """Answer frames in their order, as they come. Raises DecodeError."""
+    async def detect_stream(self, context: Context, end: Callable[[PolywandError], None]) -> None:
+        """Answer frames in their order, as they come. end: ends the stream with an error. Raises DecodeError."""
         async with (
             FrameQueue[bytes](self._at_once) as queue,
-            self._messages.writer(context, FRAMES_NOTICES) as writer,
+            self._messages.writer(context, FRAMES_NOTICES, end) as writer,
         ):
             reader = asyncio.create_task(self._read(context, queue, writer.drain), name="read frames")
             try:

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import grpc.aio
 
+from polywand_server.errors import PolywandError, Reason, UnavailableError
 from polywand_server.ops import metrics
 
 # A stream on which nothing was sent for this long, and on which all is answered, ends.
@@ -82,20 +83,26 @@ class Drains:
         self._ends_at = math.inf
 
     @contextmanager
-    def stream(self) -> Iterator[Drain]:
-        """Make the drain of a stream that ends with the block."""
-        drain, timer = Drain(), None
+    def stream(self, end: Callable[[PolywandError], None]) -> Iterator[Drain]:
+        """Make the drain of a stream that ends with the block. end: ends an old stream that has not moved in time."""
+        drain, loop = Drain(), asyncio.get_running_loop()
+        timers: list[asyncio.TimerHandle] = []
         self._streams.add(drain)
+
+        def grow_old() -> None:
+            self._begin(drain, self._seconds, OLD)
+            timers.append(loop.call_later(self._seconds, end, _outlived()))
+
         if self._ends_at < math.inf:
             self._begin(drain, max(0.0, self._ends_at - time.monotonic()), STOPPING)
         elif self._max_age_seconds:
             age = self._max_age_seconds * random.uniform(1 - JITTER, 1 + JITTER)
-            timer = asyncio.get_running_loop().call_later(age, self._begin, drain, self._seconds, OLD)
+            timers.append(loop.call_later(age, grow_old))
         try:
             yield drain
         finally:
             self._streams.discard(drain)
-            if timer is not None:
+            for timer in timers:
                 timer.cancel()
 
     def begin(self, seconds: float) -> None:
@@ -108,6 +115,10 @@ class Drains:
         if not drain.has_begun:
             metrics.STREAMS_MOVED.labels("age" if text is OLD else "drain").inc()
         drain.begin(seconds, text)
+
+
+def _outlived() -> UnavailableError:
+    return UnavailableError("the stream did not move in time: open a new one", reason=Reason.SERVER_UNAVAILABLE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ class InteractCalls:
 
         async with (
             Session(self._services, current().share, overflow) as session,
-            self._messages.writer(context, INTERACT_NOTICES) as writer,
+            self._messages.writer(context, INTERACT_NOTICES, end) as writer,
         ):
             reader = asyncio.create_task(self._read(context, session, writer.drain), name="read a stream")
             try:

@@ -11,7 +11,7 @@ import grpc.aio
 
 from polywand_server.admission.bodies import FRAMES, Admission
 from polywand_server.caller import current
-from polywand_server.errors import DeadlineError, Reason
+from polywand_server.errors import DeadlineError, PolywandError, Reason
 from polywand_server.rpc.draining import Drain, Drains, Notices, Writer
 from polywand_server.rpc.ingress import Ingress
 
@@ -38,9 +38,11 @@ class Messages:
         self._drains.begin(seconds)
 
     @asynccontextmanager
-    async def writer(self, context: Context, notices: Notices) -> AsyncIterator[Writer]:
-        """Make the writer of a stream's replies; see `Writer`."""
-        with self._drains.stream() as drain:
+    async def writer(
+        self, context: Context, notices: Notices, end: Callable[[PolywandError], None]
+    ) -> AsyncIterator[Writer]:
+        """Make the writer of a stream's replies; see `Writer`. end: ends the stream with an error."""
+        with self._drains.stream(end) as drain:
             async with Writer(context, drain, notices, self._heartbeat_seconds) as writer:
                 yield writer
 

@@ -73,11 +73,11 @@ class AnnotationServicer(pb_grpc.AnnotationServiceServicer):
             await self._interact.serve(context, end)
 
     async def DetectStream(  # type: ignore[override]  # noqa: N802 (contract's name)
-        self, context: Context, _: Callable[[PolywandError], None]
+        self, context: Context, end: Callable[[PolywandError], None]
     ) -> None:
         """Detect on frames as they come."""
         async with _statuses(context):
-            await self._detect.detect_stream(context)
+            await self._detect.detect_stream(context, end)
 
 
 @asynccontextmanager
