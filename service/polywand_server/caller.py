@@ -14,14 +14,16 @@ MOST_MODELS = 8
 class Usage:
     """What a call has cost so far.
 
-    received_bytes: of its messages. pixels: of its images. prompts, frames: that it sent. models: tools that it got;
-    few are kept. reason: why it failed, as `errors.Reason` names it; empty if it did not.
+    received_bytes: of its messages. pixels: of its images. prompts, frames: that it sent. errors: messages and prompts
+    that were answered with an error. models: tools that it got; few are kept. reason: why it failed, as `errors.Reason`
+    names it; empty if it did not.
     """
 
     received_bytes: int = 0
     pixels: int = 0
     prompts: int = 0
     frames: int = 0
+    errors: int = 0
     models: set[str] = field(default_factory=set)
     reason: str = ""
 

@@ -65,10 +65,12 @@ class AuditLog:
             "pixels": usage.pixels,
             "prompts": usage.prompts,
             "frames": usage.frames,
+            "errors": usage.errors,
             "code": code,
             "reason": usage.reason,
             "milliseconds": round(1000 * seconds, 3),
             "request_id": caller.request_id,
+            "call": str(caller.stream),
             "trace_id": caller.trace_id,
         }
         try:

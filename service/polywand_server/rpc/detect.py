@@ -83,6 +83,7 @@ class DetectCalls:
     ) -> bytes:
         """nbytes: of the whole message."""
         if isinstance(received, Refused):
+            current().usage.errors += 1
             return write_frame(received.number, received.error)
         frame = received.message
         response: bytes | PolywandError
@@ -93,6 +94,7 @@ class DetectCalls:
                 response = await or_error(answer)
         except PolywandError as error:
             response = error
+        current().usage.errors += isinstance(response, PolywandError)
         return write_frame(frame.frame_id, response)
 
     async def _answer(

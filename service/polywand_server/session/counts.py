@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Self
 
+from polywand_server.caller import current
 from polywand_server.ops import metrics
 from polywand_server.timing import Stopwatch
 
@@ -21,6 +22,7 @@ class PromptCounts:
     def answered(self, model: str, outcome: str, timer: Stopwatch, seconds: float) -> None:
         """Count an answered prompt. seconds: from its receipt to its reply."""
         label = self._label(model)
+        current().usage.errors += outcome == "error"
         metrics.PROMPTS.labels(label, outcome).inc()
         metrics.PROMPT_SECONDS.labels(label).observe(seconds)
         metrics.observe_stages(timer, label)

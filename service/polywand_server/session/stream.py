@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack
 
+from polywand_server.caller import current
 from polywand_server.errors import (
     ImageGivenUpError,
     InvalidInputError,
@@ -124,6 +125,7 @@ class Session:
 
     async def refuse(self, sequence: int, error: PolywandError, timer: Stopwatch, object_id: str = "") -> None:
         """Answer a message that is not a prompt with an error."""
+        current().usage.errors += 1
         await self._outbox.put(Reply(sequence, object_id, 0, timer, error))
 
     async def refuse_prompt(
