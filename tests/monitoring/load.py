@@ -75,4 +75,5 @@ def _mistakes(stub: annotation_pb2_grpc.AnnotationServiceStub, number: int) -> N
         pb.DetectRequest(model="fails", image=SMALL),
         pb.DetectRequest(model="none", image=SMALL),
     )
+    stub.Segment(pb.SegmentRequest(image=SMALL, prompts=[prompt("none", (1, 1, POSITIVE))]))
     stub.Detect(requests[number % 3])

@@ -44,11 +44,10 @@ def replica(tmp_path_factory: pytest.TempPathFactory) -> Replica:
 def watched(
     puppets: Service, replica: Replica, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Prometheus, Webhook]]:
-    """Prometheus, which scrapes the puppets and another replica, after some seconds of load on the puppets."""
+    """Prometheus, which scrapes the puppets and another replica, during a load on the puppets."""
     targets = [puppets.http.removeprefix("http://"), replica.target]
-    with monitoring(tmp_path_factory.mktemp("monitoring"), targets) as parts:
-        with under_load(puppets):
-            time.sleep(LOAD_SECONDS)
+    with monitoring(tmp_path_factory.mktemp("monitoring"), targets) as parts, under_load(puppets):
+        time.sleep(LOAD_SECONDS)
         yield parts
 
 
@@ -59,6 +58,7 @@ def series(prometheus: Prometheus, expr: str) -> list[tuple[dict[str, str], floa
 
 def test_every_expression_of_the_dashboard_is_answered_without_nan(watched: tuple[Prometheus, Webhook]) -> None:
     prometheus, _ = watched
+    wait_for(lambda: {panel.panel for panel in shown() if not series(prometheus, panel.expr)} <= set(QUIET), 60)
     empty = set()
     for panel in shown():
         answer = series(prometheus, panel.expr)

@@ -184,7 +184,7 @@ def test_the_sdk_sends_its_token_and_says_what_is_wrong(guarded):
         ({"polywand_roles": ["metrics"]}, grpc.StatusCode.PERMISSION_DENIED),
         ({"polywand_roles": "annotate"}, grpc.StatusCode.UNAUTHENTICATED),
         ({"exp": int(time.time()) - 600}, grpc.StatusCode.UNAUTHENTICATED),
-        ({"nbf": int(time.time()) + 600}, grpc.StatusCode.UNAUTHENTICATED),
+        ({"nbf": int(time.time()) + 86_400}, grpc.StatusCode.UNAUTHENTICATED),
         ({"exp": None}, grpc.StatusCode.UNAUTHENTICATED),
         ({"sub": None}, grpc.StatusCode.UNAUTHENTICATED),
         ({"sub": "not a name"}, grpc.StatusCode.UNAUTHENTICATED),

@@ -94,6 +94,14 @@ UNKNOWN_MODEL = "unknown"
 # The label of a stream's image, which belongs to no model.
 NO_MODEL = ""
 
+# Series that are there from the start: what happens once counts as an increase.
+for _reason in ("age", "drain"):
+    STREAMS_MOVED.labels(_reason)
+for _reason in ("NOT_AUTHENTICATED", "NOT_PERMITTED"):
+    REFUSED_CALLS.labels(_reason)
+for _quota in ("streams", "calls", "prompts_per_second", "frames_per_second", "image_mebibytes"):
+    QUOTA_REFUSALS.labels(_quota)
+
 
 def observe_stages(timer: Stopwatch, model: str) -> None:
     """Record the seconds of every stage that a timer has measured."""
