@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import REGISTRY, Gauge
 from prometheus_client.core import GaugeMetricFamily
 
-from polywand_server.ops import descriptors, http
+from polywand_server.ops import descriptors, http, pages
 from polywand_server.ops.health import Health
 from tests.running import Service, running_service, until, wait_for
 
@@ -135,7 +135,7 @@ def test_a_client_that_does_not_read_does_not_keep_the_service_from_its_end(own_
 @asynccontextmanager
 async def serving(health: Health) -> AsyncIterator[tuple[http.HttpServer, int]]:
     """The HTTP port alone, in this process."""
-    server = http.HttpServer(health)
+    server = http.HttpServer(pages.make_app([*pages.probes(health), *pages.metrics(None)]))
     listener = socket.create_server(("127.0.0.1", 0))
     task = asyncio.create_task(server.serve_on(listener))
     await until(lambda: server.started)
