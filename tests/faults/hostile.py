@@ -1,6 +1,7 @@
 """Files and frames that no honest client sends, as small as they can be for what they cost."""
 
 import socket
+import ssl
 import struct
 import time
 import zlib
@@ -48,13 +49,18 @@ def bmp_of_run_lengths(width: int, height: int) -> bytes:
     return b"BM" + struct.pack("<IHHI", offset + len(pixels), 0, 0, offset) + head + bytes(1024) + pixels
 
 
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
 class H2Connection:
     """A connection to the gRPC port that sends frames as they are given (RFC 9113)."""
 
     FIRST_WINDOW = 65_535
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         self._socket = socket.create_connection((host, port), timeout=5)
+        if tls is not None:
+            self._socket = tls.wrap_socket(self._socket, server_hostname="localhost")
         self._received = b""
         self._first_window = self.FIRST_WINDOW
         self._windows = {0: self.FIRST_WINDOW}  # what each stream may still send; 0 is all together
@@ -67,7 +73,7 @@ class H2Connection:
         while left and time.monotonic() < end:
             try:
                 left = left[self._socket.send(left) :]
-            except BlockingIOError:
+            except WOULD_BLOCK:
                 time.sleep(0.001)
             except OSError:
                 return False
@@ -107,7 +113,7 @@ class H2Connection:
                 self._received += data
                 self._take_frames()
             return False
-        except BlockingIOError:
+        except WOULD_BLOCK:
             return True
         except OSError:
             return False

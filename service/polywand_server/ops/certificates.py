@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from polywand_server.config import ServerTls
@@ -22,8 +24,12 @@ from polywand_server.ops import metrics
 POLL_SECONDS = 1.0
 # Before a certificate's end, warn once in WARN_EVERY_SECONDS.
 WARN_DAYS = 7
+# The files of one change are not read at the same moment.
+POLLS_BEFORE_WARNING = 2
 WARN_EVERY_SECONDS = 86_400.0
 MAX_FILE_BYTES = 1 << 20
+# With others, OpenSSL would shake hands and gRPC's clients would not.
+USABLE_KEYS = "RSA, or an elliptic curve P-256 or P-384"
 
 T = TypeVar("T")
 
@@ -61,9 +67,9 @@ class Certificates:
 
     def __init__(self, tls: ServerTls) -> None:
         self._tls = tls
-        self._files = self._seen = Files.read(tls)
-        self._use(self._files)
-        self._warned_at = -WARN_EVERY_SECONDS
+        self._error: str | None = None
+        self._error_polls = 0
+        self._use(Files.read(tls))
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -72,9 +78,17 @@ class Certificates:
 
     def credentials(self) -> grpc.ServerCredentials:
         """For the gRPC port; its new connections use the newest certificate."""
-        require = self._tls.client_roots is not None
-        # The second is called for each handshake, in a thread of gRPC's.
-        return grpc.dynamic_ssl_server_credentials(self._of_grpc, lambda: self._of_grpc, require)
+        self._given = self._of_grpc
+        newer: Any = self._newer  # its None is documented, and not in the type
+        return grpc.dynamic_ssl_server_credentials(self._given, newer, self._tls.client_roots is not None)
+
+    def _newer(self) -> grpc.ServerCertificateConfiguration | None:
+        """Return what gRPC has not been given yet. It asks before each handshake, in its threads, one at a time."""
+        newest = self._of_grpc
+        if newest is self._given:
+            return None  # else gRPC would parse all files again
+        self._given = newest
+        return newest
 
     async def run(self) -> None:
         """Follow the files until cancelled. A change that cannot be used is logged, and what was read before stays."""
@@ -82,47 +96,55 @@ class Certificates:
             self._warn_of_end()
             await asyncio.sleep(POLL_SECONDS)
             try:
-                files = await asyncio.to_thread(Files.read, self._tls)
-                if files == self._seen:
-                    continue
-                self._seen = files
-                await asyncio.to_thread(self._use, files)
+                changed = await asyncio.to_thread(self._follow)
             except CertificateError as error:
-                self._warn(f"the certificate that is in use stays: {error}")
-            else:
-                self._unusable = ""
+                self._warn(str(error))
+                continue
+            self._error = None
+            if changed:
                 log.info("new TLS certificate, valid until %s", self._end.isoformat(timespec="seconds"))
+
+    def _follow(self) -> bool:
+        """Use the files if they have changed; returns whether they had. Raises CertificateError."""
+        files = Files.read(self._tls)
+        if files == self._files:
+            return False
+        self._use(files)
+        return True
 
     def _use(self, files: Files) -> None:
         """Use these files from now on. Raises CertificateError."""
         tls = self._tls
-        certificate = _parse("--tls-cert", tls.certificate_chain, lambda: _certificates(files.certificate_chain))[0]
+        chain = _parse("--tls-cert", tls.certificate_chain, lambda: _certificates(files.certificate_chain))
         key = _parse("--tls-key", tls.private_key, lambda: load_pem_private_key(files.private_key, None))
-        if _public(certificate.public_key()) != _public(key.public_key()):
+        public = _parse("--tls-cert", tls.certificate_chain, chain[0].public_key)
+        if not _is_usable(public):
+            raise CertificateError(f"--tls-cert: the key of '{tls.certificate_chain}' must be {USABLE_KEYS}")
+        if _public(public) != _public(key.public_key()):
             raise CertificateError(f"--tls-key: the key in '{tls.private_key}' is not that of the certificate")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        with _as_file(files.certificate_chain) as chain, _as_file(files.private_key) as key_file:
-            _parse("--tls-cert", tls.certificate_chain, lambda: context.load_cert_chain(chain, key_file))
-        roots = files.client_roots
-        if roots is not None and tls.client_roots is not None:
-            _parse("--tls-client-ca", tls.client_roots, lambda: _certificates(roots))
-            context.load_verify_locations(cadata=roots.decode())
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        chain_pem, roots_pem = _pem(chain), None
+        with _as_file(chain_pem) as chain_file, _as_file(files.private_key) as key_file:
+            _parse("--tls-cert", tls.certificate_chain, lambda: context.load_cert_chain(chain_file, key_file))
+        if files.client_roots is not None and tls.client_roots is not None:
+            content = files.client_roots
+            roots_pem = _pem(_parse("--tls-client-ca", tls.client_roots, lambda: _certificates(content)))
+            ascii_roots = roots_pem.decode()
+            _parse("--tls-client-ca", tls.client_roots, lambda: context.load_verify_locations(cadata=ascii_roots))
             context.verify_mode = ssl.CERT_REQUIRED
-        # gRPC keeps no more than these bytes, so that chain, key and roots change together.
-        pair = [(files.private_key, files.certificate_chain)]
-        require = roots is not None
-        self._of_grpc = grpc.ssl_server_certificate_configuration(pair, roots)
-        self._context, self._files, self._end = context, files, certificate.not_valid_after_utc
-        self._unusable = ""
+        # One object, so that chain, key and roots change together.
+        self._of_grpc = grpc.ssl_server_certificate_configuration([(files.private_key, chain_pem)], roots_pem)
+        self._context, self._files, self._end = context, files, chain[0].not_valid_after_utc
         self._warned_at = -WARN_EVERY_SECONDS
         metrics.CERTIFICATE_END.set(self._end.timestamp())
-        log.debug("TLS certificate of %s, clients %s", certificate.subject.rfc4514_string(), require)
 
-    def _warn(self, text: str) -> None:
-        """Warn of files that cannot be used, once while the reason stays."""
-        if text != self._unusable:
-            self._unusable = text
-            log.warning("%s", text)
+    def _warn(self, error: str) -> None:
+        """Warn of files that cannot be used, once, and not at the first poll: that may have read half of a change."""
+        self._error_polls = self._error_polls + 1 if error == self._error else 1
+        self._error = error
+        if self._error_polls == POLLS_BEFORE_WARNING:
+            log.warning("the certificate that is in use stays: %s", error)
 
     def _warn_of_end(self) -> None:
         left = (self._end - datetime.now(UTC)).total_seconds()
@@ -149,21 +171,35 @@ def names_of(certificate: bytes) -> tuple[str, ...]:
 def _read(option: str, path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(MAX_FILE_BYTES)
+            data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise CertificateError(f"{option}: cannot read '{path}': {error.strerror}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise CertificateError(f"{option}: '{path}' has more than {MAX_FILE_BYTES} bytes")
+    return data
 
 
 def _parse(option: str, path: Path, parse: Callable[[], T]) -> T:
     try:
         return parse()
-    except (ValueError, TypeError, ssl.SSLError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, ssl.SSLError) as error:
         what = "private key, without a password" if option == "--tls-key" else "certificate"
         raise CertificateError(f"{option}: '{path}' is not a PEM {what}: {error}".split("\n", maxsplit=1)[0]) from error
 
 
 def _certificates(data: bytes) -> list[x509.Certificate]:
     return x509.load_pem_x509_certificates(data)
+
+
+def _pem(certificates: list[x509.Certificate]) -> bytes:
+    """Return certificates without what files have between them, such as names that are not ASCII."""
+    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
+
+
+def _is_usable(key: object) -> bool:
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1)
+    return isinstance(key, rsa.RSAPublicKey)
 
 
 def _public(key: Any) -> bytes:
