@@ -30,7 +30,7 @@ class StartError(Exception):
 class Ports:
     """The ports of one service; bound when created, they are served by `tasks`.
 
-    connections: how many each may have.
+    connections: how many each may have. certificates: whose files are to be followed; None without TLS.
 
     Raises:
         StartError: a port is taken, certificates cannot be used, or the ports would be open to other machines.
@@ -46,8 +46,7 @@ class Ports:
         connections: ConnectionLimits,
     ) -> None:
         check_doors(settings)
-        self._certificates = _certificates(settings)
-        certificates = self._certificates
+        self.certificates = certificates = _certificates(settings)
         probes = pages.probes(health)
         has_metrics_port = settings.metrics_port is not None
         metrics = [] if has_metrics_port else pages.metrics(triton_metrics, _reader_of_metrics(authenticator))
@@ -72,8 +71,7 @@ class Ports:
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         """Return what serves them; `stop` ends it."""
-        following = [self._certificates.run()] if self._certificates is not None else []
-        return [*following, *(server.serve_on(listener) for listener, server in self._http.items())]
+        return [server.serve_on(listener) for listener, server in self._http.items()]
 
     def stop(self) -> None:
         """Serve HTTP no more."""

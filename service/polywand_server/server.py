@@ -113,6 +113,8 @@ class Server:
         serving = [asyncio.create_task(task, name="serve the ports") for task in ports.tasks()]
         if triton.supervised is not None:
             tasks.insert(0, asyncio.create_task(triton.supervised(), name="keep Triton running"))
+        if ports.certificates is not None:
+            tasks.append(asyncio.create_task(ports.certificates.run(), name="follow the files of TLS"))
         log.info("Polywand %s: %s, Triton at %s", __version__, ports, triton.url)
         stopping = asyncio.create_task(self._stop.wait(), name="wait for a signal")
         try:

@@ -319,6 +319,20 @@ def test_a_secret_of_kubernetes_changes_by_a_link_and_authorities_change_too(pup
         assert "stays" not in service.log.read_text()
 
 
+def test_a_service_with_tls_stops_in_order_with_clients_connected(puppets, tmp_path):
+    options = (*lay_out(tmp_path, CA.issue_cert("localhost")), f"--triton-url={puppets.triton}", "--metrics-port=0")
+    with running_service(tmp_path / "log", *options) as service:
+        service.wait_ready()
+        port = int(service.http.rpartition(":")[2])
+        silent = socket.create_connection(("127.0.0.1", port))
+        idle = of_http2().wrap_socket(socket.create_connection(("127.0.0.1", port)), server_hostname="localhost")
+        service.process.terminate()
+        assert service.process.wait(60) == 0, service.log.read_text()[-2000:]
+        assert "stopped" in service.log.read_text().splitlines()[-1]
+        silent.close()
+        idle.close()
+
+
 def test_the_command_line_has_an_authority_and_a_certificate_of_its_own(mutual, tmp_path):
     ours, foreign = tmp_path / "ours", tmp_path / "foreign"
     for folder, certificate in ((ours, CA.issue_cert("a.example")), (foreign, CA.issue_cert("b.example"))):
